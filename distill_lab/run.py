@@ -1,0 +1,306 @@
+"""A run directory: manifest, lock, resumable JSONL files, atomic writes, stages that are skipped when nothing changed.
+
+    with Run.open("runs/demo", recipe="system1", config={...}) as run:
+        prompts = run.stage("prompts", "prompts.jsonl", inputs={"data": "tiny:instructions"}, work=write_prompts)
+
+`run.json` records the recipe, the resolved config, versions, and per stage its key, status, seconds and counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distill_lab.errors import DataError, UserError
+from distill_lab.types import Counts
+from distill_lab.watch import Watch
+
+VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file, one at a time. Raises DataError naming file and line for anything else."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield parse_json_object(line, str(path), number)
+
+
+def parse_json_object(line: bytes, source: str, number: int) -> dict[str, Any]:
+    """One JSONL line as a dict. Raises DataError for torn lines, bad UTF-8, NaN/Infinity and anything but an object."""
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise DataError(source, number, f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(source, number, f"not a JSON object ({error})") from None
+    if not isinstance(row, dict):
+        raise DataError(source, number, f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """One JSONL line, newline included. Raises ValueError for NaN and Infinity, which are not JSON."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair (a text cut in the middle of an emoji) has no UTF-8 form; its JSON escape has.
+        return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write all `rows` as JSONL, atomically; returns how many."""
+    number = 0
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for row in rows:
+            file.write(json_line(row))
+            number += 1
+    return number
+
+
+class JsonlAppender:
+    """Appends rows to a JSONL file that survives a kill: a torn last line is cut off on open, rows reach the disk."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab+")
+        end = self._file.seek(0, os.SEEK_END)
+        if end:
+            self._cut_torn_line(end)
+
+    def _cut_torn_line(self, end: int) -> None:
+        position, tail = end, b""
+        while position > 0 and b"\n" not in tail:
+            start = max(0, position - 65536)
+            self._file.seek(start)
+            tail = self._file.read(position - start) + tail
+            position = start
+        keep = position + tail.rfind(b"\n") + 1
+        if keep < end:
+            self._file.truncate(keep)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append `rows` and make sure they are on disk when this returns."""
+        self._file.write(b"".join(json_line(row) for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON-like value. Paths count by content: files by bytes, directories by names, sizes and times."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, Path):
+            return _path_fingerprint(item)
+        if isinstance(item, Mapping):
+            return {str(key): plain(item[key]) for key in sorted(item, key=str)}
+        if isinstance(item, (list, tuple)):
+            return [plain(element) for element in item]
+        return item
+
+    text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _path_fingerprint(path: Path) -> str:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        entries = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        return hashlib.sha256(repr(entries).encode()).hexdigest()
+    if not path.exists():
+        return "missing"
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Run:
+    """One execution of a recipe and its directory. Open it with `Run.open`; a second process on it is refused."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], lock: Any, watch: Watch) -> None:
+        self.directory, self.watch, self._manifest, self._lock = directory, watch, manifest, lock
+        self.recipe: str = manifest["recipe"]
+        self.skipped: list[str] = []
+        """Stages this execution found finished and left alone."""
+
+    @classmethod
+    def open(cls, directory: str | Path, *, recipe: str, config: Mapping[str, Any], watch: Watch | None = None) -> Run:
+        """Create or reopen `directory`. Raises UserError where another process holds it or another recipe made it."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(directory)
+        try:
+            stages = _old_stages(directory / "run.json", recipe)
+            manifest = {
+                "recipe": recipe,
+                "config": dict(config),
+                "versions": {"python": platform.python_version(), **installed_versions()},
+                "stages": stages,
+            }
+            run = cls(directory, manifest, lock, watch or Watch())
+            run._save()
+        except BaseException:
+            lock.close()
+            raise
+        return run
+
+    def path(self, name: str) -> Path:
+        """Where `name` stands in the run's directory."""
+        return self.directory / name
+
+    def stage(
+        self, name: str, output: str, *, inputs: Mapping[str, Any], work: Callable[[Path], Counts | None]
+    ) -> Path:
+        """Make `output` (a file or directory of this run) by `work(path)`, once.
+
+        `inputs` is everything the result depends on. Finished with the same inputs and the output still as it was
+        left: skipped. Interrupted with the same inputs: `work` is called with what it left, to go on from there. Other
+        inputs: the old output is removed first. Returns the output's path. `output` may be an absolute path outside
+        the directory; raises UserError where something stands there that this run did not make.
+        """
+        path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
+        last = stages.get(name)
+        if last and last["key"] == key and last["status"] == "done" and last["output"] == _path_fingerprint(path):
+            self.skipped.append(name)
+            self.watch.skipped(name)
+            return path
+        if last and last["at"] != str(path.absolute()):
+            last = None
+        if path.exists() and last is None:
+            raise UserError(f"{path} exists and is not this run's; remove it or choose another place for it")
+        if not (last and last["key"] == key and last["status"] == "running"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path.with_name(path.name + ".work"), ignore_errors=True)
+            last = None
+        seconds = last["seconds"] if last else 0.0
+        stages[name] = {"key": key, "at": str(path.absolute()), "status": "running", "seconds": seconds}
+        self._save()
+        self.watch.stage(name)
+        start = time.monotonic()
+        counts = work(path)
+        assert path.exists(), f"stage {name} did not write {path}"
+        stages[name] |= {
+            "status": "done",
+            "seconds": round(seconds + time.monotonic() - start, 3),
+            "output": _path_fingerprint(path),
+            "counts": counts.to_json() if counts else None,
+        }
+        self._save()
+        if counts:
+            self.watch.note(str(counts))
+        return path
+
+    def counts(self, stage: str) -> Counts:
+        """The counts a finished stage recorded; it must have some."""
+        return Counts(**self._manifest["stages"][stage]["counts"])
+
+    def seconds(self, stage: str) -> float:
+        """How long a finished stage took, in seconds, interrupted attempts excepted."""
+        return self._manifest["stages"][stage]["seconds"]
+
+    def _save(self) -> None:
+        write_json(self.directory / "run.json", self._manifest)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.close()
+
+
+def _old_stages(path: Path, recipe: str) -> dict[str, Any]:
+    """The stages an earlier execution recorded in `run.json`, none where there was none."""
+    if not path.exists():
+        return {}
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        old_recipe, stages = old["recipe"], old["stages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a run's manifest ({error}); remove it or choose another --run directory"
+        ) from None
+    if old_recipe != recipe:
+        raise UserError(f"{path.parent} holds a {old_recipe} run; give this {recipe} run another --run directory")
+    return stages
+
+
+def _take_lock(directory: Path) -> Any:
+    """An exclusive lock on the directory, held while the returned file is open and freed by the system if we die."""
+    file = (directory / ".lock").open("a+")
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(
+            f"{directory} is in use by another process; wait for it or choose another --run directory"
+        ) from None
+    return file
+
+
+def installed_versions() -> dict[str, str]:
+    """Version by name of the packages a result depends on, those that are installed."""
+    found = {}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,395 @@
+"""run.py: files that survive a kill, the lock, and stages that are skipped, redone or gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_lab.errors import DataError, UserError
+from distill_lab.run import JsonlAppender, Run, atomic_path, fingerprint, read_jsonl, write_json, write_jsonl
+from distill_lab.types import Counts
+from distill_lab.watch import Watch
+
+ROWS = [{"id": "a", "text": "你好 🙂\u2028\n"}, {"id": "b", "n": 1.5}]
+
+
+# --- atomic writes
+
+
+def test_rows_come_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    assert write_jsonl(path, ROWS) == 2
+    assert list(read_jsonl(path)) == ROWS
+    assert path.read_bytes().count(b"\n") == 2
+    assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
+
+
+def test_half_an_emoji_comes_back(tmp_path: Path) -> None:
+    row = {"text": "cut \ud83d"}
+    write_jsonl(tmp_path / "rows.jsonl", [row])
+    with JsonlAppender(tmp_path / "rows.jsonl") as appender:
+        appender.append([row])
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == [row, row]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, ROWS)
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_jsonl(path, [{"a": 1}, {"a": math.nan}])
+    with pytest.raises(UnicodeEncodeError), atomic_path(path) as temporary:
+        temporary.write_text("half\ud83d", encoding="utf-8")
+    assert list(read_jsonl(path)) == ROWS
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_nan_is_not_appended(tmp_path: Path) -> None:
+    with JsonlAppender(tmp_path / "rows.jsonl") as appender:
+        appender.append(ROWS)
+        with pytest.raises(ValueError, match="JSON compliant"):
+            appender.append([{"a": 1}, {"a": math.inf}])
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == ROWS
+
+
+def test_json_is_readable_and_replaced_whole(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": "é"})
+    write_json(tmp_path / "x.json", {"b": 1})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"b": 1}
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644 or os.name == "nt"
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": 1', "not a JSON object"),
+        (b'{"a": NaN}', "NaN is not JSON"),
+        (b'{"a": -Infinity}', "-Infinity is not JSON"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "not a JSON object"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 0}\r\n\n' + line + b"\n")
+    rows = read_jsonl(path)
+    assert next(rows) == {"a": 0}
+    with pytest.raises(DataError, match=reason) as caught:
+        next(rows)
+    assert (caught.value.source, caught.value.line) == (str(path), 3)
+
+
+# --- resuming an appended file
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"id"', b"\x00" * 70_000, b'{"id": "' + "é".encode() * 100_000])
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, whole: int, torn: bytes) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, ROWS[:whole])
+    with path.open("ab") as file:
+        file.write(torn)
+    with JsonlAppender(path) as appender:
+        assert list(read_jsonl(path)) == ROWS[:whole]
+        appender.append([{"id": "z"}])
+    assert list(read_jsonl(path)) == [*ROWS[:whole], {"id": "z"}]
+
+
+def test_every_cut_through_a_file_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, ROWS)
+    data = path.read_bytes()
+    for length in range(len(data) + 1):
+        path.write_bytes(data[:length])
+        with JsonlAppender(path) as appender:
+            appender.append([{"id": "z"}])
+        assert list(read_jsonl(path)) == [*ROWS[: data[:length].count(b"\n")], {"id": "z"}]
+
+
+def test_appended_rows_are_on_disk_after_a_kill(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    code = """
+import sys
+from pathlib import Path
+from distill_lab.run import JsonlAppender
+appender = JsonlAppender(Path(sys.argv[1]))
+number = 0
+while True:
+    appender.append([{"n": number}])
+    print(number, flush=True)
+    number += 1
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = [int(process.stdout.readline()) for _ in range(20)]
+        process.kill()
+    with JsonlAppender(path) as appender:
+        appender.append([{"n": -1}])
+    found = [row["n"] for row in read_jsonl(path)]
+    assert said == list(range(20))
+    assert found[:20] == said
+    assert found == [*range(len(found) - 1), -1]
+
+
+# --- fingerprints
+
+
+def test_fingerprints_tell_apart_what_differs(tmp_path: Path) -> None:
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_bytes(b"x" * 3_000_000)
+    folder.mkdir()
+    values: list[Any] = [{}, [], None, 0, "0", {"a": 1, "b": 2}, {"a": 1}, {"a": [1]}, file, folder, tmp_path / "none"]
+    assert len({fingerprint(value) for value in values}) == len(values)
+    assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
+    assert (
+        fingerprint(file)
+        == hashlib.sha256(json.dumps(hashlib.sha256(file.read_bytes()).hexdigest()).encode()).hexdigest()
+    )
+
+    before = fingerprint(file), fingerprint(folder)
+    file.touch()
+    assert fingerprint(file) == before[0]
+    file.write_bytes(b"x" * 2_999_999 + b"y")
+    (folder / "new").write_text("1")
+    assert fingerprint(file) != before[0]
+    assert fingerprint(folder) != before[1]
+
+
+# --- the lock
+
+
+def open_run(folder: Path, recipe: str = "test", **settings: Any) -> Run:
+    return Run.open(folder, recipe=recipe, config={}, **settings)
+
+
+def test_a_second_holder_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
+    code = f"from distill_lab.run import Run; Run.open({str(tmp_path)!r}, recipe='test', config={{}})"
+    with open_run(tmp_path):
+        with pytest.raises(UserError, match="in use by another process"):
+            open_run(tmp_path)
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert other.returncode == 1
+        assert "in use by another process" in other.stderr
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
+    code = f"""
+import time
+from distill_lab.run import Run
+run = Run.open({str(tmp_path)!r}, recipe="test", config={{}})
+print("held", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="in use"):
+            open_run(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    open_run(tmp_path).__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        ('{"recipe": "other", "stages": {}}', "holds a other run"),
+        ('{"recipe": "te', "not a run's manifest"),
+        ("{}", "not a run's manifest"),
+        ("[]", "not a run's manifest"),
+    ],
+)
+def test_a_directory_of_something_else_is_refused_and_let_go(tmp_path: Path, manifest: str, reason: str) -> None:
+    (tmp_path / "run.json").write_text(manifest)
+    # Holding the exception holds its frames: only closing frees the lock.
+    with pytest.raises(UserError, match=reason) as caught:
+        open_run(tmp_path)
+    assert (tmp_path / "run.json").read_text() == manifest
+    (tmp_path / "run.json").unlink()
+    with open_run(tmp_path):
+        assert json.loads((tmp_path / "run.json").read_text())["recipe"] == "test"
+    assert caught.value.__traceback__ is not None
+
+
+# --- stages
+
+
+class Work:
+    """Appends one row per call to what it finds; fails where told to."""
+
+    def __init__(self, fail: bool = False) -> None:
+        self.fail, self.found = fail, list[int]()
+
+    def __call__(self, path: Path) -> Counts:
+        with JsonlAppender(path) as appender:
+            self.found.append(sum(1 for _ in read_jsonl(path)))
+            appender.append([{"row": self.found[-1]}])
+        if self.fail:
+            raise RuntimeError("killed")
+        return Counts(1, 1)
+
+
+def test_a_finished_stage_is_skipped_while_nothing_changes(tmp_path: Path) -> None:
+    work, source = Work(), tmp_path / "source"
+    source.write_text("1")
+    for number in range(3):
+        with open_run(tmp_path / "run") as run:
+            path = run.stage("rows", "rows.jsonl", inputs={"source": source, "k": 1}, work=work)
+            assert run.skipped == ["rows"] * bool(number)
+            assert run.counts("rows") == Counts(1, 1)
+            assert run.seconds("rows") >= 0
+            assert path == tmp_path / "run" / "rows.jsonl"
+    assert work.found == [0]
+
+
+@pytest.mark.parametrize("change", ["setting", "source", "output edited", "output gone"])
+def test_a_stage_is_redone_from_nothing_when_something_changes(tmp_path: Path, change: str) -> None:
+    work, source, setting = Work(), tmp_path / "source", 1
+    source.write_text("1")
+    with open_run(tmp_path / "run") as run:
+        path = run.stage("rows", "rows.jsonl", inputs={"source": source, "k": setting}, work=work)
+        run.path("rows.jsonl.work").mkdir()
+    if change == "setting":
+        setting = 2
+    elif change == "source":
+        source.write_text("2")
+    elif change == "output edited":
+        path.write_text('{"row": 7}\n')
+    else:
+        path.unlink()
+    with open_run(tmp_path / "run") as run:
+        run.stage("rows", "rows.jsonl", inputs={"source": source, "k": setting}, work=work)
+        assert run.skipped == []
+        assert not run.path("rows.jsonl.work").exists()
+    assert work.found == [0, 0]
+    assert list(read_jsonl(path)) == [{"row": 0}]
+
+
+def test_an_interrupted_stage_goes_on_with_what_it_left(tmp_path: Path) -> None:
+    broken, work = Work(fail=True), Work()
+    with pytest.raises(RuntimeError, match="killed"), open_run(tmp_path) as run:
+        run.stage("rows", "rows.jsonl", inputs={"k": 1}, work=broken)
+    (tmp_path / "rows.jsonl.work").mkdir()
+    with (tmp_path / "rows.jsonl").open("ab") as file:
+        file.write(b'{"row": ')
+    with open_run(tmp_path) as run:
+        run.stage("rows", "rows.jsonl", inputs={"k": 1}, work=work)
+    assert (broken.found, work.found) == ([0], [1])
+    assert (tmp_path / "rows.jsonl.work").is_dir()
+
+
+def test_an_interrupted_stage_with_other_inputs_begins_again(tmp_path: Path) -> None:
+    broken, work = Work(fail=True), Work()
+    with pytest.raises(RuntimeError, match="killed"), open_run(tmp_path) as run:
+        run.stage("rows", "rows.jsonl", inputs={"k": 1}, work=broken)
+    with open_run(tmp_path) as run:
+        run.stage("rows", "rows.jsonl", inputs={"k": 2}, work=work)
+    assert work.found == [0]
+
+
+def test_a_stage_follows_the_stage_before_it(tmp_path: Path) -> None:
+    second = Work()
+    for setting in (1, 2, 2):
+        with open_run(tmp_path) as run:
+            rows = [{"k": setting}]
+            first = run.stage(
+                "first", "first.jsonl", inputs={"k": setting}, work=lambda path, rows=rows: note(path, rows)
+            )
+            run.stage("second", "second.jsonl", inputs={"first": first}, work=second)
+    assert second.found == [0, 0]
+
+
+def note(path: Path, rows: list[dict[str, Any]]) -> Counts:
+    return Counts(len(rows), write_jsonl(path, rows))
+
+
+def test_a_directory_is_an_output_too(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def build(path: Path) -> None:
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+        made.append(1)
+
+    for _ in range(2):
+        with open_run(tmp_path) as run:
+            run.stage("student", "student", inputs={"k": 1}, work=build)
+    assert made == [1]
+    path = tmp_path / "student"
+    (path / "config.json").write_text('{"changed": 1}')
+    with open_run(tmp_path) as run:
+        run.stage("student", "student", inputs={"k": 1}, work=build)
+    assert made == [1, 1]
+    assert (path / "config.json").read_text() == "{}"
+
+
+def test_what_the_run_did_not_make_is_left_alone(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "precious").write_text("1")
+    with open_run(tmp_path / "run") as run, pytest.raises(UserError, match="is not this run's"):
+        run.stage("student", str(theirs), inputs={}, work=Work())
+    assert (theirs / "precious").read_text() == "1"
+
+
+def test_the_watch_hears_of_stages_and_counts(tmp_path: Path) -> None:
+    class Ear(Watch):
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def stage(self, title: str) -> None:
+            self.heard.append(f"stage {title}")
+
+        def skipped(self, title: str) -> None:
+            self.heard.append(f"skipped {title}")
+
+        def note(self, text: str) -> None:
+            self.heard.append(text)
+
+    ear = Ear()
+    for _ in range(2):
+        with open_run(tmp_path, watch=ear) as run:
+            run.stage("rows", "rows.jsonl", inputs={}, work=Work())
+    assert ear.heard == ["stage rows", "1 in, 1 kept", "skipped rows"]
+
+
+def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
+    with Run.open(tmp_path, recipe="test", config={"k": 1}) as run:
+        run.stage("rows", "rows.jsonl", inputs={}, work=Work())
+    manifest = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert manifest["recipe"] == "test"
+    assert manifest["config"] == {"k": 1}
+    assert manifest["versions"]["torch"]
+    assert manifest["stages"]["rows"]["status"] == "done"
+    assert manifest["stages"]["rows"]["counts"] == {"rows_in": 1, "kept": 1, "dropped": {}}
+
+
+def test_another_place_that_holds_something_else_is_never_removed(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+
+    def work(path: Path) -> None:
+        path.mkdir()
+        (path / "model").write_text("weights")
+
+    with Run.open(tmp_path / "run", recipe="r", config={}) as run:
+        run.stage("student", str(tmp_path / "first"), inputs={"a": 1}, work=work)
+        with pytest.raises(UserError, match="not this run's"):
+            run.stage("student", str(mine), inputs={"a": 2}, work=work)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "first" / "model").exists()
