@@ -1,0 +1,48 @@
+"""Test prompts that training never sees: prompts.jsonl -> a seeded sample of it, and everything but the sample.
+
+sample(data, test, num_rows=100)            test.jsonl: at most a tenth of the rows
+without(data, test, prompts)                prompts.jsonl: the rows whose conversation is not in the test
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.types import Counts
+
+LARGEST_SHARE = 10
+"""A test takes at most one row in so many."""
+
+
+def sample(data: Path, path: Path, *, num_rows: int, seed: int = 0) -> Counts:
+    """Write `num_rows` rows of `data` (at most a tenth of them) to `path`, drawn with `seed`, in their order."""
+    total = sum(1 for _ in read_jsonl(data))
+    chosen = set(random.Random(seed).sample(range(total), min(num_rows, total // LARGEST_SHARE)))
+    write_jsonl(path, (row for number, row in enumerate(read_jsonl(data)) if number in chosen))
+    return Counts(total, len(chosen), {"left for training": total - len(chosen)})
+
+
+def without(data: Path, test: Path, path: Path) -> Counts:
+    """Write the rows of `data` to `path`, except those whose messages stand in `test` too."""
+    tested = {_key(row) for row in read_jsonl(test)}
+    rows_in = 0
+
+    def kept() -> Iterator[Mapping[str, Any]]:
+        nonlocal rows_in
+        for row in read_jsonl(data):
+            rows_in += 1
+            if _key(row) not in tested:
+                yield row
+
+    num_kept = write_jsonl(path, kept())
+    return Counts(rows_in, num_kept, {"stands in the test": rows_in - num_kept})
+
+
+def _key(row: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(row["messages"], sort_keys=True).encode()).digest()

@@ -1,0 +1,131 @@
+"""A JSON array of any size, one element at a time: file -> (line, object or None, reason), in constant memory.
+
+The file is read in blocks; each element is decoded as soon as it is whole. An element that is no usable row comes with
+its reason. A file that is not an array any more from some place on raises DataError naming line and row.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill_lab.errors import DataError
+
+BLOCK_BYTES = 1 << 18
+MAX_ROW_CHARS = 64 * 2**20
+"""Longest element. Without a limit a missing bracket near the start would pull the whole file into memory."""
+SLACK_CHARS = 16
+"""How near the end of the text an error must be to mean that more text is needed (half a literal, half an escape)."""
+SPACE = " \t\r\n"
+
+Element = tuple[int, dict[str, Any] | None, str]
+"""(1-based line it starts on, the object, why it is none)."""
+
+
+def json_array(path: Path) -> Iterator[Element]:
+    """The elements of the array in `path`. Raises DataError where it cannot be read on."""
+    with path.open("rb") as file:
+        yield from _Scanner(file, str(path)).elements()
+
+
+class _Scanner:
+    """The text between what has been handed out and what has been read, and the line it starts on."""
+
+    def __init__(self, file: Any, source: str) -> None:
+        self.file, self.source = file, source
+        self.text, self.position, self.line = "", 0, 1
+        self.counted = 0
+        """Where in the text the line number holds."""
+        self.index, self.ended = 0, False
+        self.constants: list[str] = []
+        # Broken bytes must not stop the file: they become lone surrogates, which the row's check refuses.
+        self.utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+        self.decoder = json.JSONDecoder(parse_constant=self.constants.append)
+
+    def elements(self) -> Iterator[Element]:
+        self._take("[", "an array of objects begins with [")
+        if self._peek() == "]":
+            self.position += 1
+        else:
+            while True:
+                yield self._element()
+                self.index += 1
+                if self._peek() == "]":
+                    self.position += 1
+                    break
+                self._take(",", "between two rows there must be a comma")
+        if self._peek():
+            raise self._error(self.position, "there is text after the end of the array")
+
+    def _element(self) -> Element:
+        if not self._peek():
+            raise self._error(self.position, "the file ends inside the array")
+        line = self._line_at(self.position)
+        while True:
+            self.constants.clear()
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                partial = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - SLACK_CHARS
+                if partial and self._read():
+                    continue
+                torn = self.ended and (
+                    error.msg.startswith("Unterminated") or error.pos >= len(self.text.rstrip(SPACE))
+                )
+                reason = "the file ends inside this row" if torn else f"not JSON ({error.msg})"
+                raise self._error(error.pos, reason) from None
+            except (ValueError, RecursionError) as error:
+                raise self._error(self.position, f"not usable JSON ({error})") from None
+            # A number at the very end of the text may go on in the next block.
+            if end == len(self.text) and self._read():
+                continue
+            self.position = end
+            break
+        if self.constants:
+            return line, None, f"{self.constants[0]} is not JSON"
+        if not isinstance(value, dict):
+            return line, None, f"expected a JSON object, found {type(value).__name__}"
+        return line, value, ""
+
+    def _take(self, wanted: str, rule: str) -> None:
+        found = self._peek()
+        if found != wanted:
+            raise self._error(self.position, rule if found else "the file ends inside the array")
+        self.position += 1
+
+    def _peek(self) -> str:
+        """The next character that is no space, or "" at the end of the file."""
+        while True:
+            while self.position < len(self.text) and self.text[self.position] in SPACE:
+                self.position += 1
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self._read():
+                return ""
+
+    def _read(self) -> bool:
+        """Append at least as much text as is left over, so that a long row costs time in proportion to its length."""
+        if self.ended:
+            return False
+        self._line_at(self.position)
+        left = self.text[self.position :]
+        if len(left) > MAX_ROW_CHARS:
+            raise self._error(self.position, f"no end within {MAX_ROW_CHARS} characters; is a bracket missing?")
+        block = self.file.read(max(BLOCK_BYTES, len(left)))
+        self.ended = not block
+        self.text, self.position, self.counted = left + self.utf8.decode(block, self.ended), 0, 0
+        return True
+
+    def _line_at(self, position: int) -> int:
+        if position > self.counted:
+            self.line += self.text.count("\n", self.counted, position)
+            self.counted = position
+        return self.line
+
+    def _error(self, position: int, reason: str) -> DataError:
+        line = self._line_at(min(position, len(self.text)))
+        advice = "nothing from here on can be read; mend the file, or write one row per line as .jsonl"
+        return DataError(self.source, line, f"row {self.index}: {reason}; {advice}")
