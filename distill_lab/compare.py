@@ -1,0 +1,260 @@
+"""Models against each other: eval files -> gain with its interval and p-value; scores and speeds -> summary.json;
+prompts -> answers side by side.
+
+    paired(run.path("eval/base.jsonl"), run.path("eval/student.jsonl")).p_value
+    models = {"Teacher": "tiny:teacher", "System 1": "runs/s1/student"}
+    print(render_comparison(compare_models(["Why is the sky blue?"], models)))
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.errors import ModelError, UserError
+from distill_lab.evaluate import RESAMPLES, Score, is_binary, resampled_counts
+from distill_lab.run import read_jsonl
+from distill_lab.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from distill_lab.measure import Speed
+
+RETENTION_GOAL = 0.9
+SPEEDUP_GOAL = 3.0
+LATENCY_GOAL_S = 2.0
+"""Of a 128-token answer, one at a time, 95th percentile."""
+RETENTION_KPI, SPEEDUP_KPI, LATENCY_KPI = "retention >= 0.9", "speedup >= 3", "p95 < 2 s per 128 tokens"
+LINE = 100
+"""Characters per line of a rendered comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """What training gained on the same prompts."""
+
+    gain: float
+    """Student score minus base score, in [-1, 1]."""
+    ci95: tuple[float, float]
+    """95% percentile bootstrap interval of `gain`, over pairs."""
+    p_value: float
+    """Two-sided; probability of so large a difference if neither model were better."""
+    test: str
+    """The test behind `p_value`: "exact McNemar" or "sign-flip permutation"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What several models answered to one prompt."""
+
+    prompt: str
+    answers: Mapping[str, Completion]
+    """Label -> answer, in the order the models were given; missing models are not in it."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Label -> path of each model that was not found."""
+
+
+def paired(base: Path, student: Path) -> Paired:
+    """Compare two eval files item by item.
+
+    Where all grades are 0 or 1: the exact McNemar test, which is the binomial test of the discordant pairs against 1/2
+    (McNemar 1947; Fagerland, Lydersen & Laake 2013, section 2.2). Otherwise a sign-flip permutation test of the mean
+    difference, 10,000 flips, seeded (Phipson & Smyth 2010 for the + 1). Raises UserError where the files hold different
+    prompts, or none.
+    """
+    pairs = _pairs(base, student)
+    differences = pairs[:, 1] - pairs[:, 0]
+    if is_binary(pairs.ravel().tolist()):
+        test, p_value = "exact McNemar", mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))
+    else:
+        test, p_value = "sign-flip permutation", sign_flip(differences)
+    distinct, counts = np.unique(differences, return_counts=True)
+    low, high = np.percentile(resampled_counts(counts, seed=0) @ distinct / len(pairs), [2.5, 97.5])
+    return Paired(float(differences.mean()), (float(low), float(high)), p_value, test)
+
+
+def retention_interval(teacher: Path, student: Path) -> tuple[float, float] | None:
+    """95% percentile bootstrap interval of retention (student score / teacher score), over pairs of two eval files.
+
+    None where the teacher's score is 0 in so many resamples that an end of the interval is not a number.
+    """
+    distinct, counts = np.unique(_pairs(teacher, student), axis=0, return_counts=True)
+    totals = resampled_counts(counts, seed=0) @ distinct
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.sort(totals[:, 1] / totals[:, 0])
+        low, high = np.percentile(ratios, [2.5, 97.5])
+    return (float(low), float(high)) if np.isfinite([low, high]).all() else None
+
+
+def mcnemar(losses: int, wins: int) -> float:
+    """Two-sided exact p-value for `losses` and `wins` among the pairs that differ; 1 where none does."""
+    n, fewer = losses + wins, min(losses, wins)
+    tail = sum(math.comb(n, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def sign_flip(differences: np.ndarray) -> float:
+    """Two-sided p-value of a mean difference under random signs of the pairs' differences."""
+    rng, observed, extreme = np.random.default_rng(0), abs(differences.sum()), 0
+    for _ in range(RESAMPLES // 100):
+        signs = rng.integers(0, 2, (100, len(differences))) * 2 - 1
+        # The margin keeps sums that are equal on paper equal in floating point.
+        extreme += int((np.abs(signs @ differences) >= observed - 1e-9).sum())
+    return (extreme + 1) / (RESAMPLES + 1)
+
+
+def _pairs(first: Path, second: Path) -> np.ndarray:
+    """Scores per prompt of two eval files, `[prompts, 2]`."""
+    columns = [_score_per_prompt(path) for path in (first, second)]
+    if columns[0].keys() != columns[1].keys():
+        odd = sorted(columns[0].keys() ^ columns[1].keys())
+        raise UserError(
+            f"{first} and {second} hold different prompts ({len(odd)} stand in one only, first: {odd[0]}); "
+            "evaluate both models on the same prompts"
+        )
+    if not columns[0]:
+        raise UserError(f"{first} and {second} hold no items, so there is nothing to compare")
+    return np.array([[column[name] for column in columns] for name in columns[0]])
+
+
+def _score_per_prompt(path: Path) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for row in read_jsonl(path):
+        scores.setdefault(row["id"], []).append(row["grade"]["score"])
+    return {name: sum(values) / len(values) for name, values in scores.items()}
+
+
+def summarize(
+    recipe: str,
+    n: int,
+    *,
+    scores: Mapping[str, Score],
+    speeds: Mapping[str, Speed] | None = None,
+    gain: Paired | None = None,
+) -> dict[str, Any]:
+    """summary.json: what was reached, per model ("teacher", "base", "student") and between them.
+
+    n: prompts behind the scores. What was not measured is null, and a KPI that was not measured is left out of `kpis`.
+    A teacher that scores 0 leaves nothing to retain: `retention` is null and its KPI is not met.
+    """
+    speeds = speeds or {}
+    models = {name: _model_summary(scores.get(name), speeds.get(name)) for name in dict.fromkeys([*scores, *speeds])}
+    summary: dict[str, Any] = {"recipe": recipe, "n": n, "models": models}
+    kpis: dict[str, bool] = {}
+
+    retention = None
+    if "teacher" in scores and "student" in scores:
+        retention = scores["student"].score / scores["teacher"].score if scores["teacher"].score else None
+        kpis[RETENTION_KPI] = retention is not None and retention >= RETENTION_GOAL
+
+    batched = single = None
+    if "teacher" in speeds and "student" in speeds:
+        teacher, student = speeds["teacher"], speeds["student"]
+        batched = teacher.seconds_per_answer / student.seconds_per_answer
+        single = teacher.seconds_per_answer_single / student.seconds_per_answer_single
+        kpis[SPEEDUP_KPI] = min(batched, single) >= SPEEDUP_GOAL
+    if "student" in speeds:
+        kpis[LATENCY_KPI] = speeds["student"].latency_p95_s < LATENCY_GOAL_S
+
+    return summary | {
+        "retention": retention,
+        "speedup_batched": batched,
+        "speedup_single": single,
+        "speedup": min(batched, single) if batched is not None and single is not None else None,
+        "gain": gain.gain if gain else None,
+        "p_value": gain.p_value if gain else None,
+        "kpis": kpis,
+    }
+
+
+def _model_summary(score: Score | None, speed: Speed | None) -> dict[str, Any]:
+    return {
+        "score": score.score if score else None,
+        "ci95": list(score.ci95) if score else None,
+        "tokens_per_s": speed.tokens_per_s if speed else None,
+        "latency_p50_s": speed.latency_p50_s if speed else None,
+        "latency_p95_s": speed.latency_p95_s if speed else None,
+        "mean_tokens": score.mean_tokens if score else speed.mean_tokens if speed else None,
+        "num_parameters": speed.num_parameters if speed else None,
+        "peak_memory_bytes": speed.peak_memory_bytes if speed else None,
+    }
+
+
+def compare_models(
+    prompts: Sequence[str], models: Mapping[str, str | None], *, max_new_tokens: int = 128
+) -> list[Comparison]:
+    """Ask every model every prompt, greedily, each as one user message, one model in memory at a time.
+
+    models: label -> path or name ("Teacher", "System 1", "System 2"); None leaves that label out. A model that cannot
+    be found is noted in `missing` and skipped. Raises ModelError where a model is there and does not load.
+    """
+    from distill_lab.engines import load_engine
+    from distill_lab.models import load_tokenizer
+
+    asked = [Prompt(str(index), [{"role": "user", "content": text}]) for index, text in enumerate(prompts)]
+    sampling = SamplingConfig(max_new_tokens=max_new_tokens)
+    answers: list[dict[str, Completion]] = [{} for _ in asked]
+    missing: dict[str, str] = {}
+    for label, path in models.items():
+        if path is None:
+            continue
+        config = ModelConfig(model=path)
+        if not Path(path).expanduser().exists():
+            # A hub id or tiny: name: whether there is such a model shows in the first files it needs.
+            try:
+                load_tokenizer(config)
+            except ModelError:
+                missing[label] = path
+                continue
+        for completion in load_engine(config, EngineConfig()).generate(asked, sampling):
+            answers[int(completion.id)][label] = completion
+    return [Comparison(prompt, found, missing) for prompt, found in zip(prompts, answers, strict=True)]
+
+
+def render_comparison(comparisons: Sequence[Comparison], *, teacher_chars: int = 300) -> str:
+    """The comparison as plain text: per prompt a block, per model its label on a line of its own, then its answer.
+
+    The answer of the model labelled "Teacher" is cut after `teacher_chars` characters, with a mark that says so. Each
+    missing model has the line `Model not found at <path>`. Control characters in answers are left out.
+    """
+    missing = comparisons[0].missing if comparisons else {}
+    lines = [f"Model not found at {path}" for path in missing.values()]
+    for number, comparison in enumerate(comparisons, start=1):
+        lines += ["=" * LINE, f"Prompt {number} of {len(comparisons)}", *_wrapped(comparison.prompt)]
+        for label, completion in comparison.answers.items():
+            text = _answer_text(completion, most=teacher_chars if label.lower() == "teacher" else None)
+            lines += ["-" * LINE, f"{label}:", *_wrapped(text)]
+    return "\n".join([*lines, "=" * LINE] if comparisons else lines)
+
+
+def _answer_text(completion: Completion, *, most: int | None) -> str:
+    if completion.finish_reason == "error":
+        return f"[no answer: {completion.error}]"
+    text = completion.content.strip()
+    if not text:
+        text = f"[thinking only] {completion.thinking.strip()}" if completion.thinking else "[empty answer]"
+    if most is not None and len(text) > most:
+        return f"{text[:most].rstrip()} [... {len(text) - most} more characters]"
+    return f"{text} [cut at {completion.num_tokens} tokens]" if completion.finish_reason == "length" else text
+
+
+def _wrapped(text: str) -> list[str]:
+    """Indented lines; what a model says can neither look like one of our own lines nor steer a terminal."""
+    lines: list[str] = []
+    for line in "".join(filter(_is_safe, text.expandtabs(4))).split("\n"):
+        lines += textwrap.wrap(line, LINE - 2, replace_whitespace=False, drop_whitespace=False) or [""]
+    return [f"  {line}".rstrip() for line in lines]
+
+
+def _is_safe(letter: str) -> bool:
+    """Whether a terminal shows the letter and does nothing else: no controls, lone surrogates or direction marks."""
+    if letter in "\n\u200c\u200d":
+        return True
+    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs")

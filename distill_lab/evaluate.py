@@ -1,0 +1,180 @@
+"""How good a model is: prompts and its completions, graded -> eval/<model>.jsonl with every item, and a Score.
+
+    score = evaluate(run.path("test.jsonl"), run.path("test.student.jsonl"), run.path("eval/student.jsonl"), "exact")
+
+Each line of the file: `{"id", "sample", "prompt": [messages], "output", "thinking", "answer" (gold), "finish_reason",
+"num_tokens", "grade": {"score", "answer", "status"}}`. Nothing is left out: a prompt without a completion is in the
+file with score 0 and `finish_reason` "missing".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_lab.errors import DataError, UserError
+from distill_lab.graders import Grader, load_grader
+from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.types import Completion, Grade, Prompt
+
+Z95 = 1.959963984540054
+"""The normal distribution's 97.5% quantile."""
+RESAMPLES = 10_000
+MISSING = "missing"
+"""`finish_reason` of an item no completion was found for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a model reached on a set of prompts."""
+
+    n: int
+    """Prompts, every one of them counted."""
+    score: float
+    """Mean grade in [0, 1]; where every grade is 0 or 1 that is the accuracy."""
+    ci95: tuple[float, float]
+    """95% interval of `score`: Wilson's for 0/1 grades, bootstrap percentiles over prompts otherwise."""
+    mean_tokens: float
+    """Generated tokens per completion, thinking included; missing completions are not in the mean."""
+    truncated: int
+    """Completions cut at the token limit; they score 0."""
+    unparseable: int
+    """Completions that ended but held no answer the grader could read; they score 0."""
+    missing: int
+    """Completions that are absent or failed; they score 0."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(prompts: Path, completions: Path, path: Path, grader: str) -> Score:
+    """Grade `completions` of `prompts`, write every item to `path` (atomically), and return the Score.
+
+    The gold answer is the prompt's own; where it has none, the completion that came with the data is the reference.
+    With several samples per prompt a prompt's score is the mean over its samples, and prompts stay the unit.
+    Raises UserError for an unknown grader, no prompts, a prompt without an answer, completions of other prompts, and
+    DataError for malformed or double rows.
+    """
+    found = _read_completions(completions)
+    grade = load_grader(grader)
+    num_samples = 1 + max((sample for _, sample in found), default=0)
+    write_jsonl(path, _items(prompts, found, grade=grade, num_samples=num_samples))
+    return read_score(path)
+
+
+def read_score(path: Path) -> Score:
+    """The Score of an eval file. Raises UserError where it holds none."""
+    grades: dict[str, list[float]] = {}
+    tokens, reasons, unparseable = [], [], 0
+    for row in read_jsonl(path):
+        grades.setdefault(row["id"], []).append(row["grade"]["score"])
+        reasons.append(row["finish_reason"])
+        if row["finish_reason"] in ("stop", "length"):
+            tokens.append(row["num_tokens"])
+        unparseable += row["finish_reason"] == "stop" and row["grade"]["status"] != "ok"
+    if not grades:
+        raise UserError(f"{path}: no items in it; evaluate the model again")
+    scores = [sum(values) / len(values) for values in grades.values()]
+    return Score(
+        n=len(scores),
+        score=sum(scores) / len(scores),
+        ci95=wilson(round(sum(scores)), len(scores)) if is_binary(scores) else bootstrap_mean(scores),
+        mean_tokens=sum(tokens) / len(tokens) if tokens else 0.0,
+        truncated=reasons.count("length"),
+        unparseable=unparseable,
+        missing=reasons.count(MISSING) + reasons.count("error"),
+    )
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion (Wilson 1927; Newcombe 1998, method 3: no continuity correction).
+
+    Unlike the textbook p ± 1.96 s it stays within [0, 1] and is not empty at 0 and n successes. Needs n >= 1.
+    """
+    assert 0 <= successes <= max(n, 1), (successes, n)
+    assert n >= 1, n
+    p, z2 = successes / n, Z95 * Z95
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # Rounding must not leave the range, nor move the ends that are exactly 0 and 1.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return low, 1.0 if successes == n else min(1.0, centre + half)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """95% percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13), 10,000 resamples, seeded."""
+    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+    low, high = np.percentile(resampled_counts(counts, seed=seed) @ distinct / len(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resampled_counts(counts: np.ndarray, *, seed: int) -> np.ndarray:
+    """How often each distinct value comes up in each of 10,000 resamples: `[resamples, distinct]`.
+
+    The same distribution as drawing n items with replacement, in memory that grows with the distinct values only.
+    """
+    return np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+
+
+def is_binary(scores: Sequence[float]) -> bool:
+    """Whether every score is exactly 0 or 1."""
+    return all(score in (0.0, 1.0) for score in scores)
+
+
+def _read_completions(path: Path) -> dict[tuple[str, int], Completion]:
+    found: dict[tuple[str, int], Completion] = {}
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            completion = Completion.from_json(row)
+        except KeyError as error:
+            raise DataError(str(path), number, f"not a completion, it lacks {error}") from None
+        key = (completion.id, completion.sample)
+        if key in found:
+            raise DataError(str(path), number, f"a second completion of {key[0]}, sample {key[1]}; remove one")
+        found[key] = completion
+    return found
+
+
+def _items(
+    prompts: Path, found: dict[tuple[str, int], Completion], *, grade: Grader, num_samples: int
+) -> Iterator[dict[str, Any]]:
+    """The eval rows, in the order of the prompts; takes out of `found` what it used."""
+    seen = set[str]()
+    for number, row in enumerate(read_jsonl(prompts), start=1):
+        try:
+            prompt = Prompt.from_json(row)
+        except KeyError as error:
+            raise DataError(str(prompts), number, f"not a prompt, it lacks {error}") from None
+        if prompt.id in seen:
+            raise DataError(str(prompts), number, f"a second prompt with id {prompt.id}; ids must be unique")
+        seen.add(prompt.id)
+        if prompt.answer is None and row.get("completion"):
+            prompt = dataclasses.replace(prompt, answer=row["completion"][0]["content"])
+        for sample in range(num_samples):
+            completion = found.pop((prompt.id, sample), None)
+            verdict = grade(prompt, completion) if completion else Grade(0.0, None, "unparseable")
+            yield {
+                "id": prompt.id,
+                "sample": sample,
+                "prompt": prompt.messages,
+                "output": completion.content if completion else "",
+                "thinking": completion.thinking if completion else None,
+                "answer": prompt.answer,
+                "finish_reason": completion.finish_reason if completion else MISSING,
+                "num_tokens": completion.num_tokens if completion else 0,
+                "grade": dataclasses.asdict(verdict),
+            }
+    if not seen:
+        raise UserError(f"{prompts}: no prompts, so nothing to score; give at least one")
+    if found:
+        raise UserError(
+            f"{len(found)} completions are of prompts that {prompts} does not have (first: {next(iter(found))[0]}); "
+            "give the prompts they were made from"
+        )

@@ -1,0 +1,200 @@
+"""The result as a picture: summary.json -> SVG text, no other files and no fonts needed, for light and dark.
+
+    Path("result.svg").write_text(result_svg(json.loads(Path("runs/demo/summary.json").read_text())))
+
+Left: score of teacher, base student and student with 95% intervals. Right: how many times as fast as the teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+LABELS = {"teacher": "Teacher", "base": "Base student", "student": "Student"}
+"""How the models are called, in the order they are shown."""
+
+PANEL_WIDTH, ROW_HEIGHT, TOP = 380, 46, 52
+PLOT_LEFT, PLOT_RIGHT = 100, 288
+
+STYLE = """
+.fig{--ink:#17202b;--muted:#566373;--grid:#dfe4ea;--card:#fff;--teacher:#6b7a8f;--base:#b9c3cf;--student:#0b7a70;
+--goal:#b45309;font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+.fig .card{fill:var(--card);stroke:var(--grid)}.fig text{fill:var(--ink);font-size:13px}
+.fig .title{font-size:14px;font-weight:650}.fig .headline{font-size:17px;font-weight:650}
+.fig .value{font-weight:650;text-anchor:end;font-variant-numeric:tabular-nums}
+.fig .note{fill:var(--muted);font-size:11px}.fig .note.end{text-anchor:end}.fig .note.mid{text-anchor:middle}
+.fig .grid{stroke:var(--grid)}.fig .teacher{fill:var(--teacher)}.fig .base{fill:var(--base)}
+.fig .student{fill:var(--student)}.fig .interval{stroke:var(--ink);stroke-width:1.6}
+.fig .halo{stroke:var(--card);stroke-width:5;opacity:.75}
+.fig .goal{stroke:var(--goal);stroke-width:1.5;stroke-dasharray:4 3}.fig .note.goal-text{fill:var(--goal)}
+@media(prefers-color-scheme:dark){.fig{--ink:#e7ecf2;--muted:#9dabba;--grid:#2b3643;--card:#151c24;--teacher:#8494a8;
+--base:#4c5a6b;--student:#2bb5a5;--goal:#f0a84a}}
+"""
+"""Classes of every figure; a page that shows figures inline holds this once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One row of a panel."""
+
+    kind: str
+    """teacher, base or student: the colour."""
+    label: str
+    value: float
+    text: str
+    """The value as shown."""
+    note: str = ""
+    """Small print under the value."""
+    sublabel: str = ""
+    interval: tuple[float, float] | None = None
+
+
+def result_svg(summary: Mapping[str, Any]) -> str:
+    """A stand-alone SVG document of the whole result. `summary`: the content of summary.json."""
+    panels = [panel for panel in (score_panel(summary), speed_panel(summary)) if panel]
+    height = 66 + max((panel_height for _, panel_height in panels), default=20)
+    width = 40 + PANEL_WIDTH * 2 + 32 if len(panels) != 1 else 40 + PANEL_WIDTH
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'class="fig" role="img" aria-label="{escape(headline(summary))}"><style>{STYLE}</style>',
+        f'<rect class="card" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10"/>',
+        f'<text class="headline" x="20" y="36">{escape(headline(summary, short=len(panels) == 1))}</text>',
+    ]
+    for number, (panel, _) in enumerate(panels):
+        parts.append(f'<g transform="translate({20 + number * (PANEL_WIDTH + 32)} 52)">{panel}</g>')
+    return "".join(parts) + "</svg>\n"
+
+
+def inline_svg(panel: tuple[str, int], label: str) -> str:
+    """A panel as an `<svg>` element for a page that holds STYLE, as wide as its place allows."""
+    body, height = panel
+    box = f"0 0 {PANEL_WIDTH} {height}"
+    return f'<svg class="fig" viewBox="{box}" role="img" aria-label="{escape(label)}">{body}</svg>'
+
+
+def headline(summary: Mapping[str, Any], *, short: bool = False) -> str:
+    """The result in one sentence. short: the first half of it."""
+    models, retention, speedup = summary["models"], summary["retention"], summary["speedup"]
+    score = (models.get("student") or {}).get("score")
+    if retention is not None:
+        verb = "reaches" if retention > 1 else "keeps"
+        text = f"The student {verb} {percent(retention)} of the teacher's score"
+    elif score is not None:
+        text = f"The student scores {percent(score)} on {summary['n']:,} prompts"
+    else:
+        text = "The student has not been scored"
+    if speedup is not None and not short:
+        text += f" and answers {times(speedup)} as fast"
+    return text + "."
+
+
+def score_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
+    """SVG elements and height of the scores with their intervals; None where there are no scores."""
+    bars = []
+    for kind, label in LABELS.items():
+        model = summary["models"].get(kind) or {}
+        if model.get("score") is not None:
+            low, high = model["ci95"]
+            note = f"{100 * low:.1f} to {100 * high:.1f}"
+            bars.append(Bar(kind, label, model["score"], f"{100 * model['score']:.1f}%", note, interval=(low, high)))
+    if not bars:
+        return None
+    goal = None
+    if bars[0].kind == "teacher" and bars[0].value > 0 and any(bar.kind == "student" for bar in bars):
+        goal = (0.9 * bars[0].value, "goal: 90% of the teacher")
+    ticks = [(tick / 4, f"{25 * tick}%") for tick in range(5)]
+    return _panel(f"Score on {summary['n']:,} prompts, 95% intervals", bars, ticks=ticks, most=1.0, goal=goal)
+
+
+def speed_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
+    """SVG elements and height of the speed against the teacher's; None where it was not measured."""
+    ways = [("in batches", summary["speedup_batched"]), ("one at a time", summary["speedup_single"])]
+    measured = [(way, value) for way, value in ways if value is not None]
+    if not measured:
+        return None
+
+    def rate(kind: str) -> str:
+        speed = (summary["models"].get(kind) or {}).get("tokens_per_s")
+        return f"{count(speed)} tokens/s" if speed is not None else ""
+
+    bars = [Bar("teacher", "Teacher", 1.0, "1×", rate("teacher"))]
+    for way, value in measured:
+        note = rate("student") if way == "in batches" else ""
+        bars.append(Bar("student", "Student", value, times(value), note, sublabel=way))
+    most = max(3.5, 1.08 * max(value for _, value in measured))
+    step = _step(most)
+    ticks = [(tick * step, f"{tick * step:g}×") for tick in range(int(most / step) + 1)]
+    return _panel("Answers per second, teacher = 1×", bars, ticks=ticks, most=most, goal=(3.0, "goal: 3×"))
+
+
+def _panel(
+    title: str, bars: Sequence[Bar], *, ticks: Sequence[tuple[float, str]], most: float, goal: tuple[float, str] | None
+) -> tuple[str, int]:
+    bottom = TOP + ROW_HEIGHT * len(bars)
+
+    def x(value: float) -> float:
+        return round(PLOT_LEFT + (PLOT_RIGHT - PLOT_LEFT) * min(max(value / most, 0.0), 1.0), 1)
+
+    parts = [f'<text class="title" x="0" y="20">{escape(title)}</text>']
+    for value, text in ticks:
+        parts.append(f'<line class="grid" x1="{x(value)}" y1="{TOP - 4}" x2="{x(value)}" y2="{bottom}"/>')
+        parts.append(f'<text class="note mid" x="{x(value)}" y="{bottom + 16}">{text}</text>')
+    for number, bar in enumerate(bars):
+        middle = TOP + ROW_HEIGHT * number + ROW_HEIGHT // 2 - 2
+        width = round(x(bar.value) - PLOT_LEFT, 1)
+        parts.append(f'<rect class="{bar.kind}" x="{PLOT_LEFT}" y="{middle - 10}" width="{width}" height="20" rx="2"/>')
+        if bar.interval:
+            low, high = x(bar.interval[0]), x(bar.interval[1])
+            path = f"M{low} {middle}H{high}M{low} {middle - 5}V{middle + 5}M{high} {middle - 5}V{middle + 5}"
+            parts.append(f'<path class="halo" d="{path}"/><path class="interval" d="{path}"/>')
+        label = middle + (-2 if bar.sublabel else 4)
+        parts.append(f'<text x="0" y="{label}">{escape(bar.label)}</text>')
+        parts.append(
+            f'<text class="note" x="0" y="{middle + 13}">{escape(bar.sublabel)}</text>' if bar.sublabel else ""
+        )
+        parts.append(f'<text class="value" x="{PANEL_WIDTH}" y="{middle + (-1 if bar.note else 4)}">{bar.text}</text>')
+        parts.append(
+            f'<text class="note end" x="{PANEL_WIDTH}" y="{middle + 13}">{bar.note}</text>' if bar.note else ""
+        )
+    if goal:
+        place = x(goal[0])
+        # The text is centred on its line, and kept within the panel.
+        half = 3.1 * len(goal[1])
+        centre = min(max(place, PLOT_LEFT + half), PANEL_WIDTH - half)
+        parts.append(f'<line class="goal" x1="{place}" y1="{TOP - 4}" x2="{place}" y2="{bottom}"/>')
+        parts.append(f'<text class="note mid goal-text" x="{centre:.1f}" y="{TOP - 10}">{escape(goal[1])}</text>')
+    return "".join(parts), bottom + 26
+
+
+def _step(most: float) -> float:
+    """A round distance between ticks (1, 2 or 5 times a power of ten) that gives four to nine of them."""
+    power = 10.0 ** math.floor(math.log10(most / 4))
+    return max(step * power for step in (1, 2, 5) if step * power <= most / 4)
+
+
+def percent(share: float) -> str:
+    """A share in whole percent; where that would read 0%, 90% or 100% and is not quite so, rounded down to a tenth."""
+    whole = f"{100 * share:.0f}%"
+    if whole in ("0%", "90%", "100%") and share not in (0.0, 0.9, 1.0):
+        return f"{math.floor(1000 * share + 1e-9) / 10:.1f}%"
+    return whole
+
+
+def times(ratio: float) -> str:
+    """A ratio such as 4.2×; rounded down, so that what is shown as 3.0× has reached 3."""
+    if ratio >= 20:
+        return f"{math.floor(ratio)}×"
+    digits = 10 if ratio >= 1 else 100
+    # The margin keeps 4.1 from becoming 4.0 by binary rounding.
+    return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}×"
+
+
+def count(number: float) -> str:
+    """A count for people: 950, 9,120, 1.85M, 7.6B."""
+    for size, letter in ((1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}"

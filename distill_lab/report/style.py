@@ -1,0 +1,54 @@
+"""The look of the report page: one style sheet, light and dark, from phone to desk. No fonts, no images."""
+
+PAGE_STYLE = """
+:root{color-scheme:light dark;--page:#f4f6f8;--card:#fff;--ink:#17202b;--muted:#566373;--line:#dfe4ea;--accent:#0b7a70;
+--good:#0f6b3f;--good-bg:#e0f3e8;--bad:#a3271c;--bad-bg:#fbe6e3;--plain-bg:#e9edf1;--code:#f4f6f8}
+@media(prefers-color-scheme:dark){:root{--page:#0d1218;--card:#151c24;--ink:#e7ecf2;--muted:#9dabba;--line:#2b3643;
+--accent:#2bb5a5;--good:#7fdca8;--good-bg:#123524;--bad:#ff9d92;--bad-bg:#42201c;--plain-bg:#242e39;--code:#0d1218}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
+"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
+main{max-width:1040px;margin:0 auto;padding:36px 20px 64px}
+.eyebrow{margin:0;color:var(--accent);font-weight:650;font-size:14px}
+h1{margin:6px 0 10px;font-size:clamp(25px,4.6vw,38px);line-height:1.16;letter-spacing:-.015em;text-wrap:balance}
+h2{margin:44px 0 12px;font-size:21px;letter-spacing:-.01em}
+h3{margin:0;font-size:15px}
+p{margin:0 0 10px;max-width:74ch}.after{margin-top:8px}.muted{color:var(--muted)}.small{font-size:14px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:14px;margin-top:26px}
+.card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px}
+.tile{display:flex;flex-direction:column;gap:2px}
+.tile .top{display:flex;justify-content:space-between;align-items:center;gap:8px}
+.tile .number{font-size:34px;font-weight:680;letter-spacing:-.02em;line-height:1.25;
+font-variant-numeric:tabular-nums}
+.badge{display:inline-block;border-radius:99px;padding:1px 10px;font-size:13px;font-weight:620;white-space:nowrap;
+background:var(--plain-bg);color:var(--muted)}
+.badge.good{background:var(--good-bg);color:var(--good)}.badge.bad{background:var(--bad-bg);color:var(--bad)}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px}
+.figures svg{display:block;width:100%;max-width:480px;height:auto;margin:0 auto}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:15px;font-variant-numeric:tabular-nums}
+th,td{padding:8px 10px;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
+th:first-child,td:first-child{text-align:left;padding-left:0}th:last-child,td:last-child{padding-right:0}
+tbody th{font-weight:400}thead th{font-size:14px;color:var(--muted);font-weight:620}
+tbody tr:last-child>*{border-bottom:0}td.text,th.text{text-align:left}
+td.student,th.student{font-weight:650;color:var(--ink)}
+.outcomes{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:14px;margin:0 0 14px}
+.outcomes b{display:block;font-size:24px;line-height:1.3;font-variant-numeric:tabular-nums}
+.outcomes .card{padding:12px 18px}
+.example{margin-top:14px}.example .top{display:flex;justify-content:space-between;gap:10px;flex-wrap:wrap;
+align-items:center;margin-bottom:10px}
+.text-block{max-width:none;white-space:pre-wrap;overflow-wrap:anywhere;margin:0}
+.question{background:var(--code);border-radius:8px;padding:10px 12px;font-size:15px}
+.gold{margin:8px 0 0;font-size:14px}
+.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));gap:12px 22px;margin-top:14px}
+.answer{border-top:3px solid var(--line);padding-top:8px;font-size:15px;min-width:0}
+.answer.student{border-color:var(--accent)}
+.answer .top{margin-bottom:4px}
+details{margin-top:8px}summary{cursor:pointer;color:var(--muted);font-size:14px;padding:4px 0}
+summary:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:4px}
+pre{margin:6px 0 0;background:var(--code);border-radius:8px;padding:12px;overflow-x:auto;font:13px/1.5 ui-monospace,
+SFMono-Regular,Menlo,Consolas,monospace}
+@media(max-width:560px){main{padding:24px 14px 48px}.card{padding:14px}th,td{padding:7px 6px}table{font-size:14px}
+thead th{font-size:13px}.wide{display:none}}
+@media print{body{background:#fff}.card{break-inside:avoid}}
+"""

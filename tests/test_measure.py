@@ -1,0 +1,123 @@
+"""Speed and memory of real random models: what must hold whatever the machine's mood, no timings asserted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from distill_lab import measure as measuring
+from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.errors import ModelError, UserError
+from distill_lab.measure import Speed, measure, peak_memory
+from distill_lab.types import Prompt
+
+SAMPLING = SamplingConfig(max_new_tokens=6, num_samples=3)
+ONE = SamplingConfig(max_new_tokens=6)
+
+
+def prompts(number: int, words: int = 3) -> list[Prompt]:
+    return [Prompt(str(i), [{"role": "user", "content": f"{i} " * words}]) for i in range(number)]
+
+
+@pytest.fixture(scope="module")
+def configs(random_model: Callable[..., Path]) -> dict[str, ModelConfig]:
+    big = random_model(hidden=64, layers=3, max_position_embeddings=400)
+    small = random_model(hidden=16, layers=1, seed=1, max_position_embeddings=400)
+    return {"teacher": ModelConfig(model=str(big)), "student": ModelConfig(model=str(small))}
+
+
+@pytest.fixture(scope="module")
+def speeds(configs: dict[str, ModelConfig]) -> dict[str, Speed]:
+    return measure(configs, [*prompts(9), *prompts(1, words=2000)], sampling=SAMPLING, rounds=2)
+
+
+def test_figures_agree_with_one_another(speeds: dict[str, Speed]) -> None:
+    assert list(speeds) == ["teacher", "student"]
+    for speed in speeds.values():
+        assert 0 < speed.mean_tokens <= 6
+        assert speed.tokens_per_s * speed.seconds_per_answer == pytest.approx(speed.mean_tokens)
+        assert 0 < speed.tokens_per_s_single * speed.seconds_per_answer_single <= 6
+        assert 0 < speed.latency_p50_s <= speed.latency_p95_s
+        # 128 tokens take longer than 6 by any clock, the same way.
+        assert speed.latency_p50_s > speed.seconds_per_answer_single
+        assert Speed.from_json(json.loads(json.dumps(speed.to_json()))) == speed
+
+
+def test_parameters_are_counted(speeds: dict[str, Speed], configs: dict[str, ModelConfig]) -> None:
+    from safetensors import safe_open
+
+    for name, config in configs.items():
+        with safe_open(Path(config.model) / "model.safetensors", "pt") as file:
+            stored = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+        assert speeds[name].num_parameters == stored
+
+
+def test_memory_is_that_of_a_process_with_a_model_in_it(speeds: dict[str, Speed]) -> None:
+    for speed in speeds.values():
+        assert speed.peak_memory_bytes is not None
+        assert 2**20 < speed.peak_memory_bytes < 2**33
+
+
+def test_memory_does_not_count_what_this_process_holds(configs: dict[str, ModelConfig]) -> None:
+    ballast = b"x" * (1 << 30)
+    memory = peak_memory({"student": configs["student"]}, prompts(2), sampling=SAMPLING)["student"]
+    assert memory is not None
+    assert memory < len(ballast)
+
+
+def test_latency_answers_have_exactly_128_tokens_and_enough_of_them(
+    configs: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = measuring._load(configs["student"])
+    asked: list[int] = []
+    generate = engine.generate
+
+    def counted(some, sampling, *, min_new_tokens=0):
+        for completion in generate(some, sampling, min_new_tokens=min_new_tokens):
+            asked.append(completion.num_tokens)
+            yield completion
+
+    monkeypatch.setattr(engine, "generate", counted)
+    taken = measuring._latencies({"student": engine}, prompts(4), ONE)
+    assert asked == [128] * 20
+    assert len(taken["student"]) == 20
+    with pytest.raises(UserError, match="room for 128 tokens"):
+        measuring._latencies({"student": engine}, prompts(1, words=170), ONE)
+
+
+def test_turns_alternate_and_go_backwards_every_second_round(
+    configs: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, order = measuring._load(configs["student"]), []
+    timed = measuring._timed
+
+    def noted(engine, job, sampling, **more):
+        order.append(engine)
+        return timed(engine, job, sampling, **more)
+
+    monkeypatch.setattr(measuring, "_timed", noted)
+    other = measuring._load(configs["student"])
+    jobs = [[prompt] for prompt in prompts(2)]
+    timings = measuring._in_turns({"a": engine, "b": other}, jobs, SAMPLING, rounds=2, budget_s=None)
+    assert order == [engine, other, engine, other, other, engine, other, engine]
+    assert [len(job) for name in ("a", "b") for job in timings[name]] == [2, 2, 2, 2]
+    timings = measuring._in_turns({"a": engine}, jobs, SAMPLING, rounds=2, budget_s=0.0)
+    assert [len(job) for job in timings["a"]] == [2]
+
+
+def test_medians_by_hand() -> None:
+    assert measuring._medians([[(1.0, 10), (9.0, 10), (2.0, 10)], [(4.0, 20), (4.0, 20), (6.0, 20)]]) == (3.0, 15.0)
+
+
+def test_faults_are_named(configs: dict[str, ModelConfig], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no prompts"):
+        measure(configs, [], sampling=SAMPLING)
+    with pytest.raises(UserError, match="rounds is 0"):
+        measure(configs, prompts(1), sampling=SAMPLING, rounds=0)
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        measure({"teacher": ModelConfig(model=str(tmp_path))}, prompts(1), sampling=SAMPLING)
+    with pytest.raises(UserError, match=r"every model can take .*tokens"):
+        measuring._taken_by_all({"student": measuring._load(configs["student"])}, prompts(1, words=2000), SAMPLING)
