@@ -1,0 +1,68 @@
+"""The tiny family's tasks: rows without end, made from a seed, never the same item in two splits.
+
+    rows("instructions", "distill") -> {"messages": [...], "answer": "...", "meta": {...}}, ...
+
+Tasks: `instructions` (14 kinds of short instruction), `problems` (word problems of 1-4 steps), `labels` (13 language
+labels). Splits: `train` (the family's own training), `distill` (what recipes may use), `test` (what scores are taken on).
+Which split an item belongs to is a function of its text alone (`split_of`), so no item can stand in two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from distill_lab.errors import UserError
+from distill_lab.tiny import instructions, labels, problems
+from distill_lab.types import Message
+
+Item = dict[str, Any]
+"""`{"question", "output", "thinking", "answer", "meta"}`; a task's `item(rng)` draws one."""
+
+TASKS: dict[str, Callable[[random.Random], Item]] = {
+    "instructions": instructions.item,
+    "problems": problems.item,
+    "labels": labels.item,
+}
+SPLITS = ("train", "distill", "test")
+
+
+def split_of(question: str) -> str:
+    """The split an item belongs to: 10% test, 30% distill, 60% train, by the hash of its text."""
+    bucket = hashlib.sha256(" ".join(question.split()).encode()).digest()[0] % 10
+    return "test" if bucket == 0 else "distill" if bucket < 4 else "train"
+
+
+def items(task: str, split: str, *, seed: int = 0) -> Iterator[Item]:
+    """Distinct items of one split, without end; the same seed gives the same sequence. Raises UserError for bad names."""
+    if task not in TASKS:
+        raise UserError(f"tiny:{task}: no such task; there are {', '.join('tiny:' + name for name in TASKS)}")
+    if split not in SPLITS:
+        raise UserError(f"tiny:{task}: no split {split!r}; there are {', '.join(SPLITS)}")
+    rng, seen = random.Random(f"{task}/{split}/{seed}"), set[bytes]()
+    repeats = 0
+    while True:
+        item = TASKS[task](rng)
+        if split_of(item["question"]) != split:
+            continue
+        key = hashlib.sha256(item["question"].encode()).digest()[:8]
+        if key in seen:
+            repeats += 1
+            if repeats > 20_000:
+                raise UserError(f"tiny:{task}: split {split} has only about {len(seen)} distinct items; ask for fewer")
+            continue
+        repeats = 0
+        seen.add(key)
+        yield item
+
+
+def rows(task: str, split: str) -> Iterator[dict[str, Any]]:
+    """The items of one split as rows of the `messages` form, the last message being the reference answer."""
+    for item in items(task, split):
+        messages: list[Message] = [
+            {"role": "user", "content": item["question"]},
+            {"role": "assistant", "content": item["output"]},
+        ]
+        yield {"messages": messages, "answer": item["answer"], "meta": item["meta"]}
