@@ -1,0 +1,116 @@
+"""Cross-entropy of a language-model head without its logits: hidden states, head and labels -> a sum of nats.
+
+Shapes: N trained positions, H hidden, V vocabulary, C positions of one chunk.
+
+The loss needs logits_NV = hidden_NH @ head_VH.T, by far the largest tensor of a training step. Here N is walked in chunks;
+each chunk is projected once, and since the loss is a plain sum, the gradient for the hidden states and the head is known
+as soon as the chunk's softmax is: it is computed in the forward pass and only scaled in the backward pass. No more than one
+chunk of logits ever exists, and nothing is projected twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+CHUNK_ELEMENTS = 1 << 25
+"""Logits of one chunk: 128 MiB in fp32; at Qwen's 151,936 tokens that is 220 positions."""
+MIN_CHUNK, MAX_CHUNK = 64, 4096
+"""Fewest and most positions of one chunk: few make slow matrix products, and more than this gain nothing."""
+
+
+def loss(
+    hidden_NH: torch.Tensor,
+    head_weight_VH: torch.Tensor,
+    labels_N: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+    chunk: int | None = None,
+) -> torch.Tensor:
+    """Sum over N of -log softmax(logits_N)[labels_N], in nats: a scalar in fp32, differentiable once.
+
+    hidden_NH: final hidden states at the positions that predict labels_N (int64, every one in [0, V)).
+    head_weight_VH, bias (shape [V]): the output head; gradients are computed only for what requires them.
+    scale, softcap: logits = softcap * tanh(scale * (hidden @ head.T + bias) / softcap); no tanh where softcap is None.
+    chunk: positions projected at once; None: as many as fit CHUNK_ELEMENTS.
+
+    Matrix products run in the autocast type where autocast is on, softmax and sums in fp32. N may be 0.
+    """
+    if chunk is None:
+        chunk = min(max(CHUNK_ELEMENTS // head_weight_VH.shape[0], MIN_CHUNK), MAX_CHUNK)
+    result: Any = _ChunkedCrossEntropy.apply(hidden_NH, head_weight_VH, bias, labels_N, softcap, scale, chunk)
+    return result
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        head_VH: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        labels_N: torch.Tensor,
+        softcap: float | None,
+        scale: float,
+        chunk: int,
+    ) -> torch.Tensor:
+        device = hidden_NH.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VH.dtype
+        needs_hidden, needs_head, needs_bias = ctx.needs_input_grad[:3]
+        # Sums over chunks are kept in fp32, whatever the products are computed in.
+        grad_hidden_NH = torch.empty_like(hidden_NH) if needs_hidden else None
+        grad_head_VH = torch.zeros_like(head_VH, dtype=torch.float32) if needs_head else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and needs_bias else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
+        with torch.autocast(device, enabled=False):
+            weight_VH = head_VH.to(dtype)
+            for start in range(0, len(hidden_NH), chunk):
+                part = slice(start, start + chunk)
+                hidden_CH, labels_C1 = hidden_NH[part].to(dtype), labels_N[part, None]
+                logits_CV = (hidden_CH @ weight_VH.T).float()
+                if bias_V is not None:
+                    logits_CV += bias_V
+                if scale != 1.0:
+                    logits_CV *= scale
+                if softcap is not None:
+                    logits_CV = logits_CV.div_(softcap).tanh_().mul_(softcap)
+                log_probs_CV = F.log_softmax(logits_CV, dim=-1)
+                total -= log_probs_CV.gather(1, labels_C1).sum()
+                if not (needs_hidden or needs_head or needs_bias):
+                    continue
+                grad_CV = log_probs_CV.exp_()
+                grad_CV.scatter_add_(1, labels_C1, torch.full_like(labels_C1, -1, dtype=torch.float32))
+                if softcap is not None:
+                    grad_CV *= 1 - (logits_CV / softcap) ** 2
+                if scale != 1.0:
+                    grad_CV *= scale
+                if grad_bias_V is not None:
+                    grad_bias_V += grad_CV.sum(0)
+                grad_CV = grad_CV.to(dtype)
+                if grad_hidden_NH is not None:
+                    grad_hidden_NH[part] = grad_CV @ weight_VH
+                if grad_head_VH is not None and dtype == torch.float32:
+                    grad_head_VH.addmm_(grad_CV.T, hidden_CH)
+                elif grad_head_VH is not None:
+                    grad_head_VH += grad_CV.T @ hidden_CH
+        if grad_head_VH is not None:
+            grad_head_VH = grad_head_VH.to(head_VH.dtype)
+        if grad_bias_V is not None and bias_V is not None:
+            grad_bias_V = grad_bias_V.to(bias_V.dtype)
+        ctx.save_for_backward(grad_hidden_NH, grad_head_VH, grad_bias_V)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
+        # In place: the head's gradient may be gigabytes. A second backward through the same graph is refused by autograd,
+        # which sees that saved tensors have changed.
+        grads = [saved if saved is None else saved.mul_(grad_outputs[0]) for saved in ctx.saved_tensors]
+        return (*grads, None, None, None, None)

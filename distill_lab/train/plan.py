@@ -1,0 +1,101 @@
+"""A training laid out before it starts: which rows stand in which batch of which step, and the trainer's settings.
+
+Row lengths and `TrainConfig` -> `Plan` and `TrainingArguments`. Because the plan is the same for the same input, an
+interrupted training goes on with exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainingArguments
+
+from distill_lab.config import TrainConfig
+from distill_lab.models import best_device, compute_dtype
+from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of a whole training in their order; the same for the same rows, settings and number of processes."""
+
+    batches: list[IndexedBatch]
+    num_steps: int
+    tokens_until: np.ndarray
+    """int64, [num_steps + 1]: tokens of all steps before step i, padding not counted."""
+    batches_per_epoch: int
+
+
+def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, num_processes: int = 1) -> Plan:
+    """Lay out all epochs: every epoch packs and orders its rows anew. `lengths`: tokens of each row."""
+    width = choose_width(lengths, config.tokens_per_batch) if mix else max(lengths)
+
+    def epoch(number: int) -> list[IndexedBatch]:
+        return epoch_batches(
+            lengths, tokens_per_batch=config.tokens_per_batch, width=width, seed=config.seed, epoch=number, mix=mix
+        )
+
+    per_step = config.gradient_accumulation_steps * num_processes
+    batches = epoch(0)
+    batches_per_epoch = len(batches)
+    wanted = math.ceil(config.num_epochs * batches_per_epoch) if config.max_steps < 0 else config.max_steps * per_step
+    number = 1
+    while len(batches) < wanted:
+        batches += epoch(number)
+        number += 1
+    del batches[wanted:]
+    tokens = [sum(lengths[index] for bin_ in batch for index in bin_) for batch in batches]
+    steps = [sum(tokens[first : first + per_step]) for first in range(0, len(tokens), per_step)]
+    return Plan(batches, len(steps), np.cumsum([0, *steps]), batches_per_epoch)
+
+
+def training_arguments(work: Path, config: TrainConfig, num_steps: int, *, validate: bool) -> TrainingArguments:
+    """What `transformers.Trainer` is told. The plan is one epoch to it. validate: whether there are held-out rows."""
+    device = best_device()
+    dtype = compute_dtype(device) if device.type == "cuda" else torch.float32
+    # transformers renamed it within version 5; the old name warns where the new one exists.
+    name = "activation" if "activation_checkpointing" in TrainingArguments.__dataclass_fields__ else "gradient"
+    checkpointing: dict[str, Any] = {}
+    if config.gradient_checkpointing:
+        checkpointing = {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": {"use_reentrant": False}}
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        max_steps=num_steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        warmup_steps=math.ceil(config.warmup_ratio * num_steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=_steps(config.save_steps, num_steps),
+        eval_strategy="steps" if config.eval_steps and validate else "no",
+        eval_steps=_steps(config.eval_steps, num_steps) if config.eval_steps else None,
+        seed=config.seed,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+        average_tokens_across_devices=False,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=device.type == "cuda",
+        use_cpu=device.type == "cpu",
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        **checkpointing,
+    )
+
+
+def _steps(value: float, num_steps: int) -> int:
+    """A number of steps, from one or from a share of all steps."""
+    return max(1, round(value * num_steps if value < 1 else value))

@@ -1,0 +1,125 @@
+"""Training rows from disk: JSONL or Parquet of `{"prompt": [...], "completion": [...]}` -> encoded rows, split in two.
+
+Rows that share a prompt go to the same side of the split, so that the validation loss is taken on prompts never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from distill_lab.chat import encode_turns
+from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.run import read_jsonl
+from distill_lab.train.packing import Row, shifted
+
+TOO_LONG = "longer than max_length"
+MIN_ROWS_TO_SPLIT = 10
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is trained on and what is held out. A row of several turns may be several sequences (`chat.encode_turns`)."""
+
+    training: list[Row]
+    validation: list[Row]
+    num_rows: int
+    """Rows kept, both sides together."""
+    num_validation_rows: int
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
+
+
+def read_rows(
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    validation_fraction: float,
+    seed: int,
+    thinking: bool | None = None,
+) -> Rows:
+    """Read, encode and split the rows of `path`.
+
+    max_length: in tokens; a row with a longer sequence is dropped and counted, never cut. validation_fraction: share of the
+    rows held out, none where there are fewer than MIN_ROWS_TO_SPLIT. Raises DataError naming a malformed row's line,
+    NoData where nothing is left to train on, UserError for a missing file.
+    """
+    sequences: list[list[Row]] = []
+    prompts: list[bytes] = []
+    dropped: Counter[str] = Counter()
+    for number, row in _read(path):
+        prompt, completion = _messages(row, "prompt", path, number), _messages(row, "completion", path, number)
+        if not any(message["role"] == "assistant" for message in completion):
+            raise DataError(str(path), number, "its completion has no message of the assistant")
+        encoded = [shifted(each) for each in encode_turns(tokenizer, prompt, completion, thinking=thinking)]
+        if any(len(each) + 1 > max_length for each in encoded):
+            dropped[TOO_LONG] += 1
+            continue
+        sequences.append(encoded)
+        prompts.append(hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).digest())
+    if not sequences:
+        remedy = f"raise max_length (now {max_length})" if dropped[TOO_LONG] else "give a file that has rows"
+        raise NoData(f"{path}: nothing to train on ({dropped.total()} rows {TOO_LONG}); {remedy}")
+    held_out = _held_out(prompts, validation_fraction, seed)
+    return Rows(
+        training=[each for index, row in enumerate(sequences) if index not in held_out for each in row],
+        validation=[each for index in sorted(held_out) for each in sequences[index]],
+        num_rows=len(sequences),
+        num_validation_rows=len(held_out),
+        dropped=dict(dropped),
+    )
+
+
+def _held_out(prompts: list[bytes], fraction: float, seed: int) -> set[int]:
+    """Indices of about `fraction` of the rows: whole groups with one prompt, in seeded order, never all of them."""
+    if fraction == 0 or len(prompts) < MIN_ROWS_TO_SPLIT:
+        return set()
+    groups: dict[bytes, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        groups.setdefault(prompt, []).append(index)
+    members = list(groups.values())
+    wanted, chosen = max(1, round(fraction * len(prompts))), set[int]()
+    for group in np.random.default_rng(seed).permutation(len(members))[:-1]:
+        if len(chosen) >= wanted:
+            break
+        chosen.update(members[group])
+    return chosen
+
+
+def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file with their 1-based line or row number."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the training rows that `training_set` wrote (.jsonl or .parquet)")
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        batches = parquet.ParquetFile(path).iter_batches()
+        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+    else:
+        yield from enumerate(read_jsonl(path), start=1)
+
+
+def _messages(row: dict[str, Any], field: str, path: Path, number: int) -> list[dict[str, str]]:
+    messages = row.get(field)
+    if not isinstance(messages, list) or not messages:
+        raise DataError(
+            str(path), number, f"`{field}` must be a list of messages; its fields are {', '.join(row) or 'none'}"
+        )
+    plain = []
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise DataError(str(path), number, f"`{field}` has a message without a role")
+        if not isinstance(message.get("content"), str):
+            raise DataError(str(path), number, f"`{field}` has a message whose content is not text")
+        # Parquet gives every message every field of the column, as null where the message has none.
+        plain.append({key: value for key, value in message.items() if value is not None})
+    return plain

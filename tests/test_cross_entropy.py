@@ -1,0 +1,109 @@
+"""The chunked loss against torch's own on whole logits: values and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill_lab.objectives import cross_entropy
+
+N, H, V = 37, 16, 101
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden_NH = torch.randn(N, H, generator=generator, dtype=dtype).requires_grad_()
+    head_VH = torch.randn(V, H, generator=generator, dtype=dtype).requires_grad_()
+    bias_V = torch.randn(V, generator=generator, dtype=dtype).requires_grad_()
+    return hidden_NH, head_VH, bias_V, torch.randint(V, (N,), generator=generator)
+
+
+def reference(hidden_NH, head_VH, labels_N, bias_V=None, softcap=None, scale=1.0) -> torch.Tensor:
+    logits_NV = scale * F.linear(hidden_NH, head_VH, bias_V).float()
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    return F.cross_entropy(logits_NV, labels_N, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk", [1, 8, 37, 1000, None])
+@pytest.mark.parametrize(("softcap", "scale", "with_bias"), [(None, 1.0, False), (5.0, 0.5, True), (None, 0.3, True)])
+def test_loss_and_every_gradient_equal_torch(
+    chunk: int | None, softcap: float | None, scale: float, with_bias: bool
+) -> None:
+    hidden_NH, head_VH, bias_V, labels_N = inputs()
+    weights = [hidden_NH, head_VH, *([bias_V] if with_bias else [])]
+    bias = bias_V if with_bias else None
+    expected = reference(hidden_NH, head_VH, labels_N, bias, softcap, scale)
+    expected_grads = torch.autograd.grad(expected / 7, weights)
+    actual = cross_entropy.loss(hidden_NH, head_VH, labels_N, bias=bias, softcap=softcap, scale=scale, chunk=chunk)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    for gradient, wanted in zip(torch.autograd.grad(actual / 7, weights), expected_grads, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_by_hand() -> None:
+    # Logits (0, ln 3): probabilities 1/4 and 3/4.
+    hidden_NH = torch.tensor([[1.0], [1.0]])
+    head_VH = torch.tensor([[1.0], [3.0]]).log()
+    loss = cross_entropy.loss(hidden_NH, head_VH, torch.tensor([0, 1]))
+    assert loss.item() == pytest.approx(torch.tensor([4.0, 4 / 3]).log().sum().item(), abs=1e-6)
+
+
+def test_gradients_only_for_what_requires_them() -> None:
+    hidden_NH, head_VH, _, labels_N = inputs()
+    loss = cross_entropy.loss(hidden_NH, head_VH.detach(), labels_N)
+    loss.backward()
+    assert hidden_NH.grad is not None
+    assert head_VH.grad is None
+    with torch.no_grad():
+        assert not cross_entropy.loss(hidden_NH, head_VH, labels_N).requires_grad
+
+
+def test_a_tied_head_gets_both_gradients() -> None:
+    _, table_VH, _, labels_N = inputs()
+    ids = torch.arange(N)
+    expected = torch.autograd.grad(reference(table_VH[ids].tanh(), table_VH, labels_N), table_VH)[0]
+    actual = torch.autograd.grad(cross_entropy.loss(table_VH[ids].tanh(), table_VH, labels_N, chunk=5), table_VH)[0]
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_computes_products_in_its_type_and_sums_in_fp32() -> None:
+    hidden_NH, head_VH, _, labels_N = inputs()
+    exact = cross_entropy.loss(hidden_NH, head_VH, labels_N)
+    exact_grad = torch.autograd.grad(exact, head_VH)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = cross_entropy.loss(hidden_NH, head_VH, labels_N, chunk=8)
+    gradient = torch.autograd.grad(loss, head_VH)[0]
+    assert loss.dtype == gradient.dtype == torch.float32
+    assert loss.item() != exact.item()
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+    assert (gradient - exact_grad).norm() < 2e-2 * exact_grad.norm()
+
+
+def test_no_positions() -> None:
+    hidden_NH, head_VH, _, labels_N = inputs()
+    loss = cross_entropy.loss(hidden_NH[:0], head_VH, labels_N[:0])
+    loss.backward()
+    assert loss.item() == 0
+    assert head_VH.grad is not None
+    assert not head_VH.grad.any()
+
+
+def test_a_second_backward_is_refused_rather_than_wrong() -> None:
+    hidden_NH, head_VH, _, labels_N = inputs()
+    loss = cross_entropy.loss(hidden_NH, head_VH, labels_N)
+    (loss / 2).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    original = F.log_softmax
+    monkeypatch.setattr(
+        cross_entropy.F, "log_softmax", lambda logits, **kwargs: sizes.append(len(logits)) or original(logits, **kwargs)
+    )
+    hidden_NH, head_VH, _, labels_N = inputs()
+    cross_entropy.loss(hidden_NH, head_VH, labels_N, chunk=8).backward()
+    assert sizes == [8, 8, 8, 8, 5]

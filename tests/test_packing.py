@@ -1,0 +1,234 @@
+"""Packing: every row once, bins never overfull, and packed rows give exactly the loss and gradients of single rows."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from distill_lab.chat import Encoded
+from distill_lab.errors import UserError
+from distill_lab.train import loss_forward
+from distill_lab.train.packing import Row, choose_width, collate, epoch_batches, pack, shifted
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def build(kind: str, **settings: Any) -> Any:
+    torch.manual_seed(1)
+    if kind == "qwen2":
+        model: Any = Qwen2ForCausalLM(Qwen2Config(**SIZES, **settings))
+    elif kind == "qwen3":
+        model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, **settings))
+    elif kind == "gemma2":
+        model = Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0, **settings))
+    elif kind == "granite":
+        model = GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=3.0, **settings))
+    elif kind == "cohere":
+        model = CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25, **settings))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=101, n_embd=32, n_layer=2, n_head=4, n_positions=256))
+    # Random weights this large make every hidden state depend visibly on all it attends to.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(5)
+    return model
+
+
+def rows(number: int = 9, longest: int = 30) -> tuple[list[Encoded], list[Row]]:
+    rng = random.Random(3)
+    encoded = []
+    for _ in range(number):
+        length = rng.randint(4, longest)
+        trained = [position > length // 3 for position in range(length)]
+        encoded.append(Encoded([rng.randrange(3, 101) for _ in range(length)], trained))
+    return encoded, [shifted(each) for each in encoded]
+
+
+def loss_of_single_rows(model: Any, encoded: list[Encoded]) -> torch.Tensor:
+    """Plain transformers: one row at a time, its own loss over its own labels."""
+    total = torch.zeros(())
+    for each in encoded:
+        labels = torch.tensor(
+            [token if flag else -100 for token, flag in zip(each.input_ids, each.trained, strict=True)]
+        )
+        loss = model(input_ids=torch.tensor([each.input_ids]), labels=labels[None]).loss
+        total = total + loss * sum(each.trained)
+    return total
+
+
+def test_pack_holds_every_row_once_and_never_overfills() -> None:
+    rng = random.Random(0)
+    for trial in range(50):
+        width = rng.randint(10, 200)
+        lengths = [rng.randint(1, width) for _ in range(rng.randint(1, 300))]
+        bins = pack(lengths, width)
+        assert sorted(index for bin_ in bins for index in bin_) == list(range(len(lengths))), trial
+        assert all(sum(lengths[index] for index in bin_) <= width for bin_ in bins)
+        # A bin is opened only for what fits nowhere else, so no two of them could be one.
+        fills = sorted(sum(lengths[index] for index in bin_) for bin_ in bins)
+        assert len(fills) == 1 or fills[0] + fills[1] > width
+
+
+def test_pack_by_hand() -> None:
+    # 7 opens, 6 opens, 5 opens; 4 goes to the bin with 4 left, 3 to the one with 3 left, 2 to the one with 5 left.
+    assert pack([2, 3, 4, 5, 6, 7], 10) == [[5, 1], [4, 2], [3, 0]]
+    assert pack([5, 5, 5], 10) == [[0, 1], [2]]
+
+
+def test_packed_rows_waste_little() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(30, 80) for _ in range(2000)]
+    width = choose_width(lengths, 8192)
+    assert sum(lengths) > 0.97 * len(pack(lengths, width)) * width
+    assert 80 <= width <= 240
+
+
+def test_epochs_hold_every_row_once_and_differ() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(5, 60) for _ in range(200)]
+    for mix in (True, False):
+        width = 64 if mix else 60
+        orders = []
+        for epoch in (0, 1, 0):
+            batches = epoch_batches(lengths, tokens_per_batch=256, width=width, seed=1, epoch=epoch, mix=mix)
+            assert sorted(i for batch in batches for bin_ in batch for i in bin_) == list(range(200))
+            assert all(len(batch) * width <= 256 for batch in batches)
+            assert mix or all(len(bin_) == 1 for batch in batches for bin_ in batch)
+            orders.append(batches)
+        assert orders[0] == orders[2] != orders[1]
+
+
+def test_collate_by_hand() -> None:
+    first = shifted(Encoded([5, 6, 7], [False, True, True]))
+    second = shifted(Encoded([8, 9], [False, True]))
+    third = shifted(Encoded([10, 11, 12, 13, 14], [False, False, True, False, True]))
+    batch: Any = collate([[first, second], [third]])
+    assert batch["input_ids"].tolist() == [[5, 6, 8, 0], [10, 11, 12, 13]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
+    assert batch["trained_N"].tolist() == [0, 1, 2, 5, 7]
+    assert batch["labels_N"].tolist() == [6, 7, 9, 12, 14]
+    flat: Any = collate([[first, second], [third]], flat=True)
+    assert flat["input_ids"].tolist() == [[5, 6, 8, 10, 11, 12, 13]]
+    assert flat["position_ids"].tolist() == [[0, 1, 0, 0, 1, 2, 3]]
+    assert flat["cu_seq_lens_q"].tolist() == [0, 2, 3, 7]
+    assert flat["max_length_q"] == 4
+    alone: Any = collate([[first], [third]])
+    assert alone["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_packed_logits_are_those_of_single_rows(kind: str, attention: str) -> None:
+    model = build(kind, attn_implementation=attention).eval()
+    _, packed = rows()
+    bins = [[packed[0], packed[1], packed[2]], [packed[3]], [packed[4], packed[5]]]
+    for flat in (False, True):
+        batch: Any = collate(bins, flat=flat)
+        ids, positions = batch["input_ids"], batch["position_ids"]
+        with torch.no_grad():
+            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            leaking = model(input_ids=ids, position_ids=positions, use_cache=True).logits
+        differs = False
+        for line, bin_ in enumerate([[row for each in bins for row in each]] if flat else bins):
+            start = 0
+            for row in bin_:
+                with torch.no_grad():
+                    alone = model(input_ids=torch.tensor(row.input_ids[None], dtype=torch.long), use_cache=False).logits
+                part = (line, slice(start, start + len(row)))
+                torch.testing.assert_close(logits[part], alone[0], rtol=1e-5, atol=1e-5)
+                differs |= not torch.allclose(leaking[part], alone[0], atol=1e-2)
+                start += len(row)
+        # The rule `use_cache=False` is not decoration: this very batch leaks without it.
+        assert differs
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shape", ["packed", "flat", "one row per bin"])
+def test_loss_and_gradients_equal_plain_transformers(kind: str, tied: bool, shape: str) -> None:
+    model = build(kind, tie_word_embeddings=tied).train()
+    encoded, packed = rows()
+    expected = loss_of_single_rows(model, encoded)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    wanted = torch.autograd.grad(expected, parameters)
+    width = 60 if shape != "one row per bin" else max(len(row) for row in packed)
+    bins = (
+        pack([len(row) for row in packed], width) if shape != "one row per bin" else [[i] for i in range(len(packed))]
+    )
+    assert tied != any(name == "lm_head.weight" for name in names)
+    loss_forward.install(model)
+    batch = collate([[packed[index] for index in bin_] for bin_ in bins], flat=shape == "flat")
+    loss = model(**batch)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for name, gradient, want in zip(names, torch.autograd.grad(loss, parameters), wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5 * want.abs().max().item(), msg=name)
+    loss_forward.uninstall(model)
+    assert model(input_ids=batch["input_ids"]).logits.shape[-1] == 101
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere", "gpt2"])
+def test_heads_that_scale_or_cap_their_logits(kind: str) -> None:
+    model = build(kind).eval()
+    encoded, packed = rows(4)
+    expected = loss_of_single_rows(model, encoded)
+    loss_forward.check_head(model)
+    mix = loss_forward.rows_stay_apart(model)
+    loss_forward.install(model)
+    bins = [[row] for row in packed] if not mix else [packed[:2], packed[2:]]
+    torch.testing.assert_close(model(**collate(bins)), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_head_of_another_kind_is_refused() -> None:
+    model = build("qwen3").eval()
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output + torch.arange(101))
+    with pytest.raises(UserError, match="Qwen3ForCausalLM: its logits"):
+        loss_forward.check_head(model)
+    model.set_output_embeddings(torch.nn.Sequential(torch.nn.Linear(32, 101)))
+    with pytest.raises(UserError, match="Sequential"):
+        loss_forward.install(model)
+
+
+def test_a_model_whose_rows_see_each_other_is_found_out() -> None:
+    model = build("qwen3")
+    assert loss_forward.rows_stay_apart(model)
+    original = model.model.forward
+    model.model.forward = lambda **batch: original(**{**batch, "use_cache": True})
+    assert not loss_forward.rows_stay_apart(model)
+
+
+def test_shift_keeps_what_is_trained() -> None:
+    encoded, packed = rows()
+    for each, row in zip(encoded, packed, strict=True):
+        trained = [token for token, flag in zip(each.input_ids, each.trained, strict=True) if flag]
+        assert row.target[row.trained].tolist() == trained
+        assert np.array_equal(row.input_ids[1:], row.target[:-1])
