@@ -1,0 +1,47 @@
+"""What generates: prompts in, completions out. One file per engine; the file name is the registry.
+
+    engine = load_engine(ModelConfig(model="tiny:teacher"), EngineConfig())
+    for completion in engine.generate(prompts, SamplingConfig()): ...
+
+An engine module has two functions: `load(model, config) -> Engine`, and `preference() -> int`, how well it suits this
+machine (0: only where it is asked for by name). `auto` takes the highest. `preference` must be quick and not raise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Protocol
+
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.errors import UserError
+from distill_lab.types import Completion, Prompt
+
+
+class Engine(Protocol):
+    """A loaded model that answers."""
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+        """`num_samples` completions of every prompt, in any order, each as soon as it is done."""
+        ...
+
+
+def engine_names() -> list[str]:
+    """The engines there are: the modules of this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load_engine(model: ModelConfig, config: EngineConfig) -> Engine:
+    """The engine `config` names, its model loaded. Raises UserError for an unknown name, ModelError for the model."""
+    if config.engine == "auto":
+        modules = [_module(name) for name in engine_names()]
+        return max(modules, key=lambda module: module.preference()).load(model, config)
+    if config.engine not in engine_names():
+        raise UserError(f"no engine {config.engine!r}; there are: auto, {', '.join(engine_names())}")
+    return _module(config.engine).load(model, config)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,226 @@
+"""Models and tokenizers by name: tiny:teacher, a local directory or a hub id -> (model, tokenizer), ready to use.
+
+    model, tokenizer = load_model(ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct"))
+
+Computes in fp32 on a CPU (bf16 matrix products are over a hundred times slower there), in bf16 or fp16 on a GPU,
+whichever it has. A hub that does not answer is told apart from a name that does not exist, within seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from distill_lab.config import ModelConfig, Quantization
+from distill_lab.errors import ModelError
+from distill_lab.tiny import FAMILY
+
+HUB_TIMEOUT_S = 10.0
+"""How long the hub may take to answer whether it has a model."""
+FULL_SHARE = 0.8
+"""Share of the free GPU memory that the weights may take; the rest is for activations and the key-value cache."""
+GATED = "gated; accept its terms on its hub page, then run hf auth login"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def resolve(model: str) -> str:
+    """The directory a tiny: name or a local path stands for, as a string; a hub id is returned as it is.
+
+    Raises ModelError for an unknown tiny: name, a directory that holds no model, and anything that is no hub id either.
+    """
+    if model.startswith("tiny:"):
+        path = FAMILY / model.removeprefix("tiny:")
+        if (path / "config.json").is_file():
+            return str(path)
+        known = ", ".join(f"tiny:{folder.parent.name}" for folder in sorted(FAMILY.glob("*/config.json"))) or "none"
+        raise ModelError(model, f"the embedded family has no such model; it has: {known}")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise ModelError(model, "this directory holds no model (no config.json); give the directory that has one")
+        return str(path)
+    if path.is_file():
+        raise ModelError(model, "this is a file; give the directory that holds config.json and the weights")
+    if not HUB_ID.fullmatch(model) or model.startswith("."):
+        raise ModelError(model, "no such directory, and not a Hugging Face id (owner/name) either; check the path")
+    return model
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token (its end token where it has none). Raises ModelError."""
+    path = resolve(config.model)
+    with _loading(config):
+        return _tokenizer(path, config, _hub_arguments(path, config))
+
+
+def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model, placed and in evaluation mode, and its tokenizer.
+
+    training: full weights come in fp32 in host memory, in training mode, for the trainer to place and autocast;
+    quantized weights are placed at once. Raises ModelError with a remedy: unknown name, unreachable hub, weights that
+    are damaged, incomplete or too big.
+    """
+    path = resolve(config.model)
+    device = best_device()
+    with _loading(config):
+        hub = _hub_arguments(path, config)
+        tokenizer = _tokenizer(path, config, hub)
+        arguments: dict[str, Any] = {**hub, "output_loading_info": True}
+        size = _num_parameters_of(path, hub) if device.type == "cuda" else 0
+        quantization = choose_quantization(config.quantization, num_parameters=size, device=device)
+        if quantization != "none":
+            arguments["quantization_config"] = _bitsandbytes(config, quantization, device)
+        arguments["dtype"] = torch.float32 if training and quantization == "none" else compute_dtype(device)
+        if quantization != "none" or not training:
+            width = {"none": 2.0, "8bit": 1.0, "4bit": 0.6}[quantization]
+            spread = torch.cuda.device_count() > 1 and size * width > FULL_SHARE * torch.cuda.mem_get_info(device)[0]
+            arguments["device_map"] = "auto" if spread else {"": device}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
+        model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(str(key) for key in info["missing_keys"])
+        raise ModelError(config.model, f"{len(missing)} weights are missing ({missing[0]}, ...); download it again")
+    if not training:
+        model.requires_grad_(False)
+    return model.train(training), tokenizer
+
+
+def num_parameters(model: PreTrainedModel) -> int:
+    """How many weights the model has, shared ones once, quantized ones at their unpacked number."""
+    return model.num_parameters()
+
+
+def best_device() -> torch.device:
+    """The first CUDA GPU, Apple's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """What to compute in: fp32 on a CPU, bf16 on a GPU that has units for it, fp16 on others (T4, V100)."""
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float16
+
+
+def choose_quantization(wanted: Quantization, *, num_parameters: int, device: torch.device) -> Quantization:
+    """What `auto` means here: 8bit where the weights at 2 bytes each do not fit the free GPU memory, else none."""
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "none"
+    return "8bit" if 2 * num_parameters > FULL_SHARE * torch.cuda.mem_get_info(device)[0] else "none"
+
+
+def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(config.model, "its tokenizer has no padding and no end token; set pad_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _num_parameters_of(path: str, hub: dict[str, Any]) -> int:
+    """How many weights a model will have, from its config alone."""
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        path, hub = base, {**hub, "revision": None}
+    trust = {"trust_remote_code": hub["trust_remote_code"]}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **hub), **trust).num_parameters()
+
+
+def _bitsandbytes(config: ModelConfig, quantization: Quantization, device: torch.device) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(config.model, f"{quantization} needs bitsandbytes; pip install bitsandbytes")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype(device),
+    )
+
+
+def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
+    """What every from_pretrained call gets. Asks the hub once, briefly, whether it has the model; see HUB_TIMEOUT_S."""
+    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if Path(path).is_dir():
+        return arguments
+    from huggingface_hub import constants, model_info, try_to_load_from_cache
+
+    # Taken from the hub's client because that client has moved from one HTTP library to another between versions.
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    cached = isinstance(try_to_load_from_cache(path, "config.json", revision=config.revision), str)
+    remedy = f"give a local directory, or run `hf download {path}` where there is a network"
+    offline = constants.HF_HUB_OFFLINE
+    if offline and not cached:
+        raise ModelError(config.model, f"no such directory and not in the cache, and HF_HUB_OFFLINE is set; {remedy}")
+    reason = ""
+    try:
+        if not offline:
+            model_info(path, revision=config.revision, timeout=HUB_TIMEOUT_S)
+    except RevisionNotFoundError:
+        reason = f"has no revision {config.revision!r}; use a branch, tag or commit it has"
+    except GatedRepoError:
+        reason = GATED
+    except RepositoryNotFoundError:
+        reason = "no such directory and no such model on the hub; check the name (private: hf auth login)"
+    except (HTTPError, OSError) as error:
+        offline = True
+        if not cached:
+            cause = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = f"no such directory, and the hub does not answer ({cause}); check the network, or {remedy}"
+    if reason:
+        raise ModelError(config.model, reason)
+    return {**arguments, "revision": config.revision, "local_files_only": offline}
+
+
+@contextmanager
+def _loading(config: ModelConfig) -> Iterator[None]:
+    """Without progress bars (only faces print); what goes wrong while loading becomes a ModelError with a remedy."""
+    from safetensors import SafetensorError
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except ModelError:
+        raise
+    except torch.OutOfMemoryError:
+        raise ModelError(
+            config.model, "does not fit the memory; use --quantization 8bit or 4bit, or a smaller model"
+        ) from None
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "gated" in str(error).lower():
+            raise ModelError(config.model, GATED) from error
+        if "trust_remote_code" in str(error):
+            remedy = "its repository ships its own code; read it, then pass --trust-remote-code"
+            raise ModelError(config.model, remedy) from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(config.model, f"cannot be loaded: {reason}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
