@@ -1,0 +1,213 @@
+"""The `distill` command: finds the recipe or stage by file name, makes its settings, runs it, and turns errors into exits.
+
+Settings: flags beat the YAML file (--config), which beats the preset (--preset). Exit codes: 0 done, 1 a fault of ours,
+2 wrong usage or bad input, 130 after Ctrl-C, 143 after SIGTERM. Nothing heavy is imported before it is needed, so that
+`distill --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from distill_lab.config import Config
+
+PACKAGES = {"recipes": "a whole method, one command", "commands": "one stage, and helpers"}
+GLOBAL_HELP = """\
+Also, before all flags below are read:
+  --preset NAME   start from these settings: {presets} (default: tiny without a GPU, {default} with one)
+  --config FILE   YAML settings on top of the preset; flags beat both
+  --run DIR       the run directory (default: runs/{name}); the same command again goes on where it stopped
+
+--teacher M is short for --teacher.model M; --student, --data, --test and --engine likewise."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        from distill_lab import __version__
+
+        print(f"distill {__version__}")
+        return 0
+    signal.signal(signal.SIGTERM, _terminated)
+    name, rest = arguments[0], arguments[1:]
+    try:
+        package = _package_of(name)
+        if package == "recipes":
+            return _recipe(name, rest)
+        return _command(name, rest)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        from distill_lab.errors import UserError
+
+        if not isinstance(error, UserError):
+            raise
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+
+
+def overview() -> str:
+    """What `distill --help` prints: every command with the first sentence of its file."""
+    lines = ["distill: turn a big teacher into a small, fast student, and prove how much was kept.", ""]
+    lines += ["  distill COMMAND --help     what goes in, what comes out, every setting", ""]
+    for package, title in PACKAGES.items():
+        lines.append(f"{package} ({title})")
+        for name in _names(package):
+            lines.append(f"  {_spelled(name):<20}{_first_sentence(_folder(package) / f'{name}.py')}")
+        lines.append("")
+    lines += ["New here? `distill demo` shows everything on this machine in a few minutes, offline.", ""]
+    return "\n".join(lines)
+
+
+def _folder(package: str) -> Path:
+    return Path(__file__).parent / package
+
+
+def _names(package: str) -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules([str(_folder(package))]))
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _first_sentence(path: Path) -> str:
+    """The first line of a file's docstring, without importing the file."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().strip().strip('"').rstrip(".")
+
+
+def _package_of(name: str) -> str:
+    from difflib import get_close_matches
+
+    from distill_lab.errors import UserError
+
+    known = {_spelled(module): package for package in PACKAGES for module in _names(package)}
+    if name in known:
+        return known[name]
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    raise UserError(f"distill: no command {name!r}; {hint}")
+
+
+def _recipe(name: str, arguments: list[str]) -> int:
+    from distill_lab.terminal import Terminal
+
+    module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
+    options, rest = _take_options(arguments, ("preset", "config", "run"))
+    preset, why = _preset(module.PRESETS, options.get("preset"))
+    base = _from_yaml(module.PRESETS[preset], options.get("config"))
+    others = [key for key in module.PRESETS if key != "tiny"]
+    help_text = GLOBAL_HELP.format(presets=", ".join(module.PRESETS), default=others[0], name=name)
+    config = _flags(type(base), base, rest, prog=f"distill {name}", description=f"{module.__doc__}\n{help_text}")
+    directory = Path(options.get("run") or f"runs/{name}")
+    terminal = Terminal()
+    terminal.note(f"preset {preset} ({why}), run directory {directory}")
+    summary = module.run(config, directory, watch=terminal)
+    terminal.summary(summary, directory)
+    return 0
+
+
+def _command(name: str, arguments: list[str]) -> int:
+    module = importlib.import_module(f"distill_lab.commands.{name.replace('-', '_')}")
+    config = _flags(module.Config, None, arguments, prog=f"distill {name}", description=module.__doc__ or "")
+    return module.main(config) or 0
+
+
+def _take_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """`--name value` and `--name=value` of the given names, and what is left."""
+    from distill_lab.errors import UserError
+
+    found, rest, position = {}, [], 0
+    while position < len(arguments):
+        flag, has_value, value = arguments[position].partition("=")
+        position += 1
+        if flag.removeprefix("--") not in names or not flag.startswith("--"):
+            rest.append(arguments[position - 1])
+            continue
+        if not has_value:
+            if position >= len(arguments):
+                raise UserError(f"{flag} needs a value")
+            value = arguments[position]
+            position += 1
+        found[flag.removeprefix("--")] = value
+    return found, rest
+
+
+def _preset(presets: dict[str, Config], asked: str | None) -> tuple[str, str]:
+    from distill_lab.errors import UserError
+
+    if asked is None:
+        from distill_lab.hardware import has_gpu
+
+        if has_gpu():
+            return next(name for name in presets if name != "tiny"), "this machine has a GPU"
+        return "tiny", "no GPU here"
+    if asked not in presets:
+        raise UserError(f"--preset {asked}: no such preset; there are {', '.join(presets)}")
+    return asked, "as asked"
+
+
+def _from_yaml(base: Config, path: str | None) -> Config:
+    if path is None:
+        return base
+    from pydantic import ValidationError
+
+    from distill_lab.errors import UserError
+    from distill_lab.yaml_config import merged, read_yaml
+
+    try:
+        return type(base).model_validate(merged(base.model_dump(), read_yaml(Path(path))))
+    except ValidationError as error:
+        problems = [f"{path}: {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
+        raise UserError("\n".join(problems)) from None
+
+
+def _plain(error: Any) -> str:
+    return "no such setting" if error["type"] == "extra_forbidden" else error["msg"]
+
+
+def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: str, description: str) -> Any:
+    """The settings after the flags. tyro prints what is wrong with them itself, and exits with 2."""
+    import tyro
+
+    arguments = _spell_out(kind, arguments)
+    if base is None:
+        return tyro.cli(kind, args=arguments, prog=prog, description=description)
+    return tyro.cli(kind, args=arguments, prog=prog, description=description, default=base)
+
+
+def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
+    """`--teacher M` as `--teacher.model M`: a group of settings stands for its first one."""
+    from pydantic import BaseModel
+
+    long = {}
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            first = next(iter(field.annotation.model_fields))
+            long[f"--{name.replace('_', '-')}"] = f"--{name.replace('_', '-')}.{first.replace('_', '-')}"
+    spelled = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        spelled.append(long.get(flag, flag) + equals + value)
+    return spelled
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    # Raised as an exception so that files are closed and the run's lock is freed on the way out.
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Ask several models the same prompts and print their answers side by side.
+
+In: prompts, and the paths or names of a teacher and of the students. Out: text, per prompt a block, per model a labelled
+answer; a path that holds no model gives the line `Model not found at <path>` and is left out.
+
+    distill compare --teacher tiny:teacher --system1 runs/demo/system1/student --prompts "Make this upper case: pear, cat"
+"""
+
+from __future__ import annotations
+
+from distill_lab import config as settings
+
+
+class Config(settings.Config):
+    """Settings of `distill compare`."""
+
+    prompts: tuple[str, ...]
+    """What all of them are asked."""
+    teacher: str | None = None
+    """The teacher; its answer is shortened."""
+    base: str | None = None
+    """The student before training."""
+    system1: str | None = None
+    """The System 1 student."""
+    system2: str | None = None
+    """The System 2 student."""
+    max_new_tokens: int = 128
+    """Most tokens of one answer."""
+
+
+def main(config: Config) -> None:
+    """Ask and print."""
+    from distill_lab.compare import compare_models, render_comparison
+    from distill_lab.errors import UserError
+    from distill_lab.terminal import Terminal
+
+    labels = {"Teacher": config.teacher, "Base": config.base, "System 1": config.system1, "System 2": config.system2}
+    models = {label: path for label, path in labels.items() if path is not None}
+    if not models:
+        raise UserError("nothing to compare: give at least one of --teacher, --base, --system1, --system2")
+    comparisons = compare_models(config.prompts, models, max_new_tokens=config.max_new_tokens)
+    Terminal().print(render_comparison(comparisons))

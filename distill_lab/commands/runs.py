@@ -1,0 +1,40 @@
+"""List the runs under a folder with their scores.
+
+In: a folder of run directories. Out: a table: recipe, state of the stages, retention, speedup.
+
+    distill runs
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from distill_lab import config as settings
+
+
+class Config(settings.Config):
+    """Settings of `distill runs`."""
+
+    folder: Path = Path("runs")
+    """Where the run directories are; looked through to any depth."""
+
+
+def main(config: Config) -> None:
+    """Print the table."""
+    from rich.table import Table
+
+    from distill_lab.terminal import Terminal
+
+    terminal = Terminal()
+    table = Table("run", "recipe", "stages done", "retention", "speedup", box=None, pad_edge=False)
+    paths = sorted(config.folder.rglob("run.json"))
+    for path in paths:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        stages = manifest["stages"].values()
+        done = sum(stage["status"] == "done" for stage in stages)
+        summary_path = path.with_name("summary.json")
+        summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
+        figures = [f"{summary[key]:.2f}" if summary.get(key) is not None else "-" for key in ("retention", "speedup")]
+        table.add_row(str(path.parent), manifest["recipe"], f"{done} of {len(stages)}", *figures)
+    terminal.print(table if paths else f"no runs under {config.folder}")

@@ -1,0 +1,201 @@
+"""The way of the data as stages of a run: each method is one arrow, made once, resumed, and skipped when nothing changed.
+
+line = Line(run, engine=config.engine)
+data = line.prompts("data", config.data)
+answers = line.answers("teacher answers", config.teacher, data, config.sampling)
+rows = line.training_set(data, answers)
+student = line.student(config.student, rows, config.train)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill_lab import held_out
+from distill_lab.compare import paired, summarize
+from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.data import write_prompts
+from distill_lab.errors import ModelError, NoData, UserError
+from distill_lab.evaluate import Score, evaluate
+from distill_lab.generate import Progress, generate
+from distill_lab.run import Run, read_jsonl, write_json
+from distill_lab.training_set import write_training_set
+from distill_lab.types import Counts, Prompt
+
+NUM_MEASURED = 64
+"""Test prompts that speed is measured on."""
+
+
+class Line:
+    """The stages of one run. Nothing here is special to a recipe."""
+
+    def __init__(self, run: Run, *, engine: EngineConfig) -> None:
+        self.run, self.watch, self.engine = run, run.watch, engine
+
+    def prompts(self, name: str, data: DataConfig) -> Path:
+        """Source -> prompts: `<name>.jsonl`. Zero rows are not an error here."""
+        local = Path(data.path).expanduser()
+        inputs = {"data": data.model_dump(), "file": local if local.is_file() else None}
+        return self.run.stage(name, f"{name}.jsonl", inputs=inputs, work=lambda path: write_prompts(data, path))
+
+    def test_prompts(self, data: Path, test: DataConfig, num_test: int) -> Path:
+        """The prompts scores are taken on: the test data given, else `num_test` rows of `data`."""
+        if test.path:
+            return self.prompts("test", test)
+        return self.run.stage(
+            "test",
+            "test.jsonl",
+            inputs={"data": data, "num_test": num_test},
+            work=lambda path: held_out.sample(data, path, num_rows=num_test),
+        )
+
+    def training_prompts(self, data: Path, test: Path) -> Path:
+        """The rows of `data` that do not stand in the test: `prompts.jsonl`. Raises NoData where none is left."""
+        prompts = self.run.stage(
+            "prompts",
+            "prompts.jsonl",
+            inputs={"data": data, "test": test},
+            work=lambda path: held_out.without(data, test, path),
+        )
+        if not self.run.counts("prompts").kept:
+            raise NoData(
+                "every row of the data stands in the test too, nothing is left to train on; use other test data"
+            )
+        return prompts
+
+    def answers(
+        self,
+        name: str,
+        model: ModelConfig,
+        prompts: Path,
+        sampling: SamplingConfig,
+        *,
+        output: str = "completions.jsonl",
+    ) -> Path:
+        """Prompts -> completions of `model`, resumed row by row after an interruption."""
+        return self.run.stage(
+            name,
+            output,
+            inputs={"prompts": prompts, "sampling": sampling.model_dump(), **_model_inputs(model)},
+            work=lambda path: self._generate(model, prompts, sampling, path),
+        )
+
+    def _generate(self, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
+        def on_progress(progress: Progress) -> None:
+            detail = f"{progress.tokens_per_s:,.0f} tok/s"
+            self.watch.progress(progress.done, progress.total, detail=detail)
+
+        def engine() -> Any:
+            from distill_lab.engines import load_engine
+
+            return load_engine(model, self.engine)
+
+        return generate(prompts, path, engine, sampling, on_progress=on_progress)
+
+    def training_set(self, prompts: Path, completions: Path | None) -> Path:
+        """Prompts and completions (the data's own where None) -> `train.jsonl`. Raises NoData where nothing is left."""
+        rows = self.run.stage(
+            "training set",
+            "train.jsonl",
+            inputs={"prompts": prompts, "completions": completions},
+            work=lambda path: write_training_set(prompts, path, completions=completions),
+        )
+        counts = self.run.counts("training set")
+        if not counts.kept:
+            raise NoData(f"no row is left to train on ({counts}); let the teacher write answers (--relabel)")
+        return rows
+
+    def student(
+        self, student: ModelConfig, rows: Path, train: TrainConfig, *, output: str = "student", thinking: bool | None
+    ) -> Path:
+        """Training set -> trained student, a Hugging Face model directory."""
+        return self.run.stage(
+            "student",
+            output,
+            inputs={"rows": rows, "train": train.model_dump(), "thinking": thinking, **_model_inputs(student)},
+            work=lambda path: self._train(student, rows, train, path, thinking),
+        )
+
+    def _train(self, student: ModelConfig, rows: Path, train: TrainConfig, path: Path, thinking: bool | None) -> Counts:
+        from distill_lab.train.trainer import train_student
+
+        result = train_student(student, rows, path, train, thinking=thinking, on_log=self.watch.log)
+        write_json(self.run.path("training.json"), asdict(result))
+        if result.validation_loss_before is not None and result.validation_loss_after is not None:
+            self.watch.note(
+                f"validation loss {result.validation_loss_before:.3f} -> {result.validation_loss_after:.3f} nats per token"
+            )
+        return Counts(result.num_rows + sum(result.dropped.values()), result.num_rows, result.dropped)
+
+    def prove(
+        self,
+        models: Mapping[str, ModelConfig],
+        test: Path,
+        sampling: SamplingConfig,
+        *,
+        grader: str,
+        measure_speed: bool,
+    ) -> dict[str, Any]:
+        """Score and time `models` ("teacher", "base", "student") on `test`: eval/, summary.json and report.html."""
+        from distill_lab.report.page import write_report
+
+        counts = self.run.counts("test")
+        scores: dict[str, Score] = {}
+        if counts.kept:
+            grader = choose_grader(test) if grader == "auto" else grader
+            self.watch.note(f"graded by: {grader}")
+            for name, model in models.items():
+                output = f"eval/{name}.completions.jsonl"
+                answers = self.answers(f"{name} on the test", model, test, sampling, output=output)
+                scores[name] = evaluate(test, answers, self.run.path(f"eval/{name}.jsonl"), grader)
+        else:
+            self.watch.note("no test rows: no scores (give --test, or more data)")
+        speeds = self._speeds(models, test, sampling) if scores and measure_speed else {}
+        gain = paired(self.run.path("eval/base.jsonl"), self.run.path("eval/student.jsonl")) if scores else None
+        summary = summarize(self.run.recipe, counts.kept, scores=scores, speeds=speeds, gain=gain)
+        write_json(self.run.path("summary.json"), summary)
+        write_report(self.run.directory)
+        return summary
+
+    def _speeds(self, models: Mapping[str, ModelConfig], test: Path, sampling: SamplingConfig) -> dict[str, Any]:
+        from distill_lab.measure import Speed, measure
+
+        timed = {name: model for name, model in models.items() if name != "base"}
+        inputs = {name: _model_inputs(model) for name, model in timed.items()}
+
+        def work(path: Path) -> None:
+            prompts = [Prompt.from_json(row) for _, row in zip(range(NUM_MEASURED), read_jsonl(test), strict=False)]
+            speeds = measure(timed, prompts, sampling=sampling)
+            write_json(path, {name: asdict(speed) for name, speed in speeds.items()})
+
+        path = self.run.stage(
+            "speed", "speed.json", inputs={**inputs, "test": test, "sampling": sampling.model_dump()}, work=work
+        )
+        return {name: Speed(**row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def choose_grader(prompts: Path) -> str:
+    """`exact` where every prompt has a gold answer, else `overlap` with the data's own completion."""
+    return "exact" if all(row.get("answer") for row in read_jsonl(prompts)) else "overlap"
+
+
+def check_model(config: ModelConfig, *, role: str, example: str) -> None:
+    """Raise UserError `Invalid <role> model: <name>` with the reason and an example, before anything costly is done."""
+    from distill_lab.models import load_tokenizer
+
+    try:
+        load_tokenizer(config)
+    except ModelError as error:
+        raise UserError(f"Invalid {role} model: {config.model}\nExample: {example}\nReason: {error}") from error
+
+
+def _model_inputs(model: ModelConfig) -> dict[str, Any]:
+    """What a result depends on of a model: its settings, and for a directory the files in it."""
+    from distill_lab.models import resolve
+
+    path = Path(resolve(model.model))
+    return {"model": model.model_dump(), "files": path if path.is_dir() else None}

@@ -1,0 +1,104 @@
+"""System 1: a student learns to follow instructions from a teacher's answers.
+
+In: a data set of instructions (any adapter), a teacher, a student. Out: a run directory with the student as a Hugging
+Face model directory, scores of teacher, base student and student on held-out prompts, speeds, summary.json, report.html.
+
+    distill system1 --preset tiny --run runs/first
+    distill system1 --teacher Qwen/Qwen2.5-7B-Instruct --student Qwen/Qwen2.5-0.5B-Instruct --relabel
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from distill_lab import config as settings
+from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.errors import NoData
+from distill_lab.line import Line, check_model
+from distill_lab.run import Run
+from distill_lab.watch import Watch
+
+
+class Config(settings.Config):
+    """Settings of a System 1 run."""
+
+    teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto")
+    """The model to learn from."""
+    student: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct")
+    """The model to train; before training it is the base student."""
+    data: DataConfig = DataConfig(path="alibaba-pai/DistilQwen_100k", split="train[:1000]")
+    """The instructions, and their answers where relabel is off."""
+    relabel: bool = False
+    """The teacher writes new answers; off: the data set's own are used."""
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, temperature=0.8, top_p=0.9, thinking=False)
+    """How the teacher samples the answers to learn from."""
+    test: DataConfig = DataConfig(path="")
+    """Prompts the scores are taken on; without a path, num_test rows of the data are held out."""
+    num_test: Annotated[int, Field(ge=0)] = 100
+    """Held-out rows where no test data is given (at most a tenth of the rows); 0: no scores."""
+    test_sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, thinking=False)
+    """How the models answer the test, greedy unless said otherwise."""
+    grader: str = "auto"
+    """A file name in distill_lab/graders; auto: exact where every test row has a gold answer, else overlap."""
+    engine: EngineConfig = EngineConfig()
+    """What generates."""
+    train: TrainConfig = TrainConfig()
+    """How the student is trained."""
+    measure: bool = True
+    """Time teacher and student on the test prompts."""
+    out: str = ""
+    """Where the student goes; empty: student/ in the run directory."""
+
+
+PRESETS = {
+    "tiny": Config(
+        teacher=ModelConfig(model="tiny:teacher"),
+        student=ModelConfig(model="tiny:student"),
+        data=DataConfig(path="tiny:instructions", split="distill[:8000]"),
+        relabel=True,
+        sampling=SamplingConfig(max_new_tokens=48, thinking=False),
+        test=DataConfig(path="tiny:instructions", split="test[:500]"),
+        test_sampling=SamplingConfig(max_new_tokens=48, thinking=False),
+        train=TrainConfig(
+            num_epochs=4, learning_rate=3e-3, tokens_per_batch=2048, max_length=256, weight_decay=0.01, save_steps=0.2
+        ),
+    ),
+    "qwen2.5": Config(out="distilled-qwen2.5-0.5b"),
+    "qwen3": Config(
+        teacher=ModelConfig(model="Qwen/Qwen3-8B", quantization="auto"),
+        student=ModelConfig(model="Qwen/Qwen3-0.6B"),
+        relabel=True,
+        out="distilled-qwen3-0.6b",
+    ),
+}
+
+
+def run(config: Config, directory: str | Path, *, watch: Watch | None = None) -> dict[str, Any]:
+    """Run the recipe in `directory` (resuming what is there) and return the summary.
+
+    Raises NoData for an empty slice, ModelError for a student that does not exist, both before anything is written to
+    the student's directory; UserError and DataError for anything else the user can mend.
+    """
+    with Run.open(directory, recipe="system1", config=config.model_dump(), watch=watch) as run:
+        line = Line(run, engine=config.engine)
+        data = line.prompts("data", config.data)
+        if not run.counts("data").kept:
+            raise NoData("No data for System 1 distillation")
+        check_model(config.student, role="student", example="Qwen/Qwen2.5-0.5B-Instruct")
+        test = line.test_prompts(data, config.test, config.num_test)
+        prompts = line.training_prompts(data, test)
+        completions = None
+        if config.relabel:
+            completions = line.answers("teacher answers", config.teacher, prompts, config.sampling)
+        rows = line.training_set(prompts, completions)
+        out = line.student(config.student, rows, config.train, output=student_path(config), thinking=False)
+        models = {"teacher": config.teacher, "base": config.student, "student": ModelConfig(model=str(out))}
+        return line.prove(models, test, config.test_sampling, grader=config.grader, measure_speed=config.measure)
+
+
+def student_path(config: Config) -> str:
+    """Where the student goes: the run directory's student/, or the place the user chose, seen from where they stand."""
+    return str(Path(config.out).absolute()) if config.out else "student"

@@ -1,0 +1,178 @@
+"""What a person sees: progress, notes and results in the terminal. The only place that knows rich.
+
+Text from models and data is shown as it is: control characters are taken out and rich's own markup is never read from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from distill_lab.generate import Progress as Generated
+from distill_lab.run import read_jsonl
+from distill_lab.watch import Watch
+
+PLAIN_EVERY_S = 10.0
+"""Seconds between progress lines where there is no terminal to draw on (logs, CI)."""
+NAMES = {"teacher": "teacher", "base": "base student", "student": "student"}
+
+
+def clean(text: str) -> str:
+    """`text` without characters that steer a terminal; line breaks stay."""
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+
+
+class Terminal(Watch):
+    """Draws one progress bar for the stage that runs, and a line for each that is done."""
+
+    def __init__(self) -> None:
+        # On a CPU it warns that a faster kernel could be had from the hub; nothing is wrong.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._started, self._last_line, self._loss = 0.0, 0.0, ""
+
+    def stage(self, title: str) -> None:
+        """A line for the stage; its bar comes with the first progress."""
+        self._close_bar()
+        self._started = self._last_line = time.monotonic()
+        self.console.print(Text.assemble(("> ", "bold cyan"), (clean(title), "bold")))
+
+    def skipped(self, title: str) -> None:
+        """A line that says the stage stands as it was."""
+        self._close_bar()
+        self.console.print(Text(f"= {clean(title)}: done before, nothing changed", style="dim"))
+
+    def note(self, text: str) -> None:
+        """An indented line."""
+        self._close_bar()
+        self.console.print(Text(f"  {clean(text)}"))
+
+    def print(self, what: Any) -> None:
+        """Text (cleaned) or a rich table, as it is."""
+        self._close_bar()
+        self.console.print(Text(clean(what)) if isinstance(what, str) else what)
+
+    def heading(self, title: str, subtitle: str = "") -> None:
+        """A rule with a title."""
+        self._close_bar()
+        self.console.print()
+        self.console.rule(Text(title, style="bold"), align="left")
+        if subtitle:
+            self.console.print(Text(subtitle, style="dim"))
+
+    def progress(self, done: int, total: int, *, detail: str = "") -> None:
+        """Move the bar; without a terminal, a line now and then."""
+        if not self.console.is_terminal:
+            now = time.monotonic()
+            if now - self._last_line >= PLAIN_EVERY_S:
+                left = (now - self._started) / max(done, 1) * (total - done)
+                self.console.print(Text(f"  {done}/{total}  {detail}  about {left:.0f} s left"))
+                self._last_line = now
+            return
+        if self._bar is None:
+            self._bar = Progress(
+                TextColumn("  "), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(), console=self.console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("", total=total, detail=detail)
+            self._bar.start()
+        assert self._task is not None
+        self._bar.update(self._task, completed=done, total=total, detail=detail)
+
+    def generated(self, progress: Generated) -> None:
+        """Progress of an engine."""
+        self.progress(progress.done, progress.total, detail=f"{progress.tokens_per_s:,.0f} tok/s")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Training figures as progress, what the trainer has to say as a note."""
+        if "note" in row:
+            self.note(row["note"])
+        elif "step" in row and "num_steps" in row:
+            self._loss = f"loss {row['loss']:.3f}" if "loss" in row else self._loss
+            self.progress(row["step"], row["num_steps"], detail=self._loss)
+
+    def summary(self, summary: dict[str, Any], directory: Path) -> None:
+        """The table of models, the figures between them, the KPIs as met or missed, and where the files are."""
+        self._close_bar()
+        if summary["models"]:
+            self.console.print()
+            self.console.print(_model_table(summary["models"]))
+            self.console.print()
+        for line in _findings(summary):
+            self.console.print(Text(line))
+        for name, met in summary["kpis"].items():
+            self.console.print(Text.assemble(("met    " if met else "missed ", "green" if met else "red"), name))
+        self.console.print(
+            Text(f"everything is in {directory}: report.html, summary.json, student/, eval/", style="dim")
+        )
+
+    def examples(self, folder: Path, *, number: int) -> None:
+        """Some test prompts with what each model answered, first those the base student got wrong."""
+        self.heading("Side by side")
+        rows = {name: {row["id"]: row for row in read_jsonl(folder / f"{name}.jsonl")} for name in NAMES}
+        for key in _telling(rows, number):
+            self.console.print(Text(clean(rows["base"][key]["prompt"][-1]["content"]), style="bold"))
+            for name, label in NAMES.items():
+                row = rows[name][key]
+                right = row["grade"]["score"] == 1
+                mark = ("+ ", "green") if right else ("- ", "red")
+                self.console.print(Text.assemble("  ", mark, f"{label:<13}", clean(row["output"]).strip()))
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+
+def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
+    """Ids spread over the test: most where training changed something, and one where the student still fails."""
+
+    def change(key: str) -> float:
+        return rows["student"][key]["grade"]["score"] - rows["base"][key]["grade"]["score"]
+
+    learned = [key for key in rows["base"] if change(key) > 0]
+    failed = [key for key in rows["base"] if rows["student"][key]["grade"]["score"] == 0]
+    step = max(1, len(learned) // max(1, number - 1))
+    yield from [*learned[::step][: number - 1], *failed[:1]]
+
+
+def _model_table(models: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for title in ("score [95% interval]", "tokens/s", "p50 / p95 of 128 tokens", "parameters", "peak memory"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, model in models.items():
+        score = f"{model['score']:.1%} [{model['ci95'][0]:.1%}, {model['ci95'][1]:.1%}]" if model.get("ci95") else "-"
+        timed = model.get("tokens_per_s") is not None
+        table.add_row(
+            NAMES.get(name, name),
+            score,
+            f"{model['tokens_per_s']:,.0f}" if timed else "-",
+            f"{model['latency_p50_s']:.2f} s / {model['latency_p95_s']:.2f} s" if timed else "-",
+            f"{model['num_parameters']:,}" if timed else "-",
+            f"{model['peak_memory_bytes'] / 2**20:,.0f} MiB" if timed else "-",
+        )
+    return table
+
+
+def _findings(summary: dict[str, Any]) -> Iterator[str]:
+    if summary.get("retention") is not None:
+        yield f"retention  {summary['retention']:.3f}   of the teacher's score is kept"
+    if summary.get("speedup") is not None:
+        yield (
+            f"speedup    {summary['speedup']:.1f}x    ({summary['speedup_batched']:.1f}x in batches, "
+            f"{summary['speedup_single']:.1f}x one at a time)"
+        )
+    if summary.get("gain") is not None:
+        yield f"gain       {summary['gain']:+.1%}  over the base student, p = {summary['p_value']:.2g}"
