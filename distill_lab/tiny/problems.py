@@ -12,7 +12,8 @@ from typing import Any
 from distill_lab.tiny.instructions import NAMES
 
 THINGS = "apples coins books marbles stamps pens shells cards cookies eggs stones tickets".split()
-LARGEST = 150
+LARGEST, MOST = 150, 20
+"""No number goes beyond the first; no more than the second is added or taken away at once."""
 
 
 def item(rng: random.Random) -> dict[str, Any]:
@@ -44,13 +45,13 @@ def _story(rng: random.Random) -> tuple[str, Steps]:
     while len(steps) < length:
         event = rng.choice(["get", "give", "times", "share", "boxes"])
         if event == "get" and value < LARGEST - 10:
-            k = rng.randint(2, min(45, LARGEST - value))
+            k = rng.randint(2, min(MOST, LARGEST - value))
             verb = rng.choice(["buys", "finds"])
             told.append(f"{name} {verb} {k} more.")
             steps.append((f"{name} {verb} {k} more:", f"{value} + {k} = {value + k}"))
             value += k
         elif event == "give" and value > 4:
-            k = rng.randint(2, min(45, value - 1))
+            k = rng.randint(2, min(MOST, value - 1))
             verb = rng.choice([f"gives {k} to {other}", f"loses {k}"])
             told.append(f"{name} {verb}.")
             steps.append((f"{name} {verb}:", f"{value} - {k} = {value - k}"))
@@ -82,7 +83,7 @@ def _story(rng: random.Random) -> tuple[str, Steps]:
 def _together(rng: random.Random) -> tuple[str, Steps]:
     """Two people, one with more or fewer than the other; how many together."""
     name, other = rng.sample(NAMES, 2)
-    things, value, k = rng.choice(THINGS), rng.randint(12, 60), rng.randint(2, 11)
+    things, value, k = rng.choice(THINGS), rng.randint(12, 40), rng.randint(2, 11)
     word, sign = rng.choice([("more", "+"), ("fewer", "-")])
     second = value + k if sign == "+" else value - k
     question = (

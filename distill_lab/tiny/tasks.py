@@ -2,7 +2,7 @@
 
     rows("instructions", "distill") -> {"messages": [...], "answer": "...", "meta": {...}}, ...
 
-Tasks: `instructions` (14 kinds of short instruction), `problems` (word problems of 1-4 steps), `labels` (13 language
+Tasks: `instructions` (nine kinds of short instruction), `problems` (word problems of 1-4 steps), `labels` (13 language
 labels). Splits: `train` (the family's own training), `distill` (what recipes may use), `test` (what scores are taken on).
 Which split an item belongs to is a function of its text alone (`split_of`), so no item can stand in two.
 """

@@ -4,7 +4,7 @@ Shapes: B bins, W width of a bin in tokens, T all tokens in one line, N trained 
 
 A bin is one line of a batch and holds whole rows, one after the other, with positions that restart at 0. A batch is a
 rectangle of several bins rather than one long line because, without FlashAttention, attention costs W for every token.
-Measured on one CPU core with a 2-layer model of hidden size 128 on rows of 30 to 80 tokens, in trained-on tokens per
+Measured with a 2-layer model of hidden size 128 on rows of 30 to 80 tokens, one thread, in row tokens trained on per CPU
 second: one line of 2,012 tokens 7,000; bins of 512 14,000; of 256 16,000; of 128 17,900; a random batch padded to its
 longest row 11,500.
 """
