@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.random_qwen import build
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
 from distill_lab.recipes import system1
@@ -147,30 +148,12 @@ def test_kill_during_labelling_asks_only_what_is_missing(tmp_path: Path) -> None
     assert len(ids) == len(set(ids)) == 200
 
 
-def qwen(folder: Path, tokenizer: Path, **config: Any) -> ModelConfig:
-    """A small Qwen2.5 of random weights with the real tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=151_936, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=4096, tie_word_embeddings=True,
-            eos_token_id=loaded.eos_token_id, pad_token_id=loaded.pad_token_id, **config,
-        )
-    )  # fmt: skip
-    model.save_pretrained(folder)
-    loaded.save_pretrained(folder)
-    return ModelConfig(model=str(folder))
-
-
 @pytest.mark.parametrize(
     ("file", "rows"), [("instructions/self_instruct_seed_tasks.jsonl", 60), ("cot/easydistill_BC_init_math.json", 20)]
 )
 def test_real_rows_train_save_reload_and_answer(shared_data: Path, tmp_path: Path, file: str, rows: int) -> None:
-    student = qwen(tmp_path / "qwen", shared_data / "tokenizers" / "qwen2.5")
+    build(shared_data / "tokenizers" / "qwen2.5", tmp_path / "qwen", hidden=64, layers=2)
+    student = ModelConfig(model=str(tmp_path / "qwen"))
     config = system1.Config(
         teacher=student,
         student=student,
