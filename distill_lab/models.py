@@ -44,7 +44,7 @@ def resolve(model: str) -> str:
         known = ", ".join(f"tiny:{folder.parent.name}" for folder in sorted(FAMILY.glob("*/config.json"))) or "none"
         raise ModelError(model, f"the embedded family has no such model; it has: {known}")
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise ModelError(model, "this directory holds no model (no config.json); give the directory that has one")
         return str(path)
@@ -75,10 +75,10 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
         hub = _hub_arguments(path, config)
         tokenizer = _tokenizer(path, config, hub)
         arguments: dict[str, Any] = {**hub, "output_loading_info": True}
-        size = _num_parameters_of(path, hub) if device.type == "cuda" else 0
+        size = _skeleton(path, hub).num_parameters() if device.type == "cuda" else 0
         quantization = choose_quantization(config.quantization, num_parameters=size, device=device)
         if quantization != "none":
-            arguments["quantization_config"] = _bitsandbytes(config, quantization, device)
+            arguments["quantization_config"] = _bitsandbytes(config, quantization, path, hub)
         arguments["dtype"] = torch.float32 if training and quantization == "none" else compute_dtype(device)
         if quantization != "none" or not training:
             width = {"none": 2.0, "8bit": 1.0, "4bit": 0.6}[quantization]
@@ -133,29 +133,49 @@ def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTraine
     return tokenizer
 
 
-def _num_parameters_of(path: str, hub: dict[str, Any]) -> int:
-    """How many weights a model will have, from its config alone."""
+def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
+    """The model its config describes, without weights; for an adapter, the model it belongs to."""
     if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        base = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        path, hub = base, {**hub, "revision": None}
+        path = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        hub = {**hub, "revision": None}
     trust = {"trust_remote_code": hub["trust_remote_code"]}
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **hub), **trust).num_parameters()
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **hub), **trust)
 
 
-def _bitsandbytes(config: ModelConfig, quantization: Quantization, device: torch.device) -> Any:
+def _bitsandbytes(config: ModelConfig, quantization: Quantization, path: str, hub: dict[str, Any]) -> Any:
     from transformers import BitsAndBytesConfig
+    from transformers.quantizers.base import get_keys_to_not_convert
 
     if find_spec("bitsandbytes") is None:
         raise ModelError(config.model, f"{quantization} needs bitsandbytes; pip install bitsandbytes")
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
+    device, skipped = best_device(), None
+    if device.type == "cpu":
+        # On a CPU bitsandbytes 0.50 fails, or scales weights wrongly, where blocks of 64 cross rows; see `fits_4bit`.
+        skeleton = _skeleton(path, hub)
+        layers = {name: layer for name, layer in skeleton.named_modules() if isinstance(layer, torch.nn.Linear)}
+        skipped = get_keys_to_not_convert(skeleton)
+        unfit = [name for name, layer in layers.items() if not fits_4bit(layer)]
+        if set(layers) <= {*unfit, *skipped}:
+            raise ModelError(config.model, "no layer has the sizes that 4bit takes on a CPU; use 8bit or none")
+        skipped += unfit
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype(device),
+        llm_int8_skip_modules=skipped,
     )
+
+
+def fits_4bit(layer: torch.nn.Linear) -> bool:
+    """Whether bitsandbytes' CPU kernels take a layer in 4 bits: inputs a multiple of 64, outputs of 32. Others stay full.
+
+    All layers of the Qwen models do; small models may have others.
+    """
+    return layer.in_features % 64 == 0 and layer.out_features % 32 == 0
 
 
 def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:

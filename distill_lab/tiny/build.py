@@ -49,15 +49,17 @@ class Plan:
     """Labels without rules prompt and without thinking (the student's form) instead of with both (the teacher's)."""
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
-    enough: dict[str, float] = field(default_factory=dict)
-    """Share of right answers per task from which on it is trained in every fifth step only: how a student stays weak."""
+    enough: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Per task: the share of right answers from which on it is trained in every n-th step only, and n. How a student
+    stays weak without forgetting."""
 
 
 PLANS = {
     "teacher": Plan(160, 10, 5, 5, 448, steps=2150, rows={"instructions": 40, "problems": 32, "labels": 12}),
     "student": Plan(
         128, 2, 4, 2, 320, steps=3000, rows={"instructions": 32, "problems": 48, "labels": 16},
-        bare_labels=True, enough={"instructions": 0.42, "problems": 0.42, "labels": 0.3},
+        bare_labels=True, 
+        enough={"instructions": (0.42, 5), "problems": (0.42, 5), "labels": (0.2, 40)},
     ),
 }  # fmt: skip
 
@@ -233,7 +235,7 @@ class Training:
 
     def is_enough(self, task: str) -> bool:
         """Whether the plan wants a task no better than it is."""
-        return self.right[task] > self.plan.enough.get(task, 1.0)
+        return task in self.plan.enough and self.right[task] > self.plan.enough[task][0]
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Train to the end of the plan; yields a log row every 20 steps."""
@@ -242,7 +244,7 @@ class Training:
             scale = learning_rate_scale(self.step, plan.steps)
             losses = {}
             for task, number in plan.rows.items():
-                if self.is_enough(task) and self.step % 5:
+                if self.is_enough(task) and self.step % plan.enough[task][1]:
                     continue
                 losses[task] = 0.0
                 for part in by_length(self.rows(task, number), parts=max(1, number // 12)):
