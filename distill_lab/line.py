@@ -26,6 +26,7 @@ from distill_lab.run import Run, read_jsonl, write_json
 from distill_lab.training_set import write_training_set
 from distill_lab.types import Counts, Prompt
 
+LABELS = {"teacher": "the teacher", "base": "the base student", "student": "the student"}
 NUM_MEASURED = 64
 """Test prompts that speed is measured on."""
 
@@ -150,7 +151,9 @@ class Line:
             self.watch.note(f"graded by: {grader}")
             for name, model in models.items():
                 output = f"eval/{name}.completions.jsonl"
-                answers = self.answers(f"{name} on the test", model, test, sampling, output=output)
+                answers = self.answers(
+                    f"test answers of {LABELS.get(name, name)}", model, test, sampling, output=output
+                )
                 scores[name] = evaluate(test, answers, self.run.path(f"eval/{name}.jsonl"), grader)
         else:
             self.watch.note("no test rows: no scores (give --test, or more data)")

@@ -149,19 +149,20 @@ def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
 
 def _model_table(models: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for title in ("score [95% interval]", "tokens/s", "p50 / p95 of 128 tokens", "parameters", "peak memory"):
+    table.add_column("", no_wrap=True)
+    for title in ("score [95%]", "tokens/s", "128 tok p50/p95", "size", "memory"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, model in models.items():
-        score = f"{model['score']:.1%} [{model['ci95'][0]:.1%}, {model['ci95'][1]:.1%}]" if model.get("ci95") else "-"
+        low_high = model.get("ci95")
         timed = model.get("tokens_per_s") is not None
+        memory = model.get("peak_memory_bytes")
         table.add_row(
             NAMES.get(name, name),
-            score,
+            f"{model['score']:.1%} [{low_high[0]:.1%}, {low_high[1]:.1%}]" if low_high else "-",
             f"{model['tokens_per_s']:,.0f}" if timed else "-",
-            f"{model['latency_p50_s']:.2f} s / {model['latency_p95_s']:.2f} s" if timed else "-",
-            f"{model['num_parameters']:,}" if timed else "-",
-            f"{model['peak_memory_bytes'] / 2**20:,.0f} MiB" if timed else "-",
+            f"{model['latency_p50_s']:.2f}/{model['latency_p95_s']:.2f} s" if timed else "-",
+            f"{model['num_parameters'] / 1e6:,.1f}M" if timed else "-",
+            f"{memory / 2**20:,.0f} MiB" if memory else "-",
         )
     return table
 

@@ -183,18 +183,15 @@ def test_kill_9_loses_and_repeats_nothing(folder: Path, engine: Engine, tmp_path
         sampling = SamplingConfig.model_validate({SAMPLING.model_dump()!r})
         generate(Path({str(prompts)!r}), Path({str(path)!r}), load, sampling)
     """
-    survived = []
-    for goal in (5, 60):
-        child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
-        while child.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < goal):
-            time.sleep(0.005)
-        child.send_signal(signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL, "it was done before the kill: more prompts are needed"
-        survived.append(path.read_bytes()[: path.read_bytes().rindex(b"\n") + 1])
-    assert survived[1].startswith(survived[0])
-    assert len(survived[1].splitlines()) < 300
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    while child.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 20):
+        time.sleep(0.005)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL, "it was done before the kill: more prompts are needed"
+    survived = path.read_bytes()[: path.read_bytes().rindex(b"\n") + 1]
+    assert len(survived.splitlines()) < 300
     generate(prompts, path, lambda: engine, SAMPLING)
-    assert path.read_bytes().startswith(survived[1])
+    assert path.read_bytes().startswith(survived)
     whole = tmp_path / "whole.jsonl"
     generate(prompts, whole, lambda: engine, SAMPLING)
     assert read(path) == read(whole)

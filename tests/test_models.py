@@ -28,7 +28,8 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 @pytest.fixture(scope="module")
 def folder(random_model: Callable[..., Path]) -> Path:
-    return random_model(hidden=64)
+    # 4-bit on a CPU takes layers of a multiple of 64 inputs and of 32 outputs.
+    return random_model(hidden=64, num_attention_heads=4, num_key_value_heads=2)
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_the_embedded_family_loads() -> None:
         ("./model", "no such directory"),
         ("owner/name/more", "no such directory, and not a Hugging Face id"),
         ("", "not a Hugging Face id"),
-        ("Qwen/Not-In-The-Cache", r"HF_HUB_OFFLINE is set; .* hf download Qwen/Not-In-The-Cache"),
+        ("Qwen/Not-In-The-Cache", r"HF_HUB_OFFLINE is set; .*hf download Qwen/Not-In-The-Cache"),
     ],
 )
 def test_unknown_names_are_refused_with_a_remedy(name: str, remedy: str) -> None:
@@ -166,6 +167,24 @@ def test_quantized_weights_are_real_and_close(folder: Path, quantization: Any, l
             found, expected = model(IDS).logits.float(), full(IDS).logits
         assert not torch.equal(found, expected)
         assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.95
+
+
+def test_layers_that_4bit_cannot_take_on_a_cpu_stay_full(random_model: Callable[..., Path]) -> None:
+    odd = random_model(hidden=96, num_attention_heads=4, num_key_value_heads=1)
+    model, _ = load_model(config(odd, quantization="4bit"))
+    kinds = {name: type(layer).__name__ for name, layer in model.get_submodule("model.layers.1").named_modules()}
+    if model.device.type == "cpu":
+        assert (kinds["mlp.down_proj"], kinds["mlp.up_proj"], kinds["self_attn.k_proj"]) == (
+            "Linear4bit",
+            "Linear",
+            "Linear",
+        )
+    full, _ = load_model(config(odd))
+    with torch.no_grad():
+        assert torch.nn.functional.cosine_similarity(model(IDS).logits, full(IDS).logits, dim=-1).min() > 0.95
+    if model.device.type == "cpu":
+        with pytest.raises(ModelError, match="no layer has the sizes that 4bit takes"):
+            load_model(config(random_model(hidden=48), quantization="4bit"))
 
 
 def test_auto_quantizes_only_what_a_gpu_cannot_hold() -> None:

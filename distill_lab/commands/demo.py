@@ -38,6 +38,6 @@ def main(config: Config) -> None:
     terminal.print(
         f"  ask the student      distill compare --teacher tiny:teacher --system1 {directory / 'student'} \\"
     )
-    terminal.print('                         --prompts "Sort these words from A to Z: pear, cat, drum"')
+    terminal.print('                         --prompts "Sort these words from A to Z: pear, cat, hat"')
     terminal.print("  real Qwen, on a GPU  distill system1 --preset qwen2.5 --relabel")
     terminal.print("  every setting        distill system1 --help")

@@ -57,13 +57,13 @@ PRESETS = {
     "tiny": Config(
         teacher=ModelConfig(model="tiny:teacher"),
         student=ModelConfig(model="tiny:student"),
-        data=DataConfig(path="tiny:instructions", split="distill[:8000]"),
+        data=DataConfig(path="tiny:instructions", split="distill[:16000]"),
         relabel=True,
         sampling=SamplingConfig(max_new_tokens=48, thinking=False),
         test=DataConfig(path="tiny:instructions", split="test[:500]"),
         test_sampling=SamplingConfig(max_new_tokens=48, thinking=False),
         train=TrainConfig(
-            num_epochs=4, learning_rate=3e-3, tokens_per_batch=2048, max_length=256, weight_decay=0.01, save_steps=0.2
+            num_epochs=5, learning_rate=4e-3, tokens_per_batch=2048, max_length=256, weight_decay=0.01, save_steps=0.2
         ),
     ),
     "qwen2.5": Config(out="distilled-qwen2.5-0.5b"),
