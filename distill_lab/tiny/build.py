@@ -58,7 +58,7 @@ PLANS = {
     "teacher": Plan(160, 10, 5, 5, 448, steps=2150, rows={"instructions": 40, "problems": 32, "labels": 12}),
     "student": Plan(
         128, 2, 4, 2, 320, steps=3000, rows={"instructions": 32, "problems": 48, "labels": 16},
-        bare_labels=True, 
+        bare_labels=True,
         enough={"instructions": (0.42, 5), "problems": (0.42, 5), "labels": (0.2, 40)},
     ),
 }  # fmt: skip
