@@ -54,8 +54,11 @@ def settings(kind: type[Config], prefix: str = "--") -> list[str]:
     found = []
     for name, field in kind.model_fields.items():
         flag = prefix + name.replace("_", "-")
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, Config)
-        found += settings(field.annotation, flag + ".") if nested else [flag]
+        group = field.annotation
+        if isinstance(group, type) and issubclass(group, Config):
+            found += settings(group, flag + ".")
+        else:
+            found.append(flag)
     return found
 
 
