@@ -130,6 +130,7 @@ class Line:
             self.watch.note(
                 f"validation loss {result.validation_loss_before:.3f} -> {result.validation_loss_after:.3f} nats per token"
             )
+        self.watch.note(f"the student is in {path}")
         return Counts(result.num_rows + sum(result.dropped.values()), result.num_rows, result.dropped)
 
     def prove(

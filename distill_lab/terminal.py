@@ -114,7 +114,7 @@ class Terminal(Watch):
         for name, met in summary["kpis"].items():
             self.console.print(Text.assemble(("met    " if met else "missed ", "green" if met else "red"), name))
         self.console.print(
-            Text(f"everything is in {directory}: report.html, summary.json, student/, eval/", style="dim")
+            Text(f"everything is in {directory}: report.html, summary.json, every item in eval/", style="dim")
         )
 
     def examples(self, folder: Path, *, number: int) -> None:

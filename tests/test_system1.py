@@ -149,9 +149,12 @@ def test_kill_during_labelling_asks_only_what_is_missing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("file", "rows"), [("instructions/self_instruct_seed_tasks.jsonl", 60), ("cot/easydistill_BC_init_math.json", 20)]
+    ("file", "rows", "tokens"),
+    [("instructions/self_instruct_seed_tasks.jsonl", 100, 1024), ("cot/easydistill_BC_init_math.json", 40, 4096)],
 )
-def test_real_rows_train_save_reload_and_answer(shared_data: Path, tmp_path: Path, file: str, rows: int) -> None:
+def test_real_rows_train_save_reload_and_answer(
+    shared_data: Path, tmp_path: Path, file: str, rows: int, tokens: int
+) -> None:
     build(shared_data / "tokenizers" / "qwen2.5", tmp_path / "qwen", hidden=64, layers=2)
     student = ModelConfig(model=str(tmp_path / "qwen"))
     config = system1.Config(
@@ -160,7 +163,7 @@ def test_real_rows_train_save_reload_and_answer(shared_data: Path, tmp_path: Pat
         data=DataConfig(path=str(shared_data / file), split=f"train[:{rows}]"),
         num_test=4,
         test_sampling=SamplingConfig(max_new_tokens=8),
-        train=TrainConfig(learning_rate=3e-3, num_epochs=2, tokens_per_batch=4096, max_length=2048, save_steps=1000),
+        train=TrainConfig(learning_rate=3e-3, num_epochs=2, tokens_per_batch=tokens, max_length=2048, save_steps=1000),
         measure=False,
     )
     summary = system1.run(config, tmp_path / "run")
