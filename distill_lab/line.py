@@ -174,12 +174,12 @@ class Line:
         def work(path: Path) -> None:
             prompts = [Prompt.from_json(row) for _, row in zip(range(NUM_MEASURED), read_jsonl(test), strict=False)]
             speeds = measure(timed, prompts, sampling=sampling)
-            write_json(path, {name: asdict(speed) for name, speed in speeds.items()})
+            write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
 
         path = self.run.stage(
             "speed", "speed.json", inputs={**inputs, "test": test, "sampling": sampling.model_dump()}, work=work
         )
-        return {name: Speed(**row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {name: Speed.from_json(row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
 
 
 def choose_grader(prompts: Path) -> str:

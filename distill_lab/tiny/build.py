@@ -1,6 +1,6 @@
 """Make the tiny family from a seed: tokenizer, teacher, base student, and the table of their scores.
 
-    python -m distill_lab.tiny.build --out family          (about an hour and a half on 2 cores; resumes where it stopped)
+    python -m distill_lab.tiny.build --out family          (says how long it will take; resumes where it stopped)
     python -m distill_lab.tiny.build --out family --only table
 
 Rows are drawn from the `train` split without end; the loss is taken on the answer alone. Hidden matrices are trained
@@ -317,8 +317,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps instead of the plan's")
     arguments = parser.parse_args()
     if arguments.only in (None, "tokenizer"):
+        tokenizer = build_tokenizer(arguments.seed)
         for name in PLANS:
-            build_tokenizer(arguments.seed).save_pretrained(arguments.out / name)
+            tokenizer.save_pretrained(arguments.out / name)
     for name in PLANS:
         if arguments.only in (None, name):
             train(name, arguments.out, arguments.seed, arguments.steps)
