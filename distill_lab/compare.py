@@ -195,7 +195,7 @@ def compare_models(
     models: label -> path or name ("Teacher", "System 1", "System 2"); None leaves that label out. A model that cannot
     be found is noted in `missing` and skipped. Raises ModelError where a model is there and does not load.
     """
-    from distill_lab.engines import load_engine
+    from distill_lab.engines import api_engine, load_engine
     from distill_lab.models import load_tokenizer
 
     asked = [Prompt(str(index), [{"role": "user", "content": text}]) for index, text in enumerate(prompts)]
@@ -206,7 +206,7 @@ def compare_models(
         if path is None:
             continue
         config = ModelConfig(model=path)
-        if not Path(path).expanduser().exists():
+        if not api_engine(path) and not Path(path).expanduser().exists():
             # A hub id or tiny: name: whether there is such a model shows in the first files it needs.
             try:
                 load_tokenizer(config)

@@ -5,9 +5,13 @@ YAML files and command-line flags both derive from these (`cli.py`); unknown key
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from distill_lab.errors import UserError
 
 Quantization = Literal["none", "8bit", "4bit", "auto"]
 
@@ -22,7 +26,8 @@ class ModelConfig(Config):
     """Which model, and how it is loaded."""
 
     model: str
-    """Hugging Face id, local directory, or tiny:teacher / tiny:student for the embedded family."""
+    """Hugging Face id, local directory, tiny:teacher / tiny:student for the embedded family, or, for a teacher,
+    openai:NAME for model NAME of an OpenAI-compatible server (engine.base_url)."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     quantization: Quantization = "none"
@@ -72,10 +77,72 @@ class SamplingConfig(Config):
 class EngineConfig(Config):
     """What generates, and how much at once."""
 
+    # What was typed into an address may be a key: no error message repeats it.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     engine: str = "auto"
-    """A file name in distill_lab/engines: transformers, vllm, openai_api, ray; auto picks by what the machine has."""
+    """A file name in distill_lab/engines: transformers, vllm, ray; auto picks by what the machine has. Models named
+    openai:NAME are always asked over the network (openai_api)."""
     batch_size: Annotated[int, Field(ge=0)] = 0
     """Most prompts in one batch; 0 lets the engine choose. Halved by itself when memory runs out."""
+    base_url: str = ""
+    """Server of openai:NAME models, as in http://host:8000/v1; empty: OPENAI_BASE_URL. Its key is only ever read from
+    OPENAI_API_KEY and written nowhere."""
+    max_concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Most requests under way at a server; halved whenever it answers 429 (too many), raised again step by step."""
+    timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds a server may take for one whole answer before the request is given up and sent again."""
+    max_retries: Annotated[int, Field(ge=0)] = 8
+    """How often a failed request is sent again, after waits that double from 1 s up to 30 s or as the server says."""
+    extra_body: str = ""
+    """JSON object of fields that go into every request body, over what stands there; null takes a field out:
+    {"max_tokens": null, "max_completion_tokens": 512}."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_base_url(cls, url: str) -> str:
+        return check_base_url(url) if url else url
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_extra_body(cls, text: str) -> str:
+        try:
+            fields = json.loads(text or "{}")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"extra_body is not JSON ({error})") from None
+        if not isinstance(fields, dict):
+            raise UserError(f'extra_body is a JSON {type(fields).__name__}; give an object: {{"name": value}}')
+        return text
+
+
+def check_base_url(url: str) -> str:
+    """`url` of a server's API without slashes at its end. Raises UserError for what is none, and for a key in it."""
+    remedy = "give it as http://host:8000/v1"
+    try:
+        parts = urlsplit(url.strip())
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise UserError(f"the server's address is malformed; {remedy}") from None
+    if parts.username or parts.password or parts.query or parts.fragment or "@" in parts.netloc:
+        raise UserError(f"the server's address holds more than host and path; {remedy}, a key goes in OPENAI_API_KEY")
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"the server's address does not begin with http://host or https://host; {remedy}")
+    return url.strip().rstrip("/").removesuffix("/chat/completions")
+
+
+class LoraConfig(Config):
+    """Low-rank adapters instead of a full fine-tune; on a student in 4 bits this is QLoRA."""
+
+    r: Annotated[int, Field(ge=0)] = 0
+    """Rank of the adapters, 8 to 64 as a rule; 0: no adapters, all weights are trained."""
+    alpha: Annotated[int, Field(gt=0)] = 16
+    """Adapters count alpha / r times; twice the rank is usual."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs set to 0 while training."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Layers that get adapters (q_proj, v_proj, ...); all-linear: every one but the output head."""
+    merge: bool = False
+    """Save a plain model with the adapters merged in, and the adapters in its folder adapter/; off: the adapters alone."""
 
 
 class TrainConfig(Config):
@@ -111,6 +178,17 @@ class TrainConfig(Config):
     """Steps between log lines."""
     report_to: tuple[str, ...] = ()
     """Trackers: trackio, wandb, tensorboard. None by default; nothing leaves the machine unasked."""
+    lora: LoraConfig = LoraConfig()
+    """Train adapters instead of all weights."""
+    num_processes: Annotated[int, Field(ge=1)] = 1
+    """Processes that train together on this machine: the number of its GPUs. Each adds its micro-batches to a step."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """Of several processes: ddp: each holds the whole student; fsdp2: weights and optimizer state are split among them."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What the passes compute in, weights trained in fp32 either way; auto: bf16 or fp16 on a GPU by what it has, fp32 on a
+    CPU. A CPU with AMX is faster in bf16, any other much slower."""
+    compile: bool = False
+    """Compile the layers with torch.compile: minutes at first, then faster steps on a GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     seed: int = 42

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from distill_lab.config import ModelConfig, Quantization
+from distill_lab.engines import api_engine
 from distill_lab.errors import ModelError
 from distill_lab.tiny import FAMILY
 
@@ -35,8 +36,11 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def resolve(model: str) -> str:
     """The directory a tiny: name or a local path stands for, as a string; a hub id is returned as it is.
 
-    Raises ModelError for an unknown tiny: name, a directory that holds no model, and anything that is no hub id either.
+    Raises ModelError for an unknown tiny: name, a directory that holds no model, a server's model, and anything that is
+    no hub id either.
     """
+    if api_engine(model):
+        raise ModelError(model, "is a server's model; only a teacher can be one, give a directory or Hugging Face id")
     if model.startswith("tiny:"):
         path = FAMILY / model.removeprefix("tiny:")
         if (path / "config.json").is_file():
@@ -66,10 +70,13 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
     """The model, placed and in evaluation mode, and its tokenizer.
 
     training: full weights come in fp32 in host memory, in training mode, for the trainer to place and autocast;
-    quantized weights are placed at once. Raises ModelError with a remedy: unknown name, unreachable hub, weights that
+    quantized weights are placed at once. A directory of adapters gives its base model with the adapters merged in, or,
+    where the base is quantized, attached. Raises ModelError with a remedy: unknown name, unreachable hub, weights that
     are damaged, incomplete or too big.
     """
     path = resolve(config.model)
+    if is_adapter(path):
+        return _with_adapters(Path(path), config, training=training)
     device = best_device()
     with _loading(config):
         hub = _hub_arguments(path, config)
@@ -92,6 +99,32 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
     if not training:
         model.requires_grad_(False)
     return model.train(training), tokenizer
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a directory holds adapters (LoRA) and not the model they belong to."""
+    return (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
+
+
+def base_of(adapter: ModelConfig) -> ModelConfig:
+    """The model that the adapters in the directory `adapter.model` belong to, loaded as `adapter` says."""
+    settings = json.loads((Path(resolve(adapter.model)) / "adapter_config.json").read_text(encoding="utf-8"))
+    base = {"model": settings["base_model_name_or_path"], "revision": settings.get("revision")}
+    return adapter.model_copy(update=base)
+
+
+def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[Any, PreTrainedTokenizerBase]:
+    """As `load_model`, for the adapters in `path` and the base model that their config names."""
+    from peft import PeftModel
+
+    model, tokenizer = load_model(base_of(config), training=training)
+    with _loading(config):
+        if (path / "tokenizer_config.json").is_file():
+            tokenizer = _tokenizer(str(path), config, _hub_arguments(str(path), config))
+        adapted: Any = PeftModel.from_pretrained(model, path)
+        quantized = getattr(model, "is_quantized", False)
+        plain: Any = adapted.get_base_model() if quantized else adapted.merge_and_unload()
+    return plain.requires_grad_(training and not quantized).train(training), tokenizer
 
 
 def num_parameters(model: PreTrainedModel) -> int:
@@ -134,10 +167,7 @@ def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTraine
 
 
 def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
-    """The model its config describes, without weights; for an adapter, the model it belongs to."""
-    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
-        path = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        hub = {**hub, "revision": None}
+    """The model its config describes, without weights."""
     trust = {"trust_remote_code": hub["trust_remote_code"]}
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **hub), **trust)

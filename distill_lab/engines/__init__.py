@@ -5,6 +5,8 @@
 
 An engine module has two functions: `load(model, config) -> Engine`, and `preference() -> int`, how well it suits this
 machine (0: only where it is asked for by name). `auto` takes the highest. `preference` must be quick and not raise.
+A model named PREFIX:NAME belongs to the engine PREFIX_api, where there is one, whatever engine is chosen: it runs on a
+server, only a teacher can be one, and its weights are not here.
 """
 
 from __future__ import annotations
@@ -33,8 +35,17 @@ def engine_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
+def api_engine(model: str) -> str | None:
+    """The engine a model's prefix asks for (openai:NAME: openai_api); None for a model with weights of its own."""
+    prefix, colon, _ = model.partition(":")
+    name = f"{prefix}_api"
+    return name if colon and name in engine_names() else None
+
+
 def load_engine(model: ModelConfig, config: EngineConfig) -> Engine:
     """The engine `config` names, its model loaded. Raises UserError for an unknown name, ModelError for the model."""
+    if server := api_engine(model.model):
+        return _module(server).load(model, config)
     if config.engine == "auto":
         modules = [_module(name) for name in engine_names()]
         return max(modules, key=lambda module: module.preference()).load(model, config)

@@ -7,7 +7,6 @@ Shapes: B rows of a batch, T tokens of the longest prompt, V vocabulary.
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from distill_lab import chat
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.kv_cache import growing_cache
+from distill_lab.memory import free_memory, is_out_of_memory
 from distill_lab.models import load_model
 from distill_lab.sampling import BLOCK, next_tokens, penalize, uniforms
 from distill_lab.stopping import StopTexts
@@ -130,13 +130,13 @@ class TransformersEngine:
         try:
             yield from self._decode(rows, sampling, stop, min_new_tokens)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             fits = False
         if fits:
             return
         # Out of the except block: the traceback no longer holds the batch's tensors.
-        _free_memory()
+        free_memory()
         left = [row for row in rows if not row.done]
         if len(rows) == 1:
             raise UserError(
@@ -292,19 +292,6 @@ class _Batch:
             self._uniform_BS = torch.from_numpy(np.stack(numbers)).to("cpu" if device.type == "mps" else device)
             self._numbers_block = block
         return self._uniform_BS[:, column]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return "DefaultCPUAllocator" in text or "out of memory" in text
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _free_bytes(device: torch.device) -> int:

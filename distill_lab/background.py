@@ -1,0 +1,65 @@
+"""A coroutine's results as a plain iterator: it runs in an event loop in a thread of its own, at most `room` ahead.
+
+    async def produce(deliver):
+        await deliver(await something())
+
+    for item in iterate(produce, room=8): ...
+
+Works where an event loop already runs (a notebook), and keeps working between two items.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Deliver = Callable[[T], Awaitable[None]]
+"""Hands an item over; waits while `room` items wait already."""
+
+
+class _End:
+    """Stands behind the last item."""
+
+
+def iterate(produce: Callable[[Deliver[T]], Coroutine[Any, Any, None]], *, room: int) -> Iterator[T]:
+    """What `produce(deliver)` delivers, in that order, then what it raises.
+
+    Nothing runs before the first `next`. Whoever stops early (break, an error, Ctrl-C) cancels what is under way. An
+    item whose delivery is cancelled while it waits for room comes out all the same.
+    """
+    items: SimpleQueue[T | _End] = SimpleQueue()
+    free = asyncio.Semaphore(room)
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, name="event loop", daemon=True)
+    thread.start()
+
+    async def deliver(item: T) -> None:
+        try:
+            await free.acquire()
+        finally:
+            items.put(item)
+
+    working = asyncio.run_coroutine_threadsafe(produce(deliver), loop)
+    working.add_done_callback(lambda _: items.put(_End()))
+    try:
+        while not isinstance(item := items.get(), _End):
+            loop.call_soon_threadsafe(free.release)
+            yield item
+        working.result()
+    finally:
+        asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()

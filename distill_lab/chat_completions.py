@@ -1,0 +1,110 @@
+"""The chat completions protocol (OpenAI's, spoken by vLLM, SGLang, Ollama and others): prompt -> JSON -> completion.
+
+body = request_body("gpt", prompt, sampling, sample=0, extra={})
+completion = to_completion(response_json, prompt.id, 0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lab import chat
+from distill_lab.config import SamplingConfig
+from distill_lab.types import Completion, Prompt
+
+SEED_STEP = 1_000_003
+"""Between the seeds of a prompt's samples, so that runs with neighbouring seeds share none."""
+
+
+class Refused(Exception):
+    """This prompt gets no answer however often it is asked. kind: failures of one kind may have one cause."""
+
+    def __init__(self, reason: str, *, kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind or reason
+
+
+def request_body(
+    model: str, prompt: Prompt, sampling: SamplingConfig, *, sample: int, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The JSON of one request; `extra` goes over it, and takes out what it has as None.
+
+    What is at its default and no server needs (top_p, stop, and vLLM's and SGLang's own top_k, min_p,
+    repetition_penalty and chat_template_kwargs) is not sent: hosted servers refuse fields that they do not know.
+    Thinking in earlier turns is left out, as chat templates do.
+    """
+    messages = [
+        {name: value for name, value in message.items() if name not in ("thinking", "reasoning_content")}
+        for message in prompt.messages
+    ]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "seed": (sampling.seed + sample * SEED_STEP) % 2**31,
+    }
+    for name, default in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+        value = getattr(sampling, name)
+        if value != default:
+            body[name] = value
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.thinking is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": sampling.thinking}
+    return {name: value for name, value in {**body, **extra}.items() if value is not None}
+
+
+def to_completion(data: Mapping[str, Any], prompt_id: str, sample: int) -> Completion:
+    """The completion in a response. Thinking: `reasoning_content`, `reasoning`, or what stands in think tags.
+
+    num_tokens is `usage.completion_tokens`, and 0 where the server does not say. An answer that a content filter cut
+    becomes an error completion. Raises Refused where there is no answer in it.
+    """
+    choices = data.get("choices")
+    if not isinstance(choices, list) or not choices:
+        raise Refused("the server's response holds no choices")
+    choice = choices[0]
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        raise Refused("the server's choice holds no message")
+    usage = data.get("usage")
+    counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    num_tokens = counted if type(counted) is int and counted > 0 else 0
+    reason, content = choice.get("finish_reason"), message.get("content")
+    if reason == "content_filter":
+        error = "the server's content filter cut the answer"
+        return Completion(prompt_id, sample, "", None, "error", num_tokens, error)
+    thinking = message.get("reasoning_content") or message.get("reasoning")
+    if not isinstance(thinking, str) or not thinking.strip():
+        thinking = None
+    if not isinstance(content, str):
+        # A server that takes thinking and answer apart has no content where the answer was never begun.
+        if content is not None or thinking is None:
+            found = "null" if content is None else f"a JSON {type(content).__name__}"
+            raise Refused(f"the answer's content is {found}, no text (finish_reason {reason!r})")
+        content = ""
+    if reason not in ("stop", "length"):
+        raise Refused(f"the answer is not whole: its finish_reason is {one_line(repr(reason))}")
+    if thinking is None:
+        thinking, content = chat.split_thinking(content)
+    else:  # as split_thinking leaves them
+        thinking, content = thinking.strip("\n"), content.lstrip("\n")
+    return Completion(prompt_id, sample, content, thinking, reason, num_tokens)
+
+
+def error_message(data: Any) -> str:
+    """What an error response says: OpenAI's, vLLM's, FastAPI's and Ollama's forms."""
+    if not isinstance(data, dict):
+        return ""
+    error = data.get("error") or data.get("detail") or data.get("message") or ""
+    if isinstance(error, dict):
+        error = error.get("message") or error
+    return str(error)
+
+
+def one_line(text: str) -> str:
+    """On one line, shortened."""
+    text = " ".join(text.split())
+    return text if len(text) <= 300 else f"{text[:300]} [...]"

@@ -1,0 +1,644 @@
+"""The engine for servers, against a server on real sockets that misbehaves: nothing lost, nothing hidden, no key told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from distill_lab.background import Deliver, iterate
+from distill_lab.chat_completions import Refused, request_body, to_completion
+from distill_lab.compare import compare_models
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.engines import api_engine, load_engine
+from distill_lab.engines.openai_api import MOST_IN_A_ROW, OpenAIEngine
+from distill_lab.errors import DataError, ModelError, UserError
+from distill_lab.generate import generate
+from distill_lab.http_retry import LONGEST_WAIT_S, Pace, backoff_s, retry_after_s
+from distill_lab.line import Line, check_model
+from distill_lab.run import Run, read_jsonl, write_jsonl
+from distill_lab.types import Completion, Counts, Prompt
+from distill_lab.watch import Watch
+from tests.hostile_server import HostileServer, Reply, Request, answer
+
+T = TypeVar("T")
+KEY = "sk-secret-0123456789abcdef"
+SAMPLING = SamplingConfig(max_new_tokens=7)
+
+
+@pytest.fixture
+def server() -> Iterator[HostileServer]:
+    with HostileServer() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def engine(server: HostileServer, **settings: Any) -> OpenAIEngine:
+    """An engine that does not wait long."""
+    config = EngineConfig(**{"max_retries": 3, "max_concurrency": 8, "base_url": server.url, **settings})
+    return OpenAIEngine("m", config, base_url=config.base_url, key=KEY, first_wait_s=0.01)
+
+
+def prompts(*texts: str | int) -> list[Prompt]:
+    return [Prompt(f"p-{text}", [{"role": "user", "content": str(text)}]) for text in texts]
+
+
+def collect(items: Iterable[T], into: list[T]) -> None:
+    """What came before an error stays in `into`."""
+    for item in items:
+        into.append(item)
+
+
+def ask(asked: OpenAIEngine, texts: Sequence[str | int], sampling: SamplingConfig = SAMPLING) -> dict[str, Completion]:
+    found = list(asked.generate(prompts(*texts), sampling))
+    assert Counter(row.id for row in found) == Counter({f"p-{text}": sampling.num_samples for text in texts})
+    return {row.id.removeprefix("p-"): row for row in found}
+
+
+def test_every_prompt_is_answered_once(server: HostileServer) -> None:
+    found = ask(engine(server), range(100))
+    assert all(row.content == f"re: {text}" and row.finish_reason == "stop" for text, row in found.items())
+    assert all(row.num_tokens == 3 for row in found.values())
+    assert len(server.requests) == 100
+    assert 2 <= server.most_running <= 8
+    assert {request.path for request in server.requests} == {"/v1/chat/completions"}
+    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(Reply(status=status, body={"error": {"message": "later"}}) for status in (408, 409, 429, 500, 502, 503)),
+        Reply(reset=True),
+        Reply(body=b"<html>gateway</html>"),
+        Reply(body=b'{"choices": [{"mess'),
+        Reply(body=json.dumps(answer("torn")).encode().replace(b"torn", b"to\xffn")),
+        Reply(body=[1]),
+        Reply(body=b"[" * 100_000),
+        Reply(body={"error": {"code": 502, "message": "the provider failed"}}),
+        Reply(body=b"not gzip", headers={"Content-Encoding": "gzip"}),
+        Reply(body=b'{"choices": []}', headers={"Content-Length": "1000", "Connection": "close"}),
+    ],
+    ids=lambda reply: f"{reply.status} {str(reply.body)[:20]}{' reset' if reply.reset else ''}",
+)
+def test_a_failure_that_may_pass_is_asked_again(server: HostileServer, reply: Reply) -> None:
+    server.script["b"] = [reply, reply]
+    found = ask(engine(server), "abc")
+    assert [found[text].content for text in "abc"] == ["re: a", "re: b", "re: c"]
+    assert [len(server.asked(text)) for text in "abc"] == [1, 3, 1]
+
+
+def test_a_prompt_that_always_fails_ends_as_an_error_with_the_reason(server: HostileServer) -> None:
+    server.script["b"] = [Reply(status=500, body={"error": {"message": "CUDA error"}})] * 9
+    server.script["c"] = [Reply(reset=True)] * 9
+    found = ask(engine(server), "abcde")
+    assert (found["b"].finish_reason, found["b"].num_tokens, found["b"].content) == ("error", 0, "")
+    assert found["b"].error == "HTTP 500: CUDA error (asked 4 times)"
+    assert str(found["c"].error).startswith("the connection broke (")
+    assert len(server.asked("b")) == len(server.asked("c")) == 4
+    assert [found[text].content for text in "ade"] == ["re: a", "re: d", "re: e"]
+
+
+def test_a_stalled_request_is_given_up_and_asked_again(server: HostileServer) -> None:
+    server.script["b"] = [Reply(stall=True)]
+    server.script["c"] = [Reply(stall=True)] * 9
+    found = ask(engine(server, timeout_s=0.3, max_retries=1), "abcd")
+    assert [found[text].content for text in "abd"] == ["re: a", "re: b", "re: d"]
+    assert found["c"].error == "no whole answer within 0.3 s (asked 2 times)"
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_prompt_that_is_refused_is_not_asked_again(server: HostileServer, status: int) -> None:
+    server.script["b"] = [Reply(status=status, body={"error": {"message": "maximum context\nlength is 32"}})]
+    found = ask(engine(server), "abc")
+    assert found["b"].finish_reason == "error"
+    assert found["b"].error == f"HTTP {status}: maximum context length is 32"
+    assert found["a"].content == "re: a"
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ({"choices": []}, "the server's response holds no choices"),
+        ({}, "the server's response holds no choices"),
+        ({"choices": [{"index": 0}]}, "the server's choice holds no message"),
+        (answer(None), "the answer's content is null, no text (finish_reason 'stop')"),
+        (answer(["part"]), "the answer's content is a JSON list, no text (finish_reason 'stop')"),
+        (
+            answer(None, finish_reason="tool_calls"),
+            "the answer's content is null, no text (finish_reason 'tool_calls')",
+        ),
+        (answer("half", finish_reason=None), "the answer is not whole: its finish_reason is None"),
+        (answer("half", finish_reason="abort"), "the answer is not whole: its finish_reason is 'abort'"),
+        (answer("half", finish_reason="content_filter"), "the server's content filter cut the answer"),
+    ],
+)
+def test_a_response_without_an_answer_is_an_error(server: HostileServer, body: Any, reason: str) -> None:
+    server.script["b"] = [Reply(body=body)]
+    found = ask(engine(server), "abc")
+    assert (found["b"].finish_reason, found["b"].content, found["b"].error) == ("error", "", reason)
+    assert (found["a"].content, found["c"].content) == ("re: a", "re: c")
+
+
+def test_what_a_response_holds() -> None:
+    def read(body: dict[str, Any]) -> tuple[str | None, str, str, int]:
+        row = to_completion(body, "p", 1)
+        assert (row.id, row.sample, row.error) == ("p", 1, None)
+        return row.thinking, row.content, row.finish_reason, row.num_tokens
+
+    assert read(answer("5", reasoning_content="2+3")) == ("2+3", "5", "stop", 3)
+    assert read(answer("\n\n5", reasoning_content="\n2+3\n")) == ("2+3", "5", "stop", 3)
+    assert read(answer("5", reasoning="2+3")) == ("2+3", "5", "stop", 3)
+    assert read(answer("<think>\n2+3\n</think>\n\n5")) == ("2+3", "5", "stop", 3)
+    assert read(answer("<think>\n2+", finish_reason="length")) == ("2+", "", "length", 3)
+    assert read(answer("5", reasoning_content=" ", reasoning=None)) == (None, "5", "stop", 3)
+    assert read(answer(None, reasoning_content="2+", finish_reason="length")) == ("2+", "", "length", 3)
+    assert read(answer("", finish_reason="length")) == (None, "", "length", 3)
+    assert read(answer("cut", finish_reason="length", tokens=None)) == (None, "cut", "length", 0)
+    for tokens in (True, -1, "7", 2.5):
+        assert read({**answer("x"), "usage": {"completion_tokens": tokens}})[3] == 0
+    assert read({**answer("x"), "usage": None})[3] == 0
+    with pytest.raises(Refused, match="no choices"):
+        to_completion({"choices": "none"}, "p", 0)
+
+
+def test_every_sampling_field_reaches_the_server(server: HostileServer) -> None:
+    settings = {"top_p": 0.5, "top_k": 7, "min_p": 0.1, "repetition_penalty": 1.1, "temperature": 0.25}
+    sampling = SamplingConfig(max_new_tokens=9, stop=("END", "\n"), num_samples=3, thinking=False, seed=5, **settings)
+    found = list(engine(server).generate(prompts("a"), sampling))
+    assert sorted(row.sample for row in found) == [0, 1, 2]
+    bodies = [request.body for request in server.requests]
+    seeds = [body.pop("seed") for body in bodies]
+    assert len(set(seeds)) == 3
+    assert 5 in seeds
+    expected = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "a"}],
+        "max_tokens": 9,
+        "stop": ["END", "\n"],
+        "chat_template_kwargs": {"enable_thinking": False},
+        **settings,
+    }
+    assert bodies == [expected] * 3
+    # A field of SamplingConfig that nobody maps would be lost in silence.
+    mapped = {"max_new_tokens", "stop", "num_samples", "thinking", "seed", *settings}
+    assert mapped == set(SamplingConfig.model_fields)
+
+
+def test_defaults_that_hosted_servers_do_not_know_are_not_sent() -> None:
+    turns = [{"role": "assistant", "content": "4", "thinking": "2+2"}, {"role": "user", "content": "and 3?"}]
+    body = request_body("m", Prompt("p", turns), SamplingConfig(), sample=0, extra={})
+    assert set(body) == {"model", "messages", "max_tokens", "temperature", "seed"}
+    assert body["messages"] == [{"role": "assistant", "content": "4"}, {"role": "user", "content": "and 3?"}]
+    extra = {"max_tokens": None, "max_completion_tokens": 5, "seed": None}
+    body = request_body("m", Prompt("p", turns), SamplingConfig(), sample=0, extra=extra)
+    assert set(body) == {"model", "messages", "temperature", "max_completion_tokens"}
+    seeds = {
+        request_body("m", Prompt("p", []), SamplingConfig(seed=seed), sample=sample, extra={})["seed"]
+        for seed in range(50)
+        for sample in range(50)
+    }
+    assert len(seeds) == 2500
+
+
+def test_half_a_surrogate_pair_can_be_asked(server: HostileServer) -> None:
+    [row] = engine(server).generate([Prompt("p", [{"role": "user", "content": "cut \ud83d"}])], SAMPLING)
+    assert row.content == "re: cut \ud83d"
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_pauses_all_requests(server: HostileServer, form: str) -> None:
+    seconds = 1
+    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=seconds + 1), usegmt=True)
+    header = {"Retry-After": str(seconds) if form == "seconds" else date}
+    server.delay_s = 0.01
+    server.script["5"] = [Reply(status=429, headers=header, body={"error": {"message": "slow down"}})]
+    ask(engine(server, max_concurrency=2), range(30))
+    refused = server.asked("5")[0].at
+    # One request may have been under way when the other was refused; nothing else starts within the pause.
+    early = [request for request in server.requests if refused + 0.2 < request.at < refused + 0.8 * seconds]
+    assert not early
+    assert server.asked("5")[1].at >= refused + 0.9 * seconds
+    assert len(server.requests) == 31
+
+
+def test_a_server_that_serves_one_at_a_time_is_served_so(server: HostileServer) -> None:
+    def rule(request: Request) -> Reply | None:
+        return Reply(status=429, headers={"Retry-After": "0.02"}) if server.running > 1 else None
+
+    server.rule, server.delay_s = rule, 0.002
+    found = ask(engine(server, max_concurrency=32, max_retries=2), range(100))
+    # With two retries each, prompts are lost where the pool does not slow down, or takes waiting for failing.
+    assert all(row.content == f"re: {text}" for text, row in found.items())
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(401, "set OPENAI_API_KEY"), (402, "no credit"), (403, "set OPENAI_API_KEY"), (404, "most end with /v1")],
+)
+def test_what_concerns_every_prompt_stops_the_run_at_once(server: HostileServer, status: int, message: str) -> None:
+    done: list[Completion] = []
+    server.script["20"] = [Reply(status=status, body={"error": {"message": f"no entry with {KEY}"}})]
+    with pytest.raises(UserError) as stopped:
+        collect(engine(server, max_concurrency=2).generate(prompts(*range(100)), SAMPLING), done)
+    assert f"HTTP {status}: no entry with ***" in str(stopped.value)
+    assert message in str(stopped.value)
+    assert KEY not in str(stopped.value)
+    assert len(server.asked("20")) == 1
+    # Of two at a time everything before 20 was done, but for the one that was under way.
+    assert 19 <= len(done) == len({row.id for row in done}) < 30
+    assert all(row.finish_reason == "stop" for row in done)
+
+
+def test_a_used_up_quota_stops_the_run(server: HostileServer) -> None:
+    error = {"message": "You exceeded your quota", "code": "insufficient_quota"}
+    server.script["1"] = [Reply(status=429, body={"error": error})]
+    with pytest.raises(UserError, match="no credit left"):
+        ask(engine(server), range(3))
+    server.script["2"] = [Reply(status=429, headers={"Retry-After": "86400"})]
+    with pytest.raises(UserError, match="asks to wait 1,440 minutes"):
+        ask(engine(server), range(3))
+
+
+def test_a_redirect_names_the_address_to_give(server: HostileServer) -> None:
+    server.script["a"] = [Reply(status=308, headers={"Location": "https://elsewhere/v1/chat/completions"})]
+    with pytest.raises(UserError, match="redirects to https://elsewhere/v1"):
+        ask(engine(server), "a")
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (Reply(status=500, body={"error": "out of order"}), "HTTP 500: out of order"),
+        (Reply(status=400, body={"detail": "unknown field seed"}), "HTTP 400: unknown field seed"),
+        (Reply(body={"choices": []}), "no choices"),
+    ],
+)
+def test_a_server_that_fails_at_everything_stops_the_run(
+    server: HostileServer, reply: Reply, message: str, tmp_path: Path
+) -> None:
+    rows, path = tmp_path / "prompts.jsonl", tmp_path / "completions.jsonl"
+    write_jsonl(rows, (prompt.to_json() for prompt in prompts(*range(100))))
+    server.rule = lambda request: reply if int(request.text) >= 30 else None
+    with pytest.raises(UserError, match=message) as stopped:
+        generate(rows, path, lambda: engine(server, max_retries=1), SAMPLING)
+    assert f"{MOST_IN_A_ROW} prompts in a row" in str(stopped.value)
+    # The failures that were the server's are not in the file: once it is mended the rest is asked again.
+    kept = [Completion.from_json(row) for row in read_jsonl(path)]
+    assert {row.id for row in kept} == {f"p-{number}" for number in range(30)}
+    server.rule = None
+    assert generate(rows, path, lambda: engine(server), SAMPLING) == Counts(100, 100, {"error": 0})
+
+
+def test_many_samples_of_one_refused_prompt_are_not_the_servers_fault(server: HostileServer) -> None:
+    server.rule = lambda request: Reply(status=400) if request.text == "b" else None
+    found = list(engine(server).generate(prompts(*"abc"), SAMPLING.model_copy(update={"num_samples": 30})))
+    assert Counter((row.id, row.finish_reason) for row in found) == {
+        ("p-a", "stop"): 30,
+        ("p-b", "error"): 30,
+        ("p-c", "stop"): 30,
+    }
+
+
+def test_different_refusals_in_a_row_are_the_prompts_fault(server: HostileServer) -> None:
+    server.rule = lambda request: Reply(status=400, body={"error": {"message": f"{request.text} tokens are too many"}})
+    assert all(row.finish_reason == "error" for row in ask(engine(server), range(60)).values())
+
+
+def test_a_server_that_is_not_there_is_told_at_once() -> None:
+    with HostileServer() as gone:
+        pass
+    with pytest.raises(UserError, match=r"cannot be reached .* is the server up"):
+        ask(engine(gone), range(100))
+
+
+def test_a_server_that_goes_away_stops_the_run_and_what_was_done_is_kept() -> None:
+    done: list[Completion] = []
+
+    def going_away(server: HostileServer) -> Iterator[Completion]:
+        for number, completion in enumerate(engine(server, max_retries=2).generate(prompts(*range(500)), SAMPLING)):
+            if number == 40:
+                server.break_off()
+            yield completion
+
+    with HostileServer(delay_s=0.005) as server, pytest.raises(UserError, match=r"cannot be reached .* asked 3 times"):
+        collect(going_away(server), done)
+    assert len(done) >= 40
+    assert {row.finish_reason for row in done} == {"stop"}
+
+
+def test_the_key_is_repeated_nowhere(server: HostileServer) -> None:
+    server.script["a"] = [Reply(body=answer(f"you sent {KEY}", reasoning_content=KEY))]
+    server.script["b"] = [Reply(status=400, body={"error": {"message": f"{'x' * 290} {KEY}"}})]
+    server.script["c"] = [Reply(status=500, body=f"plain {KEY}".encode())] * 4
+    found = ask(engine(server), "abc")
+    assert (found["a"].content, found["a"].thinking) == ("you sent ***", "***")
+    assert found["c"].error == "HTTP 500: plain *** (asked 4 times)"
+    assert not any(KEY[:12] in str(row) for row in found.values())
+
+
+def test_a_placeholder_for_a_key_is_no_secret(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
+    config = EngineConfig(base_url=server.url)
+    [row] = load_engine(ModelConfig(model="openai:m"), config).generate(prompts("EMPTY"), SAMPLING)
+    assert row.content == "re: EMPTY"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    [row] = load_engine(ModelConfig(model="openai:m"), config).generate(prompts("a"), SAMPLING)
+    assert "authorization" not in server.asked("a")[0].headers
+    server.script["b"] = [Reply(status=401)]
+    with pytest.raises(UserError, match=r"\(it is not set\)"):
+        list(load_engine(ModelConfig(model="openai:m"), config).generate(prompts("b"), SAMPLING))
+
+
+def test_prompts_are_read_as_they_are_needed(server: HostileServer) -> None:
+    taken = 0
+
+    def many() -> Iterator[Prompt]:
+        nonlocal taken
+        for number in range(100_000):
+            taken += 1
+            yield prompts(number)[0]
+
+    answers = engine(server, max_concurrency=4).generate(many(), SAMPLING)
+    assert taken == 0
+    for _ in range(10):
+        next(answers)
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+    # Ten handed over; four wait to be, and four are answered but find no room.
+    assert taken <= 10 + 4 + 4 + 1
+    before = threading.active_count()
+    answers.close()  # type: ignore[attr-defined]
+    assert threading.active_count() < before
+
+
+def test_malformed_prompts_stop_the_run_with_their_own_error(server: HostileServer) -> None:
+    def rows() -> Iterator[Prompt]:
+        yield from prompts(*range(20))
+        raise DataError("prompts.jsonl", 21, "torn")
+
+    done: list[Completion] = []
+    with pytest.raises(DataError, match=r"prompts\.jsonl:21: torn"):
+        collect(engine(server).generate(rows(), SAMPLING), done)
+    assert len(done) >= 20 - 8
+
+
+def test_no_prompts_need_no_server() -> None:
+    config = EngineConfig(base_url="http://127.0.0.1:9/v1")
+    assert list(load_engine(ModelConfig(model="openai:m"), config).generate([], SAMPLING)) == []
+
+
+def test_it_works_where_an_event_loop_runs(server: HostileServer) -> None:
+    async def notebook() -> list[Completion]:
+        return list(engine(server).generate(prompts("a"), SAMPLING))
+
+    assert [row.content for row in asyncio.run(notebook())] == ["re: a"]
+
+
+def test_what_is_done_when_a_run_breaks_off_comes_out() -> None:
+    async def produce(deliver: Deliver[int]) -> None:
+        late = asyncio.create_task(late_one(deliver))
+        await deliver(1)
+        await asyncio.sleep(0)
+        late.cancel()
+        raise UserError("broken off")
+
+    async def late_one(deliver: Deliver[int]) -> None:
+        await deliver(2)
+
+    found: list[int] = []
+    with pytest.raises(UserError, match="broken off"):
+        collect(iterate(produce, room=1), found)
+    assert found == [1, 2]
+
+
+def test_waits_grow_with_jitter_up_to_a_bound() -> None:
+    random.seed(0)
+    for attempt, bound in ((1, 1), (2, 2), (5, 16), (6, LONGEST_WAIT_S), (10_000, LONGEST_WAIT_S)):
+        waits = [backoff_s(attempt) for _ in range(500)]
+        assert 0.97 * bound < max(waits) <= bound
+        assert 0 <= min(waits) < 0.03 * bound
+
+
+def test_retry_after_is_read_in_both_forms() -> None:
+    assert retry_after_s("7") == 7
+    assert retry_after_s(" 0.25 ") == 0.25
+    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    soon = retry_after_s(format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True))
+    assert soon is not None
+    assert 85 < soon <= 90
+    for text in (None, "", "soon", "-5", "nan", "1e400", "inf", "9" * 400):
+        assert retry_after_s(text) is None
+
+
+def test_the_pace_halves_once_per_refusal_and_recovers() -> None:
+    async def drive() -> None:
+        pace = Pace(64)
+        sent_at = time.monotonic()
+        for _ in range(64):  # all sent at the same time: one reason to slow down, not 64
+            assert pace.slow_down(sent_at)
+        assert pace.limit == 32
+        slower = []
+        for _ in range(7):
+            await asyncio.sleep(0.001)
+            slower.append(pace.slow_down(time.monotonic()))
+        assert pace.limit == 1
+        assert slower == [True] * 5 + [False] * 2
+        for _ in range(5000):
+            pace.speed_up()
+        assert pace.limit == 64
+
+    asyncio.run(drive())
+
+
+def test_which_models_are_a_servers() -> None:
+    assert api_engine("openai:gpt") == "openai_api"
+    for name in ("tiny:teacher", "Qwen/Qwen3-8B", "openai", "C:\\models\\x", "ray:x", "./openai"):
+        assert api_engine(name) is None
+    config = EngineConfig(base_url="http://127.0.0.1:9/v1/chat/completions/", engine="transformers")
+    loaded = load_engine(ModelConfig(model="openai:org/m:7b"), config)
+    assert isinstance(loaded, OpenAIEngine)
+    assert (loaded.model, loaded.base_url) == ("org/m:7b", "http://127.0.0.1:9/v1")
+    for model in ("openai:", "Qwen/Qwen3-8B"):
+        with pytest.raises(ModelError, match="takes openai:NAME"):
+            load_engine(ModelConfig(model=model), EngineConfig(engine="openai_api"))
+    with pytest.raises(ModelError, match="has no revision"):
+        load_engine(ModelConfig(model="openai:m", revision="v1"), config)
+
+
+def test_the_address_comes_from_flag_or_environment(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--engine\.base-url .* OPENAI_BASE_URL"):
+        load_engine(ModelConfig(model="openai:m"), EngineConfig())
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/")
+    [row] = load_engine(ModelConfig(model="openai:m"), EngineConfig()).generate(prompts("a"), SAMPLING)
+    assert row.content == "re: a"
+    [comparison] = compare_models(["hello"], {"Teacher": "openai:m"})
+    assert comparison.answers["Teacher"].content == "re: hello"
+    monkeypatch.setenv("OPENAI_BASE_URL", "127.0.0.1:8000/v1")
+    with pytest.raises(UserError, match="http://host:8000/v1"):
+        load_engine(ModelConfig(model="openai:m"), EngineConfig())
+    monkeypatch.setenv("OPENAI_API_KEY", "two\nlines")
+    with pytest.raises(UserError, match="OPENAI_API_KEY holds characters"):
+        load_engine(ModelConfig(model="openai:m"), EngineConfig(base_url=server.url))
+
+
+@pytest.mark.parametrize(
+    "url", [f"http://me:{KEY}@host/v1", f"https://host/v1?key={KEY}", f"http://host:{KEY}/v1", f"{KEY}", "ftp://host"]
+)
+def test_a_key_in_the_address_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="server's address") as refused:
+        EngineConfig(base_url=url)
+    assert KEY not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_extra_fields_that_are_no_object_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="extra_body is"):
+        EngineConfig(extra_body=text)
+
+
+def test_only_a_teacher_can_be_on_a_server(tmp_path: Path) -> None:
+    from distill_lab.measure import measure
+    from distill_lab.models import load_model, load_tokenizer
+
+    model = ModelConfig(model="openai:m")
+    for attempt in (
+        lambda: load_model(model),
+        lambda: load_tokenizer(model),
+        lambda: measure({"teacher": model}, prompts("a"), sampling=SAMPLING),
+    ):
+        with pytest.raises(ModelError, match="only a teacher can be one"):
+            attempt()
+    check_model(model, role="teacher", example="x")
+    with pytest.raises(UserError, match="Invalid student model: openai:m"):
+        check_model(model, role="student", example="x")
+
+
+def distill(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "distill_lab.cli", *arguments]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_kill_9_repeats_only_what_was_under_way(tmp_path: Path) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "out" / "answers.jsonl"
+    write_jsonl(data, ({"messages": [{"role": "user", "content": f"ask {n}"}]} for n in range(200)))
+    flags = ["--model", "openai:m", "--data", str(data), "--out", str(out), "--engine.max-concurrency", "4"]
+    with HostileServer(delay_s=0.02) as server:
+        arguments = ["generate", *flags, "--engine.base-url", server.url]
+        child = distill(*arguments)
+        at = random.randint(5, 150)
+        while child.poll() is None and len(server.requests) < at:
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        assert child.returncode == -signal.SIGKILL
+        survived = out.read_bytes()[: out.read_bytes().rfind(b"\n") + 1]
+        asked_before = len(server.requests)
+        child = distill(*arguments)
+        printed, _ = child.communicate()
+    assert child.returncode == 0, printed
+    rows = [Completion.from_json(row) for row in read_jsonl(out)]
+    assert len({row.id for row in rows}) == len(rows) == 200
+    assert {row.content for row in rows} == {f"re: ask {n}" for n in range(200)}
+    assert out.read_bytes().startswith(survived)
+    counts = Counter(request.text for request in server.requests)
+    assert set(counts) == {f"ask {n}" for n in range(200)}
+    on_disk = {Completion.from_json(row).content.removeprefix("re: ") for row in lines(survived)}
+    repeated = {text for text, number in counts.items() if number > 1}
+    assert not repeated & on_disk
+    # Under way: four requests, four answers that waited for the writer, four that waited to be taken.
+    assert len(repeated) == asked_before - len(on_disk) <= 12
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or KEY not in path.read_text(encoding="utf-8")
+    assert KEY not in printed
+
+
+def lines(text: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_refused_key_ends_the_command_with_2(tmp_path: Path, server: HostileServer) -> None:
+    data = tmp_path / "data.jsonl"
+    write_jsonl(data, [{"messages": [{"role": "user", "content": "ask"}]}])
+    server.script["ask"] = [Reply(status=401, body={"error": {"message": f"Incorrect API key provided: {KEY}"}})]
+    out = tmp_path / "answers.jsonl"
+    child = distill(
+        "generate", "--model", "openai:m", "--data", str(data), "--out", str(out), OPENAI_BASE_URL=server.url
+    )
+    printed, _ = child.communicate()
+    assert child.returncode == 2
+    assert "HTTP 401: Incorrect API key provided: ***" in printed
+    assert KEY not in printed
+
+
+def test_a_server_that_always_asks_to_wait_is_given_up(server: HostileServer) -> None:
+    server.rule = lambda request: Reply(status=429, body={"error": {"message": "busy"}})
+    found = ask(engine(server, max_retries=2), range(4))
+    assert {row.error for row in found.values()} == {"HTTP 429: busy (asked 3 times)"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
+def test_ctrl_c_ends_a_wait_for_the_server(tmp_path: Path) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "answers.jsonl"
+    write_jsonl(data, ({"messages": [{"role": "user", "content": str(n)}]} for n in range(50)))
+    flags = ["--model", "openai:m", "--data", str(data), "--out", str(out), "--engine.max-concurrency", "2"]
+    with HostileServer(rule=lambda request: Reply(stall=True) if int(request.text) >= 10 else None) as server:
+        child = distill("generate", *flags, OPENAI_BASE_URL=server.url)
+        while child.poll() is None and server.running < 2:
+            time.sleep(0.01)
+        while child.poll() is None and out.read_bytes().count(b"\n") < 10:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        printed, _ = child.communicate()
+    assert child.returncode == 130, printed
+    assert len(list(read_jsonl(out))) == 10
+
+
+def test_a_servers_speed_is_not_measured_and_that_is_said(tmp_path: Path) -> None:
+    notes: list[str] = []
+
+    class Watching(Watch):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    with Run.open(tmp_path / "run", recipe="r", config={}, watch=Watching()) as run:
+        line = Line(run, engine=EngineConfig())
+        assert line._speeds({"teacher": ModelConfig(model="openai:m")}, tmp_path / "test.jsonl", SAMPLING) == {}
+    assert notes == ["no speed of the teacher: openai:m runs on a server, not here"]
+
+
+def test_a_stage_answered_by_a_server_is_not_repeated_at_another_address(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    write_jsonl(path, (prompt.to_json() for prompt in prompts(*"ab")))
+    asked = []
+    for extra in ("", "", '{"top_k": 3}'):
+        with HostileServer() as server, Run.open(tmp_path / "run", recipe="r", config={}) as run:
+            line = Line(run, engine=EngineConfig(base_url=server.url, extra_body=extra))
+            answers = line.answers("teacher answers", ModelConfig(model="openai:m"), path, SAMPLING)
+            asked.append(len(server.requests))
+    assert asked == [2, 0, 2]
+    assert {row["content"] for row in read_jsonl(answers)} == {"re: a", "re: b"}
+    assert not any(KEY in file.read_text(encoding="utf-8") for file in (tmp_path / "run").rglob("*") if file.is_file())
