@@ -8,6 +8,7 @@ Settings: flags beat the YAML file (--config), which beats the preset (--preset)
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import signal
 import sys
@@ -104,6 +105,13 @@ def _package_of(name: str) -> str:
 def _recipe(name: str, arguments: list[str]) -> int:
     from distill_lab.terminal import Terminal
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from distill_lab.errors import UserError
+
+        raise UserError(
+            f"distill {name} is one process that starts the others itself: run it without torchrun or accelerate launch, "
+            "with --train.num-processes N; on several machines launch `distill train`"
+        )
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     options, rest = _take_options(arguments, ("preset", "config", "run"))
     preset, why = _preset(module.PRESETS, options.get("preset"))

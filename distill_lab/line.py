@@ -19,6 +19,7 @@ from distill_lab import held_out
 from distill_lab.compare import paired, summarize
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data import write_prompts
+from distill_lab.engines import api_engine
 from distill_lab.errors import ModelError, NoData, UserError
 from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
@@ -81,7 +82,7 @@ class Line:
         return self.run.stage(
             name,
             output,
-            inputs={"prompts": prompts, "sampling": sampling.model_dump(), **_model_inputs(model)},
+            inputs={"prompts": prompts, "sampling": sampling.model_dump(), **_model_inputs(model, self.engine)},
             work=lambda path: self._generate(model, prompts, sampling, path),
         )
 
@@ -168,7 +169,11 @@ class Line:
     def _speeds(self, models: Mapping[str, ModelConfig], test: Path, sampling: SamplingConfig) -> dict[str, Any]:
         from distill_lab.measure import Speed, measure
 
-        timed = {name: model for name, model in models.items() if name != "base"}
+        timed = {name: model for name, model in models.items() if name != "base" and not api_engine(model.model)}
+        for name in models.keys() - timed.keys() - {"base"}:
+            self.watch.note(f"no speed of {LABELS.get(name, name)}: {models[name].model} runs on a server, not here")
+        if not timed:
+            return {}
         inputs = {name: _model_inputs(model) for name, model in timed.items()}
 
         def work(path: Path) -> None:
@@ -187,19 +192,32 @@ def choose_grader(prompts: Path) -> str:
     return "exact" if all(row.get("answer") for row in read_jsonl(prompts)) else "overlap"
 
 
+def trained(out: Path, student: ModelConfig, train: TrainConfig) -> ModelConfig:
+    """How the student in `out` is loaded: adapters on the weights they were trained on, anything else as it is."""
+    adapters = train.lora.r and not train.lora.merge
+    return ModelConfig(model=str(out), quantization=student.quantization if adapters else "none")
+
+
 def check_model(config: ModelConfig, *, role: str, example: str) -> None:
     """Raise UserError `Invalid <role> model: <name>` with the reason and an example, before anything costly is done."""
     from distill_lab.models import load_tokenizer
 
+    if role == "teacher" and api_engine(config.model):
+        return  # what its server says shows with the first request
     try:
         load_tokenizer(config)
     except ModelError as error:
         raise UserError(f"Invalid {role} model: {config.model}\nExample: {example}\nReason: {error}") from error
 
 
-def _model_inputs(model: ModelConfig) -> dict[str, Any]:
-    """What a result depends on of a model: its settings, and for a directory the files in it."""
+def _model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> dict[str, Any]:
+    """What a result depends on of a model: its settings, and for a directory the files in it.
+
+    A server's model is its name and what else every request holds; it stays the same model at another address.
+    """
     from distill_lab.models import resolve
 
+    if api_engine(model.model):
+        return {"model": model.model_dump(), "extra_body": engine.extra_body if engine else ""}
     path = Path(resolve(model.model))
     return {"model": model.model_dump(), "files": path if path.is_dir() else None}

@@ -42,6 +42,35 @@ def test_loss_and_every_gradient_equal_torch(
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("softcap", "with_bias"), [(None, False), (5.0, True)])
+def test_the_heads_gradient_may_be_added_at_once(softcap: float | None, with_bias: bool) -> None:
+    hidden_NH, head_VH, bias_V, labels_N = inputs()
+    bias = bias_V if with_bias else None
+    reference(hidden_NH, head_VH, labels_N, bias, softcap).div(7).backward()
+    wanted = [weight.grad for weight in (hidden_NH, head_VH, bias) if weight is not None]
+    before = torch.randn(V, H, generator=torch.Generator().manual_seed(1))
+    for first in (None, before):
+        hidden_NH, head_VH, bias_V, labels_N = inputs()
+        head_VH.grad = None if first is None else first.clone()
+        bias = bias_V if with_bias else None
+        loss = cross_entropy.loss(
+            hidden_NH, head_VH, labels_N, bias=bias, softcap=softcap, chunk=8, head_grad_scale=1 / 7
+        )
+        assert head_VH.grad is not None
+        loss.div(7).backward()
+        found = [weight.grad for weight in (hidden_NH, head_VH, bias) if weight is not None]
+        if first is not None:
+            found[1] = head_VH.grad - first
+        for gradient, right in zip(found, wanted, strict=True):
+            torch.testing.assert_close(gradient, right, rtol=1e-5, atol=1e-5)
+
+
+def test_a_label_whose_probability_underflows_has_a_loss() -> None:
+    hidden_NH, head_VH = torch.tensor([[200.0]]), torch.tensor([[1.0], [0.0], [-1.0]])
+    for label, nats in ((0, 0.0), (1, 200.0), (2, 400.0)):
+        assert cross_entropy.loss(hidden_NH, head_VH, torch.tensor([label])).item() == pytest.approx(nats)
+
+
 def test_by_hand() -> None:
     # Logits (0, ln 3): probabilities 1/4 and 3/4.
     hidden_NH = torch.tensor([[1.0], [1.0]])
@@ -100,9 +129,9 @@ def test_a_second_backward_is_refused_rather_than_wrong() -> None:
 
 def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    original = F.log_softmax
+    original = torch.softmax
     monkeypatch.setattr(
-        cross_entropy.F, "log_softmax", lambda logits, **kwargs: sizes.append(len(logits)) or original(logits, **kwargs)
+        torch, "softmax", lambda logits, *rest, **kwargs: sizes.append(len(logits)) or original(logits, *rest, **kwargs)
     )
     hidden_NH, head_VH, _, labels_N = inputs()
     cross_entropy.loss(hidden_NH, head_VH, labels_N, chunk=8).backward()

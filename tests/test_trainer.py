@@ -24,9 +24,10 @@ from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.models import load_model
 from distill_lab.run import write_jsonl
 from distill_lab.train import checkpoints
+from distill_lab.train.loop import StudentTrainer
 from distill_lab.train.plan import make_plan, training_arguments
 from distill_lab.train.rows import read_rows
-from distill_lab.train.trainer import StudentTrainer, train_student
+from distill_lab.train.trainer import train_student
 
 COLOURS = ["red", "green", "blue", "white"]
 FAST = TrainConfig(learning_rate=5e-3, tokens_per_batch=128, num_epochs=3, logging_steps=1, validation_fraction=0.1)
@@ -98,8 +99,8 @@ def test_accumulated_uneven_batches_equal_one_big_batch_and_plain_transformers(
     (total / count).backward()
     for name, weight in model.named_parameters():
         scale = weight.grad.abs().max().item()
-        torch.testing.assert_close(one[name], weight.grad, rtol=1e-4, atol=1e-5 * scale)
-        torch.testing.assert_close(many[name], weight.grad, rtol=1e-4, atol=1e-5 * scale)
+        torch.testing.assert_close(one[name], weight.grad, rtol=1e-5, atol=1e-5 * scale)
+        torch.testing.assert_close(many[name], weight.grad, rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_training_lowers_the_validation_loss_and_leaves_a_student(
@@ -151,7 +152,7 @@ def on_log(row):
         Path(sys.argv[4]).touch()
         time.sleep(600)
 
-train_student(ModelConfig(model=sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]),
+train_student(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]),
               TrainConfig.model_validate_json(sys.argv[6]), on_log=on_log)
 """
 
@@ -159,7 +160,7 @@ train_student(ModelConfig(model=sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3
 def train_and_kill(student: ModelConfig, rows: Path, out: Path, config: TrainConfig, *, step: int) -> None:
     """Train in another process and end it with SIGKILL in the middle of `step`."""
     sign = out.with_name("reached")
-    arguments = [student.model, str(rows), str(out), str(sign), str(step), config.model_dump_json()]
+    arguments = [student.model_dump_json(), str(rows), str(out), str(sign), str(step), config.model_dump_json()]
     root = Path(__file__).resolve().parent.parent
     environment = {**os.environ, "PYTHONPATH": str(root)}
     child = subprocess.Popen(
@@ -210,6 +211,30 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(
             assert len(notes) == 1
             assert "torn.work/checkpoint-8 was passed over" in notes[0]
             assert "checkpoint-4" in notes[0]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_layers_train_the_same(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
+    def losses(name: str, config: TrainConfig) -> list[float]:
+        logs: list[dict[str, Any]] = []
+        train_student(student, rows, tmp_path / name, config, on_log=logs.append)
+        return [row["loss"] for row in logs if "loss" in row]
+
+    plain = losses("plain", FAST.model_copy(update={"max_steps": 5}))
+    assert losses("compiled", FAST.model_copy(update={"max_steps": 5, "compile": True})) == pytest.approx(
+        plain, rel=1e-4
+    )
+
+
+def test_bf16_passes_train_fp32_weights(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
+    config = FAST.model_copy(update={"dtype": "bf16"})
+    result = train_student(student, rows, tmp_path / "student", config)
+    assert result.validation_loss_before is not None
+    assert result.validation_loss_after is not None
+    assert result.validation_loss_after < 0.6 * result.validation_loss_before
+    assert all(
+        weight.dtype == torch.float32 for weight in load_file(tmp_path / "student" / "model.safetensors").values()
+    )
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
-from distill_lab.line import Line, check_model
+from distill_lab.line import Line, check_model, trained
 from distill_lab.run import Run
 from distill_lab.watch import Watch
 
@@ -95,7 +95,8 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             completions = line.answers("teacher answers", config.teacher, prompts, config.sampling)
         rows = line.training_set(prompts, completions)
         out = line.student(config.student, rows, config.train, output=student_path(config), thinking=False)
-        models = {"teacher": config.teacher, "base": config.student, "student": ModelConfig(model=str(out))}
+        student = trained(out, config.student, config.train)
+        models = {"teacher": config.teacher, "base": config.student, "student": student}
         return line.prove(models, test, config.test_sampling, grader=config.grader, measure_speed=config.measure)
 
 

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from distill_lab.errors import UserError
 from distill_lab.objectives import cross_entropy
+from distill_lab.objectives.cross_entropy import gradient_of
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference between two ways of computing the same thing."""
@@ -35,7 +37,9 @@ class Head:
 
 
 Objective = Callable[[torch.Tensor, Head, dict[str, Any]], torch.Tensor]
-"""`objective(hidden_NH, head, batch) -> sum of nats` over the N trained positions; `batch` is what `collate` made."""
+"""`objective(hidden_NH, head, batch) -> sum of nats` over the N trained positions; `batch` is what `collate` made, and
+`loss_scale`: None, or what the trainer will multiply the sum by, for objectives that add to `head.linear.weight.grad`
+themselves (see `cross_entropy.loss`)."""
 
 
 def cross_entropy_objective(hidden_NH: torch.Tensor, head: Head, batch: dict[str, Any]) -> torch.Tensor:
@@ -47,10 +51,11 @@ def cross_entropy_objective(hidden_NH: torch.Tensor, head: Head, batch: dict[str
         bias=head.linear.bias,
         softcap=head.softcap,
         scale=head.scale,
+        head_grad_scale=batch.get("loss_scale"),
     )
 
 
-def decoder_and_head(model: nn.Module) -> tuple[nn.Module, Head]:
+def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
     """The decoder stack and the output head of a causal language model, with or without LoRA adapters.
 
     Raises UserError where the head is not a plain linear layer.
@@ -77,18 +82,61 @@ def install(model: nn.Module, objective: Objective = cross_entropy_objective) ->
         position_ids: torch.Tensor,
         trained_N: torch.Tensor,
         labels_N: torch.Tensor,
+        loss_scale: float | None = None,
         **attention: Any,
     ) -> torch.Tensor:
         outputs = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention)
         hidden_NH = outputs.last_hidden_state.flatten(0, 1).index_select(0, trained_N)
-        return objective(hidden_NH, head, {"trained_N": trained_N, "labels_N": labels_N})
+        return objective(hidden_NH, head, {"trained_N": trained_N, "labels_N": labels_N, "loss_scale": loss_scale})
 
     model.forward = forward
 
 
 def uninstall(model: nn.Module) -> None:
     """Give `model` its own forward back."""
-    model.__dict__.pop("forward", None)
+    for module in (model, decoder_and_head(model)[0].get_input_embeddings()):
+        module.__dict__.pop("forward", None)
+
+
+def add_embedding_gradients_in_place(model: nn.Module) -> None:
+    """Let the input embeddings add their gradient to `.grad` row by row, until `uninstall`.
+
+    torch makes a dense gradient of the embeddings' whole size for every micro-batch, at Qwen's vocabulary more than half a
+    GB in fp32 that is all zeros but for a few hundred rows. For one process alone: DDP and FSDP wait for torch's. Where the
+    embeddings do more than to look up, nothing changes.
+    """
+    embedding: Any = decoder_and_head(model)[0].get_input_embeddings()
+    if type(embedding) is nn.Embedding and embedding.weight.requires_grad and embedding.max_norm is None:
+        setattr(embedding, "forward", lambda ids: _Lookup.apply(embedding.weight, ids, embedding.padding_idx))  # noqa: B010
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_VH: torch.Tensor, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
+        ctx.weight_VH, ctx.padding = weight_VH, padding
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, weight_VH)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: torch.Tensor
+    ) -> tuple[None, None, None]:
+        ids_T, grad_TH = ctx.saved_tensors[0].flatten(), grads[0].flatten(0, -2)
+        if ctx.padding is not None:
+            kept_T = ids_T != ctx.padding
+            ids_T, grad_TH = ids_T[kept_T], grad_TH[kept_T]
+        gradient_of(ctx.weight_VH).index_add_(0, ids_T, grad_TH)
+        return None, None, None
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile every layer of the decoder, in place: one compilation serves all of them, and batches of any shape."""
+    decoder, _ = decoder_and_head(model)
+    kinds = set(decoder._no_split_modules or ())
+    for layer in decoder.modules():
+        if type(layer).__name__ in kinds:
+            layer.compile(dynamic=True)
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ from distill_lab.config import TrainConfig
 from distill_lab.models import best_device, compute_dtype
 from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -58,7 +60,8 @@ def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, 
 def training_arguments(work: Path, config: TrainConfig, num_steps: int, *, validate: bool) -> TrainingArguments:
     """What `transformers.Trainer` is told. The plan is one epoch to it. validate: whether there are held-out rows."""
     device = best_device()
-    dtype = compute_dtype(device) if device.type == "cuda" else torch.float32
+    automatic = compute_dtype(device) if device.type == "cuda" else torch.float32
+    dtype = DTYPES.get(config.dtype, automatic)
     # transformers renamed it within version 5; the old name warns where the new one exists.
     name = "activation" if "activation_checkpointing" in TrainingArguments.__dataclass_fields__ else "gradient"
     checkpointing: dict[str, Any] = {}

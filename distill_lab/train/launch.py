@@ -1,0 +1,117 @@
+"""Training in several processes: one per GPU (or CPU), on this machine, started and watched from here.
+
+What `train_student` takes -> the same result, trained under `accelerate launch` with one of the settings in
+`distill_lab/launch/`. Several machines: start `accelerate launch ... -m distill_lab.cli train ...` on each of them instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_lab.config import ModelConfig, TrainConfig
+from distill_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from distill_lab.train.trainer import TrainResult
+
+SETTINGS = Path(__file__).resolve().parent.parent / "launch"
+"""accelerate's settings, one file per `TrainConfig.sharding`."""
+MARK = "\x1edistill "
+"""Begins a line that a training process writes for the one that started it."""
+
+
+def inside() -> bool:
+    """Whether this process is one of several that train together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def train_in_processes(
+    student: ModelConfig,
+    rows: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    thinking: bool | None,
+    on_log: Callable[[dict[str, Any]], None],
+) -> TrainResult:
+    """As `train_student`, in `config.num_processes` processes. Raises the UserError that one of them stopped with."""
+    from distill_lab.train.trainer import TrainResult
+
+    job = {
+        "student": student.model_dump(),
+        "rows": str(rows.absolute()),
+        "out": str(out.absolute()),
+        "config": config.model_dump(),
+        "thinking": thinking,
+    }
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(SETTINGS / f"{config.sharding}.yaml")]
+    # Port 0: any free one, so that two trainings on one machine do not meet.
+    command += ["--num_processes", str(config.num_processes), "--main_process_port", "0"]
+    command += ["-m", __name__, json.dumps(job)]
+    result, errors = None, []
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True, encoding="utf-8") as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if not line.startswith(MARK):
+                    continue
+                event = json.loads(line.removeprefix(MARK))
+                if "log" in event:
+                    on_log(event["log"])
+                elif "error" in event:
+                    errors.append(event["error"])
+                else:
+                    result = TrainResult(**event["result"])
+        if errors:
+            raise UserError(errors[0])
+        if process.returncode or result is None:
+            noise.seek(0)
+            raise RuntimeError(
+                f"training in {config.num_processes} processes ended with code {process.returncode}:\n{noise.read()[-4000:]}"
+            )
+    return result
+
+
+def main(job: str) -> int:
+    """One of the processes."""
+    from distill_lab.train.trainer import train_student
+
+    given = json.loads(job)
+    is_first = os.environ["RANK"] == "0"
+
+    def tell(event: dict[str, Any]) -> None:
+        # With its line end in one piece: other processes write to the same pipe.
+        print(f"{MARK}{json.dumps(event)}\n", end="", flush=True)
+
+    def on_log(row: dict[str, Any]) -> None:
+        if is_first:
+            tell({"log": row})
+
+    try:
+        result = train_student(
+            ModelConfig(**given["student"]),
+            Path(given["rows"]),
+            Path(given["out"]),
+            TrainConfig(**given["config"]),
+            thinking=given["thinking"],
+            on_log=on_log,
+        )
+    except UserError as error:
+        tell({"error": str(error)})
+        return 2
+    if is_first:
+        tell({"result": asdict(result)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

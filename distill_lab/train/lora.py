@@ -1,0 +1,94 @@
+"""Low-rank adapters on a frozen student (LoRA, Hu et al. 2021; on 4-bit weights QLoRA, Dettmers et al. 2023).
+
+A frozen model -> the model with adapters, the only weights that are trained; trained adapters -> a plain model that has
+them merged in.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill_lab.config import LoraConfig, ModelConfig
+from distill_lab.errors import UserError
+from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, resolve
+
+ALL = "all-linear"
+"""Every linear layer but the output head."""
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig, *, name: str, seed: int) -> PeftModel:
+    """`model` with fp32 adapters on `config.targets`, everything else frozen, in training mode.
+
+    seed: of the adapters' first weights. name: what the adapters are said to belong to (hub id, directory or tiny: name).
+    Raises UserError where a target is no linear layer of the model.
+    """
+    linear = {path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    known = {path.rpartition(".")[2] for path in linear}
+    unknown = [target for target in config.targets if target not in known and target != ALL]
+    if unknown:
+        raise UserError(
+            f"lora.targets: {name} has no linear layer {', '.join(unknown)}; it has {', '.join(sorted(known))} (or {ALL})"
+        )
+    layers: Any = model.modules()
+    for layer in layers:
+        # bitsandbytes repacks weights for inference at the first pass in evaluation mode, and gradients end at those.
+        if _is_quantized(layer):
+            layer.support_avx512bf16_for_cpu = False
+    settings = PeftLoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=ALL if ALL in config.targets else list(config.targets),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(seed)
+    adapted: Any = get_peft_model(model, settings)
+    adapted.peft_config["default"].base_model_name_or_path = name
+    # Embeddings are never trained; left to itself peft would ask the hub whether they have been resized.
+    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted.train()
+
+
+def merge_directory(adapter: ModelConfig, out: Path) -> None:
+    """Put the adapters in the directory `adapter.model` onto their base and write the merged model to `out`.
+
+    Raises UserError where the directory holds no adapters.
+    """
+    path = resolve(adapter.model)
+    if not is_adapter(path):
+        raise UserError(f"{adapter.model}: no adapters (adapter_config.json and no config.json); nothing to merge")
+    base, _ = load_model(base_of(adapter))
+    tokenizer = load_tokenizer(adapter)
+    partial = out.with_name(f".{out.name}.partial")
+    merged(PeftModel.from_pretrained(base, path)).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(out)
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The plain model that computes what `model` does: quantized weights unpacked, adapters added. `model` is used up.
+
+    Unpacked, not loaded anew in full precision: the adapters were trained on what the 4 or 8 bits stand for.
+    """
+    base: Any = model.get_base_model()
+    if getattr(base, "is_quantized", False):
+        config = model.peft_config["default"]
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+        config.base_model_name_or_path = None
+        base = model.unload()
+        model = get_peft_model(base.dequantize(), config)
+        set_peft_model_state_dict(model, state)
+    plain: Any = model.merge_and_unload()
+    return plain
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()

@@ -1,0 +1,110 @@
+"""Training where the memory runs out: micro-batches are halved, and the result is that of enough memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill_lab.config import ModelConfig, TrainConfig
+from distill_lab.errors import UserError
+from distill_lab.models import load_model
+from distill_lab.run import write_jsonl
+from distill_lab.train.loss_forward import Objective, cross_entropy_objective
+from distill_lab.train.packing import cut
+from distill_lab.train.rows import read_rows
+from distill_lab.train.trainer import train_model
+from tests.test_trainer import toy_rows
+
+CONFIG = TrainConfig(
+    learning_rate=1e-3, tokens_per_batch=256, gradient_accumulation_steps=3, logging_steps=1, validation_fraction=0
+)
+
+
+class _FailsBackward(torch.autograd.Function):
+    """Passes its input on; its backward pass runs out of memory."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+def limited(most: int, *, calls: list[int], backward: bool = False) -> Objective:
+    """Cross-entropy that takes at most `most` trained positions; beyond, a pass runs out of memory."""
+
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+        calls.append(len(hidden_NH))
+        # Every third call is let through whatever its size, so that a step has gradients when it fails.
+        if len(hidden_NH) > most and len(calls) % 3:
+            if not backward:
+                raise torch.OutOfMemoryError("out of memory")
+            hidden_NH = _FailsBackward.apply(hidden_NH)  # pyright: ignore[reportAssignmentType]
+        return cross_entropy_objective(hidden_NH, head, batch)
+
+    return objective
+
+
+@pytest.fixture(scope="module")
+def student(random_model: Callable[..., Path]) -> Path:
+    return random_model(hidden=32, layers=1)
+
+
+def train(student: Path, out: Path, objective: Objective) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    write_jsonl(out.with_suffix(".jsonl"), toy_rows())
+    model, tokenizer = load_model(ModelConfig(model=str(student)), training=True)
+    data = read_rows(out.with_suffix(".jsonl"), tokenizer, max_length=512, validation_fraction=0, seed=0)
+    logs: list[dict[str, Any]] = []
+    train_model(model, tokenizer, data, out, CONFIG, key="k", objective=objective, on_log=logs.append)
+    return load_file(out / "model.safetensors"), logs
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_halved_micro_batches_give_the_same_student(student: Path, tmp_path: Path, backward: bool) -> None:
+    whole: list[int] = []
+    expected, before = train(student, tmp_path / "whole", limited(10_000, calls=whole))
+    calls: list[int] = []
+    found, after = train(student, tmp_path / "halved", limited(max(whole) // 3, calls=calls, backward=backward))
+    notes = [row["note"] for row in after if "note" in row]
+    assert len(notes) >= 2
+    assert notes[0] == "out of memory: micro-batches of 128 tokens, 2 times as many to a step"
+    assert notes[1] == "out of memory: micro-batches of 64 tokens, 4 times as many to a step"
+    assert len(calls) > 3 * len(whole)
+    losses = [[row["loss"] for row in logs if "loss" in row] for logs in (before, after)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-4, atol=2e-5)
+
+
+def test_one_row_that_does_not_fit_stops_with_remedies(student: Path, tmp_path: Path) -> None:
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(UserError, match=r"step 1: out of memory even with one row at a time; lower --train\.tokens"):
+        train(student, tmp_path / "student", objective)
+    assert not (tmp_path / "student").exists()
+
+
+def test_other_errors_are_raised_as_they_are(student: Path, tmp_path: Path) -> None:
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train(student, tmp_path / "student", objective)
+
+
+def test_a_batch_is_cut_into_bins_and_then_into_rows() -> None:
+    batch = [[0, 1], [2], [3, 4, 5]]
+    assert cut(batch, 1) == [batch]
+    assert cut(batch, 2) == [[[0, 1]], [[2], [3, 4, 5]]]
+    for parts in (4, 8):
+        assert sorted(row for part in cut(batch, parts) for bin_ in part for row in bin_) == [0, 1, 2, 3, 4, 5]
+    assert len(cut(batch, 4)) == 4
+    assert cut(batch, 8) == [[[row]] for row in range(6)]
