@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from distill_lab.errors import DataError, UserError
+from distill_lab.errors import UserError
+from distill_lab.grade import Answers, Graded, OnProgress, write_resumable
 from distill_lab.graders import Grader, load_grader
-from distill_lab.run import read_jsonl, write_jsonl
-from distill_lab.types import Completion, Grade, Prompt
+from distill_lab.run import read_jsonl
 
 Z95 = 1.959963984540054
 """The normal distribution's 97.5% quantile."""
@@ -48,48 +49,80 @@ class Score:
     """Completions that ended but held no answer the grader could read; they score 0."""
     missing: int
     """Completions that are absent or failed; they score 0."""
+    timeouts: int = 0
+    """Completions over which the grader was stopped at its time limit; they score 0."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return dataclasses.asdict(self)
 
 
-def evaluate(prompts: Path, completions: Path, path: Path, grader: str) -> Score:
+def evaluate(
+    prompts: Path,
+    completions: Path,
+    path: Path,
+    grader: str | Grader,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Score:
     """Grade `completions` of `prompts`, write every item to `path` (atomically), and return the Score.
 
     The gold answer is the prompt's own; where it has none, the completion that came with the data is the reference.
-    With several samples per prompt a prompt's score is the mean over its samples, and prompts stay the unit.
+    With several samples per prompt a prompt's score is the mean over its samples, and prompts stay the unit. `grader`
+    is a name (NAME:ARGUMENT for some) or a grader. A stop in the middle loses nothing: the same call goes on.
     Raises UserError for an unknown grader, no prompts, a prompt without an answer, completions of other prompts, and
     DataError for malformed or double rows.
     """
-    found = _read_completions(completions)
-    grade = load_grader(grader)
-    num_samples = 1 + max((sample for _, sample in found), default=0)
-    write_jsonl(path, _items(prompts, found, grade=grade, num_samples=num_samples))
+    grader = load_grader(grader) if isinstance(grader, str) else grader
+    answers = Answers(prompts, completions)
+
+    def rows(skip: int) -> Iterator[dict[str, Any]]:
+        return map(_item, answers.graded(grader, skip=skip, missing=True))
+
+    total = answers.num_prompts * answers.num_samples
+    write_resumable(path, ["eval", grader.name, prompts, completions], rows, total=total, on_progress=on_progress)
     return read_score(path)
+
+
+def _item(graded: Graded) -> dict[str, Any]:
+    prompt, completion = graded.prompt, graded.completion
+    return {
+        "id": prompt.id,
+        "sample": graded.sample,
+        "prompt": prompt.messages,
+        "output": completion.content if completion else "",
+        "thinking": completion.thinking if completion else None,
+        "answer": prompt.answer,
+        "finish_reason": completion.finish_reason if completion else MISSING,
+        "num_tokens": completion.num_tokens if completion else 0,
+        "grade": dataclasses.asdict(graded.grade),
+    }
 
 
 def read_score(path: Path) -> Score:
     """The Score of an eval file. Raises UserError where it holds none."""
-    grades: dict[str, list[float]] = {}
-    tokens, reasons, unparseable = [], [], 0
+    totals: dict[str, tuple[float, int]] = {}
+    reasons, statuses, num_tokens = Counter[str](), Counter[str](), 0
     for row in read_jsonl(path):
-        grades.setdefault(row["id"], []).append(row["grade"]["score"])
-        reasons.append(row["finish_reason"])
+        total, number = totals.get(row["id"], (0.0, 0))
+        totals[row["id"]] = total + row["grade"]["score"], number + 1
+        reasons[row["finish_reason"]] += 1
         if row["finish_reason"] in ("stop", "length"):
-            tokens.append(row["num_tokens"])
-        unparseable += row["finish_reason"] == "stop" and row["grade"]["status"] != "ok"
-    if not grades:
+            num_tokens += row["num_tokens"]
+        if row["finish_reason"] == "stop":
+            statuses[row["grade"]["status"]] += 1
+    if not totals:
         raise UserError(f"{path}: no items in it; evaluate the model again")
-    scores = [sum(values) / len(values) for values in grades.values()]
+    scores = [total / number for total, number in totals.values()]
     return Score(
         n=len(scores),
         score=sum(scores) / len(scores),
         ci95=wilson(round(sum(scores)), len(scores)) if is_binary(scores) else bootstrap_mean(scores),
-        mean_tokens=sum(tokens) / len(tokens) if tokens else 0.0,
-        truncated=reasons.count("length"),
-        unparseable=unparseable,
-        missing=reasons.count(MISSING) + reasons.count("error"),
+        mean_tokens=num_tokens / max(reasons["stop"] + reasons["length"], 1),
+        truncated=reasons["length"],
+        unparseable=statuses["unparseable"],
+        missing=reasons[MISSING] + reasons["error"],
+        timeouts=statuses["timeout"],
     )
 
 
@@ -126,55 +159,3 @@ def resampled_counts(counts: np.ndarray, *, seed: int) -> np.ndarray:
 def is_binary(scores: Sequence[float]) -> bool:
     """Whether every score is exactly 0 or 1."""
     return all(score in (0.0, 1.0) for score in scores)
-
-
-def _read_completions(path: Path) -> dict[tuple[str, int], Completion]:
-    found: dict[tuple[str, int], Completion] = {}
-    for number, row in enumerate(read_jsonl(path), start=1):
-        try:
-            completion = Completion.from_json(row)
-        except KeyError as error:
-            raise DataError(str(path), number, f"not a completion, it lacks {error}") from None
-        key = (completion.id, completion.sample)
-        if key in found:
-            raise DataError(str(path), number, f"a second completion of {key[0]}, sample {key[1]}; remove one")
-        found[key] = completion
-    return found
-
-
-def _items(
-    prompts: Path, found: dict[tuple[str, int], Completion], *, grade: Grader, num_samples: int
-) -> Iterator[dict[str, Any]]:
-    """The eval rows, in the order of the prompts; takes out of `found` what it used."""
-    seen = set[str]()
-    for number, row in enumerate(read_jsonl(prompts), start=1):
-        try:
-            prompt = Prompt.from_json(row)
-        except KeyError as error:
-            raise DataError(str(prompts), number, f"not a prompt, it lacks {error}") from None
-        if prompt.id in seen:
-            raise DataError(str(prompts), number, f"a second prompt with id {prompt.id}; ids must be unique")
-        seen.add(prompt.id)
-        if prompt.answer is None and row.get("completion"):
-            prompt = dataclasses.replace(prompt, answer=row["completion"][0]["content"])
-        for sample in range(num_samples):
-            completion = found.pop((prompt.id, sample), None)
-            verdict = grade(prompt, completion) if completion else Grade(0.0, None, "unparseable")
-            yield {
-                "id": prompt.id,
-                "sample": sample,
-                "prompt": prompt.messages,
-                "output": completion.content if completion else "",
-                "thinking": completion.thinking if completion else None,
-                "answer": prompt.answer,
-                "finish_reason": completion.finish_reason if completion else MISSING,
-                "num_tokens": completion.num_tokens if completion else 0,
-                "grade": dataclasses.asdict(verdict),
-            }
-    if not seen:
-        raise UserError(f"{prompts}: no prompts, so nothing to score; give at least one")
-    if found:
-        raise UserError(
-            f"{len(found)} completions are of prompts that {prompts} does not have (first: {next(iter(found))[0]}); "
-            "give the prompts they were made from"
-        )

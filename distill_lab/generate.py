@@ -20,8 +20,9 @@ from typing import Any
 from distill_lab.config import SamplingConfig
 from distill_lab.engines import Engine
 from distill_lab.errors import DataError, UserError
+from distill_lab.prompts import read_prompts
 from distill_lab.run import JsonlAppender, read_jsonl
-from distill_lab.types import Completion, Counts, Prompt
+from distill_lab.types import Completion, Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def generate(
     for malformed rows and prompt ids that occur twice, UserError where `path` holds completions of other prompts.
     on_progress: called at the start and after every completion.
     """
-    todo = _read_prompts(prompts)
+    todo = list(read_prompts(prompts))
     total = len(todo) * sampling.num_samples
     with JsonlAppender(path) as file:  # opened first: it cuts off a line torn by a kill
         samples = range(sampling.num_samples)
@@ -82,19 +83,6 @@ def generate(
         raise UserError(f"the engine returned {len(finished)} of {total} completions; run the same command to go on")
     kept = sum(finished.values())
     return Counts(total, kept, {"error": total - kept})
-
-
-def _read_prompts(path: Path) -> list[Prompt]:
-    prompts: dict[str, Prompt] = {}
-    for number, row in enumerate(read_jsonl(path), start=1):
-        try:
-            prompt = Prompt.from_json(row)
-        except KeyError as error:
-            raise DataError(str(path), number, f"a prompt needs the field {error.args[0]!r}") from None
-        if prompt.id in prompts:
-            raise DataError(str(path), number, f"the id {prompt.id!r} occurs twice; ids must be unique")
-        prompts[prompt.id] = prompt
-    return list(prompts.values())
 
 
 def _read_finished(path: Path, ids: set[str], samples: range) -> dict[tuple[str, int], bool]:

@@ -143,6 +143,42 @@ CHOSEN = [
     ("question", {"question": "1+1?", "answer": "2"}, [user("1+1?")], None),
     ("question", {"problem": "1+1?", "true_answer": 2}, [user("1+1?")], None),
     ("question", {"question": "1+1?", "cot": "One and one. 2"}, [user("1+1?")], [answer("One and one. 2")]),
+    (
+        "question",
+        {"problem": "1+1?", "gtruth_answer": "2", "message_thinking": "hm", "message_content": "It is 2."},
+        [user("1+1?")],
+        [answer("It is 2.", thinking="hm")],
+    ),
+    (
+        "math",
+        {"problem": "p", "solution": r"so $\boxed{\frac{1}{2}}$", "level": "Level 2"},
+        [user("p")],
+        [answer(r"so $\boxed{\frac{1}{2}}$")],
+    ),
+    (
+        "omnithought",
+        {
+            "question": "q",
+            "reasoning": [
+                {"thought": "long", "solution": "wrong", "thought_correctness_verify": False},
+                {"full_response": "<think>\nhm\n</think>\n\nright", "thought_correctness_verify": True},
+            ],
+        },
+        [user("q")],
+        [answer("right", thinking="hm")],
+    ),
+    (
+        "omnithought",
+        {"instruction": "q", "input": "x", "output": "<think>a</think>b", "rv_score": 0.7, "cd_score": 0.9},
+        [user("q\n\nx")],
+        [answer("b", thinking="a")],
+    ),
+    (
+        "omnithought",
+        {"instruction": "q", "response": "b", "reasoning_verbosity": 3, "cognitive_difficulty": 4},
+        [user("q")],
+        [answer("b")],
+    ),
     ("question", {"turns": ["a", "b"], "question_id": 3}, [user("a")], None),
     ("gsm8k", {"question": "q", "answer": "1+1=2\n#### 1,002"}, [user("q")], [answer("1+1=2\n#### 1,002")]),
     ("input_target", {"input": "1+1?", "target": 2.0}, [user("1+1?")], None),
@@ -172,6 +208,12 @@ def test_row_becomes_record(
         ({"question": "q", "answer": "so\n#### -1,234"}, "-1234"),
         ({"input": "q", "target": 43.0}, "43"),
         ({"messages": [user("a"), answer("b")], "answer": "4"}, "4"),
+        ({"problem": "q", "solution": r"first \boxed{1}, then \boxed{\frac{1}{2}}."}, r"\frac{1}{2}"),
+        ({"problem": "q", "solution": "no box"}, None),
+        ({"problem": "q", "solution": r"\boxed{1}", "answer": "2"}, "2"),
+        ({"problem": "q", "gtruth_answer": "98", "message_content": "98"}, "98"),
+        ({"question": "q", "cot": "so 4", "answer": "4", "rv_score": 0.5}, "4"),
+        ({"question": "q", "answer": "so 4", "rv_score": 0.5}, None),
     ],
 )
 def test_gold_answer(row: dict[str, Any], gold: str | None) -> None:
@@ -236,6 +278,17 @@ REFUSED = [
     ("gsm8k", {"question": "q", "answer": "2"}, "does not end with ####"),
     ("gsm8k", {"question": "q", "answer": "2 ####"}, "does not end with ####"),
     ("input_target", {"input": "q", "target": [1]}, "'target' holds list"),
+    ("math", {"problem": "q"}, "'solution' is missing"),
+    ("question", {"question": "q", "message_content": 3}, "'message_content' holds int"),
+    ("omnithought", {"text": "q"}, r"Unexpected OmniThought schema, please inspect omni\[0\]: it has the fields text"),
+    ("omnithought", {"question": "q", "reasoning": ["x"]}, r"reasoning\[0\] is str"),
+    ("omnithought", {"question": "q", "reasoning": [{"thought": 3}]}, r"reasoning\[0\].thought is int"),
+    ("omnithought", {"question": "q", "output": "a", "rv_score": "high"}, "'rv_score' holds 'high'"),
+    (
+        "omnithought",
+        {"question": "q", "reasoning": [{"solution": "a", "Reasoning_Verbosity": {"level": 12}}]},
+        r"reasoning\[0\].Reasoning_Verbosity.level' holds 12, expected a level from 0 to 9",
+    ),
 ]
 
 
@@ -302,7 +355,8 @@ REAL = {
     "cot/easydistill_BC_init_math.json": ("sharegpt", 1200, 1200, 0, 0),
     "cot/easydistill_math_bc_init_seed.jsonl": ("question", 1331, 0, 1331, 0),
     "cot/lf_reason_tool_use_50.jsonl": ("messages", 50, 50, 0, 50),
-    "cot/r1_sample_openrouter.json": ("question", 5, 0, 5, 0),
+    "cot/r1_sample_openrouter.json": ("question", 5, 5, 5, 5),
+    "cot/r1_sample_ollama.json": ("question", 5, 5, 5, 5),
     "math/cmath_test.jsonl": ("question", 600, 0, 600, 0),
     "math/gsm8k_train.jsonl": ("gsm8k", 7473, 7473, 7473, 0),
     "math/math_train_problems.json": ("question", 7474, 0, 7470, 0),

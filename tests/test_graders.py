@@ -23,7 +23,7 @@ def completion(content: str, finish_reason: FinishReason = "stop", thinking: str
     return Completion("p-0", 0, content, thinking, finish_reason, 5)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name != "judge"])
 class TestEveryGrader:
     def test_gold_answer_is_right(self, name: str) -> None:
         grade = load_grader(name)(prompt("12"), completion("12"))
@@ -46,6 +46,19 @@ class TestEveryGrader:
 def test_unknown_grader_lists_the_known() -> None:
     with pytest.raises(UserError, match=r"no grader 'os'; there are .*exact.*overlap"):
         load_grader("os")
+    with pytest.raises(UserError, match="no grader '_number'"):
+        load_grader("_number")
+    with pytest.raises(UserError, match="write judge:MODEL"):
+        load_grader("judge")
+    with pytest.raises(UserError, match="takes nothing after its name; write exact"):
+        load_grader("exact:tiny:teacher")
+
+
+def test_many_at_once_are_graded_as_one_by_one() -> None:
+    grader = load_grader("numeric")
+    pairs = [(prompt("12"), completion(text)) for text in ("12", "13", "", "is 12.")]
+    assert grader.grade_all(pairs) == [grader(*pair) for pair in pairs]
+    assert [grade.score for grade in grader.grade_all(pairs)] == [1.0, 0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Question rows: `{"question" or "problem"}` with an optional gold `answer` and reasoning `cot`; also Vicuna's `turns`.
 
-Of several `turns` the first is the prompt, since the next ones refer to an answer that is not there; all stay in meta.
+Instead of `cot`, R1-style rows have `message_thinking` and `message_content`: the completion, its thinking apart. Of
+several `turns` the first is the prompt, since the next ones refer to an answer that is not there; all stay in meta.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from distill_lab.types import Record
 
 QUESTION = ("question", "problem")
 ANSWER = ("answer", "true_answer", "gold_answer", "gtruth_answer")
-FIELDS = (*QUESTION, *ANSWER, "cot", "turns")
+FIELDS = (*QUESTION, *ANSWER, "cot", "message_content", "message_thinking", "turns")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -29,8 +30,13 @@ def record(row: Mapping[str, Any], id: str) -> Record:
         used += ["turns"] if len(row["turns"]) == 1 else []
     else:
         question = _row.text(row, used[0] or "question")
-    cot = _row.optional_text(row, "cot")
-    completion = None if cot is None else [_row.assistant(cot)]
+    completion = None
+    if row.get("cot") is not None:
+        completion = [_row.assistant(_row.text(row, "cot"))]
+    elif row.get("message_content") is not None:
+        thinking = _row.optional_text(row, "message_thinking")
+        completion = [_row.assistant(_row.text(row, "message_content"), thinking)]
+        used += ["message_content", "message_thinking"]
     prompt = [{"role": "user", "content": question}]
     answer = _row.gold_answer(row, *ANSWER)
     return _row.record(row, id, used=used, prompt=prompt, completion=completion, answer=answer)

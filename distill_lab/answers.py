@@ -1,0 +1,99 @@
+r"""The answer a text states. In: what a model or a data set wrote. Out: the answer as it stands there, or None.
+
+    stated_answer("4 + 4 = 8.\nFinal Answer: 8 apples")   -> "8 apples"
+    stated_answer(r"So $x = \boxed{\frac{1}{2}}$.")        -> r"\frac{1}{2}"
+
+Read are `\boxed{...}`, `Final Answer: x` and GSM8K's `#### x`; of several, the one that stands last. Where none of them is
+there, the last `The answer is x` / `Answer: x` / 答案是 x. Only what follows thinking counts. Time grows with the text's
+length and nothing else, and only its last 100,000 characters are read.
+"""
+
+from __future__ import annotations
+
+import re
+
+from distill_lab.chat import SOLUTION_TAGS, THINKING_TAGS
+
+MOST_CHARS = 100_000
+MOST_ANSWER_CHARS = 2_000
+"""What is longer than this is no answer, and is cut here."""
+
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
+_MARK = re.compile(r"^####[ \t]{0,4}(?!\d+[.)]\s)(?=[-+−$€£¥￥.\d\\])", re.MULTILINE)
+# A colon, "is", or a heading of its own; markup around the words is left out.
+# Every repetition is bounded, or a long run of spaces would be read once from each of its letters.
+_FINAL = re.compile(
+    r"final\s{1,4}answer[*_ ]{0,6}(?:is\b)?[*_ ]{0,6}(?:[:：]|(?=\s{0,4}\n))|最终答案[*_ ]{0,6}[是为]?[:：]?",
+    re.IGNORECASE,
+)
+_WEAK = re.compile(
+    r"\banswer[*_ ]{0,6}(?:\b(?:is|equals|would be|should be)\b|[:：=])"
+    r"|答案[*_ ]{0,6}(?:应该是|应为|是|为)?[:：]?|答[:：]",
+    re.IGNORECASE,
+)
+_CLOSING = tuple(closing for _, closing in THINKING_TAGS)
+
+
+def stated_answer(text: str) -> str | None:
+    """The answer that `text` states in words or in a box, without markup around it; None where it states none."""
+    text = after_thinking(text)
+    box = last_box(text)
+    strong = [] if box is None else [box]
+    strong += [(match.start(), _statement(text[match.end() :])) for match in (_last(_MARK, text),) if match]
+    strong += [(match.start(), _statement(text[match.end() :])) for match in (_last(_FINAL, text),) if match]
+    for _, answer in sorted(strong, reverse=True):
+        if answer:
+            weak = _last(_WEAK, answer)  # "Final Answer: The final answer is 8."
+            return (_statement(answer[weak.end() :]) if weak else "") or answer
+    weak = _last(_WEAK, text)
+    return (_statement(text[weak.end() :]) or None) if weak else None
+
+
+def after_thinking(text: str) -> str:
+    """The end of `text` (at most 100,000 characters) that follows thinking, without tags around a solution."""
+    text = text[-MOST_CHARS:]
+    for closing in _CLOSING:
+        text = text.rpartition(closing)[2]
+    for tag in SOLUTION_TAGS:
+        text = text.replace(tag, "\n")
+    return text
+
+
+def last_box(text: str) -> tuple[int, str] | None:
+    r"""Where the last `\boxed{...}` (or `\fbox`) that is closed and not empty begins, and what it holds.
+
+    Braces nest, `\{` and `\}` are letters. `\boxed 5` holds 5.
+    """
+    last: tuple[int, str] | None = None
+    opened: list[tuple[int, int] | None] = []
+    for match in _BRACES.finditer(text):
+        found, start = match[0], match.start()
+        if match["bare"]:
+            last = start, match["bare"].rstrip(".,;")
+        elif found == "{":
+            opened.append(None)
+        elif found == "}":
+            box = opened.pop() if opened else None
+            if box is not None and (last is None or box[0] > last[0]):
+                inside = text[box[1] : min(start, box[1] + MOST_ANSWER_CHARS)].strip()
+                last = (box[0], inside) if inside else last
+        elif found.endswith("{") and found[1] in "bf":
+            opened.append((start, match.end()))
+    return last
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    match = None
+    for match in pattern.finditer(text):  # noqa: B007 - the last one is wanted
+        pass
+    return match
+
+
+def _statement(rest: str) -> str:
+    """What stands first in `rest`: a displayed formula, else the first line with something in it."""
+    rest = rest[: 2 * MOST_ANSWER_CHARS].lstrip(" \t\r\n*_`:：")
+    for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
+        if rest.startswith(opening):
+            return rest[2:].partition(closing)[0].strip()
+    line = rest.partition("\n")[0]
+    return line.strip().strip("*`").strip().rstrip("!")

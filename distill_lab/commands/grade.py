@@ -1,0 +1,49 @@
+"""Grade completions: each one gets a score from a grader.
+
+In: prompts.jsonl with gold answers, and completions of them. Out: `<out>`, a JSONL file with the completions and
+`"grade": {"score", "answer", "status"}` each; how many could be graded on the screen. Stopped, the same command goes on.
+
+    distill grade --prompts answers.prompts.jsonl --completions answers.jsonl --grader numeric --out graded.jsonl
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill_lab import config as settings
+from distill_lab.config import EngineConfig
+
+
+class Config(settings.Config):
+    """Settings of `distill grade`."""
+
+    prompts: Path
+    """The prompts that were answered (.jsonl)."""
+    completions: Path
+    """What a model answered (.jsonl)."""
+    out: Path
+    """Where the graded completions go (.jsonl)."""
+    grader: str = "exact"
+    """A file name in distill_lab/graders: exact, numeric, math, label, overlap; judge:MODEL asks a model."""
+    engine: EngineConfig = EngineConfig()
+    """What runs the judge."""
+
+
+def main(config: Config) -> None:
+    """Grade, and print the counts by status."""
+    from distill_lab.errors import UserError
+    from distill_lab.grade import grade
+    from distill_lab.graders import load_grader
+    from distill_lab.terminal import Terminal
+
+    for path in (config.prompts, config.completions):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; `distill generate` writes prompts and completions")
+    if config.out.exists() and config.out.resolve() in (config.prompts.resolve(), config.completions.resolve()):
+        raise UserError(f"{config.out}: that is one of the inputs; give --out another name")
+    terminal = Terminal()
+    grader = load_grader(config.grader, config.engine)
+    terminal.stage(f"grades of {config.completions}, by {config.grader}")
+    tally = grade(config.prompts, config.completions, config.out, grader, on_progress=terminal.progress)
+    terminal.print(f"{tally}; mean score {tally.score:.3f}")
+    terminal.note(f"every completion with its grade is in {config.out}")

@@ -1,0 +1,35 @@
+"""prompts.jsonl, read: one Prompt after the other, every row checked.
+
+for prompt in read_prompts(run.path("prompts.jsonl")): ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill_lab.errors import DataError
+from distill_lab.run import read_jsonl
+from distill_lab.types import Prompt
+
+
+def read_prompts(path: Path, *, references: bool = False) -> Iterator[Prompt]:
+    """The prompts of a file, streaming. Raises DataError naming line and reason for malformed rows and double ids.
+
+    references: where a prompt has no gold answer, its answer is the completion that came with the data, if any.
+    """
+    seen = set[str]()
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            prompt = Prompt.from_json(row)
+        except KeyError as error:
+            raise DataError(str(path), number, f"a prompt needs the field {error.args[0]!r}") from None
+        if not isinstance(prompt.id, str):
+            raise DataError(str(path), number, f"the id is {type(prompt.id).__name__}, expected text")
+        if prompt.id in seen:
+            raise DataError(str(path), number, f"the id {prompt.id!r} occurs twice; ids must be unique")
+        seen.add(prompt.id)
+        if references and prompt.answer is None and row.get("completion"):
+            prompt = dataclasses.replace(prompt, answer=row["completion"][0]["content"])
+        yield prompt
