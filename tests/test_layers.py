@@ -11,15 +11,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "distill_lab"
 LAYERS = (
-    ("ground", "errors types config run chat watch hardware yaml_config tiny".split()),
+    ("ground", "errors types config run prompts chat answers watch hardware memory yaml_config tiny".split()),
     (
         "plug-ins",
-        "adapters engines graders objectives train models sampling kv_cache stopping sources json_array".split(),
+        "adapters engines graders objectives train models sampling kv_cache stopping sources json_array traces "
+        "background http_retry chat_completions".split(),
     ),
-    ("stages", "data generate training_set held_out evaluate measure compare".split()),
+    ("stages", "data generate training_set held_out grade evaluate measure compare ask".split()),
     ("report", ["report"]),
     ("line", ["line"]),
-    ("recipes", ["recipes"]),
+    ("recipes", ["recipes", "easydistill"]),
     ("faces", "cli commands terminal".split()),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}

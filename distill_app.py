@@ -1,0 +1,409 @@
+"""Qwen distillation in a few calls: prepare data, write an EasyDistill config, run it, ask the student.
+
+Data in: a data set of instructions and the names of a teacher and a student. Data out: data/*.json, configs/*.json, and
+the student as a Hugging Face model directory. `notebook.ipynb` calls these functions; they are thin over `distill_lab`.
+This, typed into a Python prompt, distils the embedded tiny family, offline, in a minute or so on a CPU:
+
+    from distill_app import compare_models, distill_system1
+    student = distill_system1({
+        "teacher_model": "tiny:teacher", "student_model": "tiny:student",
+        "dataset": "tiny:instructions", "dataset_slice": "distill[:500]", "relabel": True,
+        "num_epochs": 4, "learning_rate": 4e-3, "out_dir": "./distilled-tiny",
+    })
+    compare_models(["Make this upper case: pear, cat"], teacher_path="tiny:teacher", system1_path=student)
+
+Prompts go through the model's own chat template, the one training uses: a student asked in another form than it was trained
+in answers badly. Only a tokenizer without a template gets the plain text of `format_prompt`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+
+from distill_lab.ask import ask, plain_prompt
+from distill_lab.config import Config, DataConfig, ModelConfig, SamplingConfig
+from distill_lab.errors import DataError, ModelError, UserError
+from distill_lab.run import fingerprint, write_json
+from distill_lab.types import Completion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Mode = Literal["system1", "system2"]
+DATASET = "alibaba-pai/DistilQwen_100k"
+INSTRUCTIONS, LABELED = "data/train_instructions.json", "data/train_labeled.json"
+SYSTEM1_CONFIG, SYSTEM1_OUT = "configs/kd_black_box_qwen_0_5b.json", "./distilled-qwen2.5-0.5b"
+NO_DATA = "No data for System 1 distillation"
+
+
+class System1(Config):
+    """The keys of `distill_system1`'s config."""
+
+    teacher_model: str = "Qwen/Qwen2.5-7B-Instruct"
+    """Answers the instructions that have no answer yet, all of them with relabel."""
+    student_model: str = "Qwen/Qwen2.5-0.5B-Instruct"
+    """Is trained."""
+    dataset: str = DATASET
+    """Hugging Face data set id, .json/.jsonl/.parquet/.csv file, or tiny:instructions."""
+    dataset_slice: str = "train[:1000]"
+    """Split and slice as Hugging Face writes them."""
+    num_epochs: int = 1
+    """Passes over the rows."""
+    learning_rate: float = 2e-5
+    """Peak learning rate; the tiny family wants 4e-3."""
+    relabel: bool = False
+    """The teacher writes new answers; off: the data set's own are used."""
+    out_dir: str = SYSTEM1_OUT
+    """Where the student goes."""
+
+
+# JSON files
+
+
+def save_json(path: str, data: Any) -> None:
+    """Write `data` as indented JSON, its folder made where it is missing; a reader never sees half a file."""
+    write_json(Path(path), data)
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds. Raises DataError naming file and line where it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(path, error.lineno, f"not JSON ({error.msg})") from None
+
+
+# The teacher
+
+
+def load_teacher(model_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The teacher and its tokenizer, in 8 bits where its full weights would not fit the GPU. Raises ModelError."""
+    from distill_lab.models import load_model
+
+    return load_model(ModelConfig(model=model_name, quantization="auto"))
+
+
+def format_prompt(instruction: str, input_text: str = "", mode: Mode = "system1") -> str:
+    """An instruction as plain text, for tokenizers without a chat template; System 2 asks for steps."""
+    return plain_prompt(instruction, input_text, steps=mode == "system2")
+
+
+def label_with_teacher(
+    teacher_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    items: list[dict[str, Any]],
+    batch_size: int = 2,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_p: float = 0.9,
+    mode: Mode = "system1",
+) -> list[dict[str, Any]]:
+    """The items, dicts with `instruction` and optional `input`, with the teacher's answers as `output`.
+
+    Asked in the teacher's chat template (see `format_prompt` for teachers without one). An instruction the teacher could
+    not take, or did not finish within max_new_tokens, gets an empty output, which training leaves out and counts.
+    """
+    sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    asked = [(item["instruction"], item.get("input") or "") for item in items]
+    answers = ask(teacher_model, tokenizer, asked, sampling, steps=mode == "system2", batch_size=batch_size)
+    for reason in ("error", "length"):
+        if number := sum(answer.finish_reason == reason for answer in answers):
+            why = "failed" if reason == "error" else f"were cut at {max_new_tokens} tokens"
+            print(f"{number} of {len(answers)} answers {why} and stay empty")
+    return [
+        {**item, "output": answer.content.strip() if answer.finish_reason == "stop" else ""}
+        for item, answer in zip(items, answers, strict=True)
+    ]
+
+
+# Data
+
+
+def prepare_system1_dataset(
+    slice_str: str = "train[:1000]",
+    teacher_model: PreTrainedModel | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    relabel_with_teacher: bool = False,
+    out_instructions: str = INSTRUCTIONS,
+    out_labeled: str = LABELED,
+    dataset: str = DATASET,
+) -> None:
+    """A slice of a data set as {instruction, input, output} rows in two JSON files; nothing is written where it is empty.
+
+    dataset: Hugging Face id, local file or tiny:instructions; rows in any form the lab reads. An Alpaca-style `input`
+    becomes part of the instruction, because EasyDistill reads that alone. relabel_with_teacher: the outputs are the
+    teacher's (`label_with_teacher`). Raises ValueError without a teacher to relabel with, DataError for malformed rows.
+    """
+    if relabel_with_teacher and (teacher_model is None or teacher_tokenizer is None):
+        raise ValueError("Teacher model/tokenizer required for relabeling.")
+    from distill_lab.data import Records
+    from distill_lab.easydistill.job import answer_text, instruction_row
+
+    items = []
+    for record in Records(DataConfig(path=dataset, split=slice_str)):
+        answer = record.completion[0] if record.completion else {"content": ""}
+        items.append(instruction_row(record.prompt.messages, answer_text(answer["content"], answer.get("thinking"))))
+    print(f"Loaded {len(items)} rows: {dataset}, {slice_str}")
+    if not items:
+        print(NO_DATA)
+        return
+    labeled = items
+    if relabel_with_teacher:
+        assert teacher_model is not None
+        assert teacher_tokenizer is not None
+        print(f"Relabeling {len(items)} items with teacher...")
+        labeled = label_with_teacher(teacher_model, teacher_tokenizer, items, mode="system1")
+    save_json(out_instructions, items)
+    save_json(out_labeled, labeled)
+    made = {"dataset": dataset, "slice": slice_str, "instructions": fingerprint(Path(out_instructions))}
+    write_json(_made_path(out_instructions), made)
+    print(f"Saved System 1 instructions to {out_instructions}")
+    print(f"Saved System 1 labeled data to {out_labeled}")
+
+
+def _made_path(instructions: str) -> Path:
+    """Where it stands what a prepared file was made of."""
+    return Path(instructions).with_suffix(".source.json")
+
+
+def _is_prepared(dataset: str, slice_str: str) -> bool:
+    """Whether the data files hold this slice; files that were not made here, or were edited, are taken as they are."""
+    if not (Path(INSTRUCTIONS).exists() and Path(LABELED).exists()):
+        return False
+    made = read_json(str(_made_path(INSTRUCTIONS))) if _made_path(INSTRUCTIONS).exists() else {}
+    own = made.get("instructions") == fingerprint(Path(INSTRUCTIONS))
+    return not own or (made["dataset"], made["slice"]) == (dataset, slice_str)
+
+
+# EasyDistill
+
+
+def write_system1_config(
+    teacher_model: str,
+    student_model: str,
+    labeled_path: str,
+    out_dir: str,
+    num_train_epochs: int = 1,
+    config_path: str = SYSTEM1_CONFIG,
+    learning_rate: float = 2e-5,
+) -> str:
+    """Write the EasyDistill config of a System 1 run (black-box distillation from a local teacher); returns its path."""
+    config = {
+        "job_type": "kd_black_box_local",
+        "dataset": {
+            "instruction_path": INSTRUCTIONS,
+            "labeled_path": labeled_path,
+            "template": "easydistill/chat_template/chat_template_kd.jinja",
+            "seed": 42,
+        },
+        "inference": {
+            "enable_chunked_prefill": True,
+            "seed": 777,
+            "gpu_memory_utilization": 0.9,
+            "temperature": 0.8,
+            "trust_remote_code": False,  # Qwen needs none; a model whose code nobody has read must not run
+            "enforce_eager": False,
+            "max_model_len": 4096,
+            "max_new_tokens": 512,
+        },
+        "models": {"teacher": teacher_model, "student": student_model},
+        "training": _training(out_dir, num_train_epochs, max_length=512, learning_rate=learning_rate),
+    }
+    save_json(config_path, config)
+    print(f"Wrote System 1 KD config to {config_path}")
+    return config_path
+
+
+def _training(out_dir: str, num_train_epochs: int, *, max_length: int, learning_rate: float) -> dict[str, Any]:
+    return {
+        "output_dir": out_dir,
+        "num_train_epochs": num_train_epochs,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+        "save_steps": 200,
+        "logging_steps": 10,
+        "max_length": max_length,
+        "learning_rate": learning_rate,
+        "weight_decay": 0.05,
+        "warmup_ratio": 0.1,
+        "lr_scheduler_type": "cosine",
+        "bf16": False,
+        "fp16": True,
+    }
+
+
+def run_easy_distill(config_path: str, relabel: bool = False) -> int:
+    """Run a config in a process of its own: `easydistill` where that is installed, else `distill run`. Returns its code.
+
+    relabel: `distill run` asks the teacher for every answer again; `easydistill` always does. What the process says is
+    printed as it comes, so that a notebook shows it.
+    """
+    from distill_lab.easydistill.process import command, run_process
+
+    words = command(config_path, relabel=relabel)
+    print("Running:", " ".join(words))
+    code = run_process(words, on_line=lambda line: print(line, flush=True))
+    if code == 0:
+        print("EasyDistill run completed successfully.")
+    else:
+        print("EasyDistill run failed with code:", code)
+    return code
+
+
+def distill_system1(config: dict[str, Any]) -> str | None:
+    """The whole of System 1: check, prepare data where it is not prepared yet, write the config, run it.
+
+    config: the keys of `System1`, each with a default. Data files that are there already are used, unless they were made
+    of another data set or slice. Prints what goes on, a summary and the student's path, and returns that; None where
+    nothing was made: an empty slice, an invalid student, anything else that is said in one sentence.
+    """
+    try:
+        settings = System1.model_validate(config)
+        return _distill_system1(settings)
+    except ValidationError as error:
+        for each in error.errors():
+            print(f"config key {'.'.join(map(str, each['loc']))!r}: {each['msg']}")
+        print(f"Known keys: {', '.join(System1.model_fields)}")
+    except UserError as error:
+        print(error)
+    return None
+
+
+def _distill_system1(settings: System1) -> str | None:
+    from distill_lab.easydistill.job import EXAMPLE
+    from distill_lab.line import check_model
+
+    check_model(ModelConfig(model=settings.student_model), role="student", example=EXAMPLE)
+    if _is_prepared(settings.dataset, settings.dataset_slice):
+        print(f"Using {INSTRUCTIONS} and {LABELED} as they are; delete them to prepare them again")
+        if not read_json(INSTRUCTIONS):
+            print(NO_DATA)
+            return None
+    else:
+        prepare_system1_dataset(settings.dataset_slice, dataset=settings.dataset)
+        if not _is_prepared(settings.dataset, settings.dataset_slice):
+            return None
+    path = write_system1_config(
+        settings.teacher_model,
+        settings.student_model,
+        LABELED,
+        settings.out_dir,
+        settings.num_epochs,
+        learning_rate=settings.learning_rate,
+    )
+    if run_easy_distill(path, relabel=settings.relabel) != 0:
+        return None
+    return _summary("System 1", settings.out_dir)
+
+
+def _summary(name: str, out_dir: str) -> str | None:
+    """Say what a run made; its exit code alone proves nothing (EasyDistill's is 0 where training failed)."""
+    from distill_lab.easydistill.job import run_directory
+
+    if not (Path(out_dir).expanduser() / "config.json").is_file():
+        print(f"The run ended, but there is no model in {out_dir}; its output above says why")
+        return None
+    figures = run_directory(out_dir) / "training.json"
+    if figures.is_file():
+        made = read_json(str(figures))
+        dropped = "".join(f", {number} dropped: {reason}" for reason, number in made["dropped"].items())
+        print(f"{name}: {made['num_rows']} rows{dropped}, {made['steps']} steps, {made['seconds']:.0f} s of training")
+        if made["validation_loss_after"] is not None:
+            before, after = made["validation_loss_before"], made["validation_loss_after"]
+            print(f"Validation loss: {before:.3f} -> {after:.3f} nats per token")
+    print(f"{name} student saved to {out_dir}")
+    return out_dir
+
+
+# The students
+
+
+def load_student(model_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A distilled student and its tokenizer from its directory. Raises ModelError."""
+    from distill_lab.models import load_model
+
+    return load_model(ModelConfig(model=model_path))
+
+
+def infer_student(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    mode: Mode = "system1",
+    max_new_tokens: int = 256,
+) -> str:
+    """A student's answer, sampled (temperature 0.7, top_p 0.9) with a fixed seed. Raises UserError where there is none."""
+    sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9)
+    (answer,) = ask(model, tokenizer, [(prompt, "")], sampling, steps=mode == "system2")
+    if answer.finish_reason == "error":
+        raise UserError(f"no answer: {answer.error}")
+    return _with_steps(answer) if mode == "system2" else answer.content.strip()
+
+
+def _with_steps(answer: Completion) -> str:
+    """What a System 2 student says: the steps are its point, also where its template keeps them apart as thinking."""
+    return "\n".join(part.strip() for part in (answer.thinking, answer.content) if part and part.strip())
+
+
+def compare_models(
+    prompts: list[str],
+    *,
+    teacher_path: str | None = "Qwen/Qwen2.5-7B-Instruct",
+    system1_path: str | None = SYSTEM1_OUT,
+    system2_path: str | None = "./distilled-qwen2.5-1.5b-cot",
+    teacher_model: PreTrainedModel | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    sys1_model: PreTrainedModel | None = None,
+    sys1_tokenizer: PreTrainedTokenizerBase | None = None,
+    sys2_model: PreTrainedModel | None = None,
+    sys2_tokenizer: PreTrainedTokenizerBase | None = None,
+    max_new_tokens: int = 128,
+) -> None:
+    """Print every model's greedy answer to every prompt, one below the other, each under its label.
+
+    A model is given loaded, with its tokenizer, or by path or name; a path of None leaves it out, and one that holds no
+    model gives the line `Model not found at <path>`. Models given by path are in memory one at a time. The System 2
+    student is asked to think step by step.
+    """
+    from distill_lab.compare import Comparison, render_comparison
+
+    models: list[tuple[str, str | None, Any, Any]] = [
+        ("Teacher", teacher_path, teacher_model, teacher_tokenizer),
+        ("System 1", system1_path, sys1_model, sys1_tokenizer),
+        ("System 2", system2_path, sys2_model, sys2_tokenizer),
+    ]
+    sampling = SamplingConfig(max_new_tokens=max_new_tokens)
+    answers: list[dict[str, Completion]] = [{} for _ in prompts]
+    missing: dict[str, str] = {}
+    for label, path, model, tokenizer in models:
+        if (model is None) != (tokenizer is None):
+            raise UserError(f"{label}: give the loaded model together with its tokenizer, or neither")
+        if model is None:
+            if path is None:
+                continue
+            if not _is_there(path):
+                missing[label] = path
+                continue
+            model, tokenizer = load_teacher(path) if label == "Teacher" else load_student(path)
+        found = ask(model, tokenizer, [(prompt, "") for prompt in prompts], sampling, steps=label == "System 2")
+        for place, answer in zip(answers, found, strict=True):
+            place[label] = replace(answer, content=_with_steps(answer)) if label == "System 2" else answer
+        del model
+    print(render_comparison([Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]))
+
+
+def _is_there(path: str) -> bool:
+    """Whether a path or name leads to a model."""
+    from distill_lab.models import load_tokenizer, resolve
+
+    try:
+        if not Path(resolve(path)).is_dir():
+            load_tokenizer(ModelConfig(model=path))
+    except ModelError:
+        return False
+    return True

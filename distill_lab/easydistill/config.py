@@ -1,0 +1,298 @@
+"""EasyDistill 1.0's JSON configs: read, checked, and translated into the lab's settings.
+
+    job = read_job(Path("configs/kd_black_box_qwen_0_5b.json"))
+
+In: a config with `job_type` kd_black_box_local, kd_black_box_api or kd_black_box_train_only (kd_sft means the last one).
+Out: a `Job`. EasyDistill has no defaults; here a key may be missing where its default is plain. An unknown key is an
+error, and so is a training setting that would change the student and that the lab's trainer does not have. Relative
+paths are seen from the current directory, as EasyDistill sees them; what is to be read and is not there is looked for
+beside the config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, ValidationError
+
+from distill_lab.config import Config, EngineConfig, ModelConfig, SamplingConfig, check_base_url
+from distill_lab.easydistill.training import Training, check
+from distill_lab.errors import DataError, UserError
+
+Text = Annotated[str, Field(min_length=1)]
+NumTokens = Annotated[int, Field(ge=1)]
+
+
+class Data(Config):
+    """What `dataset` has in every job."""
+
+    labeled_path: Text
+    """Instructions with their answers."""
+    template: str = ""
+    """Not used: a student is trained in its own chat template."""
+    seed: int = 42
+    """Order of the rows."""
+
+
+class TrainOnlyData(Data):
+    """`dataset` of a job that only trains."""
+
+    instruction_path: str = ""
+    """Not read."""
+
+
+class TeacherData(Data):
+    """`dataset` of a job with a teacher."""
+
+    instruction_path: Text
+    """What the teacher is asked."""
+
+
+class LocalInference(Config):
+    """`inference` of a teacher on this machine."""
+
+    max_new_tokens: NumTokens = 512
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    seed: int = 0
+    trust_remote_code: bool = False
+    enable_chunked_prefill: bool | None = None
+    gpu_memory_utilization: float | None = None
+    enforce_eager: bool | None = None
+    max_model_len: int | None = None
+
+
+class ApiInference(Config):
+    """`inference` of a teacher behind an OpenAI-compatible server."""
+
+    base_url: Text
+    api_key: SecretStr = SecretStr("")
+    stream: bool = False
+    system_prompt: str = ""
+    max_new_tokens: NumTokens = 512
+
+
+class Models(Config):
+    """`models` of a job that can do without the name of a teacher."""
+
+    student: Text
+    teacher: str = ""
+    """Of an API job: the server's name of it; empty: the first model the server names."""
+
+
+class Pair(Config):
+    """`models` of a job with a teacher on this machine."""
+
+    student: Text
+    teacher: Text
+
+
+class LocalConfig(Config):
+    """kd_black_box_local."""
+
+    job_type: str
+    dataset: TeacherData
+    models: Pair
+    training: Training
+    inference: LocalInference = LocalInference()
+
+
+class ApiConfig(Config):
+    """kd_black_box_api."""
+
+    job_type: str
+    dataset: TeacherData
+    models: Models
+    training: Training
+    inference: ApiInference
+
+
+class TrainOnlyConfig(Config):
+    """kd_black_box_train_only; what a config has for a teacher is not used."""
+
+    job_type: str
+    dataset: TrainOnlyData
+    models: Models
+    training: Training
+    inference: dict[str, Any] = Field(default_factory=dict)
+
+
+JOBS: dict[str, type[LocalConfig] | type[ApiConfig] | type[TrainOnlyConfig]] = {
+    "kd_black_box_local": LocalConfig,
+    "kd_black_box_api": ApiConfig,
+    "kd_black_box_train_only": TrainOnlyConfig,
+    "kd_sft": TrainOnlyConfig,
+}
+_DATA_JOBS = (
+    "cot_long2short cot_short2long instruction_expansion instruction_refinement instruction_response_extraction".split()
+)
+OTHER_JOBS: dict[str, str | None] = {
+    "kd_white_box": "recipes.logits",
+    "kd_white_box_train_only": "recipes.logits",
+    "cot_generation_api": "commands.generate",
+    "cot_generation_batch": "commands.generate",
+    "cot_eval_api": None,
+    **dict.fromkeys(f"{name}_{how}" for name in _DATA_JOBS for how in ("api", "batch")),
+}
+"""EasyDistill's other jobs, and the module of the lab's command for the same purpose, where it has one."""
+VLLM_ONLY = ("enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "max_model_len")
+WHITE_BOX_KEYS = ("distillation", "logits_path", "top_logits_num")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a config asks for, in the lab's terms."""
+
+    path: Path
+    """The config."""
+    instructions: str | None
+    """What the teacher is asked: a data set's path; None where the job only trains."""
+    labelled: Path
+    """Instructions with answers: written where there is a teacher, read where there is none."""
+    teacher: ModelConfig | None
+    engine: EngineConfig
+    sampling: SamplingConfig
+    system_prompt: str
+    """What the teacher is told first; the student is not."""
+    api_key: SecretStr
+    student: ModelConfig
+    out: Path
+    """Where the student goes."""
+    training: Training
+    seed: int
+    notes: tuple[str, ...]
+    """What a person should know about the translation."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run's manifest; without the key."""
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del row["api_key"], row["notes"]
+        return {
+            name: value.model_dump() if isinstance(value, Config) else str(value) if isinstance(value, Path) else value
+            for name, value in row.items()
+        }
+
+
+def read_job(path: Path) -> Job:
+    """The job in `path`. Raises UserError naming file, key and remedy, DataError where the file is not JSON."""
+    raw = _read_json(path)
+    name = raw.get("job_type")
+    if name not in JOBS:
+        raise UserError(f"{path}: {_no_such_job(name)}")
+    try:
+        config = JOBS[name].model_validate(raw)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path}: {_problem(each)}" for each in error.errors())) from None
+    training, notes = config.training, []
+    left = check(path, training)
+    if isinstance(config, LocalConfig):
+        left += [f"inference.{name}" for name in VLLM_ONLY if getattr(config.inference, name) is not None]
+    if left:
+        notes.append(f"left to the lab, which chooses by what the machine has: {', '.join(left)}")
+    if config.dataset.template:
+        notes.append("dataset.template is not used: the student is trained in its own chat template")
+    teacher, engine, sampling = None, EngineConfig(), SamplingConfig()
+    system_prompt, api_key = "", SecretStr("")
+    if isinstance(config, LocalConfig):
+        asked = config.inference
+        name = _model(path, config.models.teacher)
+        teacher = ModelConfig(model=name, quantization="auto", trust_remote_code=asked.trust_remote_code)
+        sampling = SamplingConfig(
+            max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, seed=asked.seed, thinking=False
+        )
+    elif isinstance(config, ApiConfig):
+        asked = config.inference
+        teacher = ModelConfig(model=f"openai:{config.models.teacher}")
+        engine = EngineConfig(base_url=_base_url(path, asked.base_url))
+        sampling = SamplingConfig(max_new_tokens=asked.max_new_tokens, temperature=1.0)
+        system_prompt, api_key = asked.system_prompt, asked.api_key
+    seed = config.dataset.seed if training.seed is None else training.seed
+    return Job(
+        path=path,
+        instructions=str(_located(path, config.dataset.instruction_path)) if teacher else None,
+        labelled=_located(path, config.dataset.labeled_path),
+        teacher=teacher,
+        engine=engine,
+        sampling=sampling,
+        system_prompt=system_prompt,
+        api_key=api_key,
+        student=ModelConfig(model=_model(path, config.models.student)),
+        out=Path(training.output_dir).expanduser(),
+        training=training,
+        seed=seed,
+        notes=tuple(notes),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise UserError(f"{path}: the key {twice[0]!r} stands twice in one object; keep one")
+        return dict(pairs)
+
+    def refuse(constant: str) -> float:
+        raise UserError(f"{path}: {constant} is not JSON; give a number")
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once, parse_constant=refuse)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the path of an EasyDistill config (.json)") from None
+    except json.JSONDecodeError as error:
+        raise DataError(str(path), error.lineno, f"not JSON ({error.msg}); an EasyDistill 1.0 config is JSON") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise DataError(str(path), None, f"not usable JSON ({error}); save it as UTF-8") from None
+    if not isinstance(config, dict):
+        raise DataError(str(path), None, f"expected one JSON object, found {type(config).__name__}")
+    return config
+
+
+def _no_such_job(name: Any) -> str:
+    known = ", ".join(JOBS)
+    if name is None:
+        return f"job_type: missing; give one of {known}"
+    if name in OTHER_JOBS:
+        module = OTHER_JOBS[name]
+        if module and find_spec(f"distill_lab.{module}"):
+            return f"job_type {name}: for this there is `distill {module.partition('.')[2]}` (see its --help)"
+        return f"job_type {name}: not supported; `distill run` does {known}"
+    close = get_close_matches(str(name), [*JOBS, *OTHER_JOBS], n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"job_type {name!r}: no such job; {hint}There are {known}"
+
+
+def _problem(error: Any) -> str:
+    place = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{place}: missing; give it a value"
+    if error["type"] == "extra_forbidden":
+        if error["loc"][-1] in WHITE_BOX_KEYS:
+            return f"{place}: belongs to the white-box jobs; remove it"
+        return f"{place}: no such key; check its spelling or remove it"
+    return f"{place}: {error['msg']}"
+
+
+def _base_url(path: Path, url: str) -> str:
+    try:
+        return check_base_url(url)
+    except UserError as error:
+        raise UserError(f"{path}: inference.base_url: {error}") from None
+
+
+def _located(config: Path, text: str) -> Path:
+    """A path seen from the current directory; where nothing is there but beside the config, that one."""
+    path = Path(text).expanduser()
+    beside = config.parent / path
+    return beside if not path.exists() and beside.exists() else path
+
+
+def _model(config: Path, text: str) -> str:
+    """A model's directory, looked for like every path, or its name as it is (EasyDistill's examples end in a slash)."""
+    path = _located(config, text)
+    return str(path) if path.is_dir() else text.rstrip("/")

@@ -1,0 +1,283 @@
+"""Runs EasyDistill 1.0's black-box jobs: a JSON config -> answers in `labeled_path`, the student in `output_dir`.
+
+    student = run("configs/kd_black_box_qwen_0_5b.json")
+
+The lab's own stages do the work, in the run directory `<output_dir>.run`: the same call goes on where it stopped.
+Answers that stand in `labeled_path` are never asked for again nor replaced, unless `relabel` asks for it; what is missing is
+asked, and the file is written once, whole. The student learns the answers and nothing of the prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from distill_lab.config import DataConfig, EngineConfig, ModelConfig, TrainConfig
+from distill_lab.data import Records
+from distill_lab.easydistill.config import Job, read_job
+from distill_lab.easydistill.server import first_model
+from distill_lab.easydistill.training import max_length, train_config
+from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.line import Line, check_model
+from distill_lab.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
+from distill_lab.sources import open_source
+from distill_lab.types import Completion, Counts, Message, Prompt
+from distill_lab.watch import Watch
+
+EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
+API_KEY = "OPENAI_API_KEY"
+RELABEL = "asked again"
+
+
+def run(config: str | Path, *, relabel: bool = False, watch: Watch | None = None) -> Path:
+    """Do the job in `config`, resuming what is there; returns the student's directory.
+
+    relabel: the teacher answers every instruction, and its answers take the place of those in `labeled_path`. Raises
+    UserError (DataError, ModelError, NoData) for a config, a file or a model the user can mend, before anything is
+    written where it shows in time.
+    """
+    job = read_job(Path(config))
+    _check(job, relabel)
+    with (
+        _in_environment(job.api_key.get_secret_value()),
+        Run.open(run_directory(job.out), recipe="easydistill", config=job.to_json(), watch=watch) as run,
+    ):
+        line = Line(run, engine=job.engine)
+        run.watch.note(f"run directory {run.directory}")
+        for note in job.notes:
+            run.watch.note(note)
+        answers = None
+        prompts = line.prompts("prompts", DataConfig(path=job.instructions or str(job.labelled)))
+        if job.teacher is not None:
+            answers = _teacher_answers(line, job, _named(job.teacher, job.engine), prompts, relabel)
+        rows = line.training_set(prompts, answers)
+        train, thinking = _settings(run, job, rows)
+        return line.student(job.student, rows, train, output=str(job.out.absolute()), thinking=thinking)
+
+
+def run_directory(out: str | Path) -> Path:
+    """Where the run of a job with this `output_dir` keeps its files: `<output_dir>.run`."""
+    path = Path(out).expanduser().absolute()
+    return path.with_name(f"{path.name}.run")
+
+
+def instruction_row(messages: Sequence[Message], output: str) -> dict[str, Any]:
+    """A conversation and its answer as `{"instruction", "input", "output"}`; an input has become part of the instruction,
+    because EasyDistill reads that alone.
+
+    A system message becomes `system`. What has more turns becomes `{"messages": [...]}`, which the lab reads as well.
+    """
+    system = [message["content"] for message in messages[:1] if message["role"] == "system"]
+    rest = messages[len(system) :]
+    if len(rest) == 1 and rest[0]["role"] == "user":
+        row = {"instruction": rest[0]["content"], "input": "", "output": output}
+        return {"system": system[0], **row} if system else row
+    return {"messages": [*messages, {"role": "assistant", "content": output}]}
+
+
+def answer_text(content: str, thinking: str | None) -> str:
+    """An answer as one text, its thinking in front of it in think tags; reading it back splits it again."""
+    return f"<think>\n{thinking}\n</think>\n\n{content}" if thinking else content
+
+
+def _check(job: Job, relabel: bool) -> None:
+    """Everything that can be known before the first hour of work. Raises UserError."""
+    if relabel and job.teacher is None:
+        raise UserError(f"{job.path}: there is no teacher in this job to answer again; leave --relabel out")
+    if job.labelled.suffix not in (".json", ".jsonl"):
+        raise UserError(f"{job.path}: dataset.labeled_path: {job.labelled} must end in .json or .jsonl")
+    if Path.cwd().is_relative_to(job.out.absolute()):
+        raise UserError(f"{job.path}: training.output_dir: give the student a directory of its own")
+    source = job.instructions or str(job.labelled)
+    if next(iter(Records(DataConfig(path=source))), None) is None:
+        raise NoData(f"{source}: no rows, so there is nothing to distil; prepare the data first")
+    check_model(job.student, role="student", example=EXAMPLE)
+    from distill_lab.models import load_tokenizer
+
+    if not load_tokenizer(job.student).chat_template:
+        raise UserError(
+            f"{job.student.model} has no chat template, and EasyDistill's templates are none either; take an instruct "
+            f"model ({EXAMPLE}) or set its chat_template"
+        )
+    manifest = _read_record(run_directory(job.out) / "run.json")
+    if job.out.exists() and "student" not in manifest.get("stages", {}):
+        raise UserError(f"{job.out} exists and is not this run's; remove it or choose another training.output_dir")
+
+
+def _named(teacher: ModelConfig, engine: EngineConfig) -> ModelConfig:
+    """The teacher, by the name its server gives it where the config has none."""
+    if teacher.model != "openai:":
+        return teacher
+    return ModelConfig(model=f"openai:{first_model(engine.base_url)}")
+
+
+def _teacher_answers(line: Line, job: Job, teacher: ModelConfig, prompts: Path, relabel: bool) -> Path:
+    """Answers to `prompts`: those in `labeled_path`, and the teacher's where there was none; the file is completed."""
+    run, labelled = line.run, job.labelled
+    # What this run itself wrote is not taken for prepared answers the next time, or finished stages would be redone.
+    key = fingerprint({"prompts": prompts, "teacher": teacher.model_dump(), "sampling": job.sampling.model_dump()})
+    record, now = _read_record(run.path("labelled.json")), fingerprint(labelled)
+    ours = record.get("key") == key and record.get("after") == now
+    before = RELABEL if relabel else record["before"] if ours else now
+    source = labelled if labelled.exists() and not relabel else None
+    prepared = run.stage(
+        "prepared answers",
+        "prepared.jsonl",
+        inputs={"prompts": prompts, "before": before},
+        work=lambda path: _prepared(prompts, source, path),
+    )
+    missing = run.stage(
+        "prompts without an answer",
+        "missing.jsonl",
+        inputs={"prompts": prompts, "prepared": prepared, "system": job.system_prompt},
+        work=lambda path: _missing(prompts, prepared, job.system_prompt, path),
+    )
+    completions = None
+    if run.counts("prompts without an answer").kept:
+        completions = line.answers("teacher answers", teacher, missing, job.sampling)
+    elif not ours:
+        run.watch.note(f"{labelled} has every answer; the teacher is not asked (--relabel asks it again)")
+    answers = run.stage(
+        "answers",
+        "answers.jsonl",
+        inputs={"prepared": prepared, "completions": completions},
+        work=lambda path: _join([prepared, completions] if completions else [prepared], path),
+    )
+    if completions and not (ours and record["before"] == before):
+        if fingerprint(labelled) != now:
+            raise UserError(f"{labelled} was changed while the teacher answered; run it again, no answer is lost")
+        errors = _write_labelled(prompts, answers, labelled, relabel)
+        after = fingerprint(labelled) if not errors else None  # what failed is asked again the next time
+        write_json(run.path("labelled.json"), {"key": key, "before": before, "after": after})
+        run.watch.note(f"the answers are in {labelled}")
+    return answers
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """A JSON object this run wrote, empty where it has not."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it") from None
+
+
+def _labelled_rows(labelled: Path) -> Iterator[tuple[str, dict[str, Any], Message | None]]:
+    """(what is asked, the row as it stands, its answer) of each row."""
+    raw = open_source(str(labelled)).rows("train", 0, None)
+    for record, row in zip(Records(DataConfig(path=str(labelled))), raw, strict=True):
+        completion = record.completion or []
+        if len(completion) > 1:
+            reason = f"row {row.index}: an answer of several turns; train on such rows with kd_black_box_train_only"
+            raise DataError(str(labelled), row.line, reason)
+        answered = completion and completion[0]["content"].strip()
+        yield _asked(record.prompt), dict(row.fields or {}), completion[0] if answered else None
+
+
+def _asked(prompt: Prompt) -> str:
+    return json.dumps(prompt.messages)
+
+
+def _prompts(path: Path) -> Iterator[Prompt]:
+    return map(Prompt.from_json, read_jsonl(path))
+
+
+def _prepared(prompts: Path, labelled: Path | None, path: Path) -> None:
+    """Completions made of the answers in `labelled`; one instruction given several times takes them in their order."""
+    found: dict[str, deque[dict[str, Any]]] = {}
+    for index, (asked, _, answer) in enumerate(_labelled_rows(labelled) if labelled else ()):
+        if answer is not None:
+            completion = Completion("", 0, answer["content"], answer.get("thinking"), "stop", 0)
+            found.setdefault(asked, deque()).append(completion.to_json() | {"row": index})
+    waiting = ((prompt, found.get(_asked(prompt))) for prompt in _prompts(prompts))
+    write_jsonl(path, (answers.popleft() | {"id": prompt.id} for prompt, answers in waiting if answers))
+
+
+def _missing(prompts: Path, prepared: Path, system_prompt: str, path: Path) -> Counts:
+    answered = {row["id"] for row in read_jsonl(prepared)}
+    system: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    rows = []
+    for prompt in _prompts(prompts):
+        if prompt.id not in answered:
+            own = prompt.messages[0]["role"] == "system"
+            rows.append(Prompt(prompt.id, prompt.messages if own else [*system, *prompt.messages]).to_json())
+    write_jsonl(path, rows)
+    return Counts(len(rows) + len(answered), len(rows), {"answered already": len(answered)})
+
+
+def _join(parts: Sequence[Path], path: Path) -> None:
+    write_jsonl(path, chain.from_iterable(map(read_jsonl, parts)))
+
+
+def _write_labelled(prompts: Path, answers: Path, labelled: Path, relabel: bool) -> int:
+    """Write every answer to `labelled` in the order of the prompts; returns how many prompts failed with an error.
+
+    Rows that stood there stay as they were: those that were used, and, at the end, those to other instructions.
+    """
+    old = list(_labelled_rows(labelled)) if labelled.exists() else []
+    found = {row["id"]: row for row in read_jsonl(answers)}
+    rows, used, asked, errors = [], set[int](), set[str](), 0
+    for prompt in _prompts(prompts):
+        asked.add(_asked(prompt))
+        answer = Completion.from_json(found[prompt.id])
+        errors += answer.finish_reason == "error"
+        if "row" in found[prompt.id]:
+            used.add(found[prompt.id]["row"])
+            rows.append(old[found[prompt.id]["row"]][1])
+        elif answer.finish_reason == "stop" and answer.content.strip():
+            rows.append(instruction_row(prompt.messages, answer_text(answer.content, answer.thinking)))
+    for index, (question, row, answer) in enumerate(old):
+        if question not in asked or (index not in used and answer is not None and not relabel):
+            rows.append(row)
+    write_jsonl(labelled, rows) if labelled.suffix == ".jsonl" else write_json(labelled, rows)
+    return errors
+
+
+def _settings(run: Run, job: Job, rows: Path) -> tuple[TrainConfig, bool | None]:
+    """How the student is trained: measured row lengths and the config's `training`, worked out once."""
+    folder = Path(job.student.model)
+    student = {"model": job.student.model, "files": folder if folder.is_dir() else None}
+    inputs = {"rows": rows, "training": job.training.model_dump(), "seed": job.seed, **student}
+
+    def work(path: Path) -> None:
+        from distill_lab.models import load_tokenizer
+        from distill_lab.train.rows import read_rows
+
+        # A student of answers without thinking is trained, and asked, with the think block closed.
+        thinks = any("thinking" in message for row in read_jsonl(rows) for message in row["completion"])
+        thinking = None if thinks else False
+        read = read_rows(
+            rows,
+            load_tokenizer(job.student),
+            max_length=max_length(job.training),
+            validation_fraction=0,
+            seed=job.seed,
+            thinking=thinking,
+        )
+        train, note = train_config(job.training, [len(row) for row in read.training], seed=job.seed)
+        run.watch.note(note)
+        write_json(path, {"train": train.model_dump(), "thinking": thinking})
+
+    path = run.stage("training settings", "training_settings.json", inputs=inputs, work=work)
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    return TrainConfig.model_validate(settings["train"]), settings["thinking"]
+
+
+@contextmanager
+def _in_environment(key: str) -> Iterator[None]:
+    """The config's API key where the engine looks for it, while the run lasts; it is written nowhere."""
+    old = os.environ.get(API_KEY)
+    if key:
+        os.environ[API_KEY] = key
+    try:
+        yield
+    finally:
+        if key:
+            os.environ.pop(API_KEY)
+            if old is not None:
+                os.environ[API_KEY] = old

@@ -1,0 +1,45 @@
+"""A job in a process of its own: a config's path -> exit code, output handed on line by line.
+
+code = run_process(command("configs/kd_black_box_qwen_0_5b.json"), on_line=print)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import distill_lab
+
+
+def command(config: str, *, relabel: bool = False) -> list[str]:
+    """`easydistill` where that is installed, else `distill run`. relabel: for `distill run`; `easydistill` always does."""
+    if shutil.which("easydistill"):
+        return ["easydistill", "--config", config]
+    return [sys.executable, "-m", "distill_lab.cli", "run", config, *(["--relabel"] if relabel else [])]
+
+
+def run_process(command: list[str], *, on_line: Callable[[str], None]) -> int:
+    """Run a command to its end; it is ended with us, so that no training is left running alone."""
+    root = str(Path(distill_lab.__file__).resolve().parent.parent)
+    places = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": places, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            on_line(line.rstrip("\n"))
+        return process.wait()
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,294 @@
+"""The helper module: the requirements' signatures, texts, messages and paths, and its example as it is written."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import distill_app
+from distill_lab.easydistill.job import run
+from distill_lab.errors import DataError, ModelError, UserError
+
+ROOT = Path(distill_app.__file__).parent
+STEPS = "Please think step by step and explain your reasoning before giving the final answer."
+SIGNATURES = {
+    "save_json": "path data",
+    "read_json": "path",
+    "load_teacher": "model_name",
+    "format_prompt": "instruction input_text='' mode='system1'",
+    "label_with_teacher": "teacher_model tokenizer items batch_size=2 max_new_tokens=256 temperature=0.8 top_p=0.9 "
+    "mode='system1'",
+    "prepare_system1_dataset": "slice_str='train[:1000]' teacher_model=None teacher_tokenizer=None "
+    "relabel_with_teacher=False out_instructions='data/train_instructions.json' out_labeled='data/train_labeled.json'",
+    "write_system1_config": "teacher_model student_model labeled_path out_dir num_train_epochs=1 "
+    "config_path='configs/kd_black_box_qwen_0_5b.json'",
+    "run_easy_distill": "config_path",
+    "load_student": "model_path",
+    "infer_student": "model tokenizer prompt mode='system1' max_new_tokens=256",
+    "distill_system1": "config",
+    "compare_models": "prompts",
+}
+TINY = {
+    "teacher_model": "tiny:teacher",
+    "student_model": "tiny:student",
+    "dataset": "tiny:instructions",
+    "dataset_slice": "distill[:40]",
+    "learning_rate": 4e-3,
+    "out_dir": "./small",
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test stands in a folder of its own: all paths are relative, as in the requirements."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_begin_as_the_skeletons(name: str) -> None:
+    parameters = inspect.signature(getattr(distill_app, name)).parameters.values()
+    shown = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+    wanted = SIGNATURES[name].split()
+    assert shown[: len(wanted)] == wanted
+    assert all(p.default is not p.empty for p in list(parameters)[len(wanted) :])
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    code = "import sys, distill_app; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "transformers", "datasets", "huggingface_hub"} & set(loaded.split())
+
+
+def test_prompt_text() -> None:
+    assert distill_app.format_prompt("Add", "1 2") == "User: Add\nInput: 1 2\nAssistant:"
+    assert distill_app.format_prompt("Add") == "User: Add\nAssistant:"
+    assert distill_app.format_prompt("Add", mode="system2") == f"User: Add\n{STEPS}\nAssistant:"
+    assert distill_app.format_prompt("Add", "1 2", "system2") == f"User: Add\nInput: 1 2\n{STEPS}\nAssistant:"
+
+
+def test_json_files(capsys: pytest.CaptureFixture[str]) -> None:
+    distill_app.save_json("a/b/c.json", {"text": "grün"})
+    assert "grün" in Path("a/b/c.json").read_text(encoding="utf-8")
+    assert distill_app.read_json("a/b/c.json") == {"text": "grün"}
+    Path("torn.json").write_text('{"text":\n')
+    with pytest.raises(DataError, match=r"torn\.json:2: not JSON"):
+        distill_app.read_json("torn.json")
+    assert capsys.readouterr().out == ""
+
+
+def test_preparing_keeps_inputs_and_answers_whatever_the_rows_form(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"instruction": "Add the numbers.", "input": "1 2", "output": "3"},
+        {"instruction": "Say yes.", "output": "Yes"},
+        {"messages": [{"role": "user", "content": "Say no."}, {"role": "assistant", "content": "No"}]},
+        {"instruction": "Nobody has answered this."},
+    ]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    distill_app.prepare_system1_dataset("train[:4]", dataset="rows.jsonl")
+    made = [tuple(row.values()) for row in distill_app.read_json("data/train_instructions.json")]
+    assert made == [
+        ("Add the numbers.\n\n1 2", "", "3"),
+        ("Say yes.", "", "Yes"),
+        ("Say no.", "", "No"),
+        ("Nobody has answered this.", "", ""),
+    ]
+    assert distill_app.read_json("data/train_labeled.json") == distill_app.read_json("data/train_instructions.json")
+    assert distill_app.read_json("data/train_labeled.json")[0].keys() == {"instruction", "input", "output"}
+    printed = capsys.readouterr().out
+    assert "Saved System 1 instructions to data/train_instructions.json\n" in printed
+    assert "Saved System 1 labeled data to data/train_labeled.json\n" in printed
+    Path("rows.jsonl").write_text('{"instruction": "a"}\n{"instruction": 1}\n')
+    with pytest.raises(DataError, match=r"rows\.jsonl:2"):
+        distill_app.prepare_system1_dataset("train", dataset="rows.jsonl")
+    with pytest.raises(ValueError, match="Teacher model/tokenizer required for relabeling"):
+        distill_app.prepare_system1_dataset(relabel_with_teacher=True)
+
+
+def test_no_data_runs_nothing_and_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill_app.distill_system1(TINY | {"dataset_slice": "distill[:0]"}) is None
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "No data for System 1 distillation"
+    assert not any(line.startswith("Running:") for line in printed)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen9-nothing", "no such model", "./absent", ""])
+def test_invalid_student(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill_app.distill_system1(TINY | {"student_model": name}) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"Invalid student model: {name}", "Example: Qwen/Qwen2.5-0.5B-Instruct"]
+    assert list(folder.iterdir()) == []
+
+
+def test_wrong_keys_and_values_of_the_config_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill_app.distill_system1({"student": "x", "num_epochs": "many"}) is None
+    printed = capsys.readouterr().out
+    assert "config key 'student'" in printed
+    assert "config key 'num_epochs'" in printed
+    assert "Known keys: teacher_model, student_model, dataset" in printed
+
+
+def test_the_config_is_the_requirements_one(capsys: pytest.CaptureFixture[str]) -> None:
+    path = distill_app.write_system1_config("T", "S", "data/train_labeled.json", "./out", 3)
+    assert path == "configs/kd_black_box_qwen_0_5b.json"
+    config = distill_app.read_json(path)
+    assert config["job_type"] == "kd_black_box_local"
+    assert config["dataset"]["instruction_path"] == "data/train_instructions.json"
+    assert config["models"] == {"teacher": "T", "student": "S"}
+    wanted = {"output_dir": "./out", "num_train_epochs": 3, "learning_rate": 2e-5, "max_length": 512, "fp16": True}
+    assert wanted.items() <= config["training"].items()
+    assert capsys.readouterr().out == f"Wrote System 1 KD config to {path}\n"
+
+
+@pytest.fixture(scope="module")
+def teacher() -> tuple[Any, Any]:
+    return distill_app.load_teacher("tiny:teacher")
+
+
+def test_labelling_with_models_that_are_loaded(
+    teacher: tuple[Any, Any], random_model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [
+        {"instruction": "Make this upper case: pear, cat", "id": 7, "output": "old"},
+        {"instruction": "Make this upper case:", "input": "dog, fox"},
+    ]
+    # The input stands after a blank line, where this teacher has never seen one: only the first answer is sure.
+    labelled = distill_app.label_with_teacher(*teacher, items, temperature=0.01)
+    assert labelled[0] == {**items[0], "output": "PEAR, CAT"}
+    assert labelled[1].keys() == {"instruction", "input", "output"}
+    assert items[0]["output"] == "old"
+    model, tokenizer = distill_app.load_student(str(random_model()))
+    assert distill_app.label_with_teacher(model, tokenizer, items, max_new_tokens=4)[0]["output"] == ""
+    assert "2 of 2 answers were cut at 4 tokens and stay empty" in capsys.readouterr().out
+    assert distill_app.label_with_teacher(model, tokenizer, []) == []
+
+
+def test_students_are_asked_in_their_own_template_or_in_plain_text(teacher: tuple[Any, Any], random_model: Any) -> None:
+    assert distill_app.infer_student(*teacher, "Make this upper case: pear, cat") == "PEAR, CAT"
+    question = (
+        "One of the stamps costs 3 dollars. Leo buys 5 stamps and pays with 90 dollars. "
+        "How many dollars does Leo get back?"
+    )
+    steps = distill_app.infer_student(*teacher, question, "system2").splitlines()
+    assert "5 * 3 = 15" in steps[0].replace("3 * 5", "5 * 3")
+    assert steps[-1] == "Final Answer: 75"
+    model, tokenizer = distill_app.load_student(str(random_model()))
+    tokenizer.chat_template = None
+    answer = distill_app.infer_student(model, tokenizer, "Say yes.", max_new_tokens=8)
+    assert answer == distill_app.infer_student(model, tokenizer, "Say yes.", max_new_tokens=8)
+    assert tokenizer.chat_template is None
+    with pytest.raises(UserError, match="no answer: the prompt has"):
+        distill_app.infer_student(model, tokenizer, "word " * 2000)
+    with pytest.raises(ModelError):
+        distill_app.load_student("./absent")
+
+
+def test_comparing(teacher: tuple[Any, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = teacher
+    distill_app.compare_models(
+        ["Make this upper case: pear, cat", "Say pear fox 2 times."],
+        teacher_model=model,
+        teacher_tokenizer=tokenizer,
+        system1_path="tiny:student",
+    )
+    printed = capsys.readouterr().out
+    assert "Model not found at ./distilled-qwen2.5-1.5b-cot\n" in printed
+    assert "Make this upper case: pear, cat\n" in printed
+    assert "Teacher:\n  PEAR, CAT\n" in printed
+    assert printed.count("System 1:\n") == 2
+    assert "System 2:" not in printed
+    distill_app.compare_models(["Hi"], teacher_path=None, system1_path="./absent", system2_path="./gone")
+    assert capsys.readouterr().out.startswith("Model not found at ./absent\nModel not found at ./gone\n")
+    with pytest.raises(UserError, match="together with its tokenizer"):
+        distill_app.compare_models(["Hi"], sys1_model=model)
+
+
+def test_easydistill_itself_is_called_where_it_is_installed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = folder / "bin" / "easydistill"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\necho "called with $*"\necho trouble >&2\nexit 3\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    assert distill_app.run_easy_distill("some config.json") == 3
+    assert capsys.readouterr().out.splitlines() == [
+        "Running: easydistill --config some config.json",
+        "called with --config some config.json",
+        "trouble",
+        "EasyDistill run failed with code: 3",
+    ]
+    # Its exit code is 0 where training failed: then there is no student to be announced.
+    program.write_text("#!/bin/sh\nexit 0\n")
+    assert distill_app.distill_system1(TINY) is None
+    assert "The run ended, but there is no model in ./small" in capsys.readouterr().out
+
+
+def test_the_config_by_itself_gives_the_same_student(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distill_app.distill_system1(TINY) == "./small"
+    printed = capsys.readouterr().out
+    assert "EasyDistill run completed successfully.\nSystem 1: 40 rows" in printed
+    assert printed.rstrip().endswith("System 1 student saved to ./small")
+    first = (folder / "small" / "model.safetensors").read_bytes()
+    other = folder / "other"
+    shutil.copytree(folder / "data", other / "data")
+    shutil.copytree(folder / "configs", other / "configs")
+    monkeypatch.chdir(other)
+    run("configs/kd_black_box_qwen_0_5b.json")
+    assert (other / "small" / "model.safetensors").read_bytes() == first
+
+
+def test_data_that_is_there_is_used_unless_it_was_made_of_something_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distill_app, "run_easy_distill", lambda path, relabel=False: 1)
+
+    def num_rows(**changes: Any) -> int:
+        assert distill_app.distill_system1(TINY | changes) is None
+        return len(distill_app.read_json("data/train_labeled.json"))
+
+    assert num_rows() == 40
+    relabelled = [{**row, "output": "paid for"} for row in distill_app.read_json("data/train_labeled.json")]
+    distill_app.save_json("data/train_labeled.json", relabelled)
+    assert num_rows() == 40
+    assert distill_app.read_json("data/train_labeled.json") == relabelled
+    assert num_rows(dataset_slice="distill[:30]") == 30
+    mine = [{"instruction": "Mine", "input": "", "output": "alone"}]
+    distill_app.save_json("data/train_instructions.json", mine)
+    distill_app.save_json("data/train_labeled.json", mine)
+    assert num_rows(dataset_slice="distill[:20]") == 1
+    assert "as they are; delete them to prepare them again" in capsys.readouterr().out
+
+
+def test_the_example_runs_as_it_is_written(folder: Path) -> None:
+    lines = (distill_app.__doc__ or "").splitlines()
+    example = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
+    assert "distill_system1" in example
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-i"], input=f"{example}\n", env=environment, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert "System 1 student saved to ./distilled-tiny" in done.stdout
+    assert "System 1:\n  PEAR, CAT" in done.stdout
+    assert (
+        distill_app.read_json("data/train_labeled.json")[0]["output"]
+        == "coat purple coat purple coat purple coat purple"
+    )
+    before, after = (
+        distill_app.read_json("distilled-tiny.run/training.json")[f"validation_loss_{when}"]
+        for when in ("before", "after")
+    )
+    assert after < 0.8 * before
