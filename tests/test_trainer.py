@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,9 +76,33 @@ def step_gradients(student: ModelConfig, rows: Path, tmp_path: Path, config: Tra
     return seen
 
 
+@pytest.fixture(params=["tied", "untied", "Gemma2", "Granite", "Cohere"])
+def any_head(request: pytest.FixtureRequest, random_model: Callable[..., Path], tmp_path: Path) -> ModelConfig:
+    """A student whose logits are its head's, or those scaled (Granite, Cohere) or soft-capped (Gemma2)."""
+    qwen = random_model(hidden=32, layers=1, tie_word_embeddings=request.param != "untied")
+    if request.param in ("tied", "untied"):
+        return ModelConfig(model=str(qwen))
+    settings: dict[str, Any] = {
+        "Gemma2": {"final_logit_softcapping": 2.0, "head_dim": 16, "query_pre_attn_scalar": 16},
+        "Granite": {"logits_scaling": 0.25, "embedding_multiplier": 3.0},
+        "Cohere": {"logit_scale": 5.0},
+    }[request.param]
+    tokenizer = AutoTokenizer.from_pretrained(qwen)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{request.param}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None, **settings,
+    )  # fmt: skip
+    getattr(transformers, f"{request.param}ForCausalLM")(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return ModelConfig(model=str(tmp_path / "model"))
+
+
 def test_accumulated_uneven_batches_equal_one_big_batch_and_plain_transformers(
-    student: ModelConfig, tmp_path: Path
+    any_head: ModelConfig, tmp_path: Path
 ) -> None:
+    student = any_head
     path = tmp_path / "rows.jsonl"
     uneven = toy_rows(11)
     uneven[0]["completion"][0]["content"] = "red " * 100
@@ -211,6 +236,13 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(
             assert len(notes) == 1
             assert "torn.work/checkpoint-8 was passed over" in notes[0]
             assert "checkpoint-4" in notes[0]
+
+
+def test_recomputed_activations_give_the_same_student(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        train_student(student, rows, tmp_path / name, FAST.model_copy(update={"gradient_checkpointing": recompute}))
+    kept, recomputed = (load_file(tmp_path / name / "model.safetensors") for name in ("kept", "recomputed"))
+    assert all(torch.equal(kept[key], recomputed[key]) for key in kept)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
