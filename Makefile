@@ -36,7 +36,7 @@ format: $(VENV)/installed-dev  ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-family: $(VENV)/installed  ## make the tiny family again from its seed (an hour or more on 2 cores; resumes)
+family: $(VENV)/installed  ## make the tiny family again from its seed (about 100 minutes on one core; resumes)
 	$(BIN)/python -m distill_lab.tiny.build --out family
 
 clean:  ## remove .venv and caches, never runs
