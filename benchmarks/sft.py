@@ -121,7 +121,7 @@ def tokenized(rows: Path, model: Path) -> list[dict[str, Any]]:
 def compare(mode: str, arguments: argparse.Namespace, model: Path, files: list[Path], scratch: Path) -> dict[str, Any]:
     """All rounds of one mode: ratios, and the figures they come from."""
     contenders = {
-        "lab": ("lab", {"tokens_per_batch": arguments.lab_tokens}),
+        "lab": ("lab", {"tokens_per_batch": arguments.lab_tokens, "compile": arguments.lab_compile}),
         **{f"trl:{name}": ("trl", TRL_SETTINGS[name]) for name in arguments.trl},
         "transformers": ("transformers", {}),
         "gemm": ("gemm", {}),
@@ -286,6 +286,7 @@ def _parse() -> argparse.Namespace:
         "--trl", nargs="*", choices=TRL_SETTINGS, default=["default", "one_row"], help="TRL's settings to try"
     )
     parser.add_argument("--lab-tokens", type=int, default=512, help="tokens of the lab's micro-batches (default 512)")
+    parser.add_argument("--lab-compile", action="store_true", help="the lab with --train.compile")
     parser.add_argument(
         "--skip", nargs="*", choices=("transformers", "gemm"), default=[], help="contenders to leave out"
     )

@@ -160,6 +160,8 @@ class TrainConfig(Config):
     """Share of the steps over which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """AdamW weight decay (biases and norms excepted)."""
+    optim: str = "adamw_torch_fused"
+    """Any optimizer name of transformers; adamw_8bit (a GPU, bitsandbytes) keeps its state in a quarter of the memory."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are clipped to this norm; 0: never."""
     max_length: Annotated[int, Field(ge=8)] = 1024

@@ -40,12 +40,14 @@ class Terminal(Watch):
         self.console = Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._started, self._last_line, self._loss = 0.0, 0.0, ""
+        self._last_line, self._loss = 0.0, ""
+        self._first: tuple[float, int] | None = None
+        """When the running stage first told how far it was, and how far that was."""
 
     def stage(self, title: str) -> None:
         """A line for the stage; its bar comes with the first progress."""
         self._close_bar()
-        self._started = self._last_line = time.monotonic()
+        self._last_line, self._first = time.monotonic(), None
         self.console.print(Text.assemble(("> ", "bold cyan"), (clean(title), "bold")))
 
     def skipped(self, title: str) -> None:
@@ -75,9 +77,13 @@ class Terminal(Watch):
         """Move the bar; without a terminal, a line now and then."""
         if not self.console.is_terminal:
             now = time.monotonic()
+            if self._first is None:
+                self._first = now, done
             if now - self._last_line >= PLAIN_EVERY_S:
-                left = (now - self._started) / max(done, 1) * (total - done)
-                self.console.print(Text(f"  {done}/{total}  {detail}  about {left:.0f} s left"))
+                # From the first report on: what loading took says nothing of the pace.
+                seconds, news = now - self._first[0], done - self._first[1]
+                left = f"  about {seconds / news * (total - done):.0f} s left" if news else ""
+                self.console.print(Text(f"  {done}/{total}  {detail}{left}"))
                 self._last_line = now
             return
         if self._bar is None:

@@ -296,6 +296,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(student: ModelConf
     with pytest.raises(UserError, match=r"step 2: the loss is (nan|inf).*learning rate \(now 1e\+38\)"):
         train_student(student, rows, tmp_path / "student", config)
     assert not (tmp_path / "student").exists()
+    assert checkpoints.damage(tmp_path / "student.work" / "checkpoint-1") is None
 
 
 def test_other_settings_or_rows_start_anew(student: ModelConfig, rows: Path, tmp_path: Path) -> None:

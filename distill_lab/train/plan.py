@@ -76,6 +76,7 @@ def training_arguments(work: Path, config: TrainConfig, num_steps: int, *, valid
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
         warmup_steps=math.ceil(config.warmup_ratio * num_steps),
+        optim=config.optim,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.logging_steps,

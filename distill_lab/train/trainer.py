@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.memory import kept_heap
 from distill_lab.models import best_device, load_model
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_forward
@@ -154,7 +155,8 @@ def train_model(
     trainer = StudentTrainer(model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=log)
     if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})
-    with _quiet():
+    heap = kept_heap() if args.device.type == "cpu" else nullcontext()
+    with _quiet(), heap:
         trainer.train(resume_from_checkpoint=str(found.checkpoint) if found.checkpoint else None)
         before, after = trainer.validation_losses()
         trainer.save(out, tokenizer)
