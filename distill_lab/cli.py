@@ -129,6 +129,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
 
 def _command(name: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"distill_lab.commands.{name.replace('-', '_')}")
+    arguments = _other_spellings(getattr(module, "ALIASES", {}), arguments)
     config = _flags(module.Config, None, arguments, prog=f"distill {name}", description=module.__doc__ or "")
     return module.main(config) or 0
 
@@ -210,6 +211,21 @@ def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
         flag, equals, value = argument.partition("=")
         spelled.append(long.get(flag, flag) + equals + value)
     return spelled
+
+
+def _other_spellings(aliases: dict[str, tuple[str, ...]], arguments: list[str]) -> list[str]:
+    """The arguments with a command's ALIASES (`--input-file`: the flags it stands for) written out.
+
+    All but the last of those flags are defaults that come along: they go first, so that what was typed beats them.
+    """
+    first: list[str] = []
+    spelled: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        *defaults, own = aliases.get(flag.replace("_", "-"), (flag,))
+        first += defaults
+        spelled.append(own + equals + value)
+    return [*first, *spelled]
 
 
 def _terminated(number: int, frame: object) -> NoReturn:

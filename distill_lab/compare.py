@@ -12,12 +12,13 @@ import math
 import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill_lab.ask import user_text
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluate import RESAMPLES, Score, is_binary, resampled_counts
@@ -26,12 +27,17 @@ from distill_lab.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from distill_lab.measure import Speed
+    from distill_lab.steps import Steps
 
 RETENTION_GOAL = 0.9
 SPEEDUP_GOAL = 3.0
+STEPS_GOAL = 0.8
+"""Share of answers that reason in several steps."""
 LATENCY_GOAL_S = 2.0
 """Of a 128-token answer, one at a time, 95th percentile."""
 RETENTION_KPI, SPEEDUP_KPI, LATENCY_KPI = "retention >= 0.9", "speedup >= 3", "p95 < 2 s per 128 tokens"
+STEPS_KPI = ">= 0.8 reason in several steps"
+STEPS_LABEL = "System 2"
 LINE = 100
 """Characters per line of a rendered comparison."""
 
@@ -138,16 +144,20 @@ def summarize(
     scores: Mapping[str, Score],
     speeds: Mapping[str, Speed] | None = None,
     gain: Paired | None = None,
+    steps: Mapping[str, Steps] | None = None,
 ) -> dict[str, Any]:
     """summary.json: what was reached, per model ("teacher", "base", "student") and between them.
 
-    n: prompts behind the scores. What was not measured is null, and a KPI that was not measured is left out of `kpis`.
-    A teacher that scores 0 leaves nothing to retain: `retention` is null and its KPI is not met.
+    n: prompts behind the scores. steps: where reasoning was looked at, a model has `several_steps`, the share, and
+    `several_steps_n`, the prompts behind it. What was not measured is null, and a KPI that was not measured is left out
+    of `kpis`. A teacher that scores 0 leaves nothing to retain: `retention` is null and its KPI is not met.
     """
     speeds = speeds or {}
     models = {name: _model_summary(scores.get(name), speeds.get(name)) for name in dict.fromkeys([*scores, *speeds])}
     summary: dict[str, Any] = {"recipe": recipe, "n": n, "models": models}
     kpis: dict[str, bool] = {}
+    for name, found in (steps or {}).items():
+        models[name] |= {"several_steps": found.share, "several_steps_n": found.n}
 
     retention = None
     if "teacher" in scores and "student" in scores:
@@ -162,6 +172,8 @@ def summarize(
         kpis[SPEEDUP_KPI] = min(batched, single) >= SPEEDUP_GOAL
     if "student" in speeds:
         kpis[LATENCY_KPI] = speeds["student"].latency_p95_s < LATENCY_GOAL_S
+    if steps and "student" in steps:
+        kpis[STEPS_KPI] = steps["student"].share >= STEPS_GOAL
 
     return summary | {
         "retention": retention,
@@ -192,15 +204,15 @@ def compare_models(
 ) -> list[Comparison]:
     """Ask every model every prompt, greedily, each as one user message, one model in memory at a time.
 
-    models: label -> path or name ("Teacher", "System 1", "System 2"); None leaves that label out. A model that cannot
-    be found is noted in `missing` and skipped. Raises ModelError where a model is there and does not load.
+    The model labelled "System 2" is asked to think step by step, and what it thinks is part of its answer; the others
+    are to answer at once. models: label -> path or name ("Teacher", "System 1", "System 2"); None leaves that label
+    out. A model that cannot be found is noted in `missing` and skipped. Raises ModelError where a model is there and
+    does not load.
     """
     from distill_lab.engines import api_engine, load_engine
     from distill_lab.models import load_tokenizer
 
-    asked = [Prompt(str(index), [{"role": "user", "content": text}]) for index, text in enumerate(prompts)]
-    sampling = SamplingConfig(max_new_tokens=max_new_tokens)
-    answers: list[dict[str, Completion]] = [{} for _ in asked]
+    answers: list[dict[str, Completion]] = [{} for _ in prompts]
     missing: dict[str, str] = {}
     for label, path in models.items():
         if path is None:
@@ -213,9 +225,19 @@ def compare_models(
             except ModelError:
                 missing[label] = path
                 continue
+        steps = label == STEPS_LABEL
+        texts = [user_text(prompt, steps=steps) for prompt in prompts]
+        asked = [Prompt(str(index), [{"role": "user", "content": text}]) for index, text in enumerate(texts)]
+        sampling = SamplingConfig(max_new_tokens=max_new_tokens, thinking=None if steps or api_engine(path) else False)
         for completion in load_engine(config, EngineConfig()).generate(asked, sampling):
-            answers[int(completion.id)][label] = completion
+            answers[int(completion.id)][label] = with_thinking(completion) if steps else completion
     return [Comparison(prompt, found, missing) for prompt, found in zip(prompts, answers, strict=True)]
+
+
+def with_thinking(answer: Completion) -> Completion:
+    """The answer with its thinking at the start of its content: the steps are what a System 2 student is asked for."""
+    parts = (part.strip() for part in (answer.thinking or "", answer.content) if part.strip())
+    return replace(answer, content="\n".join(parts))
 
 
 def render_comparison(comparisons: Sequence[Comparison], *, teacher_chars: int = 300) -> str:

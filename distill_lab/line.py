@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill_lab import held_out
 from distill_lab.compare import paired, summarize
@@ -23,7 +23,10 @@ from distill_lab.engines import api_engine
 from distill_lab.errors import ModelError, NoData, UserError
 from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
+from distill_lab.grade import grade
+from distill_lab.graders import load_grader
 from distill_lab.run import Run, read_jsonl, write_json
+from distill_lab.steps import count_steps
 from distill_lab.training_set import write_training_set
 from distill_lab.types import Counts, Prompt
 
@@ -98,35 +101,58 @@ class Line:
 
         return generate(prompts, path, engine, sampling, on_progress=on_progress)
 
-    def training_set(self, prompts: Path, completions: Path | None) -> Path:
+    def training_set(
+        self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"
+    ) -> Path:
         """Prompts and completions (the data's own where None) -> `train.jsonl`. Raises NoData where nothing is left."""
         rows = self.run.stage(
             "training set",
             "train.jsonl",
-            inputs={"prompts": prompts, "completions": completions},
-            work=lambda path: write_training_set(prompts, path, completions=completions),
+            inputs={"prompts": prompts, "completions": completions, "thinking": thinking},
+            work=lambda path: write_training_set(prompts, path, completions=completions, thinking=thinking),
         )
         counts = self.run.counts("training set")
         if not counts.kept:
             raise NoData(f"no row is left to train on ({counts}); let the teacher write answers (--relabel)")
         return rows
 
+    def graded(self, name: str, prompts: Path, completions: Path, grader: str, *, output: str = "graded.jsonl") -> Path:
+        """Completions -> graded, in the order of the prompts."""
+
+        def work(path: Path) -> None:
+            loaded = load_grader(grader, self.engine)
+            self.watch.note(str(grade(prompts, completions, path, loaded, on_progress=self.watch.progress)))
+
+        inputs = {"prompts": prompts, "completions": completions, "grader": grader}
+        return self.run.stage(name, output, inputs=inputs, work=work)
+
     def student(
-        self, student: ModelConfig, rows: Path, train: TrainConfig, *, output: str = "student", thinking: bool | None
+        self,
+        student: ModelConfig,
+        rows: Path,
+        train: TrainConfig,
+        *,
+        name: str = "student",
+        output: str = "student",
+        thinking: bool | None,
     ) -> Path:
         """Training set -> trained student, a Hugging Face model directory."""
         return self.run.stage(
-            "student",
+            name,
             output,
             inputs={"rows": rows, "train": train.model_dump(), "thinking": thinking, **_model_inputs(student)},
             work=lambda path: self._train(student, rows, train, path, thinking),
         )
 
     def _train(self, student: ModelConfig, rows: Path, train: TrainConfig, path: Path, thinking: bool | None) -> Counts:
+        from distill_lab.train.thinking import leave_out_thinking
         from distill_lab.train.trainer import train_student
 
         result = train_student(student, rows, path, train, thinking=thinking, on_log=self.watch.log)
-        write_json(self.run.path("training.json"), asdict(result))
+        if thinking is False:
+            leave_out_thinking(path)
+        beside = path.parent if path.is_relative_to(self.run.directory) else self.run.directory
+        write_json(beside / "training.json", asdict(result))
         if result.validation_loss_before is not None and result.validation_loss_after is not None:
             self.watch.note(
                 f"validation loss {result.validation_loss_before:.3f} -> {result.validation_loss_after:.3f} nats per token"
@@ -142,13 +168,17 @@ class Line:
         *,
         grader: str,
         measure_speed: bool,
+        several_steps: bool = False,
     ) -> dict[str, Any]:
-        """Score and time `models` ("teacher", "base", "student") on `test`: eval/, summary.json and report.html."""
+        """Score and time `models` ("teacher", "base", "student") on `test`: eval/, summary.json and report.html.
+
+        several_steps: also the share of answers that reason in several steps before their final answer.
+        """
         from distill_lab.report.page import write_report
 
-        counts = self.run.counts("test")
+        num_prompts = sum(1 for _ in read_jsonl(test))
         scores: dict[str, Score] = {}
-        if counts.kept:
+        if num_prompts:
             grader = choose_grader(test) if grader == "auto" else grader
             self.watch.note(f"graded by: {grader}")
             for name, model in models.items():
@@ -161,7 +191,17 @@ class Line:
             self.watch.note("no test rows: no scores (give --test, or more data)")
         speeds = self._speeds(models, test, sampling) if scores and measure_speed else {}
         gain = paired(self.run.path("eval/base.jsonl"), self.run.path("eval/student.jsonl")) if scores else None
-        summary = summarize(self.run.recipe, counts.kept, scores=scores, speeds=speeds, gain=gain)
+        steps = {name: count_steps(test, self.run.path(f"eval/{name}.jsonl")) for name in scores if several_steps}
+        summary = summarize(self.run.recipe, num_prompts, scores=scores, speeds=speeds, gain=gain, steps=steps)
+        write_json(self.run.path("summary.json"), summary)
+        write_report(self.run.directory)
+        return summary
+
+    def add(self, summary: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+        """`summary` with what a recipe found besides, in summary.json and in the report."""
+        from distill_lab.report.page import write_report
+
+        summary = {**summary, **more}
         write_json(self.run.path("summary.json"), summary)
         write_report(self.run.directory)
         return summary

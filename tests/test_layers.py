@@ -17,7 +17,11 @@ LAYERS = (
         "adapters engines graders objectives train models sampling kv_cache stopping sources json_array traces "
         "background http_retry chat_completions".split(),
     ),
-    ("stages", "data generate training_set held_out grade evaluate measure compare ask".split()),
+    (
+        "stages",
+        "data generate training_set held_out grade evaluate measure compare ask steps reasoning selection token_stats "
+        "best_of_k cot_files".split(),
+    ),
     ("report", ["report"]),
     ("line", ["line"]),
     ("recipes", ["recipes", "easydistill"]),

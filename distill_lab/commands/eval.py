@@ -1,17 +1,32 @@
 """Score a model on prompts with answers: completions are generated, graded and summed up with a 95% interval.
 
-In: a model and data with gold answers (or reference completions). Out: `<out>` with every prompt, output and grade, one
-JSON object a line; the score on the screen. `<out>` minus its suffix plus .completions.jsonl holds the raw completions.
+In: a model and data with gold answers (or reference completions), and maybe a base model to compare with. Out: `<out>` with
+every prompt, output and grade, one JSON object a line; the score on the screen, of several samples pass@k and the majority
+vote too. `<out>` minus its suffix plus .completions.jsonl holds the raw completions. With --predictions FILE also
+`{"question", "generated_text", "prediction", "gold_answer"}`, for which the data needs no gold answers.
 
     distill eval --model tiny:student --data tiny:instructions --data.split "test[:200]" --out eval/base.jsonl
+    distill eval --base_model BASE --lora_model ADAPTERS --test_file test_questions.jsonl --output_file predictions.jsonl
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig
+
+if TYPE_CHECKING:
+    from distill_lab.terminal import Terminal
+
+ALIASES = {
+    "--base-model": ("--base",),
+    "--lora-model": ("--model.quantization", "4bit", "--model.model"),
+    "--test-file": ("--grader", "final-answer", "--data.path"),
+    "--output-file": ("--predictions",),
+}
+FINAL_ANSWER = "final-answer"
 
 
 class Config(settings.Config):
@@ -21,10 +36,17 @@ class Config(settings.Config):
     """The model to score."""
     data: DataConfig
     """Prompts and gold answers."""
-    out: Path
-    """Where the graded items go (.jsonl)."""
+    out: Path | None = None
+    """Where the graded items go (.jsonl); without it, beside --predictions."""
+    predictions: Path | None = None
+    """Also write question, generated text, prediction and gold answer, here (.jsonl)."""
+    base: str = ""
+    """A model to compare with, as many bits as --model: its score, and the gain over it."""
+    instruction: str = ""
+    """Stands after every question."""
     grader: str = "auto"
-    """A file name in distill_lab/graders; auto: exact where every row has a gold answer, else overlap."""
+    """A file name in distill_lab/graders; auto: exact where every row has a gold answer, else overlap; final-answer:
+    numeric where all gold answers are numbers, else math."""
     sampling: SamplingConfig = SamplingConfig()
     """How the model answers."""
     engine: EngineConfig = EngineConfig()
@@ -33,30 +55,80 @@ class Config(settings.Config):
 
 def main(config: Config) -> None:
     """Generate, grade, print the score."""
+    import tempfile
+
+    from distill_lab.cot_files import take_gold, write_predictions
     from distill_lab.data import write_prompts
-    from distill_lab.engines import load_engine
-    from distill_lab.evaluate import evaluate
-    from distill_lab.generate import generate
-    from distill_lab.line import choose_grader
+    from distill_lab.errors import UserError
+    from distill_lab.reasoning import add_instruction
     from distill_lab.terminal import Terminal
 
+    out = config.out or (config.predictions and config.predictions.with_suffix(".items.jsonl"))
+    if out is None:
+        raise UserError("nowhere to write the items; give --out items.jsonl, or --predictions predictions.jsonl")
+    if config.predictions and config.predictions.resolve() in (Path(config.data.path).resolve(), out.resolve()):
+        raise UserError(f"{config.predictions}: that is another file of this command; give it another name")
     terminal = Terminal()
-    prompts, answers = config.out.with_suffix(".prompts.jsonl"), config.out.with_suffix(".completions.jsonl")
-    terminal.note(f"prompts: {write_prompts(config.data, prompts)}")
-    terminal.stage(f"answers of {config.model.model}")
-    generate(
-        prompts,
-        answers,
-        lambda: load_engine(config.model, config.engine),
-        config.sampling,
-        on_progress=terminal.generated,
-    )
+    prompts = out.with_suffix(".prompts.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        questions, gold, bare = (Path(folder) / f"{name}.jsonl" for name in ("questions", "gold", "bare"))
+        terminal.note(f"prompts: {write_prompts(config.data, questions)}")
+        add_instruction(questions, prompts, config.instruction)
+        if config.predictions is None:
+            _scores(config, prompts, out, terminal)
+            return
+        files: list[Path] = []
+        if take_gold(prompts, gold, gold=True).kept:
+            _scores(config, gold, out, terminal)
+            files.append(out)
+        if num_bare := take_gold(prompts, bare, gold=False).kept:
+            answers = out.with_suffix(".bare.completions.jsonl")
+            _answer(config, config.model, bare, answers, terminal)
+            terminal.print(f"{num_bare} prompts have no gold answer: predictions, no score")
+            files.append(answers)
+        terminal.note(f"{write_predictions(questions, *files, config.predictions)}, in {config.predictions}")
+
+
+def _scores(config: Config, prompts: Path, out: Path, terminal: Terminal) -> None:
+    """The model's score and, where there is a base, that one's and the gain."""
+    from distill_lab.compare import paired
+    from distill_lab.line import choose_grader
+    from distill_lab.reasoning import final_answer_grader
+
     grader = choose_grader(prompts) if config.grader == "auto" else config.grader
-    score = evaluate(prompts, answers, config.out, grader)
+    grader = final_answer_grader(prompts) if grader == FINAL_ANSWER else grader
+    _score(config, config.model, prompts, out, grader, terminal)
+    if config.base:
+        base, items = config.model.model_copy(update={"model": config.base}), out.with_suffix(".base.jsonl")
+        _score(config, base, prompts, items, grader, terminal)
+        result = paired(items, out)
+        low, high = result.ci95
+        terminal.print(
+            f"gain over {config.base}: {result.gain:+.1%} [{low:+.1%}, {high:+.1%}], p = {result.p_value:.2g}"
+        )
+    terminal.note(f"every item is in {out}")
+
+
+def _answer(config: Config, model: ModelConfig, prompts: Path, path: Path, terminal: Terminal) -> None:
+    from distill_lab.engines import load_engine
+    from distill_lab.generate import generate
+
+    terminal.stage(f"answers of {model.model}")
+    generate(prompts, path, lambda: load_engine(model, config.engine), config.sampling, on_progress=terminal.generated)
+
+
+def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
+    from distill_lab.best_of_k import best_of_k
+    from distill_lab.evaluate import evaluate
+
+    answers = out.with_suffix(".completions.jsonl")
+    _answer(config, model, prompts, answers, terminal)
+    score = evaluate(prompts, answers, out, grader)
     low, high = score.ci95
     terminal.print(
-        f"{config.model.model}: {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts, graded by {grader}; "
+        f"{model.model}: {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts, graded by {grader}; "
         f"{score.mean_tokens:.0f} tokens an answer, {score.truncated} cut, {score.unparseable} unreadable, "
         f"{score.missing} missing"
     )
-    terminal.note(f"every item is in {config.out}")
+    if config.sampling.num_samples > 1:
+        terminal.print(str(best_of_k(out)))

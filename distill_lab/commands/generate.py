@@ -2,9 +2,11 @@
 
 In: a data set (any adapter, file or hub id) and a model. Out: a JSONL file with one completion per line
 (`id, sample, content, thinking, finish_reason, num_tokens`), written as they are done; the prompts stand beside it as
-`<out>.prompts.jsonl`. The same command again asks only what is missing.
+`<out>.prompts.jsonl`. With --cot FILE also the whole answers as `{"question", "cot"}`. The same command again asks only
+what is missing.
 
     distill generate --model tiny:teacher --data tiny:problems --data.split "test[:20]" --out answers.jsonl
+    distill generate --teacher_model MODEL --input_file raw_questions.jsonl --output_file cot_dataset.jsonl
 """
 
 from __future__ import annotations
@@ -14,6 +16,12 @@ from pathlib import Path
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig
 
+ALIASES = {
+    "--teacher-model": ("--model.model",),
+    "--input-file": ("--data.path",),
+    "--output-file": ("--cot",),
+}
+
 
 class Config(settings.Config):
     """Settings of `distill generate`."""
@@ -22,8 +30,12 @@ class Config(settings.Config):
     """Which model answers."""
     data: DataConfig
     """What it is asked."""
-    out: Path
-    """Where the completions go (.jsonl)."""
+    out: Path | None = None
+    """Where the completions go (.jsonl); without it, beside --cot."""
+    cot: Path | None = None
+    """Also write the answers as {"question", "cot"}, here (.jsonl)."""
+    instruction: str = ""
+    """Stands after every question; not part of what --cot writes."""
     sampling: SamplingConfig = SamplingConfig()
     """How it samples."""
     engine: EngineConfig = EngineConfig()
@@ -32,20 +44,37 @@ class Config(settings.Config):
 
 def main(config: Config) -> None:
     """Generate, with a progress bar."""
+    import tempfile
+
+    from distill_lab.cot_files import write_cot_dataset
     from distill_lab.data import write_prompts
     from distill_lab.engines import load_engine
+    from distill_lab.errors import UserError
     from distill_lab.generate import generate
+    from distill_lab.reasoning import add_instruction
     from distill_lab.terminal import Terminal
 
+    out = config.out or (config.cot and config.cot.with_suffix(".completions.jsonl"))
+    if out is None:
+        raise UserError("nowhere to write the answers; give --out answers.jsonl, or --cot cot_dataset.jsonl")
+    if config.cot is not None and config.cot.suffix != ".jsonl":
+        raise UserError(f"{config.cot}: what --cot (--output-file) writes is JSONL; name it .jsonl")
+    if config.cot is not None and config.cot.resolve() in (Path(config.data.path).resolve(), out.resolve()):
+        raise UserError(f"{config.cot}: that is another file of this command; give --cot (--output-file) another name")
     terminal = Terminal()
-    prompts = config.out.with_suffix(".prompts.jsonl")
-    terminal.note(f"prompts: {write_prompts(config.data, prompts)}, in {prompts}")
-    terminal.stage(f"answers of {config.model.model}")
-    counts = generate(
-        prompts,
-        config.out,
-        lambda: load_engine(config.model, config.engine),
-        config.sampling,
-        on_progress=terminal.generated,
-    )
-    terminal.note(f"{counts}, in {config.out}")
+    prompts = out.with_suffix(".prompts.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        questions = Path(folder) / "questions.jsonl"
+        terminal.note(f"prompts: {write_prompts(config.data, questions)}, in {prompts}")
+        add_instruction(questions, prompts, config.instruction)
+        terminal.stage(f"answers of {config.model.model}")
+        counts = generate(
+            prompts,
+            out,
+            lambda: load_engine(config.model, config.engine),
+            config.sampling,
+            on_progress=terminal.generated,
+        )
+        terminal.note(f"{counts}, in {out}")
+        if config.cot is not None:
+            terminal.note(f"{write_cot_dataset(questions, out, config.cot)}, in {config.cot}")

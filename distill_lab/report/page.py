@@ -8,13 +8,20 @@ The page loads nothing and runs no script (its own policy forbids both); everyth
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from distill_lab.compare import LATENCY_KPI, RETENTION_GOAL, RETENTION_KPI, SPEEDUP_KPI, paired, retention_interval
+from distill_lab.compare import (
+    LATENCY_KPI,
+    RETENTION_GOAL,
+    RETENTION_KPI,
+    SPEEDUP_KPI,
+    STEPS_KPI,
+    paired,
+    retention_interval,
+)
 from distill_lab.errors import UserError
 from distill_lab.evaluate import Score, read_score
 from distill_lab.report.figure import (
@@ -29,6 +36,8 @@ from distill_lab.report.figure import (
     times,
 )
 from distill_lab.report.style import PAGE_STYLE
+from distill_lab.report.text import shown
+from distill_lab.report.tokens import tokens_section
 from distill_lab.run import atomic_path, read_jsonl
 
 MOST_CHARS = 1500
@@ -66,13 +75,14 @@ def write_report(run_dir: Path) -> Path:
         _tiles(summary, files),
         _figures(summary),
         _table(summary, {kind: read_score(path) for kind, path in files.items()}),
+        tokens_section(summary, items),
         _examples(items),
         _stages(run["stages"]),
         _settings(run),
     ]
     path = run_dir / "report.html"
     page = PAGE.format(
-        title=_text(f"{run['recipe']}: {headline(summary)}"), style=STYLE + PAGE_STYLE, body="".join(sections)
+        title=shown(f"{run['recipe']}: {headline(summary)}"), style=STYLE + PAGE_STYLE, body="".join(sections)
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -116,7 +126,7 @@ def _head(run: Mapping[str, Any], summary: Mapping[str, Any], files: Mapping[str
         lines.append("The teacher scores 0 here, so there is nothing the student could keep.")
     text = "".join(f"<p>{line}</p>" for line in lines)
     return (
-        f'<p class="eyebrow">Distillation report · {_text(run["recipe"])}</p><h1>{escape(headline(summary))}</h1>{text}'
+        f'<p class="eyebrow">Distillation report · {shown(run["recipe"])}</p><h1>{escape(headline(summary))}</h1>{text}'
     )
 
 
@@ -147,6 +157,9 @@ def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     value = _seconds(student["latency_p95_s"]) if student.get("latency_p95_s") is not None else "–"
     tiles.append(_tile("Latency", value, notes, met=kpis.pop(LATENCY_KPI, None)))
 
+    if STEPS_KPI in kpis:
+        notes = ["goal: at least 80%, a final answer after two steps or more", f"{student['several_steps_n']} prompts"]
+        tiles.append(_tile("In several steps", percent(student["several_steps"]), notes, met=kpis.pop(STEPS_KPI)))
     tiles += [_tile(name, "yes" if met else "no", [], met=met) for name, met in kpis.items()]
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
@@ -155,7 +168,7 @@ def _tile(title: str, value: str, notes: Iterable[str], *, met: bool | None) -> 
     badge = {True: _badge("met", "good"), False: _badge("missed", "bad"), None: _badge("not measured", "")}[met]
     small = "".join(f'<span class="small muted">{escape(note)}</span>' for note in notes)
     return (
-        f'<section class="card tile"><div class="top"><h3>{_text(title)}</h3>{badge}</div>'
+        f'<section class="card tile"><div class="top"><h3>{shown(title)}</h3>{badge}</div>'
         f'<span class="number">{value}</span>{small}</section>'
     )
 
@@ -187,11 +200,14 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
         return {kind: show(model[key]) if model.get(key) is not None else None for kind, model in models.items()}
 
     row("Score", column("score", lambda score: f"{100 * score:.1f}%"))
+    if "tokens" in summary:
+        row("Correct", column("score", lambda score: f"{round(score * summary['n']):,} of {summary['n']:,}"))
     row("95% interval", column("ci95", lambda ends: f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"))
     row("Cut at the token limit", {kind: f"{score.truncated:,}" for kind, score in scores.items()})
     row("Without a readable answer", {kind: f"{score.unparseable:,}" for kind, score in scores.items()})
     row("Missing or failed", {kind: f"{score.missing:,}" for kind, score in scores.items()})
     row("Tokens per answer", column("mean_tokens", lambda number: f"{number:,.1f}"))
+    row("Tokens per answer, median", column("median_tokens", lambda number: f"{number:,g}"))
     row("Tokens per second, in batches", column("tokens_per_s", count))
     row("128 tokens, median", column("latency_p50_s", _seconds))
     row("128 tokens, 95th percentile", column("latency_p95_s", _seconds))
@@ -268,7 +284,7 @@ def _example(kind: str, name: str, items: Mapping[str, Items]) -> str:
     answers = "".join(_answer(model, rows[name]) for model, rows in items.items() if name in rows)
     return (
         f'<article class="card example"><div class="top"><span>{badge} <span class="small muted">{meaning}</span>'
-        f'</span><span class="small muted">{_text(name)}</span></div>'
+        f'</span><span class="small muted">{shown(name)}</span></div>'
         f'<p class="text-block question" dir="auto">{_cut(turns)}</p>{gold}'
         f'<div class="answers">{answers}</div></article>'
     )
@@ -294,10 +310,10 @@ def _stages(stages: Mapping[str, Any]) -> str:
     def cells(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
         counts = stage.get("counts") or {}
         dropped = {reason: number for reason, number in counts.get("dropped", {}).items() if number}
-        yield f'<th scope="row">{_text(name)}</th>'
+        yield f'<th scope="row">{shown(name)}</th>'
         for key in ("rows_in", "kept"):
             yield f"<td>{counts[key]:,}</td>" if counts else "<td>–</td>"
-        reasons = "<br>".join(f"{number:,} {_text(reason)}" for reason, number in dropped.items())
+        reasons = "<br>".join(f"{number:,} {shown(reason)}" for reason, number in dropped.items())
         yield f"<td>{reasons or ('0' if counts else '–')}</td>"
         yield f"<td>{_seconds(stage['seconds'])}{'' if stage['status'] == 'done' else ' (unfinished)'}</td>"
 
@@ -312,28 +328,19 @@ def _stages(stages: Mapping[str, Any]) -> str:
 
 
 def _settings(run: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{_text(name)}&nbsp;{_text(version)}" for name, version in run["versions"].items())
-    config = _text(json.dumps(run["config"], ensure_ascii=False, indent=2))
+    versions = ", ".join(f"{shown(name)}&nbsp;{shown(version)}" for name, version in run["versions"].items())
+    config = shown(json.dumps(run["config"], ensure_ascii=False, indent=2))
     return (
         f'<h2>How to get this again</h2><div class="card"><p class="small">{versions}</p>'
         f"<details open><summary>Configuration</summary><pre>{config}</pre></details></div>"
     )
 
 
-def _text(text: Any) -> str:
-    """Escaped, without control characters and direction overrides that could rearrange the page."""
-    return escape("".join(letter for letter in str(text) if letter in "\n\t\u200c\u200d" or _is_shown(letter)))
-
-
-def _is_shown(letter: str) -> bool:
-    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs")
-
-
 def _cut(text: str) -> str:
     """Escaped, and cut with a mark where it is long."""
     if len(text) <= MOST_CHARS:
-        return _text(text.strip())
-    return f'{_text(text[:MOST_CHARS])}<span class="muted"> [… {len(text) - MOST_CHARS:,} more characters]</span>'
+        return shown(text.strip())
+    return f'{shown(text[:MOST_CHARS])}<span class="muted"> [… {len(text) - MOST_CHARS:,} more characters]</span>'
 
 
 def _p_value(p: float) -> str:

@@ -1,0 +1,133 @@
+"""The page's part on tokens: how long answers are, per model and by level and type, what samples are worth, iterations.
+
+summary.json of a run that has `tokens`, and eval rows per model -> HTML with one figure, the distribution of tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from statistics import median
+from typing import Any
+
+from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg, percent, times
+from distill_lab.report.text import shown
+
+NUM_BINS = 30
+ROW, TOP, BARS = 92, 30, 54
+"""Heights in a figure: a model's row, what stands above the first, and the highest bar."""
+LEFT = 100
+
+
+def tokens_section(summary: Mapping[str, Any], items: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The section as HTML; empty where the summary says nothing of tokens."""
+    if "tokens" not in summary:
+        return ""
+    tokens = {
+        kind: [row["num_tokens"] for row in rows.values() if row["finish_reason"] in ("stop", "length")]
+        for kind, rows in items.items()
+    }
+    panel = distribution_panel({kind: found for kind, found in tokens.items() if found})
+    cards = [inline_svg(panel, "Tokens per answer of each model") if panel else ""]
+    cards += [_group_table(by, summary["tokens"].get(by, {})) for by in ("level", "type")]
+    cards = [f'<div class="card scroll">{card}</div>' for card in cards if card]
+    return (
+        f'<h2>Tokens</h2><p class="muted">{" ".join(_sentences(summary))}</p>'
+        f'<div class="figures">{"".join(cards)}</div>{_iterations(summary.get("iterations") or [])}'
+    )
+
+
+def distribution_panel(tokens: Mapping[str, Sequence[int]]) -> tuple[str, int] | None:
+    """SVG elements and height: a histogram of tokens per answer for each model, one scale for all; None without any.
+
+    tokens: model ("teacher", "base", "student") -> tokens of its answers. A bar's height is the share of the model's answers
+    in its bin; the line marks the median.
+    """
+    if not tokens:
+        return None
+    width = max(1, math.ceil((max(map(max, tokens.values())) + 1) / NUM_BINS))
+    shares = {kind: histogram(found, width) for kind, found in tokens.items()}
+    highest = max(max(bins) for bins in shares.values())
+    num_bins = max(map(len, shares.values()))
+    step = (PANEL_WIDTH - LEFT) / num_bins
+    parts = ['<text class="title" x="0" y="18">Tokens per answer</text>']
+    kinds = [kind for kind in LABELS if kind in tokens]
+    for number, kind in enumerate(kinds):
+        floor = TOP + number * ROW + BARS + 14
+        parts.append(f'<text x="0" y="{floor - 22}">{escape(LABELS[kind])}</text>')
+        middle = median(tokens[kind])
+        parts.append(f'<text class="note" x="0" y="{floor - 7}">median {middle:g}</text>')
+        for place, share in enumerate(shares[kind]):
+            if not share:
+                continue
+            height = BARS * share / highest
+            parts.append(
+                f'<rect class="{kind}" x="{LEFT + place * step:.1f}" y="{floor - height:.1f}" '
+                f'width="{max(step - 1, 1):.1f}" height="{height:.1f}"/>'
+            )
+        x = LEFT + (middle + 0.5) / width * step
+        parts.append(f'<line class="goal" x1="{x:.1f}" y1="{floor - BARS - 6}" x2="{x:.1f}" y2="{floor}"/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" y1="{floor}" x2="{PANEL_WIDTH}" y2="{floor}"/>')
+    height = TOP + len(kinds) * ROW + 4
+    for place in range(0, num_bins, max(1, num_bins // 4)):
+        parts.append(f'<text class="note mid" x="{LEFT + place * step:.1f}" y="{height - 6}">{place * width:,}</text>')
+    return "".join(parts), height + 4
+
+
+def histogram(tokens: Sequence[int], width: int) -> list[float]:
+    """Share of `tokens` in [0, width), [width, 2 width), ... up to the bin of the largest."""
+    bins = [0] * (max(tokens) // width + 1)
+    for number in tokens:
+        bins[number // width] += 1
+    return [number / len(tokens) for number in bins]
+
+
+def _sentences(summary: Mapping[str, Any]) -> list[str]:
+    found = (summary["tokens"].get("all") or {}).get("")
+    lines = []
+    if found:
+        lines.append(
+            f"The teacher's {found['num']:,} correct solutions take {found['mean']:.1f} tokens on average, "
+            f"{found['median']:g} in the median, {found['shortest']:,} to {found['longest']:,}."
+        )
+    if summary.get("token_ratio") is not None:
+        lines.append(f"The trained student writes {summary['token_ratio']:.2f} times the base student's tokens.")
+    if summary.get("size_ratio") is not None:
+        lines.append(f"It is {times(summary['size_ratio'])} smaller than the teacher.")
+    samples = summary.get("best_of_k")
+    if samples:
+        passes = ", ".join(f"pass@{k} {percent(share)}" for k, share in samples["pass_at"].items())
+        lines.append(
+            f"Of the teacher's samples: {passes}, majority vote {percent(samples['majority'])} "
+            f"({samples['num_questions']:,} questions)."
+        )
+    return lines
+
+
+def _group_table(by: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
+    if not groups:
+        return ""
+    heads = "".join(f'<th scope="col">{title}</th>' for title in (by.capitalize(), "Solutions", "Mean", "Median"))
+    rows = "".join(
+        f'<tr><th scope="row">{shown(name)}</th><td>{each["num"]:,}</td><td>{each["mean"]:.1f}</td>'
+        f"<td>{each['median']:g}</td></tr>"
+        for name, each in groups.items()
+    )
+    return f"<h3>Correct solutions by {by}</h3><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _iterations(rows: Sequence[Mapping[str, Any]]) -> str:
+    if len(rows) < 2:
+        return ""
+    titles = ("Iteration", "Training rows", "Tokens per row", "Validation score", "Tokens per answer")
+    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    body = "".join(
+        f'<tr><th scope="row">{row["iteration"]}</th><td>{row["num_rows"]:,}</td><td>{row["mean_row_tokens"]:.1f}</td>'
+        f"<td>{100 * row['validation_score']:.1f}%</td><td>{row['validation_tokens']:.1f}</td></tr>"
+        for row in rows
+    )
+    return (
+        '<h2>Iterations</h2><div class="card scroll">'
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

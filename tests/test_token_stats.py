@@ -1,0 +1,89 @@
+"""Token figures by hand: medians and ratios in the summary, the workflow's table, and the distributions on the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from distill_lab.report.tokens import BARS, distribution_panel, histogram, tokens_section
+from distill_lab.run import write_jsonl
+from distill_lab.token_stats import render_models, token_stats, with_tokens
+
+TOKENS = {"teacher": [10, 20, 30, 40], "base": [5, 5, 50, 60], "student": [8, 8, 8, 12]}
+
+
+@pytest.fixture
+def summary(tmp_path: Path) -> dict[str, Any]:
+    """What a run of four questions leaves, with tokens."""
+    models = {}
+    for name, tokens in TOKENS.items():
+        rows = [{"num_tokens": number, "finish_reason": "stop"} for number in tokens]
+        write_jsonl(tmp_path / f"{name}.jsonl", [*rows, {"num_tokens": 0, "finish_reason": "missing"}])
+        score = {"teacher": 1.0, "base": 0.25, "student": 0.75}[name]
+        models[name] = {"score": score, "mean_tokens": sum(tokens) / 4, "num_parameters": None}
+    models["teacher"]["num_parameters"], models["student"]["num_parameters"] = 7_000, 1_500
+    return with_tokens({"n": 4, "models": models, "gain": 0.5, "speedup": 3.0}, tmp_path)
+
+
+def test_medians_and_ratios(summary: dict[str, Any]) -> None:
+    assert {name: model["median_tokens"] for name, model in summary["models"].items()} == {
+        **{"teacher": 25, "base": 27.5, "student": 8}
+    }
+    assert summary["token_ratio"] == 9 / 30
+    assert summary["size_ratio"] == pytest.approx(4.667, abs=1e-3)
+
+
+def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
+    found = with_tokens({"models": {"student": {"score": None, "mean_tokens": None, "num_parameters": 5}}}, tmp_path)
+    assert (found["token_ratio"], found["size_ratio"]) == (None, None)
+    assert found["models"]["student"]["median_tokens"] is None
+
+
+def test_the_workflows_table(summary: dict[str, Any]) -> None:
+    assert [line.split() for line in render_models(summary).splitlines()[1:4]] == [
+        ["Teacher", "100.0%", "4", "4", "25.0", "25"],
+        ["Student", "base", "25.0%", "1", "4", "30.0", "27.5"],
+        ["Student", "75.0%", "3", "4", "9.0", "8"],
+    ]
+    assert render_models(summary).splitlines()[4:] == [
+        "accuracy gain over the base student: +50.0%",
+        "tokens of the student against the base student's: 0.30x",
+        "speed of the student against the teacher's: 3.0x",
+        "size: 4.7x smaller",
+    ]
+
+
+def test_figures_of_some_solutions() -> None:
+    assert str(token_stats([1, 2, 9])) == "3 solutions, tokens: mean 4.0, median 2, 1 to 9"
+
+
+def test_a_histogram_holds_every_answer() -> None:
+    assert histogram([0, 9, 10, 29], 10) == [0.5, 0.25, 0.25]
+
+
+def test_the_figure_is_one_scale_for_all_models() -> None:
+    panel = distribution_panel(TOKENS)
+    assert panel is not None
+    drawing = ElementTree.fromstring(f"<svg>{panel[0]}</svg>")
+    heights = {
+        kind: sum(float(bar.get("height", 0)) for bar in drawing.findall("rect") if bar.get("class") == kind)
+        for kind in TOKENS
+    }
+    # Three of the student's four answers share a bin, the fullest of all; every model's bars add up to 1.
+    assert heights == {kind: pytest.approx(BARS / 0.75, abs=0.2) for kind in TOKENS}
+    assert [text.text for text in drawing.findall("text") if (text.text or "").startswith("median")] == [
+        *("median 25", "median 27.5", "median 8")
+    ]
+    assert distribution_panel({}) is None
+
+
+def test_the_section_escapes_what_data_say() -> None:
+    each = {"num": 2, "mean": 3.0, "median": 3.0, "shortest": 2, "longest": 4}
+    page = tokens_section({"tokens": {"all": {"": each}, "level": {}, "type": {"<b>\x1b": each}}}, {})
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert "\x1b" not in page
+    assert tokens_section({}, {}) == ""
