@@ -25,7 +25,7 @@ demo: $(VENV)/installed  ## System 1 end to end on the tiny family: offline, CPU
 	@$(BIN)/distill demo
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(VENV)/installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

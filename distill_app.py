@@ -4,13 +4,18 @@ Data in: a data set of instructions and the names of a teacher and a student. Da
 the student as a Hugging Face model directory. `notebook.ipynb` calls these functions; they are thin over `distill_lab`.
 This, typed into a Python prompt, distils the embedded tiny family, offline, in a minute or so on a CPU:
 
-    from distill_app import compare_models, distill_system1
+    from distill_app import compare_models, distill_system1, distill_system2
     student = distill_system1({
         "teacher_model": "tiny:teacher", "student_model": "tiny:student",
-        "dataset": "tiny:instructions", "dataset_slice": "distill[:500]", "relabel": True,
+        "dataset": "tiny:instructions", "dataset_slice": "distill[:2000]", "relabel": True,
         "num_epochs": 4, "learning_rate": 4e-3, "out_dir": "./distilled-tiny",
     })
-    compare_models(["Make this upper case: pear, cat"], teacher_path="tiny:teacher", system1_path=student)
+    reasoner = distill_system2({
+        "student_model": "tiny:student", "dataset": "tiny:problems", "dataset_slice": "distill[:500]",
+        "num_epochs": 2, "learning_rate": 4e-3, "out_dir": "./distilled-tiny-cot",
+    })
+    prompts = ["Make this upper case: pear, cat", "A bus travels 60 km in 3 hours. How many km does it travel in one hour?"]
+    compare_models(prompts, teacher_path="tiny:teacher", system1_path=student, system2_path=reasoner)
 
 Prompts go through the model's own chat template, the one training uses: a student asked in another form than it was trained
 in answers badly. Only a tokenizer without a template gets the plain text of `format_prompt`.
@@ -19,14 +24,15 @@ in answers badly. Only a tokenizer without a template gets the plain text of `fo
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from distill_lab.ask import ask, plain_prompt
-from distill_lab.config import Config, DataConfig, ModelConfig, SamplingConfig
+from distill_lab.config import STEP_BY_STEP, Config, DataConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import DataError, ModelError, UserError
 from distill_lab.run import fingerprint, write_json
 from distill_lab.types import Completion
@@ -39,6 +45,9 @@ DATASET = "alibaba-pai/DistilQwen_100k"
 INSTRUCTIONS, LABELED = "data/train_instructions.json", "data/train_labeled.json"
 SYSTEM1_CONFIG, SYSTEM1_OUT = "configs/kd_black_box_qwen_0_5b.json", "./distilled-qwen2.5-0.5b"
 NO_DATA = "No data for System 1 distillation"
+DATASET_SYS2, COT = "alibaba-pai/OmniThought", "data/omnithought_cot.json"
+SYSTEM2_CONFIG, SYSTEM2_OUT = "configs/kd_cot_qwen_1_5b.json", "./distilled-qwen2.5-1.5b-cot"
+NO_DATA_SYS2 = "No data for System 2 distillation"
 
 
 class System1(Config):
@@ -59,6 +68,27 @@ class System1(Config):
     relabel: bool = False
     """The teacher writes new answers; off: the data set's own are used."""
     out_dir: str = SYSTEM1_OUT
+    """Where the student goes."""
+
+
+class System2(Config):
+    """The keys of `distill_system2`'s config."""
+
+    student_model: str = "Qwen/Qwen2.5-1.5B-Instruct"
+    """Is trained."""
+    dataset: str = DATASET_SYS2
+    """Hugging Face data set id, .json/.jsonl/.parquet/.csv file, or tiny:problems."""
+    dataset_slice: str = "train[:2000]"
+    """Split and slice as Hugging Face writes them."""
+    rv_min: float = 0.6
+    """Least reasoning verbosity of a trace: a share of the highest level, 9, or from above 1 on a level."""
+    cd_min: float = 0.6
+    """Least cognitive difficulty, in the same way."""
+    num_epochs: int = 1
+    """Passes over the rows."""
+    learning_rate: float = 1e-5
+    """Peak learning rate; the tiny family wants 4e-3."""
+    out_dir: str = SYSTEM2_OUT
     """Where the student goes."""
 
 
@@ -160,10 +190,67 @@ def prepare_system1_dataset(
         labeled = label_with_teacher(teacher_model, teacher_tokenizer, items, mode="system1")
     save_json(out_instructions, items)
     save_json(out_labeled, labeled)
-    made = {"dataset": dataset, "slice": slice_str, "instructions": fingerprint(Path(out_instructions))}
-    write_json(_made_path(out_instructions), made)
+    write_json(_made_path(out_instructions), _made(out_instructions, dataset, slice_str))
     print(f"Saved System 1 instructions to {out_instructions}")
     print(f"Saved System 1 labeled data to {out_labeled}")
+
+
+def prepare_system2_dataset(
+    slice_str: str = "train[:2000]",
+    rv_min: float = 0.6,
+    cd_min: float = 0.6,
+    out_cot: str = COT,
+    dataset: str = DATASET_SYS2,
+) -> None:
+    """A slice of reasoning traces as {instruction, input, output} rows in a JSON file; none is written where none is left.
+
+    Of each question the best trace that passes both thresholds and that no judge found wrong (`distill_lab.traces`); its
+    thinking stands in think tags before the solution. The instruction ends with the sentence that asks for steps, because
+    the student is trained on what it will be asked. Data without questions and reasoning gives the line `Unexpected
+    OmniThought schema, please inspect omni[0]` and that row. Raises DataError for malformed rows, UserError for thresholds.
+    """
+    from distill_lab.data import write_prompts
+    from distill_lab.easydistill.job import answer_text, instruction_row
+    from distill_lab.reasoning import SCHEMA, UnexpectedSchema, add_instruction, reasoning_data, threshold_note
+    from distill_lab.run import read_jsonl
+    from distill_lab.traces import META, select_traces
+
+    note = threshold_note(rv_min, cd_min)
+    try:
+        data = reasoning_data(DataConfig(path=dataset, split=slice_str), answered=True)
+    except UnexpectedSchema as error:
+        print(f"{SCHEMA}\n{error.row}")
+        return
+    with TemporaryDirectory() as folder:
+        loaded, chosen, asked = (Path(folder) / name for name in ("loaded.jsonl", "chosen.jsonl", "asked.jsonl"))
+        num_rows = write_prompts(data, loaded).kept
+        print(f"Loaded {num_rows} rows: {dataset}, {slice_str}")
+        if not num_rows:
+            print(NO_DATA_SYS2)
+            return
+        counts = select_traces(loaded, chosen, rv_min=rv_min, cd_min=cd_min)
+        scored = any(trace["rv"] is not None for row in read_jsonl(loaded) for trace in row["meta"].get(META, ()))
+        if scored:
+            print(f"Filtered by RV/CD ({note}), remaining samples: {counts.kept} (traces: {counts})")
+        else:
+            print(f"RV/CD scores not found, using raw slice: {counts.kept}")
+        if not counts.kept:
+            print(f"{NO_DATA_SYS2} after filtering.")
+            return
+        add_instruction(chosen, asked, STEP_BY_STEP)
+        items = [
+            instruction_row(row["messages"], answer_text(answer["content"], answer.get("thinking")))
+            for row in read_jsonl(asked)
+            for answer in row["completion"][:1]
+        ]
+    save_json(out_cot, items)
+    write_json(_made_path(out_cot), _made(out_cot, dataset, slice_str, rv_min=rv_min, cd_min=cd_min))
+    print(f"Saved System 2 CoT data to {out_cot}")
+
+
+def _made(path: str, dataset: str, slice_str: str, **limits: float) -> dict[str, Any]:
+    """What a prepared file was made of."""
+    return {"dataset": dataset, "slice": slice_str, **limits, "file": fingerprint(Path(path))}
 
 
 def _made_path(instructions: str) -> Path:
@@ -171,13 +258,12 @@ def _made_path(instructions: str) -> Path:
     return Path(instructions).with_suffix(".source.json")
 
 
-def _is_prepared(dataset: str, slice_str: str) -> bool:
-    """Whether the data files hold this slice; files that were not made here, or were edited, are taken as they are."""
-    if not (Path(INSTRUCTIONS).exists() and Path(LABELED).exists()):
+def _is_prepared(path: str, dataset: str, slice_str: str, **limits: float) -> bool:
+    """Whether a data file holds this slice; a file that was not made here, or was edited, is taken as it is."""
+    if not Path(path).exists():
         return False
-    made = read_json(str(_made_path(INSTRUCTIONS))) if _made_path(INSTRUCTIONS).exists() else {}
-    own = made.get("instructions") == fingerprint(Path(INSTRUCTIONS))
-    return not own or (made["dataset"], made["slice"]) == (dataset, slice_str)
+    made = read_json(str(_made_path(path))) if _made_path(path).exists() else {}
+    return made.get("file") != fingerprint(Path(path)) or made == _made(path, dataset, slice_str, **limits)
 
 
 # EasyDistill
@@ -216,6 +302,30 @@ def write_system1_config(
     }
     save_json(config_path, config)
     print(f"Wrote System 1 KD config to {config_path}")
+    return config_path
+
+
+def write_system2_config(
+    student_model: str,
+    cot_path: str,
+    out_dir: str,
+    num_train_epochs: int = 1,
+    config_path: str = SYSTEM2_CONFIG,
+    learning_rate: float = 1e-5,
+    max_length: int = 4096,
+) -> str:
+    """Write the EasyDistill config of a System 2 run (training on reasoning traces); returns its path.
+
+    max_length: in tokens; longer rows are left out. Traces of verbosity 6 and more seldom fit the 1024 of short answers.
+    """
+    config = {
+        "job_type": "kd_sft",
+        "dataset": {"labeled_path": cot_path, "seed": 123},
+        "models": {"student": student_model},
+        "training": _training(out_dir, num_train_epochs, max_length=max_length, learning_rate=learning_rate),
+    }
+    save_json(config_path, config)
+    print(f"Wrote System 2 KD config to {config_path}")
     return config_path
 
 
@@ -262,13 +372,27 @@ def distill_system1(config: dict[str, Any]) -> str | None:
     of another data set or slice. Prints what goes on, a summary and the student's path, and returns that; None where
     nothing was made: an empty slice, an invalid student, anything else that is said in one sentence.
     """
+    return _said(lambda: _distill_system1(System1.model_validate(config)), System1)
+
+
+def distill_system2(config: dict[str, Any]) -> str | None:
+    """The whole of System 2: check, prepare the traces where they are not prepared yet, write the config, run it.
+
+    config: the keys of `System2`, each with a default. A prepared file that is there already is used, unless it was made
+    of other data or with other thresholds. Prints and returns as `distill_system1`; None, too, for data without questions
+    and reasoning (`Unexpected OmniThought schema, please inspect omni[0]`), and where no trace passes the thresholds.
+    """
+    return _said(lambda: _distill_system2(System2.model_validate(config)), System2)
+
+
+def _said(work: Callable[[], str | None], keys: type[Config]) -> str | None:
+    """What `work` returns; an error a user can mend is printed, and None returned."""
     try:
-        settings = System1.model_validate(config)
-        return _distill_system1(settings)
+        return work()
     except ValidationError as error:
         for each in error.errors():
             print(f"config key {'.'.join(map(str, each['loc']))!r}: {each['msg']}")
-        print(f"Known keys: {', '.join(System1.model_fields)}")
+        print(f"Known keys: {', '.join(keys.model_fields)}")
     except UserError as error:
         print(error)
     return None
@@ -279,14 +403,15 @@ def _distill_system1(settings: System1) -> str | None:
     from distill_lab.line import check_model
 
     check_model(ModelConfig(model=settings.student_model), role="student", example=EXAMPLE)
-    if _is_prepared(settings.dataset, settings.dataset_slice):
+    source = settings.dataset, settings.dataset_slice
+    if Path(LABELED).exists() and _is_prepared(INSTRUCTIONS, *source):
         print(f"Using {INSTRUCTIONS} and {LABELED} as they are; delete them to prepare them again")
         if not read_json(INSTRUCTIONS):
             print(NO_DATA)
             return None
     else:
         prepare_system1_dataset(settings.dataset_slice, dataset=settings.dataset)
-        if not _is_prepared(settings.dataset, settings.dataset_slice):
+        if not (Path(LABELED).exists() and _is_prepared(INSTRUCTIONS, *source)):
             return None
     path = write_system1_config(
         settings.teacher_model,
@@ -299,6 +424,29 @@ def _distill_system1(settings: System1) -> str | None:
     if run_easy_distill(path, relabel=settings.relabel) != 0:
         return None
     return _summary("System 1", settings.out_dir)
+
+
+def _distill_system2(settings: System2) -> str | None:
+    from distill_lab.line import check_model
+
+    check_model(ModelConfig(model=settings.student_model), role="student", example="Qwen/Qwen2.5-1.5B-Instruct")
+    limits = {"rv_min": settings.rv_min, "cd_min": settings.cd_min}
+    source = settings.dataset, settings.dataset_slice
+    if _is_prepared(COT, *source, **limits):
+        print(f"Using {COT} as it is; delete it to prepare it again")
+        if not read_json(COT):
+            print(NO_DATA_SYS2)
+            return None
+    else:
+        prepare_system2_dataset(settings.dataset_slice, settings.rv_min, settings.cd_min, dataset=settings.dataset)
+        if not _is_prepared(COT, *source, **limits):
+            return None
+    path = write_system2_config(
+        settings.student_model, COT, settings.out_dir, settings.num_epochs, learning_rate=settings.learning_rate
+    )
+    if run_easy_distill(path) != 0:
+        return None
+    return _summary("System 2", settings.out_dir)
 
 
 def _summary(name: str, out_dir: str) -> str | None:
@@ -342,12 +490,9 @@ def infer_student(
     (answer,) = ask(model, tokenizer, [(prompt, "")], sampling, steps=mode == "system2")
     if answer.finish_reason == "error":
         raise UserError(f"no answer: {answer.error}")
-    return _with_steps(answer) if mode == "system2" else answer.content.strip()
+    from distill_lab.compare import with_thinking
 
-
-def _with_steps(answer: Completion) -> str:
-    """What a System 2 student says: the steps are its point, also where its template keeps them apart as thinking."""
-    return "\n".join(part.strip() for part in (answer.thinking, answer.content) if part and part.strip())
+    return (with_thinking(answer) if mode == "system2" else answer).content.strip()
 
 
 def compare_models(
@@ -355,7 +500,7 @@ def compare_models(
     *,
     teacher_path: str | None = "Qwen/Qwen2.5-7B-Instruct",
     system1_path: str | None = SYSTEM1_OUT,
-    system2_path: str | None = "./distilled-qwen2.5-1.5b-cot",
+    system2_path: str | None = SYSTEM2_OUT,
     teacher_model: PreTrainedModel | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     sys1_model: PreTrainedModel | None = None,
@@ -370,7 +515,7 @@ def compare_models(
     model gives the line `Model not found at <path>`. Models given by path are in memory one at a time. The System 2
     student is asked to think step by step.
     """
-    from distill_lab.compare import Comparison, render_comparison
+    from distill_lab.compare import Comparison, render_comparison, with_thinking
 
     models: list[tuple[str, str | None, Any, Any]] = [
         ("Teacher", teacher_path, teacher_model, teacher_tokenizer),
@@ -392,7 +537,7 @@ def compare_models(
             model, tokenizer = load_teacher(path) if label == "Teacher" else load_student(path)
         found = ask(model, tokenizer, [(prompt, "") for prompt in prompts], sampling, steps=label == "System 2")
         for place, answer in zip(answers, found, strict=True):
-            place[label] = replace(answer, content=_with_steps(answer)) if label == "System 2" else answer
+            place[label] = with_thinking(answer) if label == "System 2" else answer
         del model
     print(render_comparison([Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]))
 

@@ -31,10 +31,14 @@ SIGNATURES = {
     "relabel_with_teacher=False out_instructions='data/train_instructions.json' out_labeled='data/train_labeled.json'",
     "write_system1_config": "teacher_model student_model labeled_path out_dir num_train_epochs=1 "
     "config_path='configs/kd_black_box_qwen_0_5b.json'",
+    "prepare_system2_dataset": "slice_str='train[:2000]' rv_min=0.6 cd_min=0.6 out_cot='data/omnithought_cot.json'",
+    "write_system2_config": "student_model cot_path out_dir num_train_epochs=1 "
+    "config_path='configs/kd_cot_qwen_1_5b.json'",
     "run_easy_distill": "config_path",
     "load_student": "model_path",
     "infer_student": "model tokenizer prompt mode='system1' max_new_tokens=256",
     "distill_system1": "config",
+    "distill_system2": "config",
     "compare_models": "prompts",
 }
 TINY = {
@@ -45,6 +49,24 @@ TINY = {
     "learning_rate": 4e-3,
     "out_dir": "./small",
 }
+TINY_SYS2 = {
+    "student_model": "tiny:student",
+    "dataset": "tiny:problems",
+    "dataset_slice": "distill[:40]",
+    "learning_rate": 4e-3,
+    "out_dir": "./steps",
+}
+OMNI = [
+    {
+        "question": f"What is {n} + 1?",
+        "reasoning": [
+            {"full_response": f"<think>\nadd\n</think>\n\nIt is {n + 1}.", "thought_correctness_verify": verified,
+             "Reasoning_Verbosity": {"level": 6}, "Cognitive_Difficulty": {"level": level}}
+            for level, verified in ((5, True), (9, False), (7 if n else 5, True))
+        ],
+    }
+    for n in range(4)
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +136,62 @@ def test_preparing_keeps_inputs_and_answers_whatever_the_rows_form(capsys: pytes
         distill_app.prepare_system1_dataset(relabel_with_teacher=True)
 
 
+def write_omni(rows: list[dict[str, Any]]) -> str:
+    Path("omni.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return "omni.jsonl"
+
+
+def test_preparing_traces(capsys: pytest.CaptureFixture[str]) -> None:
+    distill_app.prepare_system2_dataset("train", dataset=write_omni(OMNI))
+    rows = distill_app.read_json("data/omnithought_cot.json")
+    assert rows[0] == {
+        "instruction": f"What is 1 + 1?\n{STEPS}",
+        "input": "",
+        "output": "<think>\nadd\n</think>\n\nIt is 2.",
+    }
+    printed = capsys.readouterr().out
+    assert len(rows) == 3
+    assert "Loaded 4 rows: omni.jsonl, train\n" in printed
+    assert "-> level 6 of 9), remaining samples: 3 (traces: 12 in, 3 kept" in printed
+    assert printed.endswith("Saved System 2 CoT data to data/omnithought_cot.json\n")
+    distill_app.prepare_system2_dataset("train", out_cot="all.json", rv_min=0, cd_min=0, dataset="omni.jsonl")
+    assert len(distill_app.read_json("all.json")) == 4
+    flat = [{"instruction": "q", "input": "", "output": "steps", "rv_score": s, "cd_score": 1.0} for s in (0.5, 0.6)]
+    distill_app.prepare_system2_dataset("train", out_cot="flat.json", dataset=write_omni(flat))
+    assert [row["output"] for row in distill_app.read_json("flat.json")] == ["steps"]
+    distill_app.prepare_system2_dataset("distill[:5]", out_cot="tiny.json", dataset="tiny:problems")
+    assert "RV/CD scores not found, using raw slice: 5\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="a threshold of 10 is none"):
+        distill_app.prepare_system2_dataset("train", rv_min=10, dataset="omni.jsonl")
+
+
+@pytest.mark.parametrize("row", [{"text": "q", "label": 3}, {"question": "q", "level": 2}, {"output": "a"}])
+def test_ac3_an_unexpected_schema_is_shown_and_nothing_trained(
+    row: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distill_app.distill_system2(TINY_SYS2 | {"dataset": write_omni([row]), "dataset_slice": "train"}) is None
+    shown = ["Unexpected OmniThought schema, please inspect omni[0]", json.dumps(row)]
+    assert capsys.readouterr().out.splitlines() == shown
+    assert [path.name for path in Path.cwd().iterdir()] == ["omni.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "last"),
+    [
+        ({"dataset_slice": "train[:0]"}, "No data for System 2 distillation"),
+        ({"rv_min": 7}, "No data for System 2 distillation after filtering."),
+        ({"rv_min": 12}, "a threshold of 12.0 is none; give a share from 0 to 1, or a level up to 9"),
+    ],
+)
+def test_no_traces_run_nothing_and_leave_nothing(
+    changes: dict[str, Any], last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = TINY_SYS2 | {"dataset": write_omni(OMNI), "dataset_slice": "train"} | changes
+    assert distill_app.distill_system2(config) is None
+    assert capsys.readouterr().out.splitlines()[-1] == last
+    assert [path.name for path in Path.cwd().iterdir()] == ["omni.jsonl"]
+
+
 def test_no_data_runs_nothing_and_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distill_app.distill_system1(TINY | {"dataset_slice": "distill[:0]"}) is None
     printed = capsys.readouterr().out.splitlines()
@@ -127,6 +205,15 @@ def test_invalid_student(name: str, folder: Path, capsys: pytest.CaptureFixture[
     assert distill_app.distill_system1(TINY | {"student_model": name}) is None
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"Invalid student model: {name}", "Example: Qwen/Qwen2.5-0.5B-Instruct"]
+    assert list(folder.iterdir()) == []
+
+
+def test_invalid_system2_student_and_keys(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distill_app.distill_system2(TINY_SYS2 | {"student_model": "no such model"}) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["Invalid student model: no such model", "Example: Qwen/Qwen2.5-1.5B-Instruct"]
+    assert distill_app.distill_system2({"rv": 1}) is None
+    assert "config key 'rv'" in capsys.readouterr().out
     assert list(folder.iterdir()) == []
 
 
@@ -148,6 +235,20 @@ def test_the_config_is_the_requirements_one(capsys: pytest.CaptureFixture[str]) 
     wanted = {"output_dir": "./out", "num_train_epochs": 3, "learning_rate": 2e-5, "max_length": 512, "fp16": True}
     assert wanted.items() <= config["training"].items()
     assert capsys.readouterr().out == f"Wrote System 1 KD config to {path}\n"
+
+
+def test_the_system2_config_is_the_requirements_one(capsys: pytest.CaptureFixture[str]) -> None:
+    path = distill_app.write_system2_config("S", "data/omnithought_cot.json", "./out")
+    assert path == "configs/kd_cot_qwen_1_5b.json"
+    config = distill_app.read_json(path)
+    training = config.pop("training")
+    assert config == {
+        "job_type": "kd_sft",
+        "dataset": {"labeled_path": "data/omnithought_cot.json", "seed": 123},
+        "models": {"student": "S"},
+    }
+    assert {"output_dir": "./out", "num_train_epochs": 1, "learning_rate": 1e-5}.items() <= training.items()
+    assert capsys.readouterr().out == f"Wrote System 2 KD config to {path}\n"
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +373,23 @@ def test_data_that_is_there_is_used_unless_it_was_made_of_something_else(
     assert "as they are; delete them to prepare them again" in capsys.readouterr().out
 
 
+def test_system2_trains_a_student_and_prepares_again_when_a_threshold_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distill_app.distill_system2(TINY_SYS2) == "./steps"
+    printed = capsys.readouterr().out
+    assert "EasyDistill run completed successfully.\nSystem 2: 40 rows" in printed
+    assert printed.rstrip().endswith("System 2 student saved to ./steps")
+    assert (folder / "steps" / "config.json").is_file()
+    before = distill_app.read_json("data/omnithought_cot.source.json")
+    assert (before["rv_min"], before["slice"]) == (0.6, "distill[:40]")
+    monkeypatch.setattr(distill_app, "run_easy_distill", lambda path: 0)
+    assert distill_app.distill_system2(TINY_SYS2) == "./steps"
+    assert "Using data/omnithought_cot.json as it is; delete it to prepare it again" in capsys.readouterr().out
+    assert distill_app.distill_system2(TINY_SYS2 | {"rv_min": 0.5}) == "./steps"
+    assert distill_app.read_json("data/omnithought_cot.source.json")["rv_min"] == 0.5
+
+
 def test_the_example_runs_as_it_is_written(folder: Path) -> None:
     lines = (distill_app.__doc__ or "").splitlines()
     example = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ")))
@@ -283,6 +401,8 @@ def test_the_example_runs_as_it_is_written(folder: Path) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     assert "System 1 student saved to ./distilled-tiny" in done.stdout
     assert "System 1:\n  PEAR, CAT" in done.stdout
+    assert "System 2 student saved to ./distilled-tiny-cot" in done.stdout
+    assert "System 2:\n" in done.stdout
     assert (
         distill_app.read_json("data/train_labeled.json")[0]["output"]
         == "coat purple coat purple coat purple coat purple"
