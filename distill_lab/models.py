@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -249,6 +250,14 @@ def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
 
 
 @contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Without the warning that peft asks transformers for a name it is about to change: no user can mend that."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        yield
+
+
+@contextmanager
 def _loading(config: ModelConfig) -> Iterator[None]:
     """Without progress bars (only faces print); what goes wrong while loading becomes a ModelError with a remedy."""
     from safetensors import SafetensorError
@@ -256,7 +265,8 @@ def _loading(config: ModelConfig) -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with quiet_peft():
+            yield
     except ModelError:
         raise
     except torch.OutOfMemoryError:

@@ -131,7 +131,8 @@ def test_a_module_that_cannot_start_says_so() -> None:
 
 
 PROGRAM = """
-import sys, time
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
 from distill_lab.graders import load_grader
 from distill_lab.types import Completion, Prompt
 grader = load_grader("math")

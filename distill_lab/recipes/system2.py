@@ -84,14 +84,14 @@ PRESETS = {
     "tiny": Config(
         teacher=ModelConfig(model="tiny:teacher"),
         student=ModelConfig(model="tiny:student"),
-        data=DataConfig(path="tiny:problems", split="distill[:6000]"),
+        data=DataConfig(path="tiny:problems", split="distill[:8000]"),
         relabel=True,
         sampling=SamplingConfig(max_new_tokens=160, thinking=False),
         thinking="drop",
         test=DataConfig(path="tiny:problems", split="test[:500]"),
         test_sampling=SamplingConfig(max_new_tokens=160),
         train=TrainConfig(
-            num_epochs=4, learning_rate=4e-3, tokens_per_batch=2048, max_length=512, weight_decay=0.01, save_steps=0.2
+            num_epochs=6, learning_rate=4e-3, tokens_per_batch=2048, max_length=512, weight_decay=0.01, save_steps=0.2
         ),
     ),
     "qwen2.5": Config(out="distilled-qwen2.5-1.5b-cot"),

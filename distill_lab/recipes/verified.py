@@ -88,7 +88,7 @@ PRESETS = {
         test=DataConfig(path="tiny:problems", split="test[:500]"),
         test_sampling=SamplingConfig(max_new_tokens=160, thinking=False),
         train=TrainConfig(
-            num_epochs=4, learning_rate=4e-3, tokens_per_batch=2048, max_length=512, weight_decay=0.01,
+            num_epochs=6, learning_rate=4e-3, tokens_per_batch=2048, max_length=512, weight_decay=0.01,
             validation_fraction=0, save_steps=0.2,
         ),
     ),

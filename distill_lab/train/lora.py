@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from distill_lab.config import LoraConfig, ModelConfig
 from distill_lab.errors import UserError
-from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, resolve
+from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve
 
 ALL = "all-linear"
 """Every linear layer but the output head."""
@@ -50,7 +50,8 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, name: str, seed:
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
-    adapted: Any = get_peft_model(model, settings)
+    with quiet_peft():
+        adapted: Any = get_peft_model(model, settings)
     adapted.peft_config["default"].base_model_name_or_path = name
     # Embeddings are never trained; left to itself peft would ask the hub whether they have been resized.
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
@@ -68,7 +69,9 @@ def merge_directory(adapter: ModelConfig, out: Path) -> None:
     base, _ = load_model(base_of(adapter))
     tokenizer = load_tokenizer(adapter)
     partial = out.with_name(f".{out.name}.partial")
-    merged(PeftModel.from_pretrained(base, path)).save_pretrained(partial)
+    with quiet_peft():
+        adapted = PeftModel.from_pretrained(base, path)
+    merged(adapted).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     partial.rename(out)
 
@@ -84,7 +87,8 @@ def merged(model: PeftModel) -> PreTrainedModel:
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         config.base_model_name_or_path = None
         base = model.unload()
-        model = get_peft_model(base.dequantize(), config)
+        with quiet_peft():
+            model = get_peft_model(base.dequantize(), config)
         set_peft_model_state_dict(model, state)
     plain: Any = model.merge_and_unload()
     return plain
