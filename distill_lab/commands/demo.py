@@ -1,26 +1,36 @@
 """Show the lab at work on this machine: the tiny family, offline, a few minutes on two CPU cores.
 
-In: nothing. Out: runs/demo/system1, and with --system2 runs/demo/system2, each with a trained student, scores, speeds and
-report.html; the results, and what teacher and students say, on the screen. What it shows is the machinery on models of a
-few million parameters, not Qwen's quality.
+In: nothing. Out: runs/demo/system1 and runs/demo/system2, each with a trained student, scores, speeds and report.html; the
+results, and what teacher and students say, on the screen. What it shows is the machinery on models of a few million
+parameters, not Qwen's quality. Both are distilled at the same time, a CPU core each; speed is measured afterwards.
 
     distill demo
-    distill demo --system2
 """
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_lab import config as settings
+
+if TYPE_CHECKING:
+    from distill_lab.terminal import Terminal
 
 PROMPTS = (
     "Sort these words from A to Z: pear, cat, hat",
     "Tom has 14 pens. Tom buys 3 boxes with 5 pens each. Tom gives 9 to Mia. How many pens does Tom have now?",
     "A train travels 120 km in 4 hours. How many km does it travel in one hour?",
 )
+PROGRESS = re.compile(r"\s*\d+/\d+ ")
+"""A line of the other process that only says how far it is."""
 
 
 class Config(settings.Config):
@@ -28,11 +38,9 @@ class Config(settings.Config):
 
     run: Path = Path("runs/demo")
     """Where everything goes; the same command again goes on where it stopped."""
-    system2: bool = False
-    """Distil reasoning in steps as well, and show both students side by side: about five minutes more."""
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> int:
     """Run the recipes, print what came out and what to type next."""
     from distill_lab.compare import compare_models, render_comparison
     from distill_lab.recipes import system1, system2
@@ -40,31 +48,83 @@ def main(config: Config) -> None:
 
     terminal = Terminal()
     first, second = config.run / "system1", config.run / "system2"
-    terminal.heading(
-        "System 1: instruction following", "a 10-layer teacher writes the answers, a 2-layer student learns"
-    )
-    summaries = {"System 1": system1.run(system1.PRESETS["tiny"], first, watch=terminal)}
-    terminal.summary(summaries["System 1"], first)
-    terminal.examples(first / "eval", number=4)
-    if config.system2:
+    recipes = {"System 1": (system1, first), "System 2": (system2, second)}
+    with _beside("system2", system2.PRESETS["tiny"], second) as (process, log):
         terminal.heading(
-            "System 2: reasoning in steps", "the same teacher solves word problems, another student learns"
+            "System 1: instruction following", "a 10-layer teacher writes the answers, a 2-layer student learns"
         )
-        summaries["System 2"] = system2.run(system2.PRESETS["tiny"], second, watch=terminal)
-        terminal.summary(summaries["System 2"], second)
-        terminal.heading("Both, side by side")
-        for line in table(summaries):
-            terminal.print(line)
-        models = {"Teacher": "tiny:teacher", "System 1": str(first / "student"), "System 2": str(second / "student")}
-        terminal.print(render_comparison(compare_models(PROMPTS, models)))
+        with _one_thread():
+            system1.run(system1.PRESETS["tiny"].model_copy(update={"measure": False}), first, watch=terminal)
+        terminal.heading(
+            "System 2: reasoning in steps",
+            "the same teacher solved word problems meanwhile, and another student learned from them",
+        )
+        if code := _follow(process, log, terminal):
+            return code
+    terminal.heading("How fast they are", "each student and its teacher in turns, nothing else running")
+    summaries = {name: recipe.run(recipe.PRESETS["tiny"], directory) for name, (recipe, directory) in recipes.items()}
+    for name, (_, directory) in recipes.items():
+        terminal.heading(name)
+        terminal.summary(summaries[name], directory)
+    terminal.examples(first / "eval", number=4)
+    terminal.heading("Both, side by side")
+    for line in table(summaries):
+        terminal.print(line)
+    models = {"Teacher": "tiny:teacher", "System 1": str(first / "student"), "System 2": str(second / "student")}
+    terminal.print(render_comparison(compare_models(PROMPTS, models)))
     terminal.heading("What to do next")
-    terminal.print(f"  open the report      {first / 'report.html'}")
-    terminal.print(f"  ask the student      distill compare --teacher tiny:teacher --system1 {first / 'student'} \\")
-    terminal.print(f'                         --prompts "{PROMPTS[0]}"')
-    if not config.system2:
-        terminal.print("  reasoning in steps   distill demo --system2")
+    terminal.print(f"  open the reports     {first / 'report.html'}  {second / 'report.html'}")
+    terminal.print(f"  ask the students     distill compare --teacher tiny:teacher --system1 {first / 'student'} \\")
+    terminal.print(f'                         --system2 {second / "student"} --prompts "{PROMPTS[0]}"')
     terminal.print("  real Qwen, on a GPU  distill system1 --preset qwen2.5 --relabel")
     terminal.print("  every setting        distill system1 --help")
+    return 0
+
+
+@contextmanager
+def _beside(name: str, config: settings.Config, directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Recipe `name` in a process of its own, without measuring; its output goes to a file. Ended with this one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    options, log = directory / "demo.yaml", directory / "demo.log"
+    options.write_text(config.model_dump_json(), encoding="utf-8")  # JSON is YAML
+    command = [sys.executable, "-m", "distill_lab.cli", name, "--preset", "tiny", "--config", str(options)]
+    command += ["--run", str(directory), "--no-measure"]
+    with log.open("wb") as output:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    try:
+        yield process, log
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one core: the other one is taken."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _follow(process: subprocess.Popen[bytes], log: Path, terminal: Terminal) -> int:
+    """Print what the process has printed and goes on printing, until it ends; its exit code."""
+    with log.open(encoding="utf-8") as output:
+        late = False
+        while True:
+            ended = process.poll() is not None
+            for line in output.read().splitlines():
+                if line.strip() and (late or not PROGRESS.match(line)):
+                    terminal.print(line)
+            if ended:
+                return process.returncode
+            late = True
+            time.sleep(1)
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
