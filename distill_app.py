@@ -23,76 +23,26 @@ in answers badly. Only a tokenizer without a template gets the plain text of `fo
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from distill_lab.ask import ask, plain_prompt
-from distill_lab.config import STEP_BY_STEP, Config, DataConfig, ModelConfig, SamplingConfig
-from distill_lab.errors import DataError, ModelError, UserError
-from distill_lab.run import fingerprint, write_json
+from distill_lab.config import Config, DataConfig, ModelConfig, SamplingConfig
+from distill_lab.easydistill import presets
+from distill_lab.easydistill.presets import COT, INSTRUCTIONS, LABELED, SYSTEM1_OUT, SYSTEM2_OUT, System1, System2
+from distill_lab.errors import ModelError, UserError
+from distill_lab.run import write_json
 from distill_lab.types import Completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Mode = Literal["system1", "system2"]
-DATASET = "alibaba-pai/DistilQwen_100k"
-INSTRUCTIONS, LABELED = "data/train_instructions.json", "data/train_labeled.json"
-SYSTEM1_CONFIG, SYSTEM1_OUT = "configs/kd_black_box_qwen_0_5b.json", "./distilled-qwen2.5-0.5b"
-NO_DATA = "No data for System 1 distillation"
-DATASET_SYS2, COT = "alibaba-pai/OmniThought", "data/omnithought_cot.json"
-SYSTEM2_CONFIG, SYSTEM2_OUT = "configs/kd_cot_qwen_1_5b.json", "./distilled-qwen2.5-1.5b-cot"
-NO_DATA_SYS2 = "No data for System 2 distillation"
-
-
-class System1(Config):
-    """The keys of `distill_system1`'s config."""
-
-    teacher_model: str = "Qwen/Qwen2.5-7B-Instruct"
-    """Answers the instructions that have no answer yet, all of them with relabel."""
-    student_model: str = "Qwen/Qwen2.5-0.5B-Instruct"
-    """Is trained."""
-    dataset: str = DATASET
-    """Hugging Face data set id, .json/.jsonl/.parquet/.csv file, or tiny:instructions."""
-    dataset_slice: str = "train[:1000]"
-    """Split and slice as Hugging Face writes them."""
-    num_epochs: int = 1
-    """Passes over the rows."""
-    learning_rate: float = 2e-5
-    """Peak learning rate; the tiny family wants 4e-3."""
-    relabel: bool = False
-    """The teacher writes new answers; off: the data set's own are used."""
-    out_dir: str = SYSTEM1_OUT
-    """Where the student goes."""
-
-
-class System2(Config):
-    """The keys of `distill_system2`'s config."""
-
-    student_model: str = "Qwen/Qwen2.5-1.5B-Instruct"
-    """Is trained."""
-    dataset: str = DATASET_SYS2
-    """Hugging Face data set id, .json/.jsonl/.parquet/.csv file, or tiny:problems."""
-    dataset_slice: str = "train[:2000]"
-    """Split and slice as Hugging Face writes them."""
-    rv_min: float = 0.6
-    """Least reasoning verbosity of a trace: a share of the highest level, 9, or from above 1 on a level."""
-    cd_min: float = 0.6
-    """Least cognitive difficulty, in the same way."""
-    num_epochs: int = 1
-    """Passes over the rows."""
-    learning_rate: float = 1e-5
-    """Peak learning rate; the tiny family wants 4e-3."""
-    out_dir: str = SYSTEM2_OUT
-    """Where the student goes."""
-
-
-# JSON files
+NO_DATA, NO_DATA_SYS2 = "No data for System 1 distillation", "No data for System 2 distillation"
 
 
 def save_json(path: str, data: Any) -> None:
@@ -102,10 +52,9 @@ def save_json(path: str, data: Any) -> None:
 
 def read_json(path: str) -> Any:
     """What a JSON file holds. Raises DataError naming file and line where it is not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(path, error.lineno, f"not JSON ({error.msg})") from None
+    from distill_lab.easydistill import prepare
+
+    return prepare.read_json(path)
 
 
 # The teacher
@@ -161,7 +110,7 @@ def prepare_system1_dataset(
     relabel_with_teacher: bool = False,
     out_instructions: str = INSTRUCTIONS,
     out_labeled: str = LABELED,
-    dataset: str = DATASET,
+    dataset: str = presets.DATASET,
 ) -> None:
     """A slice of a data set as {instruction, input, output} rows in two JSON files; nothing is written where it is empty.
 
@@ -171,13 +120,9 @@ def prepare_system1_dataset(
     """
     if relabel_with_teacher and (teacher_model is None or teacher_tokenizer is None):
         raise ValueError("Teacher model/tokenizer required for relabeling.")
-    from distill_lab.data import Records
-    from distill_lab.easydistill.job import answer_text, instruction_row
+    from distill_lab.easydistill.prepare import instruction_rows, record_source
 
-    items = []
-    for record in Records(DataConfig(path=dataset, split=slice_str)):
-        answer = record.completion[0] if record.completion else {"content": ""}
-        items.append(instruction_row(record.prompt.messages, answer_text(answer["content"], answer.get("thinking"))))
+    items = instruction_rows(DataConfig(path=dataset, split=slice_str))
     print(f"Loaded {len(items)} rows: {dataset}, {slice_str}")
     if not items:
         print(NO_DATA)
@@ -190,7 +135,7 @@ def prepare_system1_dataset(
         labeled = label_with_teacher(teacher_model, teacher_tokenizer, items, mode="system1")
     save_json(out_instructions, items)
     save_json(out_labeled, labeled)
-    write_json(_made_path(out_instructions), _made(out_instructions, dataset, slice_str))
+    record_source(out_instructions, dataset=dataset, slice=slice_str)
     print(f"Saved System 1 instructions to {out_instructions}")
     print(f"Saved System 1 labeled data to {out_labeled}")
 
@@ -200,70 +145,33 @@ def prepare_system2_dataset(
     rv_min: float = 0.6,
     cd_min: float = 0.6,
     out_cot: str = COT,
-    dataset: str = DATASET_SYS2,
+    dataset: str = presets.DATASET_SYS2,
 ) -> None:
     """A slice of reasoning traces as {instruction, input, output} rows in a JSON file; none is written where none is left.
 
-    Of each question the best trace that passes both thresholds and that no judge found wrong (`distill_lab.traces`); its
-    thinking stands in think tags before the solution. The instruction ends with the sentence that asks for steps, because
-    the student is trained on what it will be asked. Data without questions and reasoning gives the line `Unexpected
-    OmniThought schema, please inspect omni[0]` and that row. Raises DataError for malformed rows, UserError for thresholds.
+    How they are chosen: `distill_lab.easydistill.prepare.trace_rows`. Data without questions and reasoning gives the line
+    `Unexpected OmniThought schema, please inspect omni[0]` and that row. Raises DataError for malformed rows, UserError for
+    thresholds.
     """
-    from distill_lab.data import write_prompts
-    from distill_lab.easydistill.job import answer_text, instruction_row
-    from distill_lab.reasoning import SCHEMA, UnexpectedSchema, add_instruction, reasoning_data, threshold_note
-    from distill_lab.run import read_jsonl
-    from distill_lab.traces import META, select_traces
+    from distill_lab.easydistill.prepare import record_source, trace_rows
+    from distill_lab.reasoning import UnexpectedSchema
 
-    note = threshold_note(rv_min, cd_min)
     try:
-        data = reasoning_data(DataConfig(path=dataset, split=slice_str), answered=True)
+        found = trace_rows(DataConfig(path=dataset, split=slice_str), rv_min=rv_min, cd_min=cd_min)
     except UnexpectedSchema as error:
-        print(f"{SCHEMA}\n{error.row}")
+        print(error)
         return
-    with TemporaryDirectory() as folder:
-        loaded, chosen, asked = (Path(folder) / name for name in ("loaded.jsonl", "chosen.jsonl", "asked.jsonl"))
-        num_rows = write_prompts(data, loaded).kept
-        print(f"Loaded {num_rows} rows: {dataset}, {slice_str}")
-        if not num_rows:
-            print(NO_DATA_SYS2)
-            return
-        counts = select_traces(loaded, chosen, rv_min=rv_min, cd_min=cd_min)
-        scored = any(trace["rv"] is not None for row in read_jsonl(loaded) for trace in row["meta"].get(META, ()))
-        if scored:
-            print(f"Filtered by RV/CD ({note}), remaining samples: {counts.kept} (traces: {counts})")
-        else:
-            print(f"RV/CD scores not found, using raw slice: {counts.kept}")
-        if not counts.kept:
-            print(f"{NO_DATA_SYS2} after filtering.")
-            return
-        add_instruction(chosen, asked, STEP_BY_STEP)
-        items = [
-            instruction_row(row["messages"], answer_text(answer["content"], answer.get("thinking")))
-            for row in read_jsonl(asked)
-            for answer in row["completion"][:1]
-        ]
-    save_json(out_cot, items)
-    write_json(_made_path(out_cot), _made(out_cot, dataset, slice_str, rv_min=rv_min, cd_min=cd_min))
+    print(f"Loaded {found.num_loaded} rows: {dataset}, {slice_str}")
+    if not found.num_loaded:
+        print(NO_DATA_SYS2)
+        return
+    print(found.note)
+    if not found.rows:
+        print(f"{NO_DATA_SYS2} after filtering.")
+        return
+    save_json(out_cot, found.rows)
+    record_source(out_cot, dataset=dataset, slice=slice_str, rv_min=rv_min, cd_min=cd_min)
     print(f"Saved System 2 CoT data to {out_cot}")
-
-
-def _made(path: str, dataset: str, slice_str: str, **limits: float) -> dict[str, Any]:
-    """What a prepared file was made of."""
-    return {"dataset": dataset, "slice": slice_str, **limits, "file": fingerprint(Path(path))}
-
-
-def _made_path(instructions: str) -> Path:
-    """Where it stands what a prepared file was made of."""
-    return Path(instructions).with_suffix(".source.json")
-
-
-def _is_prepared(path: str, dataset: str, slice_str: str, **limits: float) -> bool:
-    """Whether a data file holds this slice; a file that was not made here, or was edited, is taken as it is."""
-    if not Path(path).exists():
-        return False
-    made = read_json(str(_made_path(path))) if _made_path(path).exists() else {}
-    return made.get("file") != fingerprint(Path(path)) or made == _made(path, dataset, slice_str, **limits)
 
 
 # EasyDistill
@@ -275,32 +183,12 @@ def write_system1_config(
     labeled_path: str,
     out_dir: str,
     num_train_epochs: int = 1,
-    config_path: str = SYSTEM1_CONFIG,
+    config_path: str = presets.SYSTEM1_CONFIG,
     learning_rate: float = 2e-5,
 ) -> str:
     """Write the EasyDistill config of a System 1 run (black-box distillation from a local teacher); returns its path."""
-    config = {
-        "job_type": "kd_black_box_local",
-        "dataset": {
-            "instruction_path": INSTRUCTIONS,
-            "labeled_path": labeled_path,
-            "template": "easydistill/chat_template/chat_template_kd.jinja",
-            "seed": 42,
-        },
-        "inference": {
-            "enable_chunked_prefill": True,
-            "seed": 777,
-            "gpu_memory_utilization": 0.9,
-            "temperature": 0.8,
-            "trust_remote_code": False,  # Qwen needs none; a model whose code nobody has read must not run
-            "enforce_eager": False,
-            "max_model_len": 4096,
-            "max_new_tokens": 512,
-        },
-        "models": {"teacher": teacher_model, "student": student_model},
-        "training": _training(out_dir, num_train_epochs, max_length=512, learning_rate=learning_rate),
-    }
-    save_json(config_path, config)
+    settings = {"num_epochs": num_train_epochs, "learning_rate": learning_rate}
+    save_json(config_path, presets.system1_config(teacher_model, student_model, labeled_path, out_dir, **settings))
     print(f"Wrote System 1 KD config to {config_path}")
     return config_path
 
@@ -310,7 +198,7 @@ def write_system2_config(
     cot_path: str,
     out_dir: str,
     num_train_epochs: int = 1,
-    config_path: str = SYSTEM2_CONFIG,
+    config_path: str = presets.SYSTEM2_CONFIG,
     learning_rate: float = 1e-5,
     max_length: int = 4096,
 ) -> str:
@@ -318,33 +206,10 @@ def write_system2_config(
 
     max_length: in tokens; longer rows are left out. Traces of verbosity 6 and more seldom fit the 1024 of short answers.
     """
-    config = {
-        "job_type": "kd_sft",
-        "dataset": {"labeled_path": cot_path, "seed": 123},
-        "models": {"student": student_model},
-        "training": _training(out_dir, num_train_epochs, max_length=max_length, learning_rate=learning_rate),
-    }
-    save_json(config_path, config)
+    settings = {"num_epochs": num_train_epochs, "learning_rate": learning_rate, "max_length": max_length}
+    save_json(config_path, presets.system2_config(student_model, cot_path, out_dir, **settings))
     print(f"Wrote System 2 KD config to {config_path}")
     return config_path
-
-
-def _training(out_dir: str, num_train_epochs: int, *, max_length: int, learning_rate: float) -> dict[str, Any]:
-    return {
-        "output_dir": out_dir,
-        "num_train_epochs": num_train_epochs,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 8,
-        "save_steps": 200,
-        "logging_steps": 10,
-        "max_length": max_length,
-        "learning_rate": learning_rate,
-        "weight_decay": 0.05,
-        "warmup_ratio": 0.1,
-        "lr_scheduler_type": "cosine",
-        "bf16": False,
-        "fp16": True,
-    }
 
 
 def run_easy_distill(config_path: str, relabel: bool = False) -> int:
@@ -399,76 +264,57 @@ def _said(work: Callable[[], str | None], keys: type[Config]) -> str | None:
 
 
 def _distill_system1(settings: System1) -> str | None:
-    from distill_lab.easydistill.job import EXAMPLE
     from distill_lab.line import check_model
 
-    check_model(ModelConfig(model=settings.student_model), role="student", example=EXAMPLE)
-    source = settings.dataset, settings.dataset_slice
-    if Path(LABELED).exists() and _is_prepared(INSTRUCTIONS, *source):
-        print(f"Using {INSTRUCTIONS} and {LABELED} as they are; delete them to prepare them again")
-        if not read_json(INSTRUCTIONS):
-            print(NO_DATA)
-            return None
-    else:
-        prepare_system1_dataset(settings.dataset_slice, dataset=settings.dataset)
-        if not (Path(LABELED).exists() and _is_prepared(INSTRUCTIONS, *source)):
-            return None
-    path = write_system1_config(
-        settings.teacher_model,
-        settings.student_model,
-        LABELED,
-        settings.out_dir,
-        settings.num_epochs,
-        learning_rate=settings.learning_rate,
-    )
-    if run_easy_distill(path, relabel=settings.relabel) != 0:
+    check_model(ModelConfig(model=settings.student_model), role="student", example=System1().student_model)
+    dataset, part = settings.dataset, settings.dataset_slice
+    prepare = partial(prepare_system1_dataset, part, dataset=dataset)
+    if not _ready((INSTRUCTIONS, LABELED), {"dataset": dataset, "slice": part}, prepare, no_data=NO_DATA):
         return None
-    return _summary("System 1", settings.out_dir)
+    models, out, rate = (settings.teacher_model, settings.student_model), settings.out_dir, settings.learning_rate
+    path = write_system1_config(*models, LABELED, out, settings.num_epochs, learning_rate=rate)
+    return _summary("System 1", out) if run_easy_distill(path, relabel=settings.relabel) == 0 else None
 
 
 def _distill_system2(settings: System2) -> str | None:
     from distill_lab.line import check_model
 
-    check_model(ModelConfig(model=settings.student_model), role="student", example="Qwen/Qwen2.5-1.5B-Instruct")
-    limits = {"rv_min": settings.rv_min, "cd_min": settings.cd_min}
-    source = settings.dataset, settings.dataset_slice
-    if _is_prepared(COT, *source, **limits):
-        print(f"Using {COT} as it is; delete it to prepare it again")
-        if not read_json(COT):
-            print(NO_DATA_SYS2)
-            return None
-    else:
-        prepare_system2_dataset(settings.dataset_slice, settings.rv_min, settings.cd_min, dataset=settings.dataset)
-        if not _is_prepared(COT, *source, **limits):
-            return None
-    path = write_system2_config(
-        settings.student_model, COT, settings.out_dir, settings.num_epochs, learning_rate=settings.learning_rate
-    )
-    if run_easy_distill(path) != 0:
+    check_model(ModelConfig(model=settings.student_model), role="student", example=System2().student_model)
+    dataset, part, rv_min, cd_min = settings.dataset, settings.dataset_slice, settings.rv_min, settings.cd_min
+    source = {"dataset": dataset, "slice": part, "rv_min": rv_min, "cd_min": cd_min}
+    prepare = partial(prepare_system2_dataset, part, rv_min, cd_min, dataset=dataset)
+    if not _ready((COT,), source, prepare, no_data=NO_DATA_SYS2):
         return None
-    return _summary("System 2", settings.out_dir)
+    out, rate = settings.out_dir, settings.learning_rate
+    path = write_system2_config(settings.student_model, COT, out, settings.num_epochs, learning_rate=rate)
+    return _summary("System 2", out) if run_easy_distill(path) == 0 else None
+
+
+def _ready(files: Sequence[str], source: dict[str, Any], prepare: Callable[[], None], *, no_data: str) -> bool:
+    """Whether the data files hold rows of `source`; they are prepared where they are not there, or of something else."""
+    from distill_lab.easydistill.prepare import is_prepared
+
+    if not is_prepared(*files, **source):
+        prepare()
+        return is_prepared(*files, **source)
+    are, them = ("they are", "them") if len(files) > 1 else ("it is", "it")
+    print(f"Using {' and '.join(files)} as {are}; delete {them} to prepare {them} again")
+    if not (rows := read_json(files[0])):
+        print(no_data)
+    return bool(rows)
 
 
 def _summary(name: str, out_dir: str) -> str | None:
     """Say what a run made; its exit code alone proves nothing (EasyDistill's is 0 where training failed)."""
-    from distill_lab.easydistill.job import run_directory
+    from distill_lab.easydistill.job import training_summary
 
     if not (Path(out_dir).expanduser() / "config.json").is_file():
         print(f"The run ended, but there is no model in {out_dir}; its output above says why")
         return None
-    figures = run_directory(out_dir) / "training.json"
-    if figures.is_file():
-        made = read_json(str(figures))
-        dropped = "".join(f", {number} dropped: {reason}" for reason, number in made["dropped"].items())
-        print(f"{name}: {made['num_rows']} rows{dropped}, {made['steps']} steps, {made['seconds']:.0f} s of training")
-        if made["validation_loss_after"] is not None:
-            before, after = made["validation_loss_before"], made["validation_loss_after"]
-            print(f"Validation loss: {before:.3f} -> {after:.3f} nats per token")
+    if trained := training_summary(out_dir):
+        print(f"{name}: {trained}")
     print(f"{name} student saved to {out_dir}")
     return out_dir
-
-
-# The students
 
 
 def load_student(model_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

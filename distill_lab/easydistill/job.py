@@ -67,6 +67,20 @@ def run_directory(out: str | Path) -> Path:
     return path.with_name(f"{path.name}.run")
 
 
+def training_summary(out: str | Path) -> str:
+    """What a job with this `output_dir` trained on, and the validation loss before and after; "" where no job has ended."""
+    figures = run_directory(out) / "training.json"
+    if not figures.is_file():
+        return ""
+    made = json.loads(figures.read_text(encoding="utf-8"))
+    dropped = "".join(f", {number} dropped: {reason}" for reason, number in made["dropped"].items())
+    text = f"{made['num_rows']} rows{dropped}, {made['steps']} steps, {made['seconds']:.0f} s of training"
+    if made["validation_loss_after"] is not None:
+        before, after = made["validation_loss_before"], made["validation_loss_after"]
+        text += f"\nValidation loss: {before:.3f} -> {after:.3f} nats per token"
+    return text
+
+
 def instruction_row(messages: Sequence[Message], output: str) -> dict[str, Any]:
     """A conversation and its answer as `{"instruction", "input", "output"}`; an input has become part of the instruction,
     because EasyDistill reads that alone.

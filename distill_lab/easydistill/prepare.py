@@ -1,0 +1,101 @@
+"""Data sets as EasyDistill's {instruction, input, output} rows, and what a prepared file was made of.
+
+    rows = instruction_rows(DataConfig(path="tiny:instructions", split="distill[:100]"))
+    found = trace_rows(DataConfig(path="alibaba-pai/OmniThought", split="train[:2000]"), rv_min=0.6, cd_min=0.6)
+    record_source("data/omnithought_cot.json", dataset="alibaba-pai/OmniThought", slice="train[:2000]")
+
+The record stands beside the file, in `<file>.source.json`; with it a changed slice is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from distill_lab.config import STEP_BY_STEP, DataConfig
+from distill_lab.data import Records, write_prompts
+from distill_lab.easydistill.job import answer_text, instruction_row
+from distill_lab.errors import DataError
+from distill_lab.reasoning import add_instruction, reasoning_data, threshold_note
+from distill_lab.run import fingerprint, read_jsonl, write_json
+from distill_lab.traces import META, select_traces
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRows:
+    """Reasoning traces that passed the thresholds."""
+
+    num_loaded: int
+    """Questions read."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """One per question that has a trace left."""
+    note: str = ""
+    """What the filter did, with its counts."""
+
+
+def instruction_rows(data: DataConfig) -> list[dict[str, Any]]:
+    """A data set's rows, `output` empty where they bring no answer. Raises DataError for a malformed one."""
+    rows = []
+    for record in Records(data):
+        answer = record.completion[0] if record.completion else {"content": ""}
+        rows.append(instruction_row(record.prompt.messages, answer_text(answer["content"], answer.get("thinking"))))
+    return rows
+
+
+def trace_rows(data: DataConfig, *, rv_min: float, cd_min: float) -> TraceRows:
+    """Of each question the best trace that passes both thresholds and that no judge found wrong, thinking in think tags.
+
+    The instruction ends with the sentence that asks for steps: the student is trained on what it will be asked. Raises
+    UnexpectedSchema for data without questions and reasoning, DataError for malformed rows, UserError for thresholds.
+    """
+    note = threshold_note(rv_min, cd_min)
+    data = reasoning_data(data, answered=True)
+    with TemporaryDirectory() as folder:
+        loaded, chosen, asked = (Path(folder) / name for name in ("loaded.jsonl", "chosen.jsonl", "asked.jsonl"))
+        num_loaded = write_prompts(data, loaded).kept
+        if not num_loaded:
+            return TraceRows(0)
+        counts = select_traces(loaded, chosen, rv_min=rv_min, cd_min=cd_min)
+        add_instruction(chosen, asked, STEP_BY_STEP)
+        scored = any(trace["rv"] is not None for row in read_jsonl(loaded) for trace in row["meta"].get(META, ()))
+        rows = [
+            instruction_row(row["messages"], answer_text(answer["content"], answer.get("thinking")))
+            for row in read_jsonl(asked)
+            for answer in row["completion"][:1]
+        ]
+    filtered = f"Filtered by RV/CD ({note}), remaining samples: {counts.kept} (traces: {counts})"
+    unfiltered = f"RV/CD scores not found, using raw slice: {counts.kept}"
+    return TraceRows(num_loaded, rows, filtered if scored else unfiltered)
+
+
+def record_source(path: str, **source: Any) -> None:
+    """Write beside a prepared file what it was made of, and the file's fingerprint."""
+    write_json(_record(path), _made(path, source))
+
+
+def is_prepared(path: str, *others: str, **source: Any) -> bool:
+    """Whether a file was made of `source`, and the others are there too; one that was not made here, or was edited, is
+    taken as it is."""
+    if not all(Path(each).exists() for each in (path, *others)):
+        return False
+    made = read_json(str(_record(path))) if _record(path).exists() else {}
+    return made.get("file") != fingerprint(Path(path)) or made == _made(path, source)
+
+
+def _made(path: str, source: dict[str, Any]) -> dict[str, Any]:
+    return {**source, "file": fingerprint(Path(path))}
+
+
+def _record(path: str) -> Path:
+    return Path(path).with_suffix(".source.json")
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file holds. Raises DataError naming file and line where it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(path, error.lineno, f"not JSON ({error.msg})") from None

@@ -1,0 +1,23 @@
+"""What people are told to type, read as the command line reads it: `distill ...` -> settings, nothing run."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from typing import Any
+
+from distill_lab import cli
+
+
+def settings(line: str) -> Any:
+    """The settings that a typed command makes. tyro exits, and a UserError is raised, where a word of it is unknown."""
+    program, name, *arguments = shlex.split(line)
+    assert program == "distill", line
+    package = cli._package_of(name)
+    module = importlib.import_module(f"distill_lab.{package}.{name.replace('-', '_')}")
+    if package == "recipes":
+        options, arguments = cli._take_options(arguments, ("preset", "config", "run"))
+        base = module.PRESETS[options.get("preset", "tiny")]
+        return cli._flags(module.Config, base, arguments, prog=line, description="")
+    arguments = cli._other_spellings(getattr(module, "ALIASES", {}), arguments)
+    return cli._flags(module.Config, None, arguments, prog=line, description="")
