@@ -77,13 +77,13 @@ def assert_equals_generate(engine: TransformersEngine, prompts: Sequence[Prompt]
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             repetition_penalty=sampling.repetition_penalty,
-            eos_token_id=engine.end_ids,
+            eos_token_id=engine.io.end_ids,
             pad_token_id=engine.tokenizer.pad_token_id,
         )[0, ids.shape[1] :].tolist()
         row = found[prompt.id, 0]
         assert row.num_tokens == len(output)
-        assert (row.thinking, row.content) == split_thinking(engine._text(output))
-        assert row.finish_reason == ("stop" if output[-1] in engine.end_ids else "length")
+        assert (row.thinking, row.content) == split_thinking(engine.io.text(output))
+        assert row.finish_reason == ("stop" if output[-1] in engine.io.end_ids else "length")
     return sum(row.finish_reason == "stop" for row in found.values())
 
 
@@ -227,7 +227,7 @@ def test_samples_follow_the_models_probabilities(folder: Path) -> None:
         top = engine.model(ids).logits[0, -1].double().topk(8)
     expected: Counter[str] = Counter()
     for token, share in zip(top.indices.tolist(), top.values.softmax(0).tolist(), strict=True):
-        expected[engine._text([token])] += share
+        expected[engine.io.text([token])] += share
     assert counts.keys() <= expected.keys()
     observed = [counts[text] for text in expected]
     assert stats.chisquare(observed, [3000 * share for share in expected.values()]).pvalue > 0.01
@@ -274,9 +274,9 @@ def test_stop_texts_end_completions_wherever_tokens_end(folder: Path) -> None:
             row = next(iter(engine.generate([prompt], SamplingConfig(max_new_tokens=40, stop=("@@never", stop)))))
             assert row.content == text[: text.index(stop)]
             assert row.finish_reason == "stop"
-            assert stop in engine._text(tokens[: row.num_tokens])
-            assert stop not in engine._text(tokens[: row.num_tokens - 1])
-            crossed += stop not in engine._text(tokens[row.num_tokens - 1 : row.num_tokens])
+            assert stop in engine.io.text(tokens[: row.num_tokens])
+            assert stop not in engine.io.text(tokens[: row.num_tokens - 1])
+            crossed += stop not in engine.io.text(tokens[row.num_tokens - 1 : row.num_tokens])
     assert crossed > 2
     row = next(iter(engine.generate(prompts[:1], SamplingConfig(max_new_tokens=40, stop=("@@never",)))))
     assert row == free["p-0", 0]
@@ -293,14 +293,14 @@ def test_every_sampling_field_is_honoured_together(folder: Path) -> None:
 
 
 def limit_memory(model: PreTrainedModel, fits: Callable[[int, int], bool]) -> list[int]:
-    """Make `model` run out of memory where `fits(rows, tokens held)` is false. Returns the rows of every try."""
+    """Make `model` run out of memory where `fits(rows, passes so far)` is false. Returns the rows of every try."""
     forward, tries = model.forward, []
 
     @functools.wraps(forward)
     def limited(*args: Any, **kwargs: Any) -> Any:
-        rows = kwargs["input_ids"].shape[0]
-        tries.append(rows)
-        if not fits(rows, kwargs["past_key_values"].get_seq_length()):
+        plan = kwargs.get("generation_plan")
+        tries.append(plan.num_rows if plan else kwargs["input_ids"].shape[0])
+        if not fits(tries[-1], len(tries) - 1):
             raise torch.OutOfMemoryError("out of memory")
         return forward(*args, **kwargs)
 
@@ -314,7 +314,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(folder: Path, temperat
     sampling = SamplingConfig(max_new_tokens=24, temperature=temperature)
     whole = by_id(make_engine(folder, num_ends=20).generate(prompts, sampling))
     engine = make_engine(folder, num_ends=20)
-    tries = limit_memory(engine.model, lambda rows, held: rows <= 8)
+    tries = limit_memory(engine.model, lambda rows, _: rows <= 8)
     assert by_id(engine.generate(prompts, sampling)) == whole
     assert tries[:3] == [30, 15, 8]
     # What fits is remembered.
@@ -325,20 +325,19 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(folder: Path, temperat
 
 def test_out_of_memory_midway_keeps_the_tokens_there_are(folder: Path) -> None:
     prompts = make_prompts(9, longest=3)
-    sampling = SamplingConfig(max_new_tokens=40, temperature=1.0)
+    sampling = SamplingConfig(max_new_tokens=40, temperature=1.0, repetition_penalty=1.1)
     whole = by_id(make_engine(folder).generate(prompts, sampling))
     engine = make_engine(folder)
-    tries = limit_memory(engine.model, lambda rows, held: rows * held <= 270)
+    tries = limit_memory(engine.model, lambda rows, passes: rows <= 4 or passes < 10)
     assert by_id(engine.generate(prompts, sampling)) == whole
-    assert tries[0] == 9
-    # From the start in ever smaller batches would be 40 passes for each; the first passes are not repeated.
-    assert tries.count(9) > 5
-    assert len(tries) < 40 * 4
+    assert tries[:12] == [9] * 11 + [5]
+    # The first ten passes are not repeated: three groups of three rows have thirty tokens each to go.
+    assert len(tries) <= 12 + 3 * 31
 
 
 def test_out_of_memory_with_one_row_is_an_error(folder: Path) -> None:
     engine = make_engine(folder)
-    tries = limit_memory(engine.model, lambda rows, held: False)
+    tries = limit_memory(engine.model, lambda *_: False)
     with pytest.raises(UserError, match=r"one prompt at a time .* lower max_new_tokens"):
         list(engine.generate(make_prompts(4), SamplingConfig(max_new_tokens=4)))
     assert tries == [4, 2, 1]

@@ -1,0 +1,261 @@
+"""A batch whose rows join and leave at any time, all fresh tokens in one line: no padding but what attention needs.
+
+    batch = FlatBatch(model, choice, ...)
+    for row, token in batch.join(rows): ...         # prefixes that are shared are computed by the first to come
+    for row, token in batch.step(): ...
+
+Serves decoders whose layers are plain attention over all that came before (`is_suitable`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from distill_lab.decoding.attention import NAME, Group, Plan, Prefill, Shared, Step, Unsuitable
+from distill_lab.decoding.choice import Choice
+from distill_lab.decoding.cohort import Cohort
+from distill_lab.decoding.prefixes import Prefix
+from distill_lab.decoding.row import Row
+
+EXTRA_BYTES_CPU, EXTRA_BYTES_GPU = 1 << 19, 1 << 26
+"""Keys and values that are read in the time of one more attention call (measured on a CPU; launches on a GPU)."""
+TRIAL_TOKENS = 8
+TRIAL_TOLERANCE = 0.02
+"""Largest difference of a logit in the trial, as a share of the largest logit: half precision differs this much."""
+
+
+def extra_bytes(device: torch.device) -> int:
+    """What one more attention call per layer costs, in bytes of keys and values read."""
+    return EXTRA_BYTES_CPU if device.type == "cpu" else EXTRA_BYTES_GPU
+
+
+@torch.inference_mode()
+def is_suitable(model: PreTrainedModel) -> bool:
+    """Whether a model can be decoded here. Runs a few tokens through it both ways to be sure."""
+    devices = {weight.device for weight in model.parameters()}
+    layers = DynamicCache(config=model.config).layers
+    if (
+        not model._supports_attention_backend
+        or model.config.is_encoder_decoder
+        or len(devices) > 1
+        or not layers
+        or any(type(layer) is not DynamicLayer for layer in layers)
+    ):
+        return False
+    ids_1T = torch.arange(TRIAL_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
+    trial = Prefix(ids_1T[0].tolist(), None, TRIAL_TOKENS, 0, 1)
+    try:
+        logits_V = _compute(model, trial)
+    except Unsuitable:
+        return False
+    expected_V = model(input_ids=ids_1T, use_cache=False).logits[0, -1].float()
+    difference = (logits_V - expected_V).abs().max() / expected_V.abs().max()
+    return len(trial.keys_values) == len(layers) and bool(difference < TRIAL_TOLERANCE)
+
+
+class FlatBatch:
+    """Rows in the making. bytes_per_token: of keys and values over all layers. room: see `Cohort`."""
+
+    leave_share = 1 / 32
+    """Rows that are done leave once they are this share."""
+    can_join = True
+
+    def __init__(self, model: PreTrainedModel, choice: Choice, *, bytes_per_token: int, room: int) -> None:
+        self.rows: list[Row] = []
+        self._model, self._choice, self._room = model, choice, room
+        self._num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+        self._most_waste = extra_bytes(model.device) * self._num_layers // bytes_per_token
+        """Columns that may be masked in a cohort rather than to have one more."""
+        self._cohorts: list[Cohort] = []
+        self._plan: Step | None = None
+        self._ids_N = self._positions_N = torch.empty(0, dtype=torch.long, device=model.device)
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[Row]) -> list[tuple[Row, int]]:
+        """Take in `rows`; each with its next token."""
+        for row in rows:
+            for prefix in reversed(list(row.prefix.path()) if row.prefix else []):
+                if not prefix.keys_values:
+                    _compute(self._model, prefix)
+        rows = sorted(rows, key=lambda row: -row.num_own)
+        groups: list[Group] = []
+        cohorts: list[Cohort] = []
+        computed: list[Row] = []
+        places: list[int] = []
+        first = 0
+        for part in self._alike(rows):
+            start = len(computed)
+            seen: dict[tuple[int, ...], int] = {}
+            copies = []
+            for row in part:
+                key = (id(row.prefix), *row.own_ids())
+                if key not in seen:
+                    seen[key] = len(seen)
+                    computed.append(row)
+                copies.append(seen[key])
+            places += [start + copy for copy in copies]
+            cohort = Cohort([row.num_own for row in part], num_layers=self._num_layers, room=self._room)
+            lengths = [row.num_own for row in computed[start:]]
+            twice = copies if len(seen) < len(part) else None
+            group = Group(first, lengths, cohort.store, device=self._model.device, copies=twice)
+            first += group.num_tokens
+            groups.append(group)
+            cohorts.append(cohort)
+        lengths = [row.num_own for row in computed]
+        ids = [token for row in computed for token in row.own_ids()]
+        starts = [row.prefix.end if row.prefix else 0 for row in computed]
+        positions = [start + place for start, own in zip(starts, lengths, strict=True) for place in range(own)]
+        ends = torch.tensor(lengths).cumsum(0) - 1
+        plan = Prefill(groups, self._shared(computed, lengths), num_rows=len(rows))
+        logits_RV = _forward(self._model, self._tensor(ids), self._tensor(positions), plan, keep=ends)
+        if places != list(range(len(rows))):
+            logits_RV = logits_RV[self._tensor(places)]
+        next_N = self._choice.join(rows, logits_RV)
+        self._ids_N = torch.cat([self._ids_N, next_N])
+        lengths_N = self._tensor([len(row.prompt_ids) + len(row.tokens) for row in rows])
+        self._positions_N = torch.cat([self._positions_N, lengths_N])
+        self.rows += rows
+        self._cohorts += cohorts
+        self._plan = None
+        return list(zip(rows, next_N.tolist(), strict=True))
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Row, int]]:
+        """The next token of every row."""
+        if self._plan is None:
+            self._merge()
+            self._plan = Step(self._cohorts, self._shared(self.rows, None))
+        for cohort in self._cohorts:
+            cohort.make_room()
+        logits_NV = _forward(self._model, self._ids_N, self._positions_N, self._plan)
+        for cohort in self._cohorts:
+            cohort.length += 1
+        self._ids_N = self._choice.next(self.rows, logits_NV)
+        self._positions_N = self._positions_N + 1
+        return list(zip(self.rows, self._ids_N.tolist(), strict=True))
+
+    @torch.inference_mode()
+    def leave(self) -> None:
+        """Take the rows that are done out."""
+        order: list[int] = []
+        first = 0
+        for cohort in self._cohorts:
+            size = len(cohort)
+            done = [place for place in range(size) if self.rows[first + place].done]
+            kept = cohort.leave(done) if done else range(size)
+            order += [first + place for place in kept]
+            first += size
+        self._cohorts = [cohort for cohort in self._cohorts if len(cohort)]
+        self._reorder(order)
+
+    def _reorder(self, order: list[int]) -> None:
+        self.rows = [self.rows[place] for place in order]
+        index = self._tensor(order)
+        self._ids_N, self._positions_N = self._ids_N[index], self._positions_N[index]
+        self._choice.keep(index)
+        self._plan = None
+
+    def _merge(self) -> None:
+        """Join cohorts as long as one attention call less is worth more than the columns that are then masked."""
+        while len(self._cohorts) > 1:
+            by_length = sorted(range(len(self._cohorts)), key=lambda number: -self._cohorts[number].length)
+            waste, into, taken = min(
+                (len(self._cohorts[two]) * (self._cohorts[one].length - self._cohorts[two].length), one, two)
+                for one, two in pairwise(by_length)
+            )
+            if waste > self._most_waste:
+                return
+            firsts = [0]
+            for cohort in self._cohorts:
+                firsts.append(firsts[-1] + len(cohort))
+            self._cohorts[into].absorb(self._cohorts[taken])
+            order = []
+            for number in range(len(self._cohorts)):
+                if number != taken:
+                    order += range(firsts[number], firsts[number + 1])
+                if number == into:
+                    order += range(firsts[taken], firsts[taken + 1])
+            del self._cohorts[taken]
+            self._reorder(order)
+
+    def _alike(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Rows, longest first, in parts whose padding costs less than one more part."""
+        part: list[Row] = []
+        waste = 0
+        for row in rows:
+            waste += part[0].num_own - row.num_own if part else 0
+            if part and waste > self._most_waste:
+                yield part
+                part, waste = [], 0
+            part.append(row)
+        if part:
+            yield part
+
+    def _shared(self, rows: Sequence[Row], lengths: Sequence[int] | None) -> Shared:
+        """The prefixes of `rows`, and which fresh tokens look at each; lengths: fresh tokens per row, None: one."""
+        tokens: dict[Prefix, list[int]] = {}
+        first = 0
+        for place, row in enumerate(rows):
+            size = lengths[place] if lengths else 1
+            for prefix in row.prefix.path() if row.prefix else ():
+                tokens.setdefault(prefix, []).extend(range(first, first + size))
+            first += size
+        return [(prefix, None if len(own) == first else self._tensor(own)) for prefix, own in tokens.items()]
+
+    def _tensor(self, numbers: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.long, device=self._model.device)
+
+
+def _compute(model: PreTrainedModel, prefix: Prefix) -> torch.Tensor:
+    """Keys and values of a prefix, those before it being there. Returns its last token's logits, fp32 [V]."""
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def keep(layer: int, keys_1GPD: torch.Tensor, values_1GPD: torch.Tensor) -> None:
+        if layer != len(held):
+            raise Unsuitable
+        held.append((keys_1GPD.contiguous(), values_1GPD.contiguous()))
+
+    tokens, device = len(prefix.ids), model.device
+    before: Shared = [(parent, None) for parent in prefix.parent.path()] if prefix.parent else []
+    plan = Prefill([Group(0, [tokens], keep, device=device)], before, num_rows=1)
+    positions = torch.arange(prefix.end - tokens, prefix.end, device=device)
+    ids = torch.tensor(prefix.ids, device=device)
+    logits_V = _forward(model, ids, positions, plan, keep=torch.tensor([tokens - 1]))[0]
+    prefix.keys_values = held
+    return logits_V.float()
+
+
+def _forward(
+    model: PreTrainedModel,
+    ids_N: torch.Tensor,
+    positions_N: torch.Tensor,
+    plan: Plan,
+    *,
+    keep: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Logits of the fresh tokens at `keep` (None: all), [., V]."""
+    kept: dict[str, Any] = {} if keep is None else {"logits_to_keep": keep.to(ids_N.device)}
+    with _attention(model):
+        output = model(
+            input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, generation_plan=plan, **kept
+        )
+    return output.logits[0]
+
+
+@contextmanager
+def _attention(model: PreTrainedModel) -> Iterator[None]:
+    """The model with our attention. Set as the attribute it is: `set_attn_implementation` takes longer than a step."""
+    config = model.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before

@@ -1,0 +1,82 @@
+"""What prompts begin with together, so that it is computed once: token lists -> a tree of shared prefixes.
+
+    prefixes = share([[1, 2, 3, 4], [1, 2, 3, 5]], pays=lambda tokens, rows: tokens * rows > 4)
+
+A long system prompt is shared by all rows, the examples after it perhaps by some, a prompt that is sampled several times
+by its samples: each is one `Prefix` below the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+LEAST_TOKENS = 32
+"""A shorter prefix is not worth a look."""
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """Tokens that several prompts have in common, after those of `parent`."""
+
+    ids: list[int]
+    parent: Prefix | None
+    end: int
+    """Tokens from the prompt's start to the end of this prefix."""
+    order: int
+    """Prefixes below another follow it."""
+    num_waiting: int
+    """Rows that need it and are not done."""
+    keys_values: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Per layer its keys and values, [1, key-value heads, tokens, head size]; empty where not computed (again)."""
+
+    def path(self) -> Iterator[Prefix]:
+        """This prefix and those it stands on, the longest first."""
+        prefix: Prefix | None = self
+        while prefix is not None:
+            yield prefix
+            prefix = prefix.parent
+
+    def row_done(self) -> None:
+        """One row less needs this path; what no row needs any more is forgotten."""
+        for prefix in self.path():
+            prefix.num_waiting -= 1
+            if not prefix.num_waiting:
+                prefix.keys_values.clear()
+
+
+def share(prompts: Sequence[Sequence[int]], *, pays: Callable[[int, int], bool]) -> list[Prefix | None]:
+    """The longest prefix each prompt shares, where sharing `pays(tokens, rows)`; at least one token stays its own."""
+    found: list[Prefix | None] = [None] * len(prompts)
+    tokens = [np.asarray(ids, dtype=">u4") for ids in prompts]
+    keys = [ids.tobytes() for ids in tokens]  # big-endian, so that bytes sort as tokens do
+    order = sorted(range(len(prompts)), key=keys.__getitem__)
+    common = np.array([_common(tokens[one], tokens[two]) for one, two in pairwise(order)], dtype=np.int64)
+    todo: list[tuple[int, int, Prefix | None]] = [(0, len(order), None)]
+    count = 0
+    while todo:
+        low, high, parent = todo.pop()
+        start = parent.end if parent else 0
+        if high - low > 1:
+            end = int(common[low : high - 1].min())
+            if end - start >= LEAST_TOKENS and pays(end - start, high - low):
+                parent = Prefix(list(prompts[order[low]][start:end]), parent, end, count, high - low)
+                count += 1
+                start = end
+            # Rows that go on together for some more tokens may share a further prefix.
+            cuts = np.flatnonzero(common[low : high - 1] <= max(end, start + LEAST_TOKENS - 1)) + low + 1
+            bounds = [low, *cuts.tolist(), high]
+            todo += [(one, two, parent) for one, two in pairwise(bounds) if two - one > 1]
+        for place in range(low, high):
+            found[order[place]] = parent
+    return found
+
+
+def _common(one: np.ndarray, two: np.ndarray) -> int:
+    size = min(len(one), len(two)) - 1
+    different = np.flatnonzero(one[:size] != two[:size])
+    return int(different[0]) if len(different) else size
