@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
 from distill_lab.graders import load_grader
+from distill_lab.request_cache import RequestCache
 from distill_lab.run import Run, read_jsonl, write_json
 from distill_lab.steps import count_steps
 from distill_lab.training_set import write_training_set
@@ -99,7 +101,10 @@ class Line:
 
             return load_engine(model, self.engine)
 
-        return generate(prompts, path, engine, sampling, on_progress=on_progress)
+        # A student of this run is asked nothing by any other run.
+        own = Path(model.model).is_dir() and Path(model.model).resolve().is_relative_to(self.run.directory.resolve())
+        with nullcontext() if own else RequestCache(model, self.engine, on_note=self.watch.note) as cache:
+            return generate(prompts, path, engine, sampling, cache=cache, on_progress=on_progress)
 
     def training_set(
         self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import textwrap
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks import soak
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engines import Engine, load_engine
 from distill_lab.errors import DataError, UserError
 from distill_lab.generate import Progress, generate
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Counts, Prompt
+from tests.conftest import ROOT
+from tests.hostile_server import HostileServer, Reply, answer
 
 SAMPLING = SamplingConfig(max_new_tokens=12, temperature=1.0, num_samples=2, seed=1)
 
@@ -105,17 +105,86 @@ def test_progress_counts_what_stood_there(prompts: Path, tmp_path: Path, engine:
     assert [state.done for state in seen] == [8, 9, 10, 11, 12]
 
 
-def test_errors_are_kept_and_counted(tmp_path: Path, random_model: Callable[..., Path]) -> None:
+def test_errors_are_kept_counted_by_reason_and_asked_again(tmp_path: Path, random_model: Callable[..., Path]) -> None:
     prompts = write_prompts(tmp_path / "prompts.jsonl", 7)
     model = ModelConfig(model=str(random_model(max_position_embeddings=16)))
     path = tmp_path / "completions.jsonl"
     counts = generate(prompts, path, lambda: load_engine(model, EngineConfig()), SAMPLING)
-    found = read(path).values()
-    failed = [row for row in found if row.finish_reason == "error"]
+    failed = {key for key, row in read(path).items() if row.finish_reason == "error"}
     assert 0 < len(failed) < 14
-    assert counts == Counts(14, 14 - len(failed), {"error": len(failed)})
-    assert all("the model's context is 16" in str(row.error) for row in failed)
-    assert generate(prompts, path, no_engine, SAMPLING) == counts
+    assert all("the model's context is 16" in str(read(path)[key].error) for key in failed)
+    # Whichever their lengths: one reason.
+    reason = "error (the prompt has N tokens, and the model's context is N)"
+    assert counts == Counts(14, 14 - len(failed), {reason: len(failed)})
+    before, asked = read(path), set[tuple[str, int]]()
+
+    class Watched:
+        def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+            for row in load_engine(model, EngineConfig()).generate(prompts, sampling):
+                asked.add((row.id, row.sample))
+                yield row
+
+    assert generate(prompts, path, Watched, SAMPLING) == counts
+    assert asked == failed
+    assert read(path) == before
+
+
+def row(place: int, error: str | None = None, content: str = "yes") -> Completion:
+    if error:
+        return Completion(f"p-{place}", 0, "", None, "error", 0, error)
+    return Completion(f"p-{place}", 0, content, None, "stop", 3)
+
+
+class Scripted:
+    """Gives these completions of the prompts it is asked."""
+
+    def __init__(self, *rows: Completion | Exception) -> None:
+        self.rows, self.asked = rows, list[str]()
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+        self.asked = [prompt.id for prompt in prompts]
+        for row in self.rows:
+            if isinstance(row, Exception):
+                raise row
+            yield row
+
+
+ONE = SamplingConfig()
+
+
+def test_an_error_stays_until_something_replaces_it(prompts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    failures = [row(2, "HTTP 500: a"), row(4, "HTTP 500: b")]
+    first = Scripted(row(0), row(1), failures[0], row(3), failures[1], row(5))
+    assert generate(prompts, path, lambda: first, ONE) == Counts(
+        6, 4, {"error (HTTP 500: a)": 1, "error (HTTP 500: b)": 1}
+    )
+    gone = Scripted(row(2, "HTTP 503"), UserError("the server went away"))
+    with pytest.raises(UserError, match="went away"):
+        generate(prompts, path, lambda: gone, ONE)
+    assert gone.asked == ["p-2", "p-4"]
+    assert (read(path)["p-2", 0].error, read(path)["p-4", 0].error) == ("HTTP 503", "HTTP 500: b")
+    lines = path.read_bytes()
+    again = Scripted(row(4, content="late"), row(2, content="later"))
+    assert generate(prompts, path, lambda: again, ONE) == Counts(6, 6, {"error": 0})
+    assert [read(path)[f"p-{n}", 0].content for n in range(6)] == ["yes", "yes", "later", "yes", "late", "yes"]
+    # Killed after the answer was written and before the error was taken out: both stand there.
+    path.write_bytes(lines + json.dumps(row(2, content="later").to_json()).encode() + b"\n")
+    left = Scripted(row(4, content="late"))
+    assert generate(prompts, path, lambda: left, ONE) == Counts(6, 6, {"error": 0})
+    assert left.asked == ["p-4"]
+    assert read(path)["p-2", 0].content == "later"
+
+
+def test_reasons_without_end_are_summed_up(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 10)
+    words = "ant bee cow dog elk fox gnu hen ibex jay".split()
+    engine = Scripted(*(row(place, f"HTTP 400: {word} {place} {'x' * 200}") for place, word in enumerate(words)))
+    counts = generate(prompts, tmp_path / "completions.jsonl", lambda: engine, ONE)
+    assert len(counts.dropped) == 6
+    assert counts.dropped["other errors"] == 5
+    assert all(len(reason) < 120 for reason in counts.dropped)
+    assert any(reason.startswith("error (HTTP 400: ant N xxx") for reason in counts.dropped)
 
 
 def test_no_prompts_give_an_empty_file(tmp_path: Path) -> None:
@@ -170,28 +239,80 @@ def test_malformed_files_are_refused_with_their_line(prompts: Path, tmp_path: Pa
         generate(prompts, path, no_engine, SAMPLING)
 
 
+def test_prompts_are_read_when_they_are_asked(tmp_path: Path) -> None:
+    path = write_prompts(tmp_path / "prompts.jsonl", 6)
+    path.write_bytes(b"\n" + path.read_bytes().replace(b"\n", b"\n \n", 2))  # empty lines
+    found: list[Sequence[Prompt]] = []
+
+    class Keeping(Scripted):
+        def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+            found.append(prompts)
+            return super().generate(prompts, sampling)
+
+    write_jsonl(tmp_path / "completions.jsonl", [row(3).to_json()])
+    others = (0, 1, 2, 4, 5)
+    generate(path, tmp_path / "completions.jsonl", lambda: Keeping(*map(row, others)), ONE)
+    [prompts] = found
+    assert [prompt.id for prompt in prompts] == [f"p-{n}" for n in others]
+    assert (len(prompts), prompts[3].id, prompts[-1].messages) == (5, "p-4", [{"role": "user", "content": "one " * 6}])
+    assert [prompt.id for prompt in prompts[1:3]] == ["p-1", "p-2"]
+    with pytest.raises(IndexError):
+        prompts[5]
+
+
+def test_a_place_that_cannot_be_written_is_named(prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "F").write_text("a file")
+    with pytest.raises(UserError, match=r"F/x\.jsonl cannot be written .*a part of its path is no folder"):
+        generate(prompts, tmp_path / "F" / "x.jsonl", no_engine, ONE)
+    with pytest.raises(UserError, match="cannot be written"):
+        generate(prompts, tmp_path / ("x" * 300), no_engine, ONE)
+
+
+def distill(*arguments: str, most_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The command, in a process that may write no file beyond `most_bytes`: where a disk is full, the system says no."""
+    limit = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most_bytes}, {most_bytes}))" if most_bytes else "pass"
+    code = f"import resource, sys; from distill_lab import cli; {limit}; sys.exit(cli.main(sys.argv[1:]))"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on a file's size")
+def test_a_full_disk_stops_the_command_and_loses_nothing(tmp_path: Path) -> None:
+    data, out = tmp_path / "data.jsonl", tmp_path / "out" / "answers.jsonl"
+    write_jsonl(data, ({"messages": [{"role": "user", "content": f"ask {n}"}]} for n in range(100)))
+    with HostileServer(rule=lambda request: Reply(body=answer("word " * 100))) as server:
+        flags = ["--model", "openai:m", "--data", str(data), "--engine.base-url", server.url, "--no-cache"]
+        file = distill("generate", *flags, "--out", str(data / "x.jsonl"))
+        assert (file.returncode, str(data / "x.jsonl") in file.stderr, server.requests) == (2, True, []), file.stderr
+        full = distill("generate", *flags, "--out", str(out), most_bytes=30_000)
+        assert full.returncode == 2
+        assert f"{out} cannot be written (File too large); make room" in full.stderr
+        assert "Traceback" not in full.stderr
+        kept = out.read_bytes()[: out.read_bytes().rfind(b"\n") + 1]
+        assert 0 < kept.count(b"\n") < 100
+        asked_before = len(server.requests)
+        assert distill("generate", *flags, "--out", str(out)).returncode == 0
+        assert out.read_bytes().startswith(kept)
+        assert len(read(out)) == 100
+        assert len(server.requests) - asked_before == 100 - kept.count(b"\n")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_kill_9_loses_and_repeats_nothing(folder: Path, engine: Engine, tmp_path: Path) -> None:
-    prompts, path = write_prompts(tmp_path / "prompts.jsonl", 150), tmp_path / "completions.jsonl"
-    script = f"""
-        from pathlib import Path
-        from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-        from distill_lab.engines import load_engine
-        from distill_lab.generate import generate
-        model = ModelConfig(model={str(folder)!r})
-        load = lambda: load_engine(model, EngineConfig(engine="transformers", batch_size=4))
-        sampling = SamplingConfig.model_validate({SAMPLING.model_dump()!r})
-        generate(Path({str(prompts)!r}), Path({str(path)!r}), load, sampling)
-    """
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
-    while child.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < 20):
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL, "it was done before the kill: more prompts are needed"
-    survived = path.read_bytes()[: path.read_bytes().rindex(b"\n") + 1]
-    assert len(survived.splitlines()) < 300
-    generate(prompts, path, lambda: engine, SAMPLING)
-    assert path.read_bytes().startswith(survived)
+def test_five_kills_lose_and_repeat_nothing(folder: Path, engine: Engine, tmp_path: Path) -> None:
+    how = ["--prompts", "60", "--kills", "5", "--batch-size", "4", "--model", str(folder), "--folder", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "benchmarks.soak", *how], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert (figures["completions"], figures["twice_on_disk"]) == (60, 0)
+    assert figures["kills"] > 0
     whole = tmp_path / "whole.jsonl"
-    generate(prompts, whole, lambda: engine, SAMPLING)
-    assert read(path) == read(whole)
+    generate(tmp_path / "prompts.jsonl", whole, lambda: engine, soak.SAMPLING)
+    assert read(tmp_path / "completions.jsonl") == read(whole)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_five_kills_repeat_only_what_a_server_was_asked_meanwhile(tmp_path: Path) -> None:
+    figures = soak.soak_server(tmp_path, num_prompts=100, num_kills=5)
+    assert (figures["completions"], figures["twice_on_disk"]) == (100, 0)
+    assert figures["kills"] > 0
+    # Under way at a kill: four requests, and what was answered and waited for the disk.
+    assert figures["asked_more_than_once"] <= 5 * 8 * soak.CONCURRENCY

@@ -3,7 +3,8 @@
 In: a data set (any adapter, file or hub id) and a model. Out: a JSONL file with one completion per line
 (`id, sample, content, thinking, finish_reason, num_tokens`), written as they are done; the prompts stand beside it as
 `<out>.prompts.jsonl`. With --cot FILE also the whole answers as `{"question", "cot"}`. The same command again asks only
-what is missing.
+what is missing, and what ended in an error; what another run asked the same model already comes from the cache
+(`distill cache`).
 
     distill generate --model tiny:teacher --data tiny:problems --data.split "test[:20]" --out answers.jsonl
     distill generate --teacher_model MODEL --input_file raw_questions.jsonl --output_file cot_dataset.jsonl
@@ -40,18 +41,22 @@ class Config(settings.Config):
     """How it samples."""
     engine: EngineConfig = EngineConfig()
     """What generates."""
+    cache: bool = True
+    """Take answers to the same requests from the cache, and keep new ones there."""
 
 
 def main(config: Config) -> None:
     """Generate, with a progress bar."""
     import tempfile
+    from contextlib import nullcontext
 
     from distill_lab.cot_files import write_cot_dataset
     from distill_lab.data import write_prompts
     from distill_lab.engines import load_engine
     from distill_lab.errors import UserError
-    from distill_lab.generate import generate
+    from distill_lab.generate import generate, writing
     from distill_lab.reasoning import add_instruction
+    from distill_lab.request_cache import RequestCache
     from distill_lab.terminal import Terminal
 
     out = config.out or (config.cot and config.cot.with_suffix(".completions.jsonl"))
@@ -63,18 +68,26 @@ def main(config: Config) -> None:
         raise UserError(f"{config.cot}: that is another file of this command; give --cot (--output-file) another name")
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")
+    with writing(out):  # before any work
+        out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         questions = Path(folder) / "questions.jsonl"
-        terminal.note(f"prompts: {write_prompts(config.data, questions)}, in {prompts}")
-        add_instruction(questions, prompts, config.instruction)
+        with writing(questions):
+            terminal.note(f"prompts: {write_prompts(config.data, questions)}, in {prompts}")
+        with writing(prompts):
+            add_instruction(questions, prompts, config.instruction)
         terminal.stage(f"answers of {config.model.model}")
-        counts = generate(
-            prompts,
-            out,
-            lambda: load_engine(config.model, config.engine),
-            config.sampling,
-            on_progress=terminal.generated,
-        )
+        cached = RequestCache(config.model, config.engine, on_note=terminal.note) if config.cache else nullcontext()
+        with cached as cache:
+            counts = generate(
+                prompts,
+                out,
+                lambda: load_engine(config.model, config.engine),
+                config.sampling,
+                cache=cache,
+                on_progress=terminal.generated,
+            )
         terminal.note(f"{counts}, in {out}")
         if config.cot is not None:
-            terminal.note(f"{write_cot_dataset(questions, out, config.cot)}, in {config.cot}")
+            with writing(config.cot):
+                terminal.note(f"{write_cot_dataset(questions, out, config.cot)}, in {config.cot}")
