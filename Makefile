@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help install demo test check format family clean
+.PHONY: help install demo test test-vllm check format family clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -21,11 +21,18 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/installed  ## System 1 end to end on the tiny family: offline, CPU, a few minutes
+demo: $(VENV)/installed  ## Systems 1 and 2 end to end on the tiny family: offline, CPU, a few minutes
 	@$(BIN)/distill demo
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-vllm:  ## the engine vllm against a real vLLM on this CPU, in .venv-vllm (3 GB, Linux; about ten minutes)
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
+	@.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
+	@.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	.venv-vllm/bin/python -m pytest -rs tests/test_vllm.py
 
 check: $(VENV)/installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

@@ -97,6 +97,21 @@ class EngineConfig(Config):
     extra_body: str = ""
     """JSON object of fields that go into every request body, over what stands there; null takes a field out:
     {"max_tokens": null, "max_completion_tokens": 512}."""
+    tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """vllm: GPUs that a model's weights are split over; for models that do not fit one."""
+    data_parallel_size: Annotated[int, Field(ge=1)] = 1
+    """vllm: whole models side by side on this machine, each on GPUs of its own; the number of its GPUs for small models."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """vllm: share of each GPU's memory that weights and key-value cache may take."""
+    max_model_len: Annotated[int, Field(ge=0)] = 0
+    """vllm: most tokens of prompt and completion together; 0: the model's context, or less where the memory is too small."""
+    enforce_eager: bool = False
+    """vllm: neither compile nor capture CUDA graphs: starts a minute earlier, generates slower. Always on without a GPU."""
+    ray_engine: str = "auto"
+    """ray: the engine that each worker holds."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """ray: how many workers; 0: one for every GPU of the cluster (or every tensor_parallel_size * data_parallel_size of
+    them), where it has none one for every two processor cores."""
 
     @field_validator("base_url")
     @classmethod
@@ -156,6 +171,8 @@ class TrainConfig(Config):
     """Peak learning rate of AdamW."""
     lr_scheduler_type: str = "cosine"
     """Any scheduler name of transformers."""
+    min_lr_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of the learning rate that is left at the end, for the schedulers that stop above 0 (cosine_with_min_lr)."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of the steps over which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05

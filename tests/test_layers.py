@@ -11,19 +11,23 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "distill_lab"
 LAYERS = (
-    ("ground", "errors types config run prompts chat answers watch hardware memory yaml_config tiny".split()),
+    (
+        "ground",
+        "errors types config run prompts chat answers watch hardware memory yaml_config tiny "
+        "engine_died orphans".split(),
+    ),
     (
         "plug-ins",
         "adapters engines graders objectives train models sampling kv_cache stopping sources json_array traces "
-        "background http_retry chat_completions".split(),
+        "background http_retry chat_completions decoding token_io ray_blocks ray_pool ray_worker request_cache".split(),
     ),
     (
         "stages",
         "data generate training_set held_out grade evaluate measure compare ask steps reasoning selection token_stats "
-        "best_of_k cot_files".split(),
+        "best_of_k cot_files prompt_data label_report answer_cost".split(),
     ),
     ("report", ["report"]),
-    ("line", ["line"]),
+    ("line", ["line", "prompt_proof"]),
     ("recipes", ["recipes", "easydistill"]),
     ("faces", "cli commands terminal".split()),
 )

@@ -1,0 +1,332 @@
+"""Generation with vLLM in this process, on GPUs or a CPU: prompts in, completions out as each is done.
+
+    distill generate --engine vllm --model Qwen/Qwen2.5-7B-Instruct --data ... --out ...
+
+Prompts that begin alike share that part's keys and values. Requests join and leave at any time, there is no batch to wait
+for. What a prompt becomes and how its tokens are read is the same as with the engine transformers; what is drawn depends
+on the seed, the prompt's id and the sample, though not on the same numbers. vLLM computes in processes of its own; they
+are ended even where this one is killed. It is told to send no usage figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import weakref
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.engine_died import EngineDied
+from distill_lab.errors import ModelError, UserError
+from distill_lab.memory import free_memory
+from distill_lab.models import FULL_SHARE, _hub_arguments, _skeleton, base_of, is_adapter, load_tokenizer, resolve
+from distill_lab.orphans import Guard
+from distill_lab.stopping import StopTexts
+from distill_lab.token_io import TokenIO
+from distill_lab.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CPU_CACHE_BYTES = 2 << 30
+"""Keys and values on a CPU, where VLLM_CPU_KVCACHE_SPACE (GiB) does not say else."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""vLLM's own: the room for adapters has one of these ranks."""
+MERGE = "merge them into the model first (distill merge), or --engine transformers"
+AHEAD = 2
+"""Requests under way for each place in the batch, so that one that is done is replaced in the next step."""
+
+
+def preference() -> int:
+    """Before transformers where there is a CUDA GPU and vLLM."""
+    return 10 if find_spec("vllm") is not None and torch.cuda.is_available() else 0
+
+
+def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
+    """Start vLLM with the model. Raises UserError where it is not installed, ModelError for what it cannot load."""
+    if find_spec("vllm") is None:
+        raise UserError(
+            "the engine vllm needs vLLM, which is not installed here; pip install vllm (Linux, a CUDA GPU), or take "
+            "--engine transformers"
+        )
+    # Read when vLLM is imported. Its warnings are for those who tune servers; errors are shown.
+    for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
+        os.environ.setdefault(name, value)
+    path = resolve(model.model)
+    adapter = path if is_adapter(path) else None
+    base = base_of(model) if adapter else model
+    has_tokenizer = adapter is None or (Path(path) / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(model if has_tokenizer else base)
+    free_memory()
+    guard = Guard()
+    try:
+        settings = _settings(base, config)
+        if adapter:
+            settings |= {"enable_lora": True, "max_lora_rank": _room_for(adapter, model)}
+        engine = VllmEngine(_start(settings), tokenizer, guard, adapter=adapter)
+    except UserError:
+        guard.close()
+        raise
+    except (ValueError, RuntimeError, OSError, ImportError, NotImplementedError) as error:
+        guard.close()
+        raise ModelError(
+            model.model,
+            f"vLLM cannot load it ({_said(error)}); what it wrote above may say more. Where memory is short: lower "
+            "engine.max_model_len, raise engine.tensor_parallel_size, or --quantization 4bit. --engine transformers takes "
+            "models that vLLM does not",
+        ) from error
+    guard.is_complete()
+    if adapter:
+        engine.check_adapter(model)
+    return engine
+
+
+def _start(settings: dict[str, Any]) -> Any:
+    """Load the model. vLLM has defaults for servers and for many prompts at once; the latter are taken."""
+    from vllm import AsyncEngineArgs  # pyright: ignore
+    from vllm.usage.usage_lib import UsageContext  # pyright: ignore
+    from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore
+
+    return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings), usage_context=UsageContext.LLM_CLASS)
+
+
+def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
+    """The arguments of vLLM's engine."""
+    platform = importlib.import_module("vllm.platforms").current_platform
+    on_cpu = platform.is_cpu()
+    on_half = not on_cpu and not platform.has_device_capability(80)  # no bf16 units (T4)
+    settings: dict[str, Any] = {
+        "model": resolve(model.model),
+        "revision": model.revision,
+        "tokenizer_revision": model.revision,
+        "trust_remote_code": model.trust_remote_code,
+        "quantization": _quantization(model, config, platform),
+        "dtype": "float32" if on_cpu else "float16" if on_half else "auto",
+        "enable_prefix_caching": True,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "data_parallel_size": config.data_parallel_size,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "max_model_len": config.max_model_len or -1,  # -1: what fits
+        "enforce_eager": config.enforce_eager or on_cpu,
+        "disable_log_stats": True,
+    }
+    if config.batch_size:
+        settings["max_num_seqs"] = config.batch_size
+    if config.tensor_parallel_size > 1:
+        settings["distributed_executor_backend"] = "mp"  # in a Ray worker too: its GPUs are of this machine
+    if on_cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        settings["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    return settings
+
+
+def _quantization(model: ModelConfig, config: EngineConfig, platform: Any) -> str | None:
+    """How weights are quantized: 4 bits where asked for, or with `auto` where they do not fit; vLLM has no 8."""
+    wanted = model.quantization
+    if wanted == "auto":
+        room = 0 if platform.is_cpu() else FULL_SHARE * config.tensor_parallel_size * platform.get_device_total_memory()
+        wanted = "4bit" if room and 2 * _num_weights(model) > room else "none"
+    if wanted == "none":
+        return None
+    if wanted == "8bit":
+        raise ModelError(
+            model.model, "vLLM loads bitsandbytes weights in 4 bits only; --quantization 4bit, or --engine transformers"
+        )
+    if platform.is_cpu():
+        raise ModelError(
+            model.model, "vLLM has no 4-bit weights on a CPU; leave quantization out, or --engine transformers"
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(model.model, "4bit needs bitsandbytes; pip install bitsandbytes")
+    return "bitsandbytes"
+
+
+def _num_weights(model: ModelConfig) -> int:
+    path = resolve(model.model)
+    return _skeleton(path, _hub_arguments(path, model)).num_parameters()
+
+
+def _room_for(adapter: str, model: ModelConfig) -> int:
+    settings = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+    rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
+    fitting = [room for room in LORA_RANKS if room >= rank]
+    if not fitting:
+        raise ModelError(model.model, f"its adapters have rank {rank}, vLLM's most is {LORA_RANKS[-1]}; {MERGE}")
+    return fitting[0]
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One completion to make."""
+
+    prompt: Prompt
+    sample: int
+    prompt_ids: list[int]
+    limit: int
+    """Most tokens it may have."""
+
+
+_Answer = tuple[_Request, Any]
+"""A request and vLLM's output for it, or as a string why there is none."""
+
+
+class VllmEngine:
+    """A running vLLM, its tokenizer, and the process that guards its processes. They end with this object."""
+
+    def __init__(
+        self, llm: Any, tokenizer: PreTrainedTokenizerBase, guard: Guard, *, adapter: str | None = None
+    ) -> None:
+        self._llm = llm
+        ends = llm.model_config.try_get_generation_config().get("eos_token_id")
+        self._io = TokenIO(tokenizer, GenerationConfig(eos_token_id=ends))
+        self._context: int = llm.model_config.max_model_len
+        config = llm.vllm_config
+        self._most = AHEAD * config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+        self._adapter = None
+        if adapter:
+            from vllm.lora.request import LoRARequest  # pyright: ignore
+
+            self._adapter = LoRARequest("adapters", 1, adapter)
+        self._numbers = count()
+        # vLLM belongs to one event loop for as long as it lives.
+        self._loop = asyncio.new_event_loop()
+        thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
+        thread.start()
+        weakref.finalize(self, _end, llm, self._loop, thread, guard)
+
+    def check_adapter(self, model: ModelConfig) -> None:
+        """Load the adapters. Raises ModelError where vLLM cannot."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._llm.add_lora(self._adapter), self._loop).result()
+        except Exception as error:  # vLLM has no narrower one for what went wrong in its own process
+            raise ModelError(model.model, f"vLLM cannot take these adapters ({_said(error)}); {MERGE}") from error
+
+    def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+        """`num_samples` completions of every prompt, each as soon as it is done.
+
+        A prompt that the model cannot take gives a completion with finish_reason "error". Raises EngineDied where
+        vLLM's processes end.
+        """
+        stop = StopTexts(sampling.stop, self._io.tokenizer, self._io.text)
+        finished: SimpleQueue[Future[_Answer]] = SimpleQueue()
+        under_way: set[Future[_Answer]] = set()
+        waiting = self._requests(prompts, sampling)
+        try:
+            while True:
+                while len(under_way) < self._most and (row := next(waiting, None)) is not None:
+                    if isinstance(row, Completion):
+                        yield row
+                        continue
+                    asking = self._ask(row, self._parameters(row, sampling, stop))
+                    future = asyncio.run_coroutine_threadsafe(asking, self._loop)
+                    under_way.add(future)
+                    future.add_done_callback(finished.put)
+                if not under_way:
+                    return
+                future = finished.get()
+                under_way.remove(future)
+                yield self._completion(*future.result(), stop)
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def _requests(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[_Request | Completion]:
+        """What to ask for each prompt, or its failures where the template or the context refuses it."""
+        for prompt in prompts:
+            ids, limit, refusal = self._io.request(prompt, sampling, context=self._context)
+            for sample in range(sampling.num_samples):
+                if refusal:
+                    yield Completion(prompt.id, sample, "", None, "error", 0, refusal)
+                else:
+                    yield _Request(prompt, sample, ids, limit)
+
+    async def _ask(self, row: _Request, parameters: Any) -> _Answer:
+        """What vLLM answers, or why it does not. Raises EngineDied."""
+        from vllm.exceptions import VLLMClientError  # pyright: ignore
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # pyright: ignore
+
+        name, prompt = str(next(self._numbers)), {"prompt_token_ids": row.prompt_ids}
+        answers = self._llm.generate(prompt, parameters, name, lora_request=self._adapter)
+        try:
+            outputs = [output async for output in answers]  # one, when it is done
+        except (VLLMClientError, EngineGenerateError) as error:
+            # It has failed at this request, and goes on with the others.
+            return row, f"vLLM: {_said(error.__cause__ or error)}"
+        except EngineDeadError as error:
+            raise EngineDied(
+                "vLLM's own process has ended, what it wrote above may say why (out of memory: lower "
+                "engine.gpu_memory_utilization or engine.batch_size); the same command goes on from here"
+            ) from error
+        return row, outputs[0].outputs[0]
+
+    def _completion(self, row: _Request, answer: Any, stop: StopTexts) -> Completion:
+        if isinstance(answer, str):
+            return Completion(row.prompt.id, row.sample, "", None, "error", 0, answer)
+        tokens, reason = list(answer.token_ids), answer.finish_reason
+        if reason not in ("stop", "length"):
+            error = f"vLLM ended it for the reason {reason!r}"
+            return Completion(row.prompt.id, row.sample, "", None, "error", len(tokens), error)
+        cut_at = stop.find(tokens) if stop and tokens else None
+        return self._io.completion(row.prompt, row.sample, row.prompt_ids, tokens, reason, cut_at=cut_at)
+
+    def _parameters(self, row: _Request, sampling: SamplingConfig, stop: StopTexts) -> Any:
+        from vllm import SamplingParams  # pyright: ignore
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore
+
+        return SamplingParams(
+            max_tokens=row.limit,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
+            seed=_seed(sampling.seed, row.prompt.id, row.sample) if sampling.temperature else None,
+            stop=list(sampling.stop),
+            stop_token_ids=sorted({*self._io.end_ids, *stop.token_ids}),
+            detokenize=bool(stop),  # where vLLM has no text to look at, tokens are all it needs
+            skip_special_tokens=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+
+def _seed(seed: int, prompt_id: str, sample: int) -> int:
+    """A number in [0, 2**63) for one completion, whatever else is generated."""
+    name = json.dumps([seed, prompt_id, sample]).encode()
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
+def _end(llm: Any, loop: asyncio.AbstractEventLoop, thread: Thread, guard: Guard) -> None:
+    """End vLLM's processes, so that the GPU's memory is free for what comes next."""
+    llm.shutdown()
+    # It would shut down once more when Python takes modules apart, and complain that they are gone.
+    llm.shutdown = lambda: None
+    asyncio.run_coroutine_threadsafe(_settle(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+    guard.close()
+
+
+async def _settle() -> None:
+    """Let what was cancelled come to its end."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,183 @@
+"""Workers on a Ray cluster, each with an engine of its own: prompts in, completions out as each is done.
+
+Plain actors and streams of their results, not Ray Data: that passes on a block as a whole, asks a whole block again, and
+gives a prompt that ends its worker to the next one for ever. Here what has come is kept when a worker ends, a new one
+takes its place, and `ray_blocks.py` finds the prompt to blame.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.errors import UserError
+from distill_lab.ray_blocks import Block, Blocks
+from distill_lab.ray_worker import Failure, Worker
+from distill_lab.types import Completion, Prompt
+
+CPUS_PER_WORKER = 2
+START_TRIES = 3
+"""Ray gives its own processes half a minute to start, which a busy machine may not keep."""
+
+
+def connect() -> bool:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; returns whether that was done here.
+
+    No usage figures are sent, no dashboard is started. Raises UserError where no cluster answers.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what no user can mend
+    address = os.environ.get("RAY_ADDRESS")
+    for tries_left in range(0 if address else START_TRIES - 1, -1, -1):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+            break
+        except Exception as error:  # Ray has no narrower one for a start that took too long
+            ray.shutdown()
+            if not tries_left:
+                raise UserError(
+                    f"no Ray cluster at {address or 'this machine'} ({_said(error)}); start one with `ray start --head`"
+                    + (", or unset RAY_ADDRESS to work on this machine alone" if address else "")
+                ) from error
+    return True
+
+
+def resources(config: EngineConfig) -> tuple[int, dict[str, float]]:
+    """How many workers, and what each takes of the cluster. Raises UserError where it has not as much."""
+    found = ray.cluster_resources()
+    num_gpus, num_cpus = found.get("GPU", 0), found.get("CPU", 0)
+    if num_gpus:
+        each = config.tensor_parallel_size * config.data_parallel_size
+        most = int(num_gpus // each)
+        if (config.num_workers or 1) > most:
+            raise UserError(
+                f"{config.num_workers or 1} workers of {each} GPUs are more than the cluster's {num_gpus:g}; lower "
+                "engine.num_workers, engine.tensor_parallel_size or engine.data_parallel_size"
+            )
+        return config.num_workers or most, {"num_gpus": each, "num_cpus": 1}
+    number = config.num_workers or max(1, int(num_cpus // CPUS_PER_WORKER))
+    share = num_cpus / number
+    # More than one processor can only be asked for in whole ones.
+    return number, {"num_cpus": min(CPUS_PER_WORKER, int(share)) if share >= 1 else int(share * 1000) / 1000}
+
+
+class _Held:
+    """A worker's process as it is seen from here: being loaded, at a block, or free."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig, takes: dict[str, float]) -> None:
+        self._loads, self._takes = (model, config), takes
+        self.actor: Any = None
+        self.doing: Any = None
+        """What to wait for: the outcome of loading, or the stream of completions."""
+        self.block: Block | None = None
+
+    def start(self) -> None:
+        """Begin a process and load the model in it."""
+        self.actor = ray.remote(Worker).options(max_restarts=0, **self._takes).remote()
+        self.doing, self.block = self.actor.load.remote(*self._loads), None
+
+    def ask(self, block: Block, sampling: SamplingConfig) -> None:
+        """Give it a block."""
+        self.block = block
+        self.doing = self.actor.generate.options(num_returns="streaming").remote(list(block.prompts.values()), sampling)
+
+    def next(self) -> Completion | Failure | None:
+        """What has come; None where loading or a block is done. Raises RayError where the process has ended."""
+        if self.block is None:
+            reason = ray.get(self.doing)
+            if reason:
+                raise UserError(reason)
+            return None
+        try:
+            return ray.get(next(self.doing))
+        except StopIteration:
+            return None
+
+    def end(self) -> None:
+        """End the process, if there is one."""
+        if self.actor is not None and ray.is_initialized():
+            ray.kill(self.actor)
+        self.actor = self.doing = self.block = None
+
+
+class RayEngine:
+    """Workers that load the model when they are first needed. They end with this object."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig, *, started: bool) -> None:
+        number, takes = resources(config)
+        each = config.model_copy(update={"engine": config.ray_engine})
+        self._workers = [_Held(model, each, takes) for _ in range(number)]
+        weakref.finalize(self, _end, self._workers, started)
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+        """`num_samples` completions of every prompt, each as soon as it is done.
+
+        A prompt that the engine raises over, or that ends its worker twice, gives a completion with finish_reason
+        "error". Raises UserError where the model cannot be loaded, and where everything fails.
+        """
+        workers = self._workers[: max(1, len(prompts))]
+        blocks = Blocks(prompts, sampling.num_samples, len(workers))
+        try:
+            while True:
+                for worker in workers:
+                    if worker.doing is None and blocks.waiting:
+                        if worker.actor is None:
+                            worker.start()
+                        elif block := blocks.take():
+                            worker.ask(block, sampling)
+                busy = {worker.doing: worker for worker in workers if worker.doing is not None}
+                if not busy:
+                    break
+                ready, _ = ray.wait(list(busy), num_returns=1)
+                for doing in ready:
+                    yield from self._proceed(busy[doing], blocks)
+            yield from blocks.release()
+        finally:
+            # A process at work cannot be told to stop.
+            for worker in workers:
+                if worker.doing is not None:
+                    worker.end()
+
+    def _proceed(self, worker: _Held, blocks: Blocks) -> Iterator[Completion]:
+        block = worker.block
+        try:
+            found = worker.next()
+        except RayTaskError:
+            raise  # ours to mend: the worker answers failures, it does not raise them
+        except RayError as error:
+            found = Failure(_said(error), worker_died=True)
+        if isinstance(found, Completion):
+            assert block is not None
+            yield from blocks.answered(block, found)
+            return
+        worker.doing = worker.block = None
+        if found is not None and found.worker_died:
+            worker.end()
+        if block is None:
+            if found is not None:
+                blocks.worker_died(found.reason)
+        elif block.prompts:
+            failure = found or Failure("the engine returned no completion")
+            (blocks.died if failure.worker_died else blocks.raised)(block, failure.reason)
+
+
+def _said(error: Exception) -> str:
+    """The first line of what is a page."""
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+
+
+def _end(workers: list[_Held], started: bool) -> None:
+    """End the workers, so that their memory is free for what comes next, and the cluster if it is ours."""
+    for worker in workers:
+        worker.end()
+    if started and ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,71 @@
+"""What a model is given and what its tokens say: prompts -> token ids, generated token ids -> completions.
+
+    io = TokenIO(tokenizer, generation_config)
+    ids, limit, refusal = io.request(prompt, sampling, context=4096)
+    completion = io.completion(prompt, 0, ids, tokens, "stop")
+
+For engines whose library makes the tokens, so that their completions read as those of the engine transformers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distill_lab import chat
+from distill_lab.config import SamplingConfig
+from distill_lab.errors import UserError
+from distill_lab.types import Completion, FinishReason, Prompt
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+
+class TokenIO:
+    """A tokenizer, the tokens that end a completion (`end_ids`), and those that are not shown."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.end_ids = chat.end_token_ids(tokenizer, generation_config)
+        tags = {tag for pair in (*chat.THINKING_TAGS, chat.SOLUTION_TAGS) for tag in pair}
+        added = tokenizer.added_tokens_decoder.items()
+        self._hidden_ids = {token for token, text in added if text.special and text.content not in tags}
+        self._hidden_ids.update(self.end_ids)
+
+    def request(self, prompt: Prompt, sampling: SamplingConfig, *, context: int) -> tuple[list[int], int, str]:
+        """Token ids of a prompt, the most tokens its completion may have, and why it cannot be asked (empty: it can).
+
+        context: most tokens of prompt and completion together. Raises UserError where the tokenizer has no template.
+        """
+        try:
+            ids = chat.prompt_ids(self.tokenizer, prompt.messages, thinking=sampling.thinking)
+        except UserError as error:
+            if not self.tokenizer.chat_template:
+                raise
+            return [], 0, str(error)
+        limit = min(sampling.max_new_tokens, context - len(ids))
+        return (
+            ids,
+            limit,
+            "" if limit > 0 else f"the prompt has {len(ids)} tokens, and the model's context is {context}",
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The tokens as text, special ones left out except for the tags that thinking is known by."""
+        shown = [token for token in tokens if token not in self._hidden_ids]
+        return str(self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def completion(
+        self,
+        prompt: Prompt,
+        sample: int,
+        prompt_ids: Sequence[int],
+        tokens: Sequence[int],
+        reason: FinishReason,
+        *,
+        cut_at: int | None = None,
+    ) -> Completion:
+        """The completion that `tokens` are. cut_at: where in their text a stop text begins."""
+        opened = chat.opens_thinking(self.tokenizer, prompt_ids)
+        thinking, content = chat.split_thinking(self.text(tokens)[:cut_at], opened=opened)
+        return Completion(prompt.id, sample, content, thinking, reason, len(tokens))
