@@ -59,7 +59,7 @@ def open_source(path: str) -> Source:
     if path.startswith("tiny:"):
         return Tiny(path.removeprefix("tiny:"))
     file = Path(path).expanduser()
-    kinds = {".json": Json, ".jsonl": JsonLines, ".parquet": Parquet, ".csv": Csv}
+    kinds = {".json": Json, ".jsonl": JsonLines, ".parquet": Parquet, ".csv": Csv, ".txt": Text}
     if file.is_dir():
         raise UserError(f"{path}: this is a directory; name one file in it ({', '.join(kinds)})")
     if file.suffix in kinds:
@@ -96,11 +96,35 @@ class JsonLines:
                 yield Row(index, number, None, error.reason)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                line = (line.removeprefix(BOM) if number == 1 else line).strip()
-                if line:
-                    yield number, line
+        return _filled_lines(self.path)
+
+
+class Text:
+    """A .txt file: one text per line, as the row `{"sentence": line}`; blank lines, CRLF and a byte order mark are fine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def num_rows(self, split: str) -> int:
+        """How many rows there are; see Source."""
+        return sum(1 for _ in _filled_lines(self.path))
+
+    def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
+        """The rows of a slice; see Source."""
+        for index, (number, line) in islice(enumerate(_filled_lines(self.path)), start, stop):
+            try:
+                yield Row(index, number, {"sentence": line.decode("utf-8").strip()})
+            except UnicodeDecodeError as error:
+                yield Row(index, number, None, f"not UTF-8 ({error.reason} at byte {error.start})")
+
+
+def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines with something in them, and their 1-based numbers."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = (line.removeprefix(BOM) if number == 1 else line).strip()
+            if line:
+                yield number, line
 
 
 class Json:

@@ -3,7 +3,8 @@
 In: a model and data with gold answers (or reference completions), and maybe a base model to compare with. Out: `<out>` with
 every prompt, output and grade, one JSON object a line; the score on the screen, of several samples pass@k and the majority
 vote too. `<out>` minus its suffix plus .completions.jsonl holds the raw completions. With --predictions FILE also
-`{"question", "generated_text", "prediction", "gold_answer"}`, for which the data needs no gold answers.
+`{"question", "generated_text", "prediction", "gold_answer"}`, for which the data needs no gold answers. With --grader label
+a line per answer as it comes, the confusion matrix and the worst labels, all of it in `<out>` with .results.json.
 
     distill eval --model tiny:student --data tiny:instructions --data.split "test[:200]" --out eval/base.jsonl
     distill eval --base_model BASE --lora_model ADAPTERS --test_file test_questions.jsonl --output_file predictions.jsonl
@@ -26,7 +27,7 @@ ALIASES = {
     "--test-file": ("--grader", "final-answer", "--data.path"),
     "--output-file": ("--predictions",),
 }
-FINAL_ANSWER = "final-answer"
+FINAL_ANSWER, LABEL = "final-answer", "label"
 
 
 class Config(settings.Config):
@@ -109,12 +110,20 @@ def _scores(config: Config, prompts: Path, out: Path, terminal: Terminal) -> Non
     terminal.note(f"every item is in {out}")
 
 
-def _answer(config: Config, model: ModelConfig, prompts: Path, path: Path, terminal: Terminal) -> None:
-    from distill_lab.engines import load_engine
+def _answer(
+    config: Config, model: ModelConfig, prompts: Path, path: Path, terminal: Terminal, *, live: bool = False
+) -> None:
+    from distill_lab.engines import Engine, load_engine
     from distill_lab.generate import generate
+    from distill_lab.label_report import LiveEngine
+
+    def engine() -> Engine:
+        loaded = load_engine(model, config.engine)
+        return LiveEngine(loaded, prompts, terminal.note, done=path) if live else loaded
 
     terminal.stage(f"answers of {model.model}")
-    generate(prompts, path, lambda: load_engine(model, config.engine), config.sampling, on_progress=terminal.generated)
+    # A line for every answer leaves no room for a bar.
+    generate(prompts, path, engine, config.sampling, on_progress=None if live else terminal.generated)
 
 
 def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
@@ -122,8 +131,10 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
     from distill_lab.evaluate import evaluate
 
     answers = out.with_suffix(".completions.jsonl")
-    _answer(config, model, prompts, answers, terminal)
+    _answer(config, model, prompts, answers, terminal, live=grader == LABEL)
     score = evaluate(prompts, answers, out, grader)
+    if grader == LABEL:
+        _label_results(model, out, terminal)
     low, high = score.ci95
     terminal.print(
         f"{model.model}: {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts, graded by {grader}; "
@@ -132,3 +143,13 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
     )
     if config.sampling.num_samples > 1:
         terminal.print(str(best_of_k(out)))
+
+
+def _label_results(model: ModelConfig, items: Path, terminal: Terminal) -> None:
+    from distill_lab.label_report import label_report, predictions, render_label_report
+    from distill_lab.run import write_json
+
+    report, path = label_report(items), items.with_suffix(".results.json")
+    write_json(path, {"model": model.model} | report.to_json() | {"predictions": predictions(items)})
+    terminal.print(render_label_report(report))
+    terminal.note(f"matrix, accuracy per label, errors and predictions are in {path}")

@@ -35,6 +35,7 @@ from distill_lab.report.figure import (
     speed_panel,
     times,
 )
+from distill_lab.report.labels import cost_section, labels_section
 from distill_lab.report.style import PAGE_STYLE
 from distill_lab.report.text import shown
 from distill_lab.report.tokens import tokens_section
@@ -75,6 +76,8 @@ def write_report(run_dir: Path) -> Path:
         _tiles(summary, files),
         _figures(summary),
         _table(summary, {kind: read_score(path) for kind, path in files.items()}),
+        cost_section(summary),
+        labels_section(summary, files),
         tokens_section(summary, items),
         _examples(items),
         _stages(run["stages"]),

@@ -75,6 +75,7 @@ def training_arguments(work: Path, config: TrainConfig, num_steps: int, *, valid
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_rate} if "min_lr" in config.lr_scheduler_type else None,
         warmup_steps=math.ceil(config.warmup_ratio * num_steps),
         optim=config.optim,
         weight_decay=config.weight_decay,

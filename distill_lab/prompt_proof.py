@@ -1,0 +1,152 @@
+"""Proof of a prompt distillation: teacher with the prompt against student without -> eval/, summary.json, report.html.
+
+    summary = prove(line, config, models, test, system=rules, labels=labels)
+
+`Line.prove` asks all models the same; here the teacher is asked under its system prompt, as it samples, and base student and
+student are asked the bare text. Without gold answers the teacher's are the reference, and it has no score of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill_lab.answer_cost import compare_costs, render_costs, time_answers, token_cost
+from distill_lab.compare import paired, summarize
+from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.cot_files import take_gold
+from distill_lab.engines import api_engine
+from distill_lab.errors import NoData
+from distill_lab.evaluate import evaluate
+from distill_lab.graders import load_grader
+from distill_lab.label_report import item_lines, label_report, predictions, render_label_report
+from distill_lab.line import LABELS, Line, choose_grader
+from distill_lab.prompt_data import has_gold, write_asked, write_references
+from distill_lab.run import Run, write_json
+from distill_lab.types import Counts
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One of the models, and how it is asked."""
+
+    model: ModelConfig
+    prompts: Path
+    """As the model sees them."""
+    sampling: SamplingConfig
+
+
+def prove(
+    line: Line,
+    models: Mapping[str, ModelConfig],
+    test: Path,
+    *,
+    system: str,
+    labels: Sequence[str],
+    samplings: tuple[SamplingConfig, SamplingConfig],
+    grader: str,
+    measure_speed: bool,
+) -> dict[str, Any]:
+    """Score and time `models` ("teacher", "base", "student") on `test`, which has rows.
+
+    samplings: of the teacher, and of base student and student. labels: those there are, () for free text. grader: a name;
+    auto: label where there are labels, else exact where there are gold answers, else overlap. Test rows without a gold
+    answer are left out where others have one. Raises NoData where the teacher is the reference and gave no readable answer.
+    """
+    run, gold = line.run, has_gold(test)
+    if gold:
+        test = step(run, "test with gold answers", "eval/gold.jsonl", take_gold, test, gold=True)
+    asked = step(run, "test with the rules", "eval/with_rules.jsonl", write_asked, test, system=system, labels=labels)
+    ways = {"teacher": Way(models["teacher"], asked, samplings[0])}
+    answers = {"teacher": _answers(line, "teacher", ways)}
+    if not gold:
+        run.watch.note("no gold answers: the teacher's are the reference, and scores are agreement with them")
+        test = step(run, "reference", "eval/reference.jsonl", write_references, test, answers["teacher"], labels=labels)
+        if not run.counts("reference").kept:
+            raise NoData(f"the teacher gave no readable answer in the test ({run.counts('reference')}); see {asked}")
+    bare = step(run, "test alone", "eval/alone.jsonl", write_asked, test, system="", labels=labels)
+    for name in ("base", "student"):
+        ways[name] = Way(models[name], bare, samplings[1])
+        answers[name] = _answers(line, name, ways)
+    if grader == AUTO:
+        grader = "label" if labels else choose_grader(bare) if gold else "overlap"
+    loaded = load_grader(grader, line.engine)
+    run.watch.note(f"graded by: {grader}")
+    scored = tuple(ways) if gold else ("base", "student")
+    items = {name: run.path(f"eval/{name}.jsonl") for name in scored}
+    scores = {name: evaluate(ways[name].prompts, answers[name], items[name], loaded) for name in scored}
+    speeds = _speeds(line, ways) if measure_speed else {}
+    costs = {}
+    for name in ("teacher", "student"):
+        way = ways[name]
+        # A server's tokens are counted with the student's tokenizer.
+        counter = models["student"] if api_engine(way.model.model) else way.model
+        seconds = speeds[name].seconds_per_answer_single if name in speeds else None
+        cost = token_cost(counter, way.prompts, answers[name], thinking=way.sampling.thinking)
+        costs[name] = replace(cost, seconds=seconds)
+    gain = paired(items["base"], items["student"])
+    summary = summarize(run.recipe, scores["student"].n, scores=scores, speeds=speeds, gain=gain)
+    summary["reference"] = "gold" if gold else "teacher"
+    summary["cost"] = compare_costs(costs, {name: score.score for name, score in scores.items()})
+    if grader == "label":
+        summary["labels"] = _label_results(run, models, items, labels)
+    for text in render_costs(summary).splitlines():
+        run.watch.note(text)
+    return line.add(summary, {})
+
+
+def step(run: Run, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: Any) -> Path:
+    """A stage that reads files and writes one: `work(*files, output, **settings)`, once."""
+    inputs = {**{str(number): file for number, file in enumerate(files)}, **settings}
+    return run.stage(name, output, inputs=inputs, work=lambda path: work(*files, path, **settings))
+
+
+def _answers(line: Line, name: str, ways: Mapping[str, Way]) -> Path:
+    way, output = ways[name], f"eval/{name}.completions.jsonl"
+    return line.answers(f"test answers of {LABELS[name]}", way.model, way.prompts, way.sampling, output=output)
+
+
+def _label_results(
+    run: Run, models: Mapping[str, ModelConfig], items: Mapping[str, Path], labels: Sequence[str]
+) -> dict[str, Any]:
+    """Tell every item of the student and its report, write evaluation_results.json; returns the summary's `labels`."""
+    reports = {name: label_report(path, labels) for name, path in items.items()}
+    for text in (*item_lines(items["student"]), *render_label_report(reports["student"]).splitlines()):
+        run.watch.note(text)
+    results = {"model": models["student"].model, "base": models["base"].model} | reports["student"].to_json()
+    write_json(run.path("evaluation_results.json"), results | {"predictions": predictions(items["student"])})
+    run.watch.note(f"predictions, matrix and errors of the student are in {run.path('evaluation_results.json')}")
+    return {
+        name: {
+            "parse_rate": report.parse_rate,
+            "per_label": {score.label: score.accuracy for score in report.per_label},
+        }
+        for name, report in reports.items()
+    }
+
+
+def _speeds(line: Line, ways: Mapping[str, Way]) -> dict[str, Any]:
+    """The speed of teacher and student, each asked in its own way, one after the other."""
+    from distill_lab.measure import Speed
+    from distill_lab.models import resolve
+
+    timed = {name: ways[name] for name in ("teacher", "student") if not api_engine(ways[name].model.model)}
+    for name in {"teacher", "student"} - timed.keys():
+        line.watch.note(f"no speed of {LABELS[name]}: {ways[name].model.model} runs on a server, not here")
+    inputs = {}
+    for name, way in timed.items():
+        folder = Path(resolve(way.model.model))
+        files = folder if folder.is_dir() else None
+        inputs[name] = [way.model.model_dump(), files, way.prompts, way.sampling.model_dump()]
+
+    def work(path: Path) -> None:
+        speeds = {name: time_answers(way.model, way.prompts, way.sampling) for name, way in timed.items()}
+        write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
+
+    path = line.run.stage("speed", "speed.json", inputs=inputs, work=work)
+    return {name: Speed.from_json(row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
