@@ -11,6 +11,8 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# What one test asks is not another's answer, and nobody's own cache is touched.
+os.environ["DISTILL_LAB_CACHE"] = "off"
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -21,6 +21,7 @@ def test_both_systems_are_shown_side_by_side(
             "train": TrainConfig(learning_rate=1e-3, tokens_per_batch=1024),
         }
         monkeypatch.setitem(recipe.PRESETS, "tiny", recipe.PRESETS["tiny"].model_copy(update=small))
+    monkeypatch.setattr(demo, "SYSTEM2_SPLIT", "distill[:40]")
     assert demo.main(demo.Config(run=tmp_path)) == 0
     printed = capsys.readouterr().out
     assert printed.index("System 1: instruction following") < printed.index("System 2: reasoning in steps")

@@ -29,6 +29,8 @@ PROMPTS = (
     "Tom has 14 pens. Tom buys 3 boxes with 5 pens each. Tom gives 9 to Mia. How many pens does Tom have now?",
     "A train travels 120 km in 4 hours. How many km does it travel in one hour?",
 )
+SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:5000]", 4
+"""Less than the tiny preset trains on, so that both are done at the same time."""
 PROGRESS = re.compile(r"\s*\d+/\d+ ")
 """A line of the other process that only says how far it is."""
 
@@ -48,13 +50,16 @@ def main(config: Config) -> int:
 
     terminal = Terminal()
     first, second = config.run / "system1", config.run / "system2"
-    recipes = {"System 1": (system1, first), "System 2": (system2, second)}
-    with _beside("system2", system2.PRESETS["tiny"], second) as (process, log):
+    follow, reason = system1.PRESETS["tiny"], system2.PRESETS["tiny"]
+    data = reason.data.model_copy(update={"split": SYSTEM2_SPLIT})
+    train = reason.train.model_copy(update={"num_epochs": SYSTEM2_EPOCHS})
+    reason = reason.model_copy(update={"data": data, "train": train})
+    with _beside("system2", reason, second) as (process, log):
         terminal.heading(
             "System 1: instruction following", "a 10-layer teacher writes the answers, a 2-layer student learns"
         )
         with _one_thread():
-            system1.run(system1.PRESETS["tiny"].model_copy(update={"measure": False}), first, watch=terminal)
+            system1.run(follow.model_copy(update={"measure": False}), first, watch=terminal)
         terminal.heading(
             "System 2: reasoning in steps",
             "the same teacher solved word problems meanwhile, and another student learned from them",
@@ -62,10 +67,10 @@ def main(config: Config) -> int:
         if code := _follow(process, log, terminal):
             return code
     terminal.heading("How fast they are", "each student and its teacher in turns, nothing else running")
-    summaries = {name: recipe.run(recipe.PRESETS["tiny"], directory) for name, (recipe, directory) in recipes.items()}
-    for name, (_, directory) in recipes.items():
+    summaries = {"System 1": system1.run(follow, first), "System 2": system2.run(reason, second)}
+    for (name, summary), directory in zip(summaries.items(), (first, second), strict=True):
         terminal.heading(name)
-        terminal.summary(summaries[name], directory)
+        terminal.summary(summary, directory)
     terminal.examples(first / "eval", number=4)
     terminal.heading("Both, side by side")
     for line in table(summaries):

@@ -230,7 +230,8 @@ def attend_in_parts(
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for first in range(0, queries, size):
         part_BHND = query_BHND[:, :, first : first + size]
-        scores_BHNT = (part_BHND @ keys_BHTD.transpose(2, 3)).float() * scale
+        # Scaled first: in half precision the bare products might overflow.
+        scores_BHNT = (part_BHND * scale @ keys_BHTD.transpose(2, 3)).float()
         if mask is not None:
             scores_BHNT = scores_BHNT + mask
         if causal:

@@ -86,7 +86,7 @@ class Cohort:
         """Take in the rows of `other`, which has no more columns than this one."""
         shift, before, after = self.length - other.length, len(self), len(self) + len(other)
         if after > len(self._keys[0]):
-            self._resize(max(after, 2 * before), self._capacity)
+            self._resize(max(after, 5 * before // 4), self._capacity)
         for held, taken in ((self._keys, other._keys), (self._values, other._values)):
             for tensor_BGTD, other_BGTD in zip(held, taken, strict=True):
                 # What is masked is multiplied by zero all the same, which must not meet a NaN.
