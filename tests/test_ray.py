@@ -43,8 +43,8 @@ def by_id(completions: Iterator[Completion]) -> dict[tuple[str, int], Completion
 def drive(
     blocks: Blocks,
     *,
-    kills: set[str] = frozenset(),
-    raises: set[str] = frozenset(),  # pyright: ignore
+    kills: frozenset[str] = frozenset(),
+    raises: frozenset[str] = frozenset(),
 ) -> tuple[dict[tuple[str, int], Completion], int, int]:
     """Answer all blocks one after another as workers would. Returns completions, and how many died and raised."""
     found: list[Completion] = []
