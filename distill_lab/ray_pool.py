@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +23,12 @@ from distill_lab.ray_blocks import Block, Blocks
 from distill_lab.ray_worker import Failure, Worker
 from distill_lab.types import Completion, Prompt
 
+LOG = logging.getLogger(__name__)
 CPUS_PER_WORKER = 2
+PATIENCE_S = 20.0
+"""When no worker has been given a place by then, it is said what is waited for."""
+KNOCK_S = 10.0
+"""Longest wait for a cluster's address to answer."""
 START_TRIES = 3
 """Ray gives its own processes half a minute to start, which a busy machine may not keep."""
 
@@ -36,7 +42,8 @@ def connect() -> bool:
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what no user can mend
-    address = os.environ.get("RAY_ADDRESS")
+    address = os.environ.get("RAY_ADDRESS", "")
+    _knock(address)
     for tries_left in range(0 if address else START_TRIES - 1, -1, -1):
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -44,10 +51,7 @@ def connect() -> bool:
         except Exception as error:  # Ray has no narrower one for a start that took too long
             ray.shutdown()
             if not tries_left:
-                raise UserError(
-                    f"no Ray cluster at {address or 'this machine'} ({_said(error)}); start one with `ray start --head`"
-                    + (", or unset RAY_ADDRESS to work on this machine alone" if address else "")
-                ) from error
+                raise _no_cluster(address, error) from error
     return True
 
 
@@ -70,12 +74,17 @@ def resources(config: EngineConfig) -> tuple[int, dict[str, float]]:
     return number, {"num_cpus": min(CPUS_PER_WORKER, int(share)) if share >= 1 else int(share * 1000) / 1000}
 
 
+_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+_ENGINES: weakref.WeakSet[RayEngine] = weakref.WeakSet()
+
+
 class _Held:
     """A worker's process as it is seen from here: being loaded, at a block, or free."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig, takes: dict[str, float]) -> None:
         self._loads, self._takes = (model, config), takes
         self.actor: Any = None
+        self._placed: Any = None
         self.doing: Any = None
         """What to wait for: the outcome of loading, or the stream of completions."""
         self.block: Block | None = None
@@ -83,7 +92,13 @@ class _Held:
     def start(self) -> None:
         """Begin a process and load the model in it."""
         self.actor = ray.remote(Worker).options(max_restarts=0, **self._takes).remote()
+        self._placed = self.actor.__ray_ready__.remote()
         self.doing, self.block = self.actor.load.remote(*self._loads), None
+
+    @property
+    def placed(self) -> bool:
+        """Whether the cluster has given it a place."""
+        return self._placed is not None and bool(ray.wait([self._placed], timeout=0)[0])
 
     def ask(self, block: Block, sampling: SamplingConfig) -> None:
         """Give it a block."""
@@ -93,12 +108,13 @@ class _Held:
     def next(self) -> Completion | Failure | None:
         """What has come; None where loading or a block is done. Raises RayError where the process has ended."""
         if self.block is None:
-            reason = ray.get(self.doing)
+            reason: str = ray.get(self.doing)
             if reason:
                 raise UserError(reason)
             return None
         try:
-            return ray.get(next(self.doing))
+            found: Any = ray.get(next(self.doing))
+            return found
         except StopIteration:
             return None
 
@@ -106,17 +122,18 @@ class _Held:
         """End the process, if there is one."""
         if self.actor is not None and ray.is_initialized():
             ray.kill(self.actor)
-        self.actor = self.doing = self.block = None
+        self.actor = self._placed = self.doing = self.block = None
 
 
 class RayEngine:
-    """Workers that load the model when they are first needed. They end with this object."""
+    """Workers that load the model when they are first needed. They end with this object, or make place for another's."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig, *, started: bool) -> None:
-        number, takes = resources(config)
+        number, self._takes = resources(config)
         each = config.model_copy(update={"engine": config.ray_engine})
-        self._workers = [_Held(model, each, takes) for _ in range(number)]
+        self._workers = [_Held(model, each, self._takes) for _ in range(number)]
         weakref.finalize(self, _end, self._workers, started)
+        _ENGINES.add(self)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
@@ -126,6 +143,8 @@ class RayEngine:
         """
         workers = self._workers[: max(1, len(prompts))]
         blocks = Blocks(prompts, sampling.num_samples, len(workers))
+        self._make_place(sum(worker.actor is None for worker in workers))
+        patience: float | None = PATIENCE_S
         try:
             while True:
                 for worker in workers:
@@ -137,7 +156,10 @@ class RayEngine:
                 busy = {worker.doing: worker for worker in workers if worker.doing is not None}
                 if not busy:
                     break
-                ready, _ = ray.wait(list(busy), num_returns=1)
+                ready, _ = ray.wait(list(busy), num_returns=1, timeout=patience)
+                if not ready and not any(worker.placed for worker in workers):
+                    LOG.warning("waiting for a place in the Ray cluster: a worker takes %s of it", self._takes)
+                patience = None
                 for doing in ready:
                     yield from self._proceed(busy[doing], blocks)
             yield from blocks.release()
@@ -145,6 +167,19 @@ class RayEngine:
             # A process at work cannot be told to stop.
             for worker in workers:
                 if worker.doing is not None:
+                    worker.end()
+
+    def _make_place(self, number: int) -> None:
+        """End the workers other engines of this process keep ready, where the cluster has no place for `number` more.
+
+        Else a student that follows its teacher would wait for ever: each worker keeps its place while it lives.
+        """
+        free = ray.available_resources()
+        if all(free.get(_NAMES[name], 0) >= number * amount for name, amount in self._takes.items()):
+            return
+        for engine in list(_ENGINES):
+            for worker in engine._workers:
+                if engine is not self and worker.doing is None:
                     worker.end()
 
     def _proceed(self, worker: _Held, blocks: Blocks) -> Iterator[Completion]:
@@ -168,6 +203,23 @@ class RayEngine:
         elif block.prompts:
             failure = found or Failure("the engine returned no completion")
             (blocks.died if failure.worker_died else blocks.raised)(block, failure.reason)
+
+
+def _knock(address: str) -> None:
+    """Raise UserError where an address answers nobody: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        except OSError as error:
+            raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"no Ray cluster at {address or 'this machine'} ({_said(error)}); start one with `ray start --head`"
+        + (", or unset RAY_ADDRESS to work on this machine alone" if address else "")
+    )
 
 
 def _said(error: Exception) -> str:

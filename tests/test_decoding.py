@@ -13,9 +13,18 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.decoding import flat
 from distill_lab.decoding.attention import attend, attend_in_parts
 from distill_lab.decoding.cohort import Cohort
 from distill_lab.decoding.flat import FlatBatch, is_suitable
@@ -201,15 +210,23 @@ def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("eager_to_share")
 @pytest.mark.parametrize("batch_size", [0, 4])
-def test_greedy_equals_generate_with_shared_prefixes(grouped: Path, batch_size: int) -> None:
-    engine = make_engine(grouped, num_ends=40, batch_size=batch_size)
+def test_greedy_equals_generate_with_shared_prefixes(
+    grouped: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(grouped, num_ends=100, batch_size=batch_size)
     prompts = with_system(make_prompts(14, longest=12), words=60, every=2)
-    seen = passes(engine)
+    computed: list[Prefix] = []
+
+    def counted(model: Any, prefix: Prefix) -> torch.Tensor:
+        computed.append(prefix)
+        return compute(model, prefix)
+
+    compute = flat._compute
+    monkeypatch.setattr(flat, "_compute", counted)
     sampling = SamplingConfig(max_new_tokens=24, repetition_penalty=1.1)
-    assert by_id(engine.generate(prompts, sampling))
-    assert seen[0] > 60, "the prefix comes first"
-    assert sum(size > 60 for size in seen[1:]) <= 2, "and is not computed again"
-    assert assert_equals_generate(engine, prompts, sampling) > 0
+    assert 0 < assert_equals_generate(engine, prompts, sampling) < 14
+    assert computed[0].end > 60
+    assert len(set(computed)) == len(computed), "each prefix is computed once"
 
 
 @pytest.mark.usefixtures("eager_to_share")
@@ -220,8 +237,8 @@ def test_samples_of_one_prompt_share_it_and_do_not_depend_on_it(grouped: Path) -
     seen = passes(engine)
     together = by_id(engine.generate(prompts, sampling))
     assert len({row.content for row in together.values()}) > 10
-    # The system message, what each prompt goes on with, and one token for each of five samples.
-    assert 15 in seen[:5]
+    # The system message, what each of the three goes on with, and the last token of each: its samples begin alike.
+    assert seen[4:6] == [3, 15]
     alone = make_engine(grouped, num_ends=20, batch_size=1)
     one = sampling.model_copy(update={"num_samples": 1})
     for prompt in prompts:
@@ -243,13 +260,13 @@ def test_waiting_rows_take_the_places_of_those_that_are_done(grouped: Path) -> N
     engine = make_engine(grouped, num_ends=60, batch_size=8)
     prompts = make_prompts(40, longest=4)
     seen = passes(engine)
-    sampling = SamplingConfig(max_new_tokens=60)
+    sampling = SamplingConfig(max_new_tokens=60, temperature=1.0)
     whole = by_id(make_engine(grouped, num_ends=60).generate(prompts, sampling))
-    tokens = [row.num_tokens for row in whole.values()]
-    assert max(tokens) > 4 * np.median(tokens)
+    tokens = [whole[prompt.id, 0].num_tokens for prompt in prompts]
+    assert max(tokens) > 2 * np.median(tokens)
     assert by_id(engine.generate(prompts, sampling)) == whole
-    # In five batches of eight, each as long as its longest row, there would be over a hundred.
-    assert len(seen) < 100
+    # In five batches of eight, each as long as its longest row, there would be about as many passes as here tokens.
+    assert len(seen) < 0.8 * sum(max(tokens[first : first + 8]) for first in range(0, 40, 8))
     assert max(size for size in seen if size <= 8) == 8
 
 
@@ -276,12 +293,10 @@ def test_what_is_not_plain_attention_is_left_to_transformers(folder_of_tokenizer
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
     assert is_suitable(LlamaForCausalLM(LlamaConfig(**sizes)).eval())
     assert not is_suitable(Gemma3ForCausalLM(Gemma3TextConfig(**sizes, sliding_window=8)).eval())
-    capped = Gemma3TextConfig(**sizes, layer_types=["full_attention"] * 2, attn_logit_softcapping=0.5)
-    torch.manual_seed(0)
-    model = Gemma3ForCausalLM(capped).eval()
-    for layer in model.model.layers:
-        layer.self_attn.q_norm.weight.fill_(20)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    assert is_suitable(model) == (getattr(model.model.layers[0].self_attn, "attn_logit_softcapping", None) is None)
+    sizes |= {"layer_types": ["full_attention"] * 2}
+    assert is_suitable(Gemma2ForCausalLM(Gemma2Config(**sizes, attn_logit_softcapping=None)).eval())
+    # So small a model's scores are far from the cap: that there is one decides.
+    assert not is_suitable(Gemma2ForCausalLM(Gemma2Config(**sizes, attn_logit_softcapping=50.0)).eval())
 
 
 @pytest.fixture(scope="module")
@@ -364,18 +379,21 @@ def test_a_trained_llama_continues_as_generate_does(shared_data: Path) -> None:
     assert all(row.prefix and row.prefix.end == 41 for row in rows)
     choice = engine_module.Choice(SamplingConfig(), vocabulary=512, end_ids=(), min_new_tokens=0)
     batch = FlatBatch(model, choice, bytes_per_token=2 * 5 * 4 * 8 * 4, room=8)
-    made = batch.join(rows[:7])
+    made, late = batch.join(rows[:7]), rows[7:]
     while batch.rows:
         for row, token in made:
             row.tokens.append(token)
             row.done = len(row.tokens) == row.limit
         if any(row.done for row in batch.rows):
             batch.leave()
-        made = batch.join(rows[7:]) if len(rows[0].tokens) == 9 else batch.step() if batch.rows else []
+        if late and len(rows[0].tokens) == 9:
+            made, late = batch.join(late), []
+        else:
+            made = batch.step() if batch.rows else []
+    peer: Any = model
     for row in rows:
         ids = torch.tensor([row.prompt_ids])
-        generate: Any = model.generate
-        expected = generate(
+        expected = peer.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40, eos_token_id=None
         )
         assert row.tokens == expected[0, len(row.prompt_ids) :].tolist()

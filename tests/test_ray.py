@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_blocks_hand_out_every_prompt_once(number: int) -> None:
 def test_one_bad_prompt_is_found_in_a_few_tries(place: int) -> None:
     for way in ("kills", "raises"):
         blocks = Blocks(make_prompts(1000), 2, 1)
-        found, num_dead, num_raised = drive(blocks, **{way: {f"p-{place}"}})
+        found, num_dead, num_raised = drive(blocks, **{way: frozenset({f"p-{place}"})})
         assert len(found) == 2000
         bad = {key: row for key, row in found.items() if row.finish_reason == "error"}
         assert set(bad) == {(f"p-{place}", 0), (f"p-{place}", 1)}
@@ -95,7 +96,7 @@ def test_one_bad_prompt_is_found_in_a_few_tries(place: int) -> None:
 def test_many_bad_prompts_are_all_found() -> None:
     draw = random.Random(0)
     bad = draw.sample(range(500), 40)
-    kills, raises = {f"p-{place}" for place in bad[:20]}, {f"p-{place}" for place in bad[20:]}
+    kills, raises = frozenset(f"p-{place}" for place in bad[:20]), frozenset(f"p-{place}" for place in bad[20:])
     found, _, _ = drive(Blocks(make_prompts(500), 1, 3), kills=kills, raises=raises)
     assert len(found) == 500
     assert {key[0] for key, row in found.items() if row.finish_reason == "error"} == kills | raises
@@ -119,7 +120,7 @@ def test_what_came_before_a_failure_is_not_asked_again() -> None:
 
 
 def test_where_everything_fails_the_run_stops() -> None:
-    everything = {f"p-{place}" for place in range(100)}
+    everything = frozenset(f"p-{place}" for place in range(100))
     with pytest.raises(UserError, match=f"{MOST_IN_A_ROW} prompts failed one after another, the last because: raised"):
         drive(Blocks(make_prompts(100), 2, 1), raises=everything)
     with pytest.raises(UserError, match=f"{MOST_DEATHS + 1} workers ended"):
@@ -202,14 +203,15 @@ def test_a_prompt_that_ends_its_worker_is_an_error_alone(ray_engine: Any, expect
     found = by_id(ray_engine.generate(prompts, SAMPLING))
     failed = [found.pop(("deadly", sample)) for sample in range(2)]
     assert {row.finish_reason for row in failed} == {"error"}
-    assert all("ended its worker 2 times" in str(row.error) for row in failed)
+    # With others of its block, which then was split once or twice, and alone.
+    assert all(re.match("it ended its worker [23] times", str(row.error)) for row in failed)
     assert found == expected
 
 
 @needs_ray
 def test_a_worker_that_is_killed_is_replaced(ray_engine: Any, expected: dict[Any, Completion]) -> None:
     before = worker_processes()
-    assert len(before) == 2
+    assert before
     answers, found = ray_engine.generate(make_prompts(60), SAMPLING), []
     for number, row in enumerate(answers):
         found.append(row)
@@ -217,6 +219,15 @@ def test_a_worker_that_is_killed_is_replaced(ray_engine: Any, expected: dict[Any
             before[0].kill()
     assert by_id(iter(found)) == expected
     assert not before[0].is_running()
+    assert by_id(ray_engine.generate(make_prompts(60), SAMPLING)) == expected
+
+
+@needs_ray
+def test_a_second_model_takes_the_places_of_the_first(ray_engine: Any, expected: dict[Any, Completion]) -> None:
+    assert by_id(ray_engine.generate(make_prompts(60), SAMPLING)) == expected
+    second = load_engine(ModelConfig(model="tiny:student"), HELD)
+    assert len(list(second.generate(make_prompts(3), SAMPLING))) == 6
+    del second
     assert by_id(ray_engine.generate(make_prompts(60), SAMPLING)) == expected
 
 
@@ -257,7 +268,7 @@ def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch)
         except UserError as error:
             print(error)
     """
-    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1", "RAY_gcs_rpc_server_connect_timeout_s": "1"}
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
     told = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
     )
@@ -306,12 +317,15 @@ def test_kill_9_loses_and_repeats_nothing(folder: Path, tmp_path: Path, number: 
 
 
 def ray_processes() -> set[int]:
-    names = ("raylet", "gcs_server", "ray::")
-    return {
+    """All of this machine but those of this process: its cluster may begin new ones at any time."""
+    # Ray's two agents end by themselves too, but take a minute for it.
+    names = ("raylet", "gcs_server", "ray::Worker", "ray::IDLE")
+    found = {
         process.pid
         for process in psutil.process_iter(["cmdline"])
         if any(name in str(process.info["cmdline"]) for name in names)
     }
+    return found - {process.pid for process in psutil.Process().children(recursive=True)}
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")

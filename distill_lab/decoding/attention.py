@@ -23,6 +23,9 @@ NAME = "distill_lab_flat"
 MOST_SCORES = 1 << 26
 """Attention scores held at once where the device has no kernel that returns their sums."""
 
+OF_OTHER_ATTENTION = ("softcap", "s_aux", "sinks", "sliding_window", "position_bias", "indices", "block_indices")
+"""Arguments of transformers' models that change what attention is, where they are given."""
+
 Part = tuple[torch.Tensor, torch.Tensor | None]
 """Attention outputs [..., D], and log-sum-exp of the scores [...] where it is needed."""
 Shared = list[tuple[Prefix, torch.Tensor | None]]
@@ -260,11 +263,13 @@ def _forward(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     generation_plan: Plan | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls: heads of one line of tokens, [1, H, N, D]; returns [1, N, H, D]."""
     layer = getattr(module, "layer_idx", None)
     if generation_plan is None or not isinstance(layer, int) or attention_mask is not None or key.shape != value.shape:
+        raise Unsuitable
+    if any(others.get(name) is not None for name in OF_OTHER_ATTENTION):
         raise Unsuitable
     scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     return generation_plan.attend(layer, query, key, value, scale)[None], None
