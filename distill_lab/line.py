@@ -26,6 +26,7 @@ from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
 from distill_lab.graders import load_grader
+from distill_lab.measure import LATENCY_TOKENS
 from distill_lab.request_cache import RequestCache
 from distill_lab.run import Run, read_jsonl, write_json
 from distill_lab.steps import count_steps
@@ -34,6 +35,8 @@ from distill_lab.types import Counts, Prompt
 
 LABELS = {"teacher": "the teacher", "base": "the base student", "student": "the student"}
 NUM_MEASURED = 64
+REASONING_TOKENS = 256
+"""Of a latency answer that reasons."""
 """Test prompts that speed is measured on."""
 
 
@@ -177,7 +180,8 @@ class Line:
     ) -> dict[str, Any]:
         """Score and time `models` ("teacher", "base", "student") on `test`: eval/, summary.json and report.html.
 
-        several_steps: also the share of answers that reason in several steps before their final answer.
+        several_steps: also the share of answers that reason in several steps before their final answer; latency is then
+        that of answers twice as long.
         """
         from distill_lab.report.page import write_report
 
@@ -194,7 +198,8 @@ class Line:
                 scores[name] = evaluate(test, answers, self.run.path(f"eval/{name}.jsonl"), grader)
         else:
             self.watch.note("no test rows: no scores (give --test, or more data)")
-        speeds = self._speeds(models, test, sampling) if scores and measure_speed else {}
+        num_tokens = REASONING_TOKENS if several_steps else LATENCY_TOKENS
+        speeds = self._speeds(models, test, sampling, num_tokens) if scores and measure_speed else {}
         gain = paired(self.run.path("eval/base.jsonl"), self.run.path("eval/student.jsonl")) if scores else None
         steps = {name: count_steps(test, self.run.path(f"eval/{name}.jsonl")) for name in scores if several_steps}
         summary = summarize(self.run.recipe, num_prompts, scores=scores, speeds=speeds, gain=gain, steps=steps)
@@ -211,7 +216,9 @@ class Line:
         write_report(self.run.directory)
         return summary
 
-    def _speeds(self, models: Mapping[str, ModelConfig], test: Path, sampling: SamplingConfig) -> dict[str, Any]:
+    def _speeds(
+        self, models: Mapping[str, ModelConfig], test: Path, sampling: SamplingConfig, num_tokens: int
+    ) -> dict[str, Any]:
         from distill_lab.measure import Speed, measure
 
         timed = {name: model for name, model in models.items() if name != "base" and not api_engine(model.model)}
@@ -223,11 +230,14 @@ class Line:
 
         def work(path: Path) -> None:
             prompts = [Prompt.from_json(row) for _, row in zip(range(NUM_MEASURED), read_jsonl(test), strict=False)]
-            speeds = measure(timed, prompts, sampling=sampling)
+            speeds = measure(timed, prompts, sampling=sampling, latency_tokens=num_tokens)
             write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
 
         path = self.run.stage(
-            "speed", "speed.json", inputs={**inputs, "test": test, "sampling": sampling.model_dump()}, work=work
+            "speed",
+            "speed.json",
+            inputs={**inputs, "test": test, "sampling": sampling.model_dump(), "latency_tokens": num_tokens},
+            work=work,
         )
         return {name: Speed.from_json(row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
 

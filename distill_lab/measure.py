@@ -40,6 +40,7 @@ NUM_SINGLE = 8
 SINGLE_BUDGET_S = 60.0
 """The first round one at a time stops taking further prompts after this long, over all models."""
 LATENCY_TOKENS = 128
+"""Of a latency answer, where nothing else is asked for."""
 NUM_LATENCIES = 20
 LATENCY_BUDGET_S = 60.0
 """A model's latency answers end after this long, though fewer than NUM_LATENCIES were taken; at least one is."""
@@ -58,7 +59,7 @@ class Speed:
     seconds_per_answer_single: float
     """Seconds per answer, one prompt at a time: mean over prompts of the median over rounds."""
     latency_p50_s: float
-    """Median seconds of an answer of exactly 128 tokens, alone, from the prompt's text to the answer's."""
+    """Median seconds of an answer of exactly `latency_tokens` tokens, alone, from the prompt's text to the answer's."""
     latency_p95_s: float
     """95th percentile of the same."""
     mean_tokens: float
@@ -67,6 +68,7 @@ class Speed:
     peak_memory_bytes: int | None
     """Most memory while loading and answering one batch, in a process of its own: on a CUDA GPU what was allocated
     there, else what the process had resident, Python and torch included. None on Windows."""
+    latency_tokens: int = LATENCY_TOKENS
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -79,14 +81,19 @@ class Speed:
 
 
 def measure(
-    models: Mapping[str, ModelConfig], prompts: Sequence[Prompt], *, sampling: SamplingConfig, rounds: int = 3
+    models: Mapping[str, ModelConfig],
+    prompts: Sequence[Prompt],
+    *,
+    sampling: SamplingConfig,
+    rounds: int = 3,
+    latency_tokens: int = LATENCY_TOKENS,
 ) -> dict[str, Speed]:
     """Time `models` (name -> which) against each other on the same `prompts`.
 
     sampling: as the models are used; one answer per prompt is timed whatever `num_samples` says. rounds: how often each
-    part is repeated, at least 1. Of many prompts the first 64 are used in batches and 8 of those one at a time.
-    Prompts that some model cannot take (too long for it) are left out for all. Raises UserError without prompts that all
-    can take, ModelError for a model that does not load.
+    part is repeated, at least 1. latency_tokens: of the answers behind `Speed.latency_p95_s`. Of many prompts the first
+    64 are used in batches and 8 of those one at a time. Prompts that some model cannot take (too long for it) are left
+    out for all. Raises UserError without prompts that all can take, ModelError for a model that does not load.
     """
     from distill_lab.models import resolve
 
@@ -106,7 +113,7 @@ def measure(
     spread = [prompts[index * len(prompts) // NUM_SINGLE] for index in range(NUM_SINGLE)]
     singles = [[prompt] for prompt in (spread if len(prompts) > NUM_SINGLE else prompts)]
     single = _in_turns(engines, singles, sampling, rounds=rounds, budget_s=SINGLE_BUDGET_S)
-    latencies = _latencies(engines, prompts, sampling)
+    latencies = _latencies(engines, prompts, sampling, latency_tokens)
     speeds = {}
     for name, engine in engines.items():
         seconds, tokens = _medians(batched[name])
@@ -121,6 +128,7 @@ def measure(
             mean_tokens=tokens / len(prompts),
             num_parameters=_num_parameters(engine),
             peak_memory_bytes=memory[name],
+            latency_tokens=latency_tokens,
         )
     return speeds
 
@@ -176,28 +184,28 @@ def _medians(timings: Sequence[Sequence[Timing]]) -> Timing:
 
 
 def _latencies(
-    engines: Mapping[str, TransformersEngine], prompts: Sequence[Prompt], sampling: SamplingConfig
+    engines: Mapping[str, TransformersEngine], prompts: Sequence[Prompt], sampling: SamplingConfig, num_tokens: int
 ) -> dict[str, list[float]]:
-    """Seconds per answer of exactly LATENCY_TOKENS tokens, one at a time, the models taking turns."""
-    forced = sampling.model_copy(update={"max_new_tokens": LATENCY_TOKENS, "stop": ()})
+    """Seconds per answer of exactly `num_tokens` tokens, one at a time, the models taking turns."""
+    forced = sampling.model_copy(update={"max_new_tokens": num_tokens, "stop": ()})
     taken: dict[str, list[float]] = {name: [] for name in engines}
     left = list(prompts)
     while left and any(len(seconds) < NUM_LATENCIES for seconds in taken.values()):
         prompt = left.pop(0)
         timings = {
-            name: _timed(engine, [prompt], forced, min_new_tokens=LATENCY_TOKENS)
+            name: _timed(engine, [prompt], forced, min_new_tokens=num_tokens)
             for name, engine in engines.items()
             if sum(taken[name]) < LATENCY_BUDGET_S
         }
         if not timings:
             break
         # A prompt so long that some model has no room for the whole answer is not asked again.
-        if all(tokens == LATENCY_TOKENS for _, tokens in timings.values()):
+        if all(tokens == num_tokens for _, tokens in timings.values()):
             left.append(prompt)
             for name, (seconds, _) in timings.items():
                 taken[name].append(seconds)
     if not all(taken.values()):
-        raise UserError(f"no prompt leaves every model room for {LATENCY_TOKENS} tokens; measure with shorter ones")
+        raise UserError(f"no prompt leaves every model room for {num_tokens} tokens; measure with shorter ones")
     return taken
 
 

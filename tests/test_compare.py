@@ -141,7 +141,7 @@ def test_summary_arithmetic_and_shape() -> None:
     assert list(summary["models"]) == ["teacher", "base", "student"]
     assert set(summary["models"]["base"]) == {
         *("score", "ci95", "tokens_per_s", "latency_p50_s", "latency_p95_s"),
-        *("mean_tokens", "num_parameters", "peak_memory_bytes"),
+        *("latency_tokens", "mean_tokens", "num_parameters", "peak_memory_bytes"),
     }
     assert summary["models"]["base"]["tokens_per_s"] is None
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary

@@ -68,8 +68,9 @@ def test_memory_does_not_count_what_this_process_holds(configs: dict[str, ModelC
     assert memory < len(ballast)
 
 
-def test_latency_answers_have_exactly_128_tokens_and_enough_of_them(
-    configs: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_tokens", [128, 150])
+def test_latency_answers_have_exactly_as_many_tokens_and_enough_of_them(
+    configs: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch, num_tokens: int
 ) -> None:
     engine = measuring._load(configs["student"])
     asked: list[int] = []
@@ -81,11 +82,11 @@ def test_latency_answers_have_exactly_128_tokens_and_enough_of_them(
             yield completion
 
     monkeypatch.setattr(engine, "generate", counted)
-    taken = measuring._latencies({"student": engine}, prompts(4), ONE)
-    assert asked == [128] * 20
+    taken = measuring._latencies({"student": engine}, prompts(4), ONE, num_tokens)
+    assert asked == [num_tokens] * 20
     assert len(taken["student"]) == 20
-    with pytest.raises(UserError, match="room for 128 tokens"):
-        measuring._latencies({"student": engine}, prompts(1, words=170), ONE)
+    with pytest.raises(UserError, match=f"room for {num_tokens} tokens"):
+        measuring._latencies({"student": engine}, prompts(1, words=170), ONE, num_tokens)
 
 
 def test_turns_alternate_and_go_backwards_every_second_round(

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.compare import (
-    LATENCY_KPI,
+    LATENCY_GOALS_S,
     RETENTION_GOAL,
     RETENTION_KPI,
     SPEEDUP_KPI,
     STEPS_KPI,
+    latency_kpi,
     paired,
     retention_interval,
 )
@@ -154,11 +155,12 @@ def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     value = times(summary["speedup"]) if summary["speedup"] is not None else "–"
     tiles.append(_tile("Speedup", value, notes, met=kpis.pop(SPEEDUP_KPI, None)))
 
-    notes = ["goal: under 2 s for 128 tokens (95th percentile)"]
+    num_tokens = student.get("latency_tokens") or min(LATENCY_GOALS_S)
+    notes = [f"goal: under {LATENCY_GOALS_S[num_tokens]:g} s for {num_tokens} tokens (95th percentile)"]
     if student.get("latency_p50_s") is not None:
         notes.append(f"median {_seconds(student['latency_p50_s'])}, one answer at a time")
     value = _seconds(student["latency_p95_s"]) if student.get("latency_p95_s") is not None else "–"
-    tiles.append(_tile("Latency", value, notes, met=kpis.pop(LATENCY_KPI, None)))
+    tiles.append(_tile("Latency", value, notes, met=kpis.pop(latency_kpi(num_tokens), None)))
 
     if STEPS_KPI in kpis:
         notes = ["goal: at least 80%, a final answer after two steps or more", f"{student['several_steps_n']} prompts"]
@@ -212,8 +214,9 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
     row("Tokens per answer", column("mean_tokens", lambda number: f"{number:,.1f}"))
     row("Tokens per answer, median", column("median_tokens", lambda number: f"{number:,g}"))
     row("Tokens per second, in batches", column("tokens_per_s", count))
-    row("128 tokens, median", column("latency_p50_s", _seconds))
-    row("128 tokens, 95th percentile", column("latency_p95_s", _seconds))
+    num_tokens = next((model["latency_tokens"] for model in models.values() if model.get("latency_tokens")), None)
+    row(f"{num_tokens} tokens, median", column("latency_p50_s", _seconds))
+    row(f"{num_tokens} tokens, 95th percentile", column("latency_p95_s", _seconds))
     row("Parameters", column("num_parameters", count))
     row("Peak memory", column("peak_memory_bytes", _bytes))
 
