@@ -19,7 +19,7 @@ LAYERS = (
     (
         "plug-ins",
         "adapters engines graders objectives train models sampling kv_cache stopping sources json_array traces "
-        "background http_retry chat_completions decoding token_io ray_blocks ray_pool ray_worker request_cache".split(),
+        "background http_retry chat_completions decoding token_io cluster request_cache".split(),
     ),
     (
         "stages",

@@ -627,7 +627,7 @@ def test_a_servers_speed_is_not_measured_and_that_is_said(tmp_path: Path) -> Non
 
     with Run.open(tmp_path / "run", recipe="r", config={}, watch=Watching()) as run:
         line = Line(run, engine=EngineConfig())
-        assert line._speeds({"teacher": ModelConfig(model="openai:m")}, tmp_path / "test.jsonl", SAMPLING) == {}
+        assert line._speeds({"teacher": ModelConfig(model="openai:m")}, tmp_path / "test.jsonl", SAMPLING, 128) == {}
     assert notes == ["no speed of the teacher: openai:m runs on a server, not here"]
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
+from distill_lab.cluster.blocks import MOST, MOST_DEATHS, MOST_IN_A_ROW, Block, Blocks
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engines import load_engine
 from distill_lab.errors import UserError
-from distill_lab.ray_blocks import MOST, MOST_DEATHS, MOST_IN_A_ROW, Block, Blocks
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Prompt
 

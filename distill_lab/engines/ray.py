@@ -3,7 +3,7 @@
     distill generate --engine ray --engine.ray-engine transformers --engine.num-workers 2 --model tiny:teacher ...
     RAY_ADDRESS=auto distill generate --engine ray --model Qwen/Qwen2.5-7B-Instruct ...
 
-Each worker loads the model once. One bad prompt or one dead worker loses nothing: see `ray_pool.py` and `ray_blocks.py`.
+Each worker loads the model once. One bad prompt or one dead worker loses nothing: see `cluster/`.
 A local directory of a model must be there on every machine, under the same path.
 """
 
@@ -18,7 +18,7 @@ from distill_lab.config import EngineConfig, ModelConfig
 from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from distill_lab.ray_pool import RayEngine
+    from distill_lab.cluster.pool import RayEngine
 
 
 def preference() -> int:
@@ -32,7 +32,7 @@ def load(model: ModelConfig, config: EngineConfig) -> RayEngine:
         raise UserError("the engine ray needs Ray, which is not installed here; pip install ray")
     if config.ray_engine == "ray":
         raise UserError("engine.ray_engine is what each worker holds, so it cannot be ray; take transformers or vllm")
-    from distill_lab.ray_pool import RayEngine, connect
+    from distill_lab.cluster.pool import RayEngine, connect
 
     folder = Path(model.model).expanduser()
     if folder.is_dir():

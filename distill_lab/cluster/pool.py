@@ -2,7 +2,7 @@
 
 Plain actors and streams of their results, not Ray Data: that passes on a block as a whole, asks a whole block again, and
 gives a prompt that ends its worker to the next one for ever. Here what has come is kept when a worker ends, a new one
-takes its place, and `ray_blocks.py` finds the prompt to blame.
+takes its place, and `cluster/blocks.py` finds the prompt to blame.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from distill_lab.cluster.blocks import Block, Blocks
+from distill_lab.cluster.worker import Failure, Worker
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
-from distill_lab.ray_blocks import Block, Blocks
-from distill_lab.ray_worker import Failure, Worker
 from distill_lab.types import Completion, Prompt
 
 LOG = logging.getLogger(__name__)
