@@ -143,6 +143,8 @@ def fingerprint(value: Any) -> str:
             return {str(key): plain(item[key]) for key in sorted(item, key=str)}
         if isinstance(item, (list, tuple)):
             return [plain(element) for element in item]
+        if isinstance(item, float) and item.is_integer():
+            return int(item)  # 4 and 4.0 are one number, whichever a file or a caller wrote
         return item
 
     text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from distill_lab.commands import demo
 from distill_lab.config import DataConfig, TrainConfig
 from distill_lab.recipes import system1, system2
+from distill_lab.train.trainer import train_student
 
 
 def test_both_systems_are_shown_side_by_side(
@@ -22,7 +24,16 @@ def test_both_systems_are_shown_side_by_side(
         }
         monkeypatch.setitem(recipe.PRESETS, "tiny", recipe.PRESETS["tiny"].model_copy(update=small))
     monkeypatch.setattr(demo, "SYSTEM2_SPLIT", "distill[:40]")
+    trained: list[Path] = []
+
+    def train_here(*arguments: Any, **settings: Any) -> Any:
+        trained.append(arguments[2])
+        return train_student(*arguments, **settings)
+
+    monkeypatch.setattr("distill_lab.train.trainer.train_student", train_here)
     assert demo.main(demo.Config(run=tmp_path)) == 0
+    # System 2's was trained by the process beside this one, and only there.
+    assert trained == [tmp_path / "system1" / "student"]
     printed = capsys.readouterr().out
     assert printed.index("System 1: instruction following") < printed.index("System 2: reasoning in steps")
     table = printed[printed.index("Both, side by side") :]

@@ -153,6 +153,7 @@ def test_fingerprints_tell_apart_what_differs(tmp_path: Path) -> None:
     values: list[Any] = [{}, [], None, 0, "0", {"a": 1, "b": 2}, {"a": 1}, {"a": [1]}, file, folder, tmp_path / "none"]
     assert len({fingerprint(value) for value in values}) == len(values)
     assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint({"epochs": 4}) == fingerprint({"epochs": 4.0}) != fingerprint({"epochs": 4.5})
     assert (
         fingerprint(file)
         == hashlib.sha256(json.dumps(hashlib.sha256(file.read_bytes()).hexdigest()).encode()).hexdigest()

@@ -139,7 +139,7 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
     terminal.print(
         f"{model.model}: {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts, graded by {grader}; "
         f"{score.mean_tokens:.0f} tokens an answer, {score.truncated} cut, {score.unparseable} unreadable, "
-        f"{score.missing} missing"
+        f"{score.missing} missing" + (f", {score.timeouts} over the grader's time limit" if score.timeouts else "")
     )
     if config.sampling.num_samples > 1:
         terminal.print(str(best_of_k(out)))

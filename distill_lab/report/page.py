@@ -211,6 +211,8 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
     row("Cut at the token limit", {kind: f"{score.truncated:,}" for kind, score in scores.items()})
     row("Without a readable answer", {kind: f"{score.unparseable:,}" for kind, score in scores.items()})
     row("Missing or failed", {kind: f"{score.missing:,}" for kind, score in scores.items()})
+    if any(score.timeouts for score in scores.values()):
+        row("Over the grader's time limit", {kind: f"{score.timeouts:,}" for kind, score in scores.items()})
     row("Tokens per answer", column("mean_tokens", lambda number: f"{number:,.1f}"))
     row("Tokens per answer, median", column("median_tokens", lambda number: f"{number:,g}"))
     row("Tokens per second, in batches", column("tokens_per_s", count))
