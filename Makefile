@@ -26,7 +26,7 @@ demo: $(VENV)/installed  ## Systems 1 and 2 end to end on the tiny family: offli
 	@$(BIN)/distill demo
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses auto --dist worksteal
 
 test-vllm:  ## the engine vllm against a real vLLM on this CPU, in .venv-vllm (3 GB, Linux; about ten minutes)
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
