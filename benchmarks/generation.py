@@ -3,11 +3,11 @@
     python -m benchmarks.generation [--model tiny:teacher] [--vllm-python PATH] [--threads 1] [--rounds 3]
 
 Cases: `plain`, outputs of equal length; `ragged`, word problems and short instructions mixed, each ended by the model;
-`prefix`, one system prompt of 2,000 tokens over short turns. `generate` is given its best batch size and order, found
-among those of SIZES in a first round. Within a round the contenders follow one another, every second round backwards;
-ratios are taken within a round and the figure is their median. The lab's time includes templates and tokenization, the
-others get token ids. With one thread, time is CPU time (on an idle machine the same as that by the clock). Data out: a
-table, and one JSON object as the last line.
+`prefix`, one system prompt of 2,000 tokens over short turns. `generate` is given its best batch size, found among --sizes
+in a first round, with the prompts as they come (`hf`) and sorted by length beforehand (`hf_sorted`). Within a round the
+contenders follow one another, every second round backwards; ratios are taken within a round and the figure is their
+median. The lab's time includes templates and tokenization, the others get token ids. With one thread, time is CPU time
+(on an idle machine the same as that by the clock). Data out: a table, and one JSON object as the last line.
 """
 
 from __future__ import annotations
@@ -36,10 +36,8 @@ from distill_lab.types import Prompt
 SIZES = (8, 32, 64, 128, 256)
 MOST_PREFIX_TOKENS = 140_000
 """Prompt tokens of one of `generate`'s batches: more does not fit a few GB, its cache being copied at every step."""
-FINALISTS = 2
-"""So many of `generate`'s settings run in every round; the fastest of them counts."""
 PREFIX_TOKENS = 2000
-CONTENDERS = ("hf", "lab", "vllm")
+RATIOS = ("vs_hf", "vs_hf_sorted", "vs_vllm")
 
 
 @dataclass(frozen=True)
@@ -164,29 +162,31 @@ class Vllm:
         return json.loads(line)
 
 
-def best_settings(engine: TransformersEngine, case: Case, *, cpu: bool) -> list[dict[str, Any]]:
-    """`generate`'s fastest settings for a case, best first."""
+def best_size(engine: TransformersEngine, case: Case, sizes: Sequence[int], *, in_order: bool, cpu: bool) -> int:
+    """The batch size that `generate` is fastest with."""
     longest = max(map(len, case.ids))
-    tried: list[tuple[float, dict[str, Any]]] = []
-    for size in (size for size in SIZES if size * longest <= MOST_PREFIX_TOKENS and size < 2 * len(case.ids)):
-        for in_order in (True, False):
-            settings = {"size": size, "in_order": in_order}
-            seconds, _, _ = timed(lambda settings=settings: hugging_face(engine, case, **settings), cpu=cpu)
-            order = "as they come" if in_order else "sorted"
-            print(f"{case.name}: generate, batches of {size}, {order}: {seconds:.2f} s", flush=True)
-            tried.append((seconds, settings))
-    return [settings for _, settings in sorted(tried, key=lambda each: each[0])[:FINALISTS]]
+    tried: list[tuple[float, int]] = []
+    for size in (size for size in sizes if size * longest <= MOST_PREFIX_TOKENS and size < 2 * len(case.ids)):
+        run = lambda size=size: hugging_face(engine, case, size=size, in_order=in_order)  # noqa: E731
+        seconds, _, _ = timed(run, cpu=cpu)
+        order = "as they come" if in_order else "sorted"
+        print(f"{case.name}: generate, batches of {size}, {order}: {seconds:.2f} s", flush=True)
+        tried.append((seconds, size))
+    return min(tried)[1]
 
 
 def compare(engine: TransformersEngine, case: Case, vllm: Vllm | None, arguments: argparse.Namespace) -> dict[str, Any]:
     """All rounds of one case."""
     cpu = arguments.threads == 1
     sampling = SamplingConfig(max_new_tokens=case.max_new_tokens)
-    settings = best_settings(engine, case, cpu=cpu)
+    orders = {"hf": True, "hf_sorted": False}
+    sizes = {
+        name: best_size(engine, case, arguments.sizes, in_order=in_order, cpu=cpu) for name, in_order in orders.items()
+    }
 
-    def hf() -> Took:
-        took = [timed(lambda each=each: hugging_face(engine, case, **each), cpu=cpu) for each in settings]
-        return Took(*min(took, key=lambda each: each[0]))
+    def hf(name: str) -> Took:
+        run = lambda: hugging_face(engine, case, size=sizes[name], in_order=orders[name])  # noqa: E731
+        return Took(*timed(run, cpu=cpu))
 
     def lab() -> Took:
         run = lambda: list(engine.generate(case.prompts, sampling, min_new_tokens=case.min_new_tokens))  # noqa: E731
@@ -195,7 +195,7 @@ def compare(engine: TransformersEngine, case: Case, vllm: Vllm | None, arguments
         return Took(seconds, wall, [])
 
     completions: dict[str, Any] = {}
-    runs: dict[str, Callable[[], Took]] = {"hf": hf, "lab": lab}
+    runs: dict[str, Callable[[], Took]] = {"hf": lambda: hf("hf"), "hf_sorted": lambda: hf("hf_sorted"), "lab": lab}
     if vllm:
         runs["vllm"] = lambda: vllm.answer(case, engine.io.end_ids, cpu=cpu)
         runs["vllm"]()  # compiles
@@ -219,7 +219,7 @@ def compare(engine: TransformersEngine, case: Case, vllm: Vllm | None, arguments
         "tokens": sum(lengths),
         "output_tokens_p50_p95_max": [lengths[len(lengths) // 2], lengths[len(lengths) * 95 // 100], lengths[-1]],
         "identical": sum(equal),
-        "hf_best": settings,
+        "hf_best_batch": sizes,
         "seconds": {name: round(median(each[name].seconds for each in rounds), 3) for name in runs},
         "wall_s": {name: round(median(each[name].wall_s for each in rounds), 3) for name in runs},
     }
@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds after the first (default 3)")
     parser.add_argument("--prompts", type=int, default=256, help="prompts of plain, half of ragged's (default 256)")
     parser.add_argument("--prefix-prompts", type=int, default=64, help="prompts of prefix (default 64)")
+    parser.add_argument("--sizes", nargs="+", type=int, default=SIZES, help="batch sizes to try for generate")
     parser.add_argument(
         "--cases", nargs="+", choices=("plain", "ragged", "prefix"), default=["plain", "ragged", "prefix"]
     )
@@ -255,14 +256,14 @@ def main() -> None:
     if vllm:
         vllm.close()
     for name, result in results.items():
-        words = ", ".join(f"{key[3:]} {result[key]:.2f}x" for key in ("vs_hf", "vs_vllm") if key in result)
+        words = ", ".join(f"{key[3:]} {result[key]:.2f}x" for key in RATIOS if key in result)
         print(
             f"{name:8s} lab {result['tokens'] / result['seconds']['lab']:8.0f} tokens/s; as fast as {words}; ", end=""
         )
         print(f"{result['identical']} of {result['prompts']} completions are those of generate")
     summary: dict[str, Any] = {}
     for name, result in results.items():
-        summary |= {f"{name}_{key}": result[key] for key in ("vs_hf", "vs_vllm") if key in result}
+        summary |= {f"{name}_{key}": result[key] for key in RATIOS if key in result}
     summary["identical"] = all(result["identical"] == result["prompts"] for result in results.values())
     print(json.dumps({**summary, "threads": arguments.threads, "torch": torch.__version__, "cases": results}))
 
