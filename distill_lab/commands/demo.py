@@ -29,7 +29,7 @@ PROMPTS = (
     "Tom has 14 pens. Tom buys 3 boxes with 5 pens each. Tom gives 9 to Mia. How many pens does Tom have now?",
     "A train travels 120 km in 4 hours. How many km does it travel in one hour?",
 )
-SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:4500]", 5
+SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:4000]", 5
 """Less than the tiny preset trains on, so that both are done at the same time."""
 PROGRESS = re.compile(r"\s*\d+/\d+ ")
 """A line of the other process that only says how far it is."""
@@ -81,6 +81,7 @@ def main(config: Config) -> int:
     terminal.print(f"  open the reports     {first / 'report.html'}  {second / 'report.html'}")
     terminal.print(f"  ask the students     distill compare --teacher tiny:teacher --system1 {first / 'student'} \\")
     terminal.print(f'                         --system2 {second / "student"} --prompts "{PROMPTS[0]}"')
+    terminal.print("  all of System 2      distill system2 --preset tiny      twice the problems, a better student")
     terminal.print("  real Qwen, on a GPU  distill system1 --preset qwen2.5 --relabel")
     terminal.print("  every setting        distill system1 --help")
     return 0

@@ -1,6 +1,6 @@
 """The result as a picture: summary.json -> SVG text, no other files and no fonts needed, for light and dark.
 
-    Path("result.svg").write_text(result_svg(json.loads(Path("runs/demo/summary.json").read_text())))
+    Path("result.svg").write_text(result_svg(json.loads(Path("runs/demo/system1/summary.json").read_text())))
 
 Left: score of teacher, base student and student with 95% intervals. Right: how many times as fast as the teacher.
 """
