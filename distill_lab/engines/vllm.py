@@ -290,20 +290,23 @@ class VllmEngine:
         from vllm import SamplingParams  # pyright: ignore
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore
 
-        return SamplingParams(
-            max_tokens=row.limit,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            seed=_seed(sampling.seed, row.prompt.id, row.sample) if sampling.temperature else None,
-            stop=list(sampling.stop),
-            stop_token_ids=sorted({*self._io.end_ids, *stop.token_ids}),
-            detokenize=bool(stop),  # where vLLM has no text to look at, tokens are all it needs
-            skip_special_tokens=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        try:
+            return SamplingParams(
+                max_tokens=row.limit,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                seed=_seed(sampling.seed, row.prompt.id, row.sample) if sampling.temperature else None,
+                stop=list(sampling.stop),
+                stop_token_ids=sorted({*self._io.end_ids, *stop.token_ids}),
+                detokenize=bool(stop),  # where vLLM has no text to look at, tokens are all it needs
+                skip_special_tokens=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        except Exception as error:  # vLLM has several kinds for it, by version
+            raise UserError(f"vLLM refuses the sampling ({_said(error)}); --engine transformers takes it") from error
 
 
 def _seed(seed: int, prompt_id: str, sample: int) -> int:
