@@ -292,8 +292,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         place.bind(("127.0.0.1", 0))
         port = place.getsockname()[1]
     log = tmp_path_factory.mktemp("served") / "log.txt"
+    # What `vllm serve` starts; that itself asks for a package named vllm, which the one for CPUs is not.
+    module = "vllm.entrypoints.openai.api_server"
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", resolve("tiny:teacher"), "--port", str(port)),
+        *(sys.executable, "-m", module, "--model", resolve("tiny:teacher"), "--port", str(port)),
         *("--host", "127.0.0.1", "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager"),
         *("--max-model-len", "1024", "--reasoning-parser", "qwen3", "--generation-config", "vllm"),
     ]
