@@ -258,6 +258,30 @@ def test_what_is_wrong_with_the_model_is_told(ray_engine: Any, tmp_path: Path) -
 
 
 @needs_ray
+def test_a_cluster_of_ours_lasts_until_its_last_engine_ends() -> None:
+    code = """
+        import ray
+        from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+        from distill_lab.engines import load_engine
+        from distill_lab.types import Prompt
+        config = EngineConfig(engine="ray", ray_engine="transformers", num_workers=1)
+        first, second = (load_engine(ModelConfig(model="tiny:student"), config) for _ in range(2))
+        del first
+        prompt = Prompt("p", [{"role": "user", "content": "one"}])
+        print(len(list(second.generate([prompt], SamplingConfig(max_new_tokens=2)))), ray.is_initialized())
+        del second
+        print(ray.is_initialized())
+        third = load_engine(ModelConfig(model="tiny:student"), config)
+        print(len(list(third.generate([prompt], SamplingConfig(max_new_tokens=2)))))
+    """
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "True", "False", "1"], done.stderr
+
+
+@needs_ray
 def test_a_cluster_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
         from distill_lab.config import EngineConfig, ModelConfig
@@ -318,8 +342,7 @@ def test_kill_9_loses_and_repeats_nothing(folder: Path, tmp_path: Path, number: 
 
 def ray_processes() -> set[int]:
     """All of this machine but those of this process: its cluster may begin new ones at any time."""
-    # Ray's two agents end by themselves too, but take a minute for it.
-    names = ("raylet", "gcs_server", "ray::Worker", "ray::IDLE")
+    names = ("raylet", "gcs_server", "ray::")
     found = {
         process.pid
         for process in psutil.process_iter(["cmdline"])

@@ -12,15 +12,18 @@ import os
 import socket
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from distill_lab.chat_completions import one_line
 from distill_lab.cluster.blocks import Block, Blocks
 from distill_lab.cluster.worker import Failure, Worker
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
+from distill_lab.orphans import Guard
 from distill_lab.types import Completion, Prompt
 
 LOG = logging.getLogger(__name__)
@@ -33,17 +36,35 @@ START_TRIES = 3
 """Ray gives its own processes half a minute to start, which a busy machine may not keep."""
 
 
-def connect() -> bool:
-    """Join the cluster of RAY_ADDRESS, or start one on this machine; returns whether that was done here.
+_STARTED = ExitStack()
+"""Ends the cluster this process began, if it did."""
+
+
+def connect() -> None:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine, which ends with the last engine of this process.
 
     No usage figures are sent, no dashboard is started. Raises UserError where no cluster answers.
     """
     if ray.is_initialized():
-        return False
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else it warns of what no user can mend
     address = os.environ.get("RAY_ADDRESS", "")
     _knock(address)
+    with ExitStack() as started:
+        guard = None
+        if address in ("", "local") and os.name == "posix":
+            # Killed, this process could not end its cluster, and some of Ray's own processes take a minute to notice.
+            guard = Guard()
+            started.callback(guard.close)
+        started.callback(ray.shutdown)
+        _init(address)
+        if guard:
+            guard.is_complete()
+        _STARTED.push(started.pop_all())
+
+
+def _init(address: str) -> None:
     for tries_left in range(0 if address else START_TRIES - 1, -1, -1):
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
@@ -52,7 +73,6 @@ def connect() -> bool:
             ray.shutdown()
             if not tries_left:
                 raise _no_cluster(address, error) from error
-    return True
 
 
 def resources(config: EngineConfig) -> tuple[int, dict[str, float]]:
@@ -128,11 +148,11 @@ class _Held:
 class RayEngine:
     """Workers that load the model when they are first needed. They end with this object, or make place for another's."""
 
-    def __init__(self, model: ModelConfig, config: EngineConfig, *, started: bool) -> None:
+    def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
         number, self._takes = resources(config)
         each = config.model_copy(update={"engine": config.ray_engine})
         self._workers = [_Held(model, each, self._takes) for _ in range(number)]
-        weakref.finalize(self, _end, self._workers, started)
+        weakref.finalize(self, _end, self._workers)
         _ENGINES.add(self)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
@@ -224,12 +244,12 @@ def _no_cluster(address: str, error: Exception) -> UserError:
 
 def _said(error: Exception) -> str:
     """The first line of what is a page."""
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    return one_line(str(error).strip().split("\n")[0]) or type(error).__name__
 
 
-def _end(workers: list[_Held], started: bool) -> None:
-    """End the workers, so that their memory is free for what comes next, and the cluster if it is ours."""
+def _end(workers: list[_Held]) -> None:
+    """End an engine's workers, so that their memory is free for what comes next, and with the last a cluster of ours."""
     for worker in workers:
         worker.end()
-    if started and ray.is_initialized():
-        ray.shutdown()
+    if not list(_ENGINES):  # its length may still count the engine that ends
+        _STARTED.close()

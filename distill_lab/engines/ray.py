@@ -38,4 +38,5 @@ def load(model: ModelConfig, config: EngineConfig) -> RayEngine:
     if folder.is_dir():
         # A worker may have another current folder.
         model = model.model_copy(update={"model": str(folder.resolve())})
-    return RayEngine(model, config, started=connect())
+    connect()
+    return RayEngine(model, config)
