@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_lab import config as settings
+from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
     from distill_lab.terminal import Terminal
@@ -54,7 +56,7 @@ def main(config: Config) -> int:
     data = reason.data.model_copy(update={"split": SYSTEM2_SPLIT})
     train = reason.train.model_copy(update={"num_epochs": SYSTEM2_EPOCHS})
     reason = reason.model_copy(update={"data": data, "train": train})
-    with _beside("system2", reason, second) as (process, log):
+    with _beside("system2", reason.model_copy(update={"measure": False}), second) as (process, log):
         terminal.heading(
             "System 1: instruction following", "a 10-layer teacher writes the answers, a 2-layer student learns"
         )
@@ -89,15 +91,18 @@ def main(config: Config) -> int:
 
 @contextmanager
 def _beside(name: str, config: settings.Config, directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Recipe `name` in a process of its own, without measuring; its output goes to a file. Ended with this one."""
+    """Recipe `name` in a process of its own (`alone`); its output goes to a file. Ended with this one."""
     directory.mkdir(parents=True, exist_ok=True)
-    options, log = directory / "demo.yaml", directory / "demo.log"
-    options.write_text(config.model_dump_json(), encoding="utf-8")  # JSON is YAML
-    command = [sys.executable, "-m", "distill_lab.cli", name, "--preset", "tiny", "--config", str(options)]
-    command += ["--run", str(directory), "--no-measure"]
+    log = directory / "demo.log"
+    command = [sys.executable, "-m", __name__, name, str(directory)]
     with log.open("wb") as output:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pipe.write(config.model_dump_json().encode())
     try:
         yield process, log
     finally:
@@ -150,3 +155,18 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
+
+
+def alone(name: str, directory: Path) -> None:
+    """Run a recipe whose settings are JSON on standard input; the other process prints what comes of it."""
+    from distill_lab.terminal import Terminal
+
+    recipe = import_module(f"distill_lab.recipes.{name}")
+    recipe.run(recipe.Config.model_validate_json(sys.stdin.read()), directory, watch=Terminal())
+
+
+if __name__ == "__main__":
+    try:
+        alone(sys.argv[1], Path(sys.argv[2]))
+    except UserError as error:
+        sys.exit(f"Error: {error}")
