@@ -22,6 +22,7 @@ from distill_lab.ask import user_text
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluate import RESAMPLES, Score, is_binary, resampled_counts
+from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
 from distill_lab.run import read_jsonl
 from distill_lab.types import Completion, Prompt
 
@@ -33,7 +34,7 @@ RETENTION_GOAL = 0.9
 SPEEDUP_GOAL = 3.0
 STEPS_GOAL = 0.8
 """Share of answers that reason in several steps."""
-LATENCY_GOALS_S = {128: 2.0, 256: 3.0}
+LATENCY_GOALS_S = {LATENCY_TOKENS: 2.0, REASONING_TOKENS: 3.0}
 """By the tokens of an answer, one at a time: the seconds its 95th percentile has to stay below."""
 RETENTION_KPI, SPEEDUP_KPI = "retention >= 0.9", "speedup >= 3"
 STEPS_KPI = ">= 0.8 reason in several steps"
@@ -190,6 +191,11 @@ def summarize(
 def latency_kpi(num_tokens: int) -> str:
     """The name of the goal for answers of so many tokens; they are a key of LATENCY_GOALS_S."""
     return f"p95 < {LATENCY_GOALS_S[num_tokens]:g} s per {num_tokens} tokens"
+
+
+def latency_tokens(models: Mapping[str, Mapping[str, Any]]) -> int:
+    """The tokens of the latency answers behind a summary's `models`; the usual ones where none was timed."""
+    return next((number for model in models.values() if (number := model.get("latency_tokens"))), LATENCY_TOKENS)
 
 
 def _model_summary(score: Score | None, speed: Speed | None) -> dict[str, Any]:

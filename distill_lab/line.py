@@ -26,7 +26,7 @@ from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
 from distill_lab.graders import load_grader
-from distill_lab.measure import LATENCY_TOKENS
+from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
 from distill_lab.request_cache import RequestCache
 from distill_lab.run import Run, read_jsonl, write_json
 from distill_lab.steps import count_steps
@@ -35,8 +35,6 @@ from distill_lab.types import Counts, Prompt
 
 LABELS = {"teacher": "the teacher", "base": "the base student", "student": "the student"}
 NUM_MEASURED = 64
-REASONING_TOKENS = 256
-"""Of a latency answer that reasons."""
 """Test prompts that speed is measured on."""
 
 
@@ -90,7 +88,7 @@ class Line:
         return self.run.stage(
             name,
             output,
-            inputs={"prompts": prompts, "sampling": sampling.model_dump(), **_model_inputs(model, self.engine)},
+            inputs={"prompts": prompts, "sampling": sampling.model_dump(), **model_inputs(model, self.engine)},
             work=lambda path: self._generate(model, prompts, sampling, path),
         )
 
@@ -148,7 +146,7 @@ class Line:
         return self.run.stage(
             name,
             output,
-            inputs={"rows": rows, "train": train.model_dump(), "thinking": thinking, **_model_inputs(student)},
+            inputs={"rows": rows, "train": train.model_dump(), "thinking": thinking, **model_inputs(student)},
             work=lambda path: self._train(student, rows, train, path, thinking),
         )
 
@@ -216,17 +214,22 @@ class Line:
         write_report(self.run.directory)
         return summary
 
+    def timed(self, models: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
+        """Those of `models` whose speed is taken: not the base student's, and no server's, which is told."""
+        timed = {name: model for name, model in models.items() if name != "base" and not api_engine(model.model)}
+        for name in models.keys() - timed.keys() - {"base"}:
+            self.watch.note(f"no speed of {LABELS.get(name, name)}: {models[name].model} runs on a server, not here")
+        return timed
+
     def _speeds(
         self, models: Mapping[str, ModelConfig], test: Path, sampling: SamplingConfig, num_tokens: int
     ) -> dict[str, Any]:
         from distill_lab.measure import Speed, measure
 
-        timed = {name: model for name, model in models.items() if name != "base" and not api_engine(model.model)}
-        for name in models.keys() - timed.keys() - {"base"}:
-            self.watch.note(f"no speed of {LABELS.get(name, name)}: {models[name].model} runs on a server, not here")
+        timed = self.timed(models)
         if not timed:
             return {}
-        inputs = {name: _model_inputs(model) for name, model in timed.items()}
+        inputs = {name: model_inputs(model) for name, model in timed.items()}
 
         def work(path: Path) -> None:
             prompts = [Prompt.from_json(row) for _, row in zip(range(NUM_MEASURED), read_jsonl(test), strict=False)]
@@ -247,6 +250,11 @@ def choose_grader(prompts: Path) -> str:
     return "exact" if all(row.get("answer") for row in read_jsonl(prompts)) else "overlap"
 
 
+def student_path(out: str) -> str:
+    """Where the student goes: the run directory's student/, or the place the user chose, seen from where they stand."""
+    return str(Path(out).absolute()) if out else "student"
+
+
 def trained(out: Path, student: ModelConfig, train: TrainConfig) -> ModelConfig:
     """How the student in `out` is loaded: adapters on the weights they were trained on, anything else as it is."""
     adapters = train.lora.r and not train.lora.merge
@@ -265,7 +273,7 @@ def check_model(config: ModelConfig, *, role: str, example: str) -> None:
         raise UserError(f"Invalid {role} model: {config.model}\nExample: {example}\nReason: {error}") from error
 
 
-def _model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> dict[str, Any]:
+def model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> dict[str, Any]:
     """What a result depends on of a model: its settings, and for a directory the files in it.
 
     A server's model is its name and what else every request holds; it stays the same model at another address.

@@ -39,8 +39,8 @@ NUM_SINGLE = 8
 """Most prompts of a round one at a time."""
 SINGLE_BUDGET_S = 60.0
 """The first round one at a time stops taking further prompts after this long, over all models."""
-LATENCY_TOKENS = 128
-"""Of a latency answer, where nothing else is asked for."""
+LATENCY_TOKENS, REASONING_TOKENS = 128, 256
+"""Of a latency answer, and of one that reasons."""
 NUM_LATENCIES = 20
 LATENCY_BUDGET_S = 60.0
 """A model's latency answers end after this long, though fewer than NUM_LATENCIES were taken; at least one is."""

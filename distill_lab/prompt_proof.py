@@ -1,6 +1,6 @@
 """Proof of a prompt distillation: teacher with the prompt against student without -> eval/, summary.json, report.html.
 
-    summary = prove(line, config, models, test, system=rules, labels=labels)
+    summary = prove(line, models, test, system=rules, labels=labels, samplings=..., grader="auto", measure_speed=True)
 
 `Line.prove` asks all models the same; here the teacher is asked under its system prompt, as it samples, and base student and
 student are asked the bare text. Without gold answers the teacher's are the reference, and it has no score of its own.
@@ -23,7 +23,7 @@ from distill_lab.errors import NoData
 from distill_lab.evaluate import evaluate
 from distill_lab.graders import load_grader
 from distill_lab.label_report import item_lines, label_report, predictions, render_label_report
-from distill_lab.line import LABELS, Line, choose_grader
+from distill_lab.line import LABELS, Line, choose_grader, model_inputs
 from distill_lab.prompt_data import has_gold, write_asked, write_references
 from distill_lab.run import Run, write_json
 from distill_lab.types import Counts
@@ -91,13 +91,15 @@ def prove(
         costs[name] = replace(cost, seconds=seconds)
     gain = paired(items["base"], items["student"])
     summary = summarize(run.recipe, scores["student"].n, scores=scores, speeds=speeds, gain=gain)
-    summary["reference"] = "gold" if gold else "teacher"
-    summary["cost"] = compare_costs(costs, {name: score.score for name, score in scores.items()})
+    more: dict[str, Any] = {
+        "reference": "gold" if gold else "teacher",
+        "cost": compare_costs(costs, {name: score.score for name, score in scores.items()}),
+    }
     if grader == "label":
-        summary["labels"] = _label_results(run, models, items, labels)
-    for text in render_costs(summary).splitlines():
+        more["labels"] = _label_results(run, models, items, labels)
+    for text in render_costs(summary | more).splitlines():
         run.watch.note(text)
-    return line.add(summary, {})
+    return line.add(summary, more)
 
 
 def step(run: Run, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: Any) -> Path:
@@ -133,16 +135,12 @@ def _label_results(
 def _speeds(line: Line, ways: Mapping[str, Way]) -> dict[str, Any]:
     """The speed of teacher and student, each asked in its own way, one after the other."""
     from distill_lab.measure import Speed
-    from distill_lab.models import resolve
 
-    timed = {name: ways[name] for name in ("teacher", "student") if not api_engine(ways[name].model.model)}
-    for name in {"teacher", "student"} - timed.keys():
-        line.watch.note(f"no speed of {LABELS[name]}: {ways[name].model.model} runs on a server, not here")
-    inputs = {}
-    for name, way in timed.items():
-        folder = Path(resolve(way.model.model))
-        files = folder if folder.is_dir() else None
-        inputs[name] = [way.model.model_dump(), files, way.prompts, way.sampling.model_dump()]
+    timed = {name: ways[name] for name in line.timed({name: way.model for name, way in ways.items()})}
+    inputs = {
+        name: {**model_inputs(way.model), "prompts": way.prompts, "sampling": way.sampling.model_dump()}
+        for name, way in timed.items()
+    }
 
     def work(path: Path) -> None:
         speeds = {name: time_answers(way.model, way.prompts, way.sampling) for name, way in timed.items()}

@@ -154,10 +154,11 @@ def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
 
 
 def _model_table(models: dict[str, Any]) -> Table:
+    from distill_lab.compare import latency_tokens  # the help shows no results, and is there at once
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    num_tokens = next((model["latency_tokens"] for model in models.values() if model.get("latency_tokens")), "")
-    for title in ("score [95%]", "tokens/s", f"{num_tokens} tok p50/p95".strip(), "size", "memory"):
+    for title in ("score [95%]", "tokens/s", f"{latency_tokens(models)} tok p50/p95", "size", "memory"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, model in models.items():
         low_high = model.get("ci95")

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
+from distill_lab.chat_completions import one_line
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engine_died import EngineDied
 from distill_lab.errors import ModelError, UserError
@@ -169,7 +170,7 @@ def _room_for(adapter: str, model: ModelConfig) -> int:
 
 
 def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +222,8 @@ class VllmEngine:
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
 
-        A prompt that the model cannot take gives a completion with finish_reason "error". Raises EngineDied where
-        vLLM's processes end.
+        A prompt that the model cannot take gives a completion with finish_reason "error". Raises UserError where vLLM
+        refuses the sampling, EngineDied where its processes end.
         """
         stop = StopTexts(sampling.stop, self._io.tokenizer, self._io.text)
         finished: SimpleQueue[Future[_Answer]] = SimpleQueue()
@@ -288,6 +289,7 @@ class VllmEngine:
 
     def _parameters(self, row: _Request, sampling: SamplingConfig, stop: StopTexts) -> Any:
         from vllm import SamplingParams  # pyright: ignore
+        from vllm.exceptions import VLLMClientError  # pyright: ignore
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore
 
         try:
@@ -305,7 +307,7 @@ class VllmEngine:
                 skip_special_tokens=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-        except Exception as error:  # vLLM has several kinds for it, by version
+        except (ValueError, VLLMClientError) as error:
             raise UserError(f"vLLM refuses the sampling ({_said(error)}); --engine transformers takes it") from error
 
 

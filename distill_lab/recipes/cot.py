@@ -28,7 +28,7 @@ from distill_lab.config import (
 )
 from distill_lab.cot_files import take_gold, write_cot_dataset, write_predictions, write_questions
 from distill_lab.errors import NoData
-from distill_lab.line import Line, check_model, trained
+from distill_lab.line import Line, check_model, student_path, trained
 from distill_lab.reasoning import add_instruction, final_answer_grader
 from distill_lab.run import Run
 from distill_lab.types import Counts
@@ -120,7 +120,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             completions = line.answers("teacher solutions", config.teacher, prompts, config.sampling)
             step(run, "cot dataset", "cot_dataset.jsonl", write_cot_dataset, questions, completions)
         rows = line.training_set(prompts, completions)
-        out = line.student(config.student, rows, config.train, output=student_path(config), thinking=thinking)
+        out = line.student(config.student, rows, config.train, output=student_path(config.out), thinking=thinking)
         models = {
             "teacher": config.teacher,
             "base": config.student,
@@ -145,8 +145,3 @@ def step(run: Run, name: str, output: str, work: Callable[..., Counts], *files: 
     """A stage that reads files and writes one: `work(*files, output, **settings)`, once."""
     inputs = {**{str(number): file for number, file in enumerate(files)}, **settings}
     return run.stage(name, output, inputs=inputs, work=lambda path: work(*files, path, **settings))
-
-
-def student_path(config: Config) -> str:
-    """Where the adapters go: the run directory's student/, or the place the user chose, seen from where they stand."""
-    return str(Path(config.out).absolute()) if config.out else "student"

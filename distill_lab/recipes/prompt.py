@@ -24,7 +24,7 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
-from distill_lab.line import Line, check_model, trained
+from distill_lab.line import Line, check_model, student_path, trained
 from distill_lab.prompt_data import (
     read_labels,
     read_system_prompt,
@@ -139,7 +139,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         if config.rows_per_batch:
             tokens = tokens_per_batch(config.student, rows, num_rows=config.rows_per_batch, thinking=thinking)
             train = train.model_copy(update={"tokens_per_batch": tokens})
-        out = line.student(config.student, rows, train, output=student_path(config), thinking=thinking)
+        out = line.student(config.student, rows, train, output=student_path(config.out), thinking=thinking)
         if not next(iter(test.open("rb")), b""):
             return line.prove({}, test, config.test_sampling, grader=config.grader, measure_speed=False)
         return prove(
@@ -187,8 +187,3 @@ def asked_until_read(line: Line, config: Config, prompts: Path, system: str, lab
 def with_gold(run: Run, name: str, prompts: Path, gold: str) -> Path:
     """The prompts with the gold answers of a file, where one is given."""
     return step(run, f"gold of {name}", f"{name}_gold.jsonl", write_gold, prompts, gold=gold) if gold else prompts
-
-
-def student_path(config: Config) -> str:
-    """Where the student goes: the run directory's student/, or the place the user chose, seen from where they stand."""
-    return str(Path(config.out).absolute()) if config.out else "student"

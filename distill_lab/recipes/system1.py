@@ -17,7 +17,7 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
-from distill_lab.line import Line, check_model, trained
+from distill_lab.line import Line, check_model, student_path, trained
 from distill_lab.run import Run
 from distill_lab.watch import Watch
 
@@ -94,12 +94,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         if config.relabel:
             completions = line.answers("teacher answers", config.teacher, prompts, config.sampling)
         rows = line.training_set(prompts, completions)
-        out = line.student(config.student, rows, config.train, output=student_path(config), thinking=False)
+        out = line.student(config.student, rows, config.train, output=student_path(config.out), thinking=False)
         student = trained(out, config.student, config.train)
         models = {"teacher": config.teacher, "base": config.student, "student": student}
         return line.prove(models, test, config.test_sampling, grader=config.grader, measure_speed=config.measure)
-
-
-def student_path(config: Config) -> str:
-    """Where the student goes: the run directory's student/, or the place the user chose, seen from where they stand."""
-    return str(Path(config.out).absolute()) if config.out else "student"

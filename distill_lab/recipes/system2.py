@@ -19,7 +19,7 @@ from distill_lab import config as settings
 from distill_lab.config import STEP_BY_STEP, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
-from distill_lab.line import Line, check_model, trained
+from distill_lab.line import Line, check_model, student_path, trained
 from distill_lab.reasoning import (
     add_instruction,
     final_answer_grader,
@@ -131,7 +131,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             place = str(Path(config.export).expanduser().absolute())
             run.stage("export", place, inputs={"rows": rows}, work=lambda path: export(rows, path))
         thinking = None if has_thinking(rows) else False
-        out = line.student(config.student, rows, config.train, output=student_path(config), thinking=thinking)
+        out = line.student(config.student, rows, config.train, output=student_path(config.out), thinking=thinking)
         student = trained(out, config.student, config.train)
         models = {"teacher": config.teacher, "base": config.student, "student": student}
         sampling = config.test_sampling
@@ -184,8 +184,3 @@ def export(rows: Path, path: Path) -> None:
     """Write training rows as a JSON array of {instruction, input, output}, thinking in think tags."""
     pairs = ((row["prompt"], row["completion"][0]) for row in read_jsonl(rows))
     write_json(path, [instruction_row(asked, answer_text(a["content"], a.get("thinking"))) for asked, a in pairs])
-
-
-def student_path(config: Config) -> str:
-    """Where the student goes: the run directory's student/, or the place the user chose, seen from where they stand."""
-    return str(Path(config.out).absolute()) if config.out else "student"

@@ -20,6 +20,7 @@ from distill_lab.compare import (
     SPEEDUP_KPI,
     STEPS_KPI,
     latency_kpi,
+    latency_tokens,
     paired,
     retention_interval,
 )
@@ -155,7 +156,7 @@ def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     value = times(summary["speedup"]) if summary["speedup"] is not None else "–"
     tiles.append(_tile("Speedup", value, notes, met=kpis.pop(SPEEDUP_KPI, None)))
 
-    num_tokens = student.get("latency_tokens") or min(LATENCY_GOALS_S)
+    num_tokens = latency_tokens(summary["models"])
     notes = [f"goal: under {LATENCY_GOALS_S[num_tokens]:g} s for {num_tokens} tokens (95th percentile)"]
     if student.get("latency_p50_s") is not None:
         notes.append(f"median {_seconds(student['latency_p50_s'])}, one answer at a time")
@@ -216,7 +217,7 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
     row("Tokens per answer", column("mean_tokens", lambda number: f"{number:,.1f}"))
     row("Tokens per answer, median", column("median_tokens", lambda number: f"{number:,g}"))
     row("Tokens per second, in batches", column("tokens_per_s", count))
-    num_tokens = next((model["latency_tokens"] for model in models.values() if model.get("latency_tokens")), None)
+    num_tokens = latency_tokens(models)
     row(f"{num_tokens} tokens, median", column("latency_p50_s", _seconds))
     row(f"{num_tokens} tokens, 95th percentile", column("latency_p95_s", _seconds))
     row("Parameters", column("num_parameters", count))
