@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engines import load_engine
+from distill_lab.engines import load_engine, openai_api
 from distill_lab.generate import generate
 from distill_lab.request_cache import RequestCache
 from distill_lab.run import write_jsonl
@@ -118,9 +118,10 @@ class Watch:
 def measure(number: int, *, concurrency: int, latency_s: float) -> dict[str, Any]:
     """Ask `number` prompts and take the time and the memory."""
     with serving(latency_s) as url:
-        engine = load_engine(ModelConfig(model="openai:mock"), EngineConfig(base_url=url, max_concurrency=concurrency))
+        model = ModelConfig(model="openai:mock")
+        engine = openai_api.load(model, EngineConfig(base_url=url, max_concurrency=concurrency))
         watch, done, failed = Watch(number), 0, 0
-        for completion in engine.generate(prompts(number), SamplingConfig()):  # type: ignore[arg-type]
+        for completion in engine.generate(prompts(number), SamplingConfig()):
             done += 1
             failed += completion.finish_reason == "error"
             watch.at(done)

@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -167,8 +168,7 @@ def best_size(engine: TransformersEngine, case: Case, sizes: Sequence[int], *, i
     longest = max(map(len, case.ids))
     tried: list[tuple[float, int]] = []
     for size in (size for size in sizes if size * longest <= MOST_PREFIX_TOKENS and size < 2 * len(case.ids)):
-        run = lambda size=size: hugging_face(engine, case, size=size, in_order=in_order)  # noqa: E731
-        seconds, _, _ = timed(run, cpu=cpu)
+        seconds, _, _ = timed(partial(hugging_face, engine, case, size=size, in_order=in_order), cpu=cpu)
         order = "as they come" if in_order else "sorted"
         print(f"{case.name}: generate, batches of {size}, {order}: {seconds:.2f} s", flush=True)
         tried.append((seconds, size))
@@ -185,12 +185,11 @@ def compare(engine: TransformersEngine, case: Case, vllm: Vllm | None, arguments
     }
 
     def hf(name: str) -> Took:
-        run = lambda: hugging_face(engine, case, size=sizes[name], in_order=orders[name])  # noqa: E731
-        return Took(*timed(run, cpu=cpu))
+        return Took(*timed(partial(hugging_face, engine, case, size=sizes[name], in_order=orders[name]), cpu=cpu))
 
     def lab() -> Took:
-        run = lambda: list(engine.generate(case.prompts, sampling, min_new_tokens=case.min_new_tokens))  # noqa: E731
-        seconds, wall, found = timed(run, cpu=cpu)
+        answers = partial(engine.generate, case.prompts, sampling, min_new_tokens=case.min_new_tokens)
+        seconds, wall, found = timed(lambda: list(answers()), cpu=cpu)
         completions.update({completion.id: completion for completion in found})
         return Took(seconds, wall, [])
 

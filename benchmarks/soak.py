@@ -95,7 +95,7 @@ def whole_ids(path: Path) -> list[str]:
 
 def soak_model(folder: Path, model: str, *, num_prompts: int, num_kills: int, batch_size: int) -> dict[str, int]:
     """With a model that runs here. Lives are forked, so that libraries are loaded once."""
-    import distill_lab.engines.transformers  # noqa: F401
+    import distill_lab.engines.transformers  # noqa: F401 - once, before the lives are forked
 
     log, config = folder / "asked.log", EngineConfig(engine="transformers", batch_size=batch_size)
 

@@ -257,13 +257,13 @@ def test_equal_prompts_that_are_too_short_to_share_are_computed_once(grouped: Pa
 
 
 def test_waiting_rows_take_the_places_of_those_that_are_done(grouped: Path) -> None:
-    engine = make_engine(grouped, num_ends=60, batch_size=8)
+    engine = make_engine(grouped, num_ends=40, batch_size=8)
     prompts = make_prompts(40, longest=4)
     seen = passes(engine)
-    sampling = SamplingConfig(max_new_tokens=60, temperature=1.0)
-    whole = by_id(make_engine(grouped, num_ends=60).generate(prompts, sampling))
+    sampling = SamplingConfig(max_new_tokens=200, temperature=1.0)
+    whole = by_id(make_engine(grouped, num_ends=40).generate(prompts, sampling))
     tokens = [whole[prompt.id, 0].num_tokens for prompt in prompts]
-    assert max(tokens) > 2 * np.median(tokens)
+    assert max(tokens) > 4 * np.median(tokens)
     assert by_id(engine.generate(prompts, sampling)) == whole
     # In five batches of eight, each as long as its longest row, there would be about as many passes as here tokens.
     assert len(seen) < 0.8 * sum(max(tokens[first : first + 8]) for first in range(0, 40, 8))

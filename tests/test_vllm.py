@@ -38,7 +38,7 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not i
 TEACHER = ModelConfig(model="tiny:teacher")
 SETTINGS: dict[str, Any] = {"engine": "vllm", "max_model_len": 1024, "batch_size": 64}
 GREEDY = SamplingConfig(max_new_tokens=160)
-WARM = SamplingConfig(max_new_tokens=80, temperature=1.5, num_samples=3, seed=7)
+WARM = SamplingConfig(max_new_tokens=80, temperature=2.0, num_samples=3, seed=7)
 SERVER_START_S = 1500
 """Seconds a server may take to start on a machine that has other things to do."""
 
@@ -117,7 +117,7 @@ def test_a_draw_depends_on_seed_prompt_and_sample_alone(engine: Engine) -> None:
         alone = by_id(engine.generate([prompt], WARM))
         assert alone == {key: row for key, row in together.items() if key[0] == prompt.id}
     drawn = [(together["problems-0", sample].thinking, together["problems-0", sample].content) for sample in range(3)]
-    assert len(set(drawn)) > 1
+    assert len(set(drawn)) == 3
     other = by_id(engine.generate(prompts, WARM.model_copy(update={"seed": 8})))
     assert sum(other[key] != together[key] for key in other) > 20
 
@@ -221,14 +221,14 @@ def test_adapters_answer_as_in_the_transformers_engine(tmp_path: Path) -> None:
 
     model, tokenizer = load_model(TEACHER)
     torch.manual_seed(0)
-    settings = LoraConfig(r=12, lora_alpha=24, target_modules="all-linear", init_lora_weights=False)
+    settings = LoraConfig(r=12, lora_alpha=96, target_modules="all-linear", init_lora_weights=False)
     get_peft_model(model, settings).save_pretrained(str(tmp_path))  # pyright: ignore[reportArgumentType]
     tokenizer.save_pretrained(tmp_path)
     adapted = ModelConfig(model=str(tmp_path))
     sampling = SamplingConfig(max_new_tokens=24)
     expected = by_id(load_engine(adapted, EngineConfig(engine="transformers")).generate(tiny_prompts(4), sampling))
     plain = by_id(load_engine(TEACHER, EngineConfig(engine="transformers")).generate(tiny_prompts(4), sampling))
-    assert any(expected[key] != plain[key] for key in plain)
+    assert sum(expected[key] != plain[key] for key in plain) > 6
     assert by_id(load_engine(adapted, EngineConfig(**SETTINGS)).generate(tiny_prompts(4), sampling)) == expected
 
 

@@ -54,7 +54,7 @@ class StudentTrainer(Trainer):
         objective: Objective,
         on_log: OnLog,
     ) -> None:
-        attention: Any = getattr(model, "config")._attn_implementation  # noqa: B009
+        attention: Any = getattr(model, "config")._attn_implementation  # noqa: B009 - wrappers pass it on, unknown to types
         self.flat = "flash" in str(attention)
         self.config, self.data, self.plan, self.on_log = config, data, plan, on_log
         self.validation: list[IndexedBatch] = []

@@ -60,7 +60,7 @@ def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
 
     Raises UserError where the head is not a plain linear layer.
     """
-    causal: Any = model if isinstance(model, PreTrainedModel) else getattr(model, "get_base_model")()  # noqa: B009
+    causal: Any = model if isinstance(model, PreTrainedModel) else getattr(model, "get_base_model")()  # noqa: B009 - PEFT's
     linear = causal.get_output_embeddings()
     if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
         raise UserError(
@@ -107,7 +107,7 @@ def add_embedding_gradients_in_place(model: nn.Module) -> None:
     """
     embedding: Any = decoder_and_head(model)[0].get_input_embeddings()
     if type(embedding) is nn.Embedding and embedding.weight.requires_grad and embedding.max_norm is None:
-        setattr(embedding, "forward", lambda ids: _Lookup.apply(embedding.weight, ids, embedding.padding_idx))  # noqa: B010
+        setattr(embedding, "forward", lambda ids: _Lookup.apply(embedding.weight, ids, embedding.padding_idx))  # noqa: B010 - no method to types
 
 
 class _Lookup(torch.autograd.Function):
