@@ -11,12 +11,13 @@ are ended even where this one is killed. It is told to send no usage figures.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib
 import json
 import os
 import weakref
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.util import find_spec
@@ -75,6 +76,7 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
     free_memory()
     guard = Guard()
     try:
+        _import()
         settings = _settings(base, config)
         if adapter:
             settings |= {"enable_lora": True, "max_lora_rank": _room_for(adapter, model)}
@@ -94,6 +96,16 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
     if adapter:
         engine.check_adapter(model)
     return engine
+
+
+def _import() -> None:
+    """Import vLLM from a thread of its own.
+
+    Of packages it can do without (torchcodec) it keeps the ImportError, that its traceback, and that the frames of all
+    callers with what stands in them: an engine would never end, and the GPU's memory never be free for the student.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(importlib.import_module, "vllm.v1.engine.async_llm").result()
 
 
 def _start(settings: dict[str, Any]) -> Any:
@@ -210,7 +222,10 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         thread.start()
-        weakref.finalize(self, _end, llm, self._loop, thread, guard)
+        end = weakref.finalize(self, _end, llm, self._loop, thread, guard)
+        # One that lives on ends before multiprocessing waits for vLLM's processes, which it would do for ever: what is
+        # registered last is called first.
+        atexit.register(end)
 
     def check_adapter(self, model: ModelConfig) -> None:
         """Load the adapters. Raises ModelError where vLLM cannot."""
