@@ -18,6 +18,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from distill_lab.types import Prompt
+
+KEY = "sk-secret-0123456789abcdef"
+
+
+def prompts(*texts: str | int) -> list[Prompt]:
+    """A prompt of each text, p-TEXT its id."""
+    return [Prompt(f"p-{text}", [{"role": "user", "content": str(text)}]) for text in texts]
+
 
 @dataclass(frozen=True)
 class Reply:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,44 +17,24 @@ import pytest
 
 from distill_lab.background import Deliver, iterate
 from distill_lab.chat_completions import Refused, request_body, to_completion
-from distill_lab.compare import compare_models
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engines import api_engine, load_engine
+from distill_lab.engines import load_engine
 from distill_lab.engines.openai_api import MOST_IN_A_ROW, OpenAIEngine
-from distill_lab.errors import DataError, ModelError, UserError
+from distill_lab.errors import DataError, UserError
 from distill_lab.generate import generate
-from distill_lab.http_retry import LONGEST_WAIT_S, Pace, backoff_s, retry_after_s
-from distill_lab.line import Line, check_model
-from distill_lab.run import Run, read_jsonl, write_jsonl
+from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Counts, Prompt
-from distill_lab.watch import Watch
-from tests.hostile_server import HostileServer, Reply, Request, answer
+from tests.hostile_server import KEY, HostileServer, Reply, Request, answer, prompts
 
 T = TypeVar("T")
-KEY = "sk-secret-0123456789abcdef"
 SAMPLING = SamplingConfig(max_new_tokens=7)
-
-
-@pytest.fixture
-def server() -> Iterator[HostileServer]:
-    with HostileServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+pytestmark = pytest.mark.usefixtures("openai_environment")
 
 
 def engine(server: HostileServer, **settings: Any) -> OpenAIEngine:
     """An engine that does not wait long."""
     config = EngineConfig(**{"max_retries": 3, "max_concurrency": 8, "base_url": server.url, **settings})
     return OpenAIEngine("m", config, base_url=config.base_url, key=KEY, first_wait_s=0.01)
-
-
-def prompts(*texts: str | int) -> list[Prompt]:
-    return [Prompt(f"p-{text}", [{"role": "user", "content": str(text)}]) for text in texts]
 
 
 def collect(items: Iterable[T], into: list[T]) -> None:
@@ -228,11 +203,18 @@ def test_half_a_surrogate_pair_can_be_asked(server: HostileServer) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after_pauses_all_requests(server: HostileServer, form: str) -> None:
-    seconds = 1
-    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=seconds + 1), usegmt=True)
-    header = {"Retry-After": str(seconds) if form == "seconds" else date}
-    server.delay_s = 0.01
-    server.script["5"] = [Reply(status=429, headers=header, body={"error": {"message": "slow down"}})]
+    seconds, server.delay_s = 1, 0.01
+    refusals = ["5"]
+
+    def rule(request: Request) -> Reply | None:
+        if request.text not in refusals:
+            return None
+        refusals.remove(request.text)
+        date = datetime.now(timezone.utc) + timedelta(seconds=seconds + 1)  # it has whole seconds
+        header = str(seconds) if form == "seconds" else format_datetime(date, usegmt=True)
+        return Reply(status=429, headers={"Retry-After": header}, body={"error": {"message": "slow down"}})
+
+    server.rule = rule
     ask(engine(server, max_concurrency=2), range(30))
     refused = server.asked("5")[0].at
     # One request may have been under way when the other was refused; nothing else starts within the pause.
@@ -434,212 +416,7 @@ def test_what_is_done_when_a_run_breaks_off_comes_out() -> None:
     assert found == [1, 2]
 
 
-def test_waits_grow_with_jitter_up_to_a_bound() -> None:
-    random.seed(0)
-    for attempt, bound in ((1, 1), (2, 2), (5, 16), (6, LONGEST_WAIT_S), (10_000, LONGEST_WAIT_S)):
-        waits = [backoff_s(attempt) for _ in range(500)]
-        assert 0.97 * bound < max(waits) <= bound
-        assert 0 <= min(waits) < 0.03 * bound
-
-
-def test_retry_after_is_read_in_both_forms() -> None:
-    assert retry_after_s("7") == 7
-    assert retry_after_s(" 0.25 ") == 0.25
-    assert retry_after_s("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    soon = retry_after_s(format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True))
-    assert soon is not None
-    assert 85 < soon <= 90
-    for text in (None, "", "soon", "-5", "nan", "1e400", "inf", "9" * 400):
-        assert retry_after_s(text) is None
-
-
-def test_the_pace_halves_once_per_refusal_and_recovers() -> None:
-    async def drive() -> None:
-        pace = Pace(64)
-        sent_at = time.monotonic()
-        for _ in range(64):  # all sent at the same time: one reason to slow down, not 64
-            assert pace.slow_down(sent_at)
-        assert pace.limit == 32
-        slower = []
-        for _ in range(7):
-            await asyncio.sleep(0.001)
-            slower.append(pace.slow_down(time.monotonic()))
-        assert pace.limit == 1
-        assert slower == [True] * 5 + [False] * 2
-        for _ in range(5000):
-            pace.speed_up()
-        assert pace.limit == 64
-
-    asyncio.run(drive())
-
-
-def test_which_models_are_a_servers() -> None:
-    assert api_engine("openai:gpt") == "openai_api"
-    for name in ("tiny:teacher", "Qwen/Qwen3-8B", "openai", "C:\\models\\x", "ray:x", "./openai"):
-        assert api_engine(name) is None
-    config = EngineConfig(base_url="http://127.0.0.1:9/v1/chat/completions/", engine="transformers")
-    loaded = load_engine(ModelConfig(model="openai:org/m:7b"), config)
-    assert isinstance(loaded, OpenAIEngine)
-    assert (loaded.model, loaded.base_url) == ("org/m:7b", "http://127.0.0.1:9/v1")
-    for model in ("openai:", "Qwen/Qwen3-8B"):
-        with pytest.raises(ModelError, match="takes openai:NAME"):
-            load_engine(ModelConfig(model=model), EngineConfig(engine="openai_api"))
-    with pytest.raises(ModelError, match="has no revision"):
-        load_engine(ModelConfig(model="openai:m", revision="v1"), config)
-
-
-def test_the_address_comes_from_flag_or_environment(server: HostileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"--engine\.base-url .* OPENAI_BASE_URL"):
-        load_engine(ModelConfig(model="openai:m"), EngineConfig())
-    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/")
-    [row] = load_engine(ModelConfig(model="openai:m"), EngineConfig()).generate(prompts("a"), SAMPLING)
-    assert row.content == "re: a"
-    [comparison] = compare_models(["hello"], {"Teacher": "openai:m"})
-    assert comparison.answers["Teacher"].content == "re: hello"
-    monkeypatch.setenv("OPENAI_BASE_URL", "127.0.0.1:8000/v1")
-    with pytest.raises(UserError, match="http://host:8000/v1"):
-        load_engine(ModelConfig(model="openai:m"), EngineConfig())
-    monkeypatch.setenv("OPENAI_API_KEY", "two\nlines")
-    with pytest.raises(UserError, match="OPENAI_API_KEY holds characters"):
-        load_engine(ModelConfig(model="openai:m"), EngineConfig(base_url=server.url))
-
-
-@pytest.mark.parametrize(
-    "url", [f"http://me:{KEY}@host/v1", f"https://host/v1?key={KEY}", f"http://host:{KEY}/v1", f"{KEY}", "ftp://host"]
-)
-def test_a_key_in_the_address_is_refused_and_not_repeated(url: str) -> None:
-    with pytest.raises(ValueError, match="server's address") as refused:
-        EngineConfig(base_url=url)
-    assert KEY not in str(refused.value)
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", "7"])
-def test_extra_fields_that_are_no_object_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="extra_body is"):
-        EngineConfig(extra_body=text)
-
-
-def test_only_a_teacher_can_be_on_a_server(tmp_path: Path) -> None:
-    from distill_lab.measure import measure
-    from distill_lab.models import load_model, load_tokenizer
-
-    model = ModelConfig(model="openai:m")
-    for attempt in (
-        lambda: load_model(model),
-        lambda: load_tokenizer(model),
-        lambda: measure({"teacher": model}, prompts("a"), sampling=SAMPLING),
-    ):
-        with pytest.raises(ModelError, match="only a teacher can be one"):
-            attempt()
-    check_model(model, role="teacher", example="x")
-    with pytest.raises(UserError, match="Invalid student model: openai:m"):
-        check_model(model, role="student", example="x")
-
-
-def distill(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "distill_lab.cli", *arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings)
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_kill_9_repeats_only_what_was_under_way(tmp_path: Path) -> None:
-    data, out = tmp_path / "data.jsonl", tmp_path / "out" / "answers.jsonl"
-    write_jsonl(data, ({"messages": [{"role": "user", "content": f"ask {n}"}]} for n in range(200)))
-    flags = ["--model", "openai:m", "--data", str(data), "--out", str(out), "--engine.max-concurrency", "4"]
-    with HostileServer(delay_s=0.02) as server:
-        arguments = ["generate", *flags, "--engine.base-url", server.url]
-        child = distill(*arguments)
-        at = random.randint(5, 150)
-        while child.poll() is None and len(server.requests) < at:
-            time.sleep(0.002)
-        child.send_signal(signal.SIGKILL)
-        child.communicate()
-        assert child.returncode == -signal.SIGKILL
-        survived = out.read_bytes()[: out.read_bytes().rfind(b"\n") + 1]
-        asked_before = len(server.requests)
-        child = distill(*arguments)
-        printed, _ = child.communicate()
-    assert child.returncode == 0, printed
-    rows = [Completion.from_json(row) for row in read_jsonl(out)]
-    assert len({row.id for row in rows}) == len(rows) == 200
-    assert {row.content for row in rows} == {f"re: ask {n}" for n in range(200)}
-    assert out.read_bytes().startswith(survived)
-    counts = Counter(request.text for request in server.requests)
-    assert set(counts) == {f"ask {n}" for n in range(200)}
-    on_disk = {Completion.from_json(row).content.removeprefix("re: ") for row in lines(survived)}
-    repeated = {text for text, number in counts.items() if number > 1}
-    assert not repeated & on_disk
-    # Under way: four requests, four answers that waited for the writer, four that waited to be taken.
-    assert len(repeated) == asked_before - len(on_disk) <= 12
-    for path in tmp_path.rglob("*"):
-        assert path.is_dir() or KEY not in path.read_text(encoding="utf-8")
-    assert KEY not in printed
-
-
-def lines(text: bytes) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def test_a_refused_key_ends_the_command_with_2(tmp_path: Path, server: HostileServer) -> None:
-    data = tmp_path / "data.jsonl"
-    write_jsonl(data, [{"messages": [{"role": "user", "content": "ask"}]}])
-    server.script["ask"] = [Reply(status=401, body={"error": {"message": f"Incorrect API key provided: {KEY}"}})]
-    out = tmp_path / "answers.jsonl"
-    child = distill(
-        "generate", "--model", "openai:m", "--data", str(data), "--out", str(out), OPENAI_BASE_URL=server.url
-    )
-    printed, _ = child.communicate()
-    assert child.returncode == 2
-    assert "HTTP 401: Incorrect API key provided: ***" in printed
-    assert KEY not in printed
-
-
 def test_a_server_that_always_asks_to_wait_is_given_up(server: HostileServer) -> None:
     server.rule = lambda request: Reply(status=429, body={"error": {"message": "busy"}})
     found = ask(engine(server, max_retries=2), range(4))
     assert {row.error for row in found.values()} == {"HTTP 429: busy (asked 3 times)"}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one child")
-def test_ctrl_c_ends_a_wait_for_the_server(tmp_path: Path) -> None:
-    data, out = tmp_path / "data.jsonl", tmp_path / "answers.jsonl"
-    write_jsonl(data, ({"messages": [{"role": "user", "content": str(n)}]} for n in range(50)))
-    flags = ["--model", "openai:m", "--data", str(data), "--out", str(out), "--engine.max-concurrency", "2"]
-    with HostileServer(rule=lambda request: Reply(stall=True) if int(request.text) >= 10 else None) as server:
-        child = distill("generate", *flags, OPENAI_BASE_URL=server.url)
-        while child.poll() is None and server.running < 2:
-            time.sleep(0.01)
-        while child.poll() is None and out.read_bytes().count(b"\n") < 10:
-            time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
-        printed, _ = child.communicate()
-    assert child.returncode == 130, printed
-    assert len(list(read_jsonl(out))) == 10
-
-
-def test_a_servers_speed_is_not_measured_and_that_is_said(tmp_path: Path) -> None:
-    notes: list[str] = []
-
-    class Watching(Watch):
-        def note(self, text: str) -> None:
-            notes.append(text)
-
-    with Run.open(tmp_path / "run", recipe="r", config={}, watch=Watching()) as run:
-        line = Line(run, engine=EngineConfig())
-        assert line._speeds({"teacher": ModelConfig(model="openai:m")}, tmp_path / "test.jsonl", SAMPLING, 128) == {}
-    assert notes == ["no speed of the teacher: openai:m runs on a server, not here"]
-
-
-def test_a_stage_answered_by_a_server_is_not_repeated_at_another_address(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    write_jsonl(path, (prompt.to_json() for prompt in prompts(*"ab")))
-    asked = []
-    for extra in ("", "", '{"top_k": 3}'):
-        with HostileServer() as server, Run.open(tmp_path / "run", recipe="r", config={}) as run:
-            line = Line(run, engine=EngineConfig(base_url=server.url, extra_body=extra))
-            answers = line.answers("teacher answers", ModelConfig(model="openai:m"), path, SAMPLING)
-            asked.append(len(server.requests))
-    assert asked == [2, 0, 2]
-    assert {row["content"] for row in read_jsonl(answers)} == {"re: a", "re: b"}
-    assert not any(KEY in file.read_text(encoding="utf-8") for file in (tmp_path / "run").rglob("*") if file.is_file())
