@@ -215,7 +215,8 @@ class Run:
             self.skipped.append(name)
             self.watch.skipped(name)
             return path
-        if last and last["at"] != str(path.absolute()):
+        # As it was named, so that a run's directory can be moved; earlier versions wrote whole paths.
+        if last and last["at"] not in (output, str(path.absolute())):
             last = None
         if path.exists() and last is None:
             raise UserError(f"{path} exists and is not this run's; remove it or choose another place for it")
@@ -224,7 +225,7 @@ class Run:
             shutil.rmtree(path.with_name(path.name + ".work"), ignore_errors=True)
             last = None
         seconds = last["seconds"] if last else 0.0
-        stages[name] = {"key": key, "at": str(path.absolute()), "status": "running", "seconds": seconds}
+        stages[name] = {"key": key, "at": output, "status": "running", "seconds": seconds}
         self._save()
         self.watch.stage(name)
         start = time.monotonic()

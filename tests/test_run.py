@@ -347,6 +347,20 @@ def test_what_the_run_did_not_make_is_left_alone(tmp_path: Path) -> None:
     assert (theirs / "precious").read_text() == "1"
 
 
+def test_a_run_that_was_moved_goes_on(tmp_path: Path) -> None:
+    with open_run(tmp_path / "old") as run:
+        run.stage("kept", "kept.jsonl", inputs={}, work=Work())
+        run.stage("rows", "rows.jsonl", inputs={"k": 1}, work=Work())
+    (tmp_path / "old").rename(tmp_path / "new")
+    again = Work()
+    with open_run(tmp_path / "new") as run:
+        run.stage("kept", "kept.jsonl", inputs={}, work=again)
+        assert run.skipped == ["kept"]
+        run.stage("rows", "rows.jsonl", inputs={"k": 2}, work=again)
+        assert run.skipped == ["kept"]
+    assert str(tmp_path) not in (tmp_path / "new" / "run.json").read_text()
+
+
 def test_the_watch_hears_of_stages_and_counts(tmp_path: Path) -> None:
     class Ear(Watch):
         def __init__(self) -> None:
