@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; to compile all of torch beforehand takes as long as the rest of the installation.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help install demo test test-vllm check format family clean
+.PHONY: help install demo test install-vllm test-vllm check format family clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -28,11 +28,17 @@ demo: $(VENV)/installed  ## Systems 1 and 2 end to end on the tiny family: offli
 test: $(VENV)/installed-dev  ## all tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses auto --dist worksteal
 
-test-vllm:  ## the engine vllm against a real vLLM on this CPU, in .venv-vllm (3 GB, Linux; about ten minutes)
+.venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "installing into .venv-vllm"
 	@.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
 	@.venv-vllm/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
 	@.venv-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	@touch $@
+
+install-vllm: .venv-vllm/installed
+
+test-vllm: install-vllm  ## the engine vllm against a real vLLM on this CPU, in .venv-vllm (3 GB, Linux; about ten minutes)
 	.venv-vllm/bin/python -m pytest -rs tests/test_vllm.py
 
 check: $(VENV)/installed-dev  ## lint, format and types
