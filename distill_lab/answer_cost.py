@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from distill_lab.compare import times
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.prompts import read_prompts
 from distill_lab.run import read_jsonl
@@ -91,16 +92,18 @@ def render_costs(summary: Mapping[str, Any]) -> str:
     cost, ratio = summary["cost"], summary["cost"]["ratio"]
     lines = [f"{'per answer':<22}{'teacher + prompt':>18}{'student alone':>16}{'ratio':>9}"]
 
-    def line(title: str, values: list[float | None], shape: str, times: float | None, *, unit: str = "x") -> None:
+    def line(title: str, values: list[float | None], shape: str, shown: str) -> None:
         cells = [format(value, shape) if value is not None else "-" for value in values]
-        shown = f"{times:.2f}" if times is not None and unit == "" else f"{times:.1f}x" if times is not None else "-"
         lines.append(f"{title:<22}{cells[0]:>18}{cells[1]:>16}{shown:>9}")
+
+    def shown(of: str) -> str:
+        return "-" if ratio[of] is None else times(ratio[of], "x")
 
     both = [cost["teacher"], cost["student"]]
     scores = [(summary["models"].get(name) or {}).get("score") for name in ("teacher", "student")]
-    line("score", scores, ".1%", ratio["accuracy"], unit="")
-    line("prompt tokens", [each["prompt_tokens"] for each in both], ",.1f", None)
-    line("completion tokens", [each["completion_tokens"] for each in both], ",.1f", None)
-    line("tokens processed", [each["tokens"] for each in both], ",.1f", ratio["tokens"])
-    line("seconds, one at a time", [each["seconds"] for each in both], ".4f", ratio["seconds"])
+    line("score", scores, ".1%", "-" if ratio["accuracy"] is None else f"{ratio['accuracy']:.2f}")
+    line("prompt tokens", [each["prompt_tokens"] for each in both], ",.1f", "-")
+    line("completion tokens", [each["completion_tokens"] for each in both], ",.1f", "-")
+    line("tokens processed", [each["tokens"] for each in both], ",.1f", shown("tokens"))
+    line("seconds, one at a time", [each["seconds"] for each in both], ".4f", shown("seconds"))
     return "\n".join(lines)

@@ -193,6 +193,15 @@ def latency_kpi(num_tokens: int) -> str:
     return f"p95 < {LATENCY_GOALS_S[num_tokens]:g} s per {num_tokens} tokens"
 
 
+def times(ratio: float, sign: str = "×") -> str:
+    """A ratio such as 4.2×; rounded down, so that what is shown as 3.0× has reached 3."""
+    if ratio >= 20:
+        return f"{math.floor(ratio)}{sign}"
+    digits = 10 if ratio >= 1 else 100
+    # The margin keeps 4.1 from becoming 4.0 by binary rounding.
+    return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}{sign}"
+
+
 def latency_tokens(models: Mapping[str, Mapping[str, Any]]) -> int:
     """The tokens of the latency answers behind a summary's `models`; the usual ones where none was timed."""
     return next((number for model in models.values() if (number := model.get("latency_tokens"))), LATENCY_TOKENS)

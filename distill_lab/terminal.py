@@ -154,7 +154,7 @@ def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
 
 
 def _model_table(models: dict[str, Any]) -> Table:
-    from distill_lab.compare import latency_tokens  # the help shows no results, and is there at once
+    from distill_lab.compare import latency_tokens  # here, as the help shows no results and is to be there at once
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
@@ -176,12 +176,12 @@ def _model_table(models: dict[str, Any]) -> Table:
 
 
 def _findings(summary: dict[str, Any]) -> Iterator[str]:
+    from distill_lab.compare import times
+
     if summary.get("retention") is not None:
         yield f"retention  {summary['retention']:.3f}   of the teacher's score is kept"
     if summary.get("speedup") is not None:
-        yield (
-            f"speedup    {summary['speedup']:.1f}x    ({summary['speedup_batched']:.1f}x in batches, "
-            f"{summary['speedup_single']:.1f}x one at a time)"
-        )
+        smaller, batched, single = (times(summary[f"speedup{way}"], "x") for way in ("", "_batched", "_single"))
+        yield f"speedup    {smaller}    ({batched} in batches, {single} one at a time)"
     if summary.get("gain") is not None:
         yield f"gain       {summary['gain']:+.1%}  over the base student, p = {summary['p_value']:.2g}"

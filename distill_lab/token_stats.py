@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from distill_lab.compare import times
 from distill_lab.run import read_jsonl
 
 BY = ("level", "type")
@@ -113,7 +114,7 @@ def render_models(summary: Mapping[str, Any]) -> str:
     if summary.get("token_ratio") is not None:
         lines.append(f"tokens of the student against the base student's: {summary['token_ratio']:.2f}x")
     if summary["speedup"] is not None:
-        lines.append(f"speed of the student against the teacher's: {summary['speedup']:.1f}x")
+        lines.append(f"speed of the student against the teacher's: {times(summary['speedup'], 'x')}")
     if summary.get("size_ratio") is not None:
-        lines.append(f"size: {summary['size_ratio']:.1f}x smaller")
+        lines.append(f"size: {times(summary['size_ratio'], 'x')} smaller")
     return "\n".join(lines)

@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from distill_lab.compare import paired, summarize
+from distill_lab.compare import paired, summarize, times
 from distill_lab.errors import UserError
 from distill_lab.evaluate import Score, read_score
 from distill_lab.measure import Speed
-from distill_lab.report.figure import count, percent, result_svg, times
+from distill_lab.report.figure import count, percent, result_svg
 from distill_lab.report.page import write_report
 from distill_lab.run import write_json, write_jsonl
 

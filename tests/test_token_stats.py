@@ -52,7 +52,7 @@ def test_the_workflows_table(summary: dict[str, Any]) -> None:
         "accuracy gain over the base student: +50.0%",
         "tokens of the student against the base student's: 0.30x",
         "speed of the student against the teacher's: 3.0x",
-        "size: 4.7x smaller",
+        "size: 4.6x smaller",
     ]
 
 

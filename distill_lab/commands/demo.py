@@ -140,12 +140,14 @@ def _follow(process: subprocess.Popen[bytes], log: Path, terminal: Terminal) -> 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Two or more summaries as lines of a table, a column each."""
+    from distill_lab.compare import times
+
     rows = (
         ("teacher's score", lambda of: _percent(of["models"]["teacher"]["score"])),
         ("base student's score", lambda of: _percent(of["models"]["base"]["score"])),
         ("student's score", lambda of: _percent(of["models"]["student"]["score"])),
         ("kept of the teacher's score", lambda of: _percent(of["retention"])),
-        ("times as fast", lambda of: "-" if of["speedup"] is None else f"{of['speedup']:.1f}"),
+        ("times as fast", lambda of: "-" if of["speedup"] is None else times(of["speedup"], "")),
         ("answers in several steps", lambda of: _percent(of["models"]["student"].get("several_steps"))),
     )
     yield f"{'':<29}" + "".join(f"{name:>10}" for name in summaries)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from distill_lab.compare import times
+
 LABELS = {"teacher": "Teacher", "base": "Base student", "student": "Student"}
 """How the models are called, in the order they are shown."""
 
@@ -181,15 +183,6 @@ def percent(share: float) -> str:
     if whole in ("0%", "90%", "100%") and share not in (0.0, 0.9, 1.0):
         return f"{math.floor(1000 * share + 1e-9) / 10:.1f}%"
     return whole
-
-
-def times(ratio: float) -> str:
-    """A ratio such as 4.2×; rounded down, so that what is shown as 3.0× has reached 3."""
-    if ratio >= 20:
-        return f"{math.floor(ratio)}×"
-    digits = 10 if ratio >= 1 else 100
-    # The margin keeps 4.1 from becoming 4.0 by binary rounding.
-    return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}×"
 
 
 def count(number: float) -> str:

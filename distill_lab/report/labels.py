@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_lab.compare import times
 from distill_lab.label_report import NUM_EXAMPLES, NUM_WORST, LabelReport, label_report
-from distill_lab.report.figure import LABELS, percent, times
+from distill_lab.report.figure import LABELS, percent
 from distill_lab.report.text import shown
 
 

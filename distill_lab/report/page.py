@@ -23,6 +23,7 @@ from distill_lab.compare import (
     latency_tokens,
     paired,
     retention_interval,
+    times,
 )
 from distill_lab.errors import UserError
 from distill_lab.evaluate import Score, read_score
@@ -35,7 +36,6 @@ from distill_lab.report.figure import (
     percent,
     score_panel,
     speed_panel,
-    times,
 )
 from distill_lab.report.labels import cost_section, labels_section
 from distill_lab.report.style import PAGE_STYLE

@@ -11,7 +11,8 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg, percent, times
+from distill_lab.compare import times
+from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg, percent
 from distill_lab.report.text import shown
 
 NUM_BINS = 30
