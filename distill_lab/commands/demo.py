@@ -171,4 +171,5 @@ if __name__ == "__main__":
     try:
         alone(sys.argv[1], Path(sys.argv[2]))
     except UserError as error:
-        sys.exit(f"Error: {error}")
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(2)
