@@ -188,13 +188,14 @@ def compare(engine: TransformersEngine, case: Case, vllm: Vllm | None, arguments
         return Took(*timed(partial(hugging_face, engine, case, size=sizes[name], in_order=orders[name]), cpu=cpu))
 
     def lab() -> Took:
-        answers = partial(engine.generate, case.prompts, sampling, min_new_tokens=case.min_new_tokens)
-        seconds, wall, found = timed(lambda: list(answers()), cpu=cpu)
+        seconds, wall, found = timed(
+            lambda: list(engine.generate(case.prompts, sampling, min_new_tokens=case.min_new_tokens)), cpu=cpu
+        )
         completions.update({completion.id: completion for completion in found})
         return Took(seconds, wall, [])
 
     completions: dict[str, Any] = {}
-    runs: dict[str, Callable[[], Took]] = {"hf": lambda: hf("hf"), "hf_sorted": lambda: hf("hf_sorted"), "lab": lab}
+    runs: dict[str, Callable[[], Took]] = {**{name: partial(hf, name) for name in orders}, "lab": lab}
     if vllm:
         runs["vllm"] = lambda: vllm.answer(case, engine.io.end_ids, cpu=cpu)
         runs["vllm"]()  # compiles

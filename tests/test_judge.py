@@ -11,13 +11,13 @@ import pytest
 from distill_lab.config import EngineConfig, SamplingConfig
 from distill_lab.graders import load_grader
 from distill_lab.graders.judge import Judge
-from distill_lab.types import Completion, Grade, Prompt
+from distill_lab.types import Completion, FinishReason, Grade, Prompt
 
 PROMPT = Prompt("p-0", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital of France?"}])
 
 
-def answer(content: str, finish_reason: str = "stop") -> Completion:
-    return Completion("p-0", 0, content, None, finish_reason, 5)  # type: ignore[arg-type]
+def answer(content: str, finish_reason: FinishReason = "stop") -> Completion:
+    return Completion("p-0", 0, content, None, finish_reason, 5)
 
 
 class Scripted:

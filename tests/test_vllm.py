@@ -110,15 +110,16 @@ def test_every_setting_reaches_the_model(engine: Engine, reference: Engine, chan
 
 @needs_vllm
 def test_a_draw_depends_on_seed_prompt_and_sample_alone(engine: Engine) -> None:
-    prompts = tiny_prompts(5)
+    # Of tasks the teacher is sure; to what is none it has many answers.
+    prompts = [*tiny_prompts(5), Prompt("open", [{"role": "user", "content": "one"}])]
     together = by_id(engine.generate(prompts, WARM))
-    assert len(together) == 45
+    assert len(together) == 48
     for prompt in prompts[::4]:
         alone = by_id(engine.generate([prompt], WARM))
         assert alone == {key: row for key, row in together.items() if key[0] == prompt.id}
-    # The teacher is sure of itself: of the three answers to a prompt some are equal, hardly ever all.
     drawn = {(row.id, row.thinking, row.content) for row in together.values()}
-    assert len(drawn) > 25
+    assert sum(name == "open" for name, _, _ in drawn) == 3
+    assert len(drawn) > 28
     other = by_id(engine.generate(prompts, WARM.model_copy(update={"seed": 8})))
     assert sum(other[key] != together[key] for key in other) > 20
 
@@ -372,47 +373,3 @@ def test_a_real_server_refuses(served: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_without_vllm_the_remedy_is_told() -> None:
     with pytest.raises(UserError, match="pip install vllm"):
         load_engine(TEACHER, EngineConfig(**SETTINGS))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-@pytest.mark.parametrize("forked", [False, True])
-def test_what_a_killed_process_leaves_behind_is_ended(tmp_path: Path, forked: bool) -> None:
-    pids = tmp_path / "pids"
-    script = f"""
-        import os, subprocess, sys, time
-        from distill_lab.orphans import Guard
-        sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-        before = subprocess.Popen(sleep)
-        guard = Guard()
-        if {forked}:
-            late = os.fork() or time.sleep(600)
-        else:
-            late = subprocess.Popen(sleep).pid
-        if {forked}:
-            time.sleep(2)
-        guard.is_complete()
-        with open({str(pids)!r} + ".part", "w") as file:
-            print(before.pid, late, guard._process.pid, file=file)
-        os.rename({str(pids)!r} + ".part", {str(pids)!r})
-        time.sleep(600)
-    """
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
-    while not pids.exists():
-        assert child.poll() is None
-        time.sleep(0.05)
-    earlier, late, guard = (psutil.Process(int(pid)) for pid in pids.read_text().split())
-    time.sleep(1.5)
-    assert late.is_running()
-    assert guard.is_running()
-    child.kill()
-    child.wait()
-    deadline = time.monotonic() + 30
-    while any(is_alive(process) for process in (late, guard)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    assert is_alive(earlier)
-    earlier.kill()
-
-
-def is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
