@@ -101,7 +101,9 @@ def test_a_formula_is_read_more_strictly() -> None:
     assert [read_number(text, strict=True) for text in ("October 30", "2s", "10t", r"\frac23 \approx 0.67")] == [
         None
     ] * 4
-    assert read_number("n = 255", strict=True) == read_number("255", strict=True) or read_number("255").figure == 255  # type: ignore[union-attr]
+    equation, plain = (read_number(text, strict=True) for text in ("n = 255", "255"))
+    assert plain is not None
+    assert (plain.figure, equation) == (255, plain)
 
 
 @pytest.mark.parametrize(
