@@ -26,6 +26,7 @@ from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
 from distill_lab.graders import load_grader
+from distill_lab.identity import model_inputs
 from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
 from distill_lab.request_cache import RequestCache
 from distill_lab.run import Run, read_jsonl, write_json
@@ -271,16 +272,3 @@ def check_model(config: ModelConfig, *, role: str, example: str) -> None:
         load_tokenizer(config)
     except ModelError as error:
         raise UserError(f"Invalid {role} model: {config.model}\nExample: {example}\nReason: {error}") from error
-
-
-def model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> dict[str, Any]:
-    """What a result depends on of a model: its settings, and for a directory the files in it.
-
-    A server's model is its name and what else every request holds; it stays the same model at another address.
-    """
-    from distill_lab.models import resolve
-
-    if api_engine(model.model):
-        return {"model": model.model_dump(), "extra_body": engine.extra_body if engine else ""}
-    path = Path(resolve(model.model))
-    return {"model": model.model_dump(), "files": path if path.is_dir() else None}

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,12 +27,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from distill_lab.cache_folder import VARIABLE, cache_folder, is_off
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.engines import api_engine
-from distill_lab.run import fingerprint, json_line
+from distill_lab.fingerprints import fingerprint
+from distill_lab.identity import engine_settings, shown_name, weights_of
+from distill_lab.run import json_line
 from distill_lab.types import Completion, Prompt
 
-VARIABLE, OFF = "DISTILL_LAB_CACHE", "off"
 FILE = "requests.sqlite"
 VERSION = 1
 """Of the file and of the keys: to be raised when the table, a completion's row, or the way prompts become tokens changes."""
@@ -42,73 +43,30 @@ BUSY_S = 30.0
 """How long to wait for another process that writes."""
 MOST_KEYS = 500
 """In one SELECT; old versions of sqlite take no more than 999."""
-NO_MATTER = {
-    "base_url", "extra_body", "max_concurrency", "timeout_s", "max_retries",  # of servers
-    "batch_size", "num_workers", "data_parallel_size", "gpu_memory_utilization",
-}  # fmt: skip
-"""Engine settings that no answer of a model here depends on. Others are part of the key where they are not the default."""
 TABLE = """\
 CREATE TABLE IF NOT EXISTS requests (
     id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, model TEXT NOT NULL, made REAL NOT NULL, crc INTEGER NOT NULL,
     answer BLOB NOT NULL)"""
 
 
-def is_off() -> bool:
-    """Whether the user wants no cache."""
-    return os.environ.get(VARIABLE, "").strip().lower() == OFF
-
-
 def cache_path() -> Path:
     """The cache's file, there or not. Raises OSError for a user without a home folder."""
-    if chosen := os.environ.get(VARIABLE, "").strip():
-        return Path(chosen) / FILE
-    xdg, local = os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")
-    if os.path.isabs(xdg):  # other values are to be ignored, says the XDG specification
-        folder = Path(xdg)
-    elif os.name == "nt" and local:
-        folder = Path(local)
-    else:
-        try:
-            folder = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-        except RuntimeError as error:
-            raise OSError(f"{error} Set {VARIABLE} to a folder.") from None
-    return folder / "distill-lab" / FILE
+    return cache_folder() / FILE
 
 
 def model_key(model: ModelConfig, engine: EngineConfig) -> tuple[str, bytes]:
     """A model's name for people, and a digest of all that its answers depend on.
 
-    A directory: its place, its files by names, sizes and times, for adapters also the model below them. A hub id:
-    revision, and the commit this machine holds. A server's model: name, address and extra_body, for two servers may
-    give one name to different models. Besides quantization and the engine as it was asked for (`auto` is one of them):
-    engines differ in the last bits, and so in a word here and there. Raises ModelError for a model that is not there.
+    Of a model here what `identity.weights_of` says, and the engine as it was asked for (`auto` is one of them): engines
+    differ in the last bits, and so in a word here and there. A server's model: name, address and extra_body, for two
+    servers may give one name to different models. Raises ModelError for a model that is not there.
     """
     if api_engine(model.model):
         url = engine.base_url or os.environ.get("OPENAI_BASE_URL", "").strip()
         settings = {"base_url": url and check_base_url(url), "extra_body": json.loads(engine.extra_body or "{}")}
         return model.model, _digest(fingerprint({"model": model.model_dump(), "engine": settings}).encode())
-    settings = engine.model_dump(exclude=NO_MATTER, exclude_defaults=True)
-    name, parts = _weights(model)
-    return name, _digest(fingerprint({"model": parts, "engine": settings}).encode())
-
-
-def _weights(model: ModelConfig) -> tuple[str, list[Any]]:
-    """A model's name for people, and what it is made of: settings and files, and so on down to the base of adapters."""
-    from huggingface_hub import try_to_load_from_cache
-
-    from distill_lab.models import base_of, is_adapter, resolve
-
-    place, settings = resolve(model.model), model.model_dump(exclude={"model"})
-    path = Path(place).resolve()
-    if path.is_dir():
-        below = _weights(base_of(model))[1] if is_adapter(place) else []
-        shown = str(path).encode(errors="replace").decode()
-        name = model.model if model.model.startswith("tiny:") else shown
-        return name, [{"path": shown, "files": path, **settings}, *below]
-    config = try_to_load_from_cache(place, "config.json", revision=model.revision)
-    commit = Path(config).parent.name if isinstance(config, str) else None
-    name = f"{place}@{model.revision}" if model.revision else place
-    return name, [{"path": place, "commit": commit, **settings}]
+    parts = {"model": weights_of(model), "engine": engine_settings(engine)}
+    return shown_name(model), _digest(fingerprint(parts).encode())
 
 
 def _digest(content: bytes) -> bytes:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from distill_lab.errors import DataError, UserError
+from distill_lab.fingerprints import fingerprint, path_fingerprint
 from distill_lab.types import Counts
 from distill_lab.watch import Watch
 
@@ -133,38 +133,6 @@ class JsonlAppender:
         self._file.close()
 
 
-def fingerprint(value: Any) -> str:
-    """SHA-256 of a JSON-like value. Paths count by content: files by bytes, directories by names, sizes and times."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, Path):
-            return _path_fingerprint(item)
-        if isinstance(item, Mapping):
-            return {str(key): plain(item[key]) for key in sorted(item, key=str)}
-        if isinstance(item, (list, tuple)):
-            return [plain(element) for element in item]
-        if isinstance(item, float) and item.is_integer():
-            return int(item)  # 4 and 4.0 are one number, whichever a file or a caller wrote
-        return item
-
-    text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _path_fingerprint(path: Path) -> str:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        entries = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-        return hashlib.sha256(repr(entries).encode()).hexdigest()
-    if not path.exists():
-        return "missing"
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 class Run:
     """One execution of a recipe and its directory. Open it with `Run.open`; a second process on it is refused."""
 
@@ -211,7 +179,7 @@ class Run:
         """
         path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
         last = stages.get(name)
-        if last and last["key"] == key and last["status"] == "done" and last["output"] == _path_fingerprint(path):
+        if last and last["key"] == key and last["status"] == "done" and last["output"] == path_fingerprint(path):
             self.skipped.append(name)
             self.watch.skipped(name)
             return path
@@ -234,7 +202,7 @@ class Run:
         stages[name] |= {
             "status": "done",
             "seconds": round(seconds + time.monotonic() - start, 3),
-            "output": _path_fingerprint(path),
+            "output": path_fingerprint(path),
             "counts": counts.to_json() if counts else None,
         }
         self._save()

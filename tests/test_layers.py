@@ -14,12 +14,12 @@ LAYERS = (
     (
         "ground",
         "errors types config run prompts chat answers watch hardware memory yaml_config tiny "
-        "engine_died orphans".split(),
+        "engine_died orphans cache_folder fingerprints".split(),
     ),
     (
         "plug-ins",
         "adapters engines graders objectives train models sampling kv_cache stopping sources json_array traces "
-        "background http_retry chat_completions decoding token_io cluster request_cache".split(),
+        "background http_retry chat_completions decoding token_io cluster request_cache identity".split(),
     ),
     (
         "stages",

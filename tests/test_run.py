@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,10 @@ from typing import Any
 
 import pytest
 
+from distill_lab import fingerprints
+from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, UserError
+from distill_lab.identity import model_inputs
 from distill_lab.run import JsonlAppender, Run, atomic_path, fingerprint, read_jsonl, write_json, write_jsonl
 from distill_lab.types import Counts
 from distill_lab.watch import Watch
@@ -408,3 +412,110 @@ def test_another_place_that_holds_something_else_is_never_removed(tmp_path: Path
             run.stage("student", str(mine), inputs={"a": 2}, work=work)
     assert (mine / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "first" / "model").exists()
+
+
+# --- directories count by content
+
+
+def model_folder(place: Path, weights: bytes = b"w" * 1000) -> Path:
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    (place / "tokenizer.json").write_text("{}")
+    (place / "model.safetensors").write_bytes(weights)
+    return place
+
+
+def test_a_copy_with_other_times_is_the_same_directory(tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "model")
+    copied = Path(shutil.copytree(model, tmp_path / "copied", copy_function=shutil.copyfile))
+    for path in copied.iterdir():
+        os.utime(path, (1, 1))
+    assert fingerprint(copied) == fingerprint(model)
+    other = model_folder(tmp_path / "other", b"w" * 999 + b"v")
+    stat = (model / "model.safetensors").stat()
+    os.utime(other / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint(other) != fingerprint(model)
+
+
+def test_what_is_no_part_of_a_model_does_not_change_its_fingerprint(tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "model")
+    before = fingerprint(model)
+    for name in ("student-q4.gguf", "notes.txt", "README.md", ".key.json", "mine.py"):
+        (model / name).write_text("1")
+    (model / "adapter").mkdir()
+    (model / "adapter" / "adapter_model.safetensors").write_text("1")
+    assert fingerprint(model) == before
+    for name in ("chat_template.jinja", "generation_config.json", "added_tokens.json", "model-2.safetensors"):
+        (model / name).write_text("1")
+        changed = fingerprint(model)
+        assert changed != before, name
+        before = changed
+    (model / "config.json").write_text('{"auto_map": {"AutoModel": "mine.Model"}}')
+    before = fingerprint(model)
+    (model / "mine.py").write_text("2")
+    assert fingerprint(model) != before
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILL_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fingerprints, "LARGE", 1000)
+    monkeypatch.setattr(fingerprints, "SETTLED_S", -1.0)
+    monkeypatch.setattr(fingerprints, "_known", {})
+    monkeypatch.setattr(fingerprints, "_loaded", None)
+    model = model_folder(tmp_path / "model")
+    before = fingerprint(model)
+    read: list[str] = []
+    monkeypatch.setattr(fingerprints.hashlib, "sha256", Counting(hashlib.sha256, read))
+    assert fingerprint(model) == before
+    assert "w" * 1000 not in read
+    monkeypatch.setattr(fingerprints, "_known", {})  # as in another process
+    monkeypatch.setattr(fingerprints, "_loaded", None)
+    assert fingerprint(model) == before
+    assert "w" * 1000 not in read
+    stat = (model / "model.safetensors").stat()
+    (model / "model.safetensors").write_bytes(b"v" * 1000)
+    os.utime(model / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert fingerprint(model) != before
+    assert "v" * 1000 in read
+    (tmp_path / "cache" / "digests.json").write_text("[1")
+    monkeypatch.setattr(fingerprints, "_known", {})
+    monkeypatch.setattr(fingerprints, "_loaded", None)
+    (model / "model.safetensors").write_bytes(b"w" * 1000)
+    assert fingerprint(model) == before
+
+
+class Counting:
+    """A hash function that notes what it is given."""
+
+    def __init__(self, function: Any, read: list[str]) -> None:
+        self.function, self.read = function, read
+
+    def __call__(self, content: bytes = b"") -> Any:
+        counting, inner = self, self.function(content)
+
+        class Noting:
+            def update(self, block: bytes) -> None:
+                counting.read.append(block.decode())
+                inner.update(block)
+
+            def hexdigest(self) -> str:
+                return inner.hexdigest()
+
+        return Noting()
+
+
+def test_a_run_that_was_copied_does_not_train_again(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def train(path: Path) -> None:
+        made.append(1)
+        model_folder(path)
+
+    for place in ("old", "new"):
+        if place == "new":
+            shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile)
+        with open_run(tmp_path / place) as run:
+            student = run.stage("student", "student", inputs={"k": 1}, work=train)
+            run.stage("answers", "answers.jsonl", inputs=model_inputs(ModelConfig(model=str(student))), work=Work())
+            assert run.skipped == (["student", "answers"] if place == "new" else [])
+    assert made == [1]

@@ -44,8 +44,9 @@ def main(config: Config) -> None:
     """Remove what is asked for, and show what is there."""
     import sqlite3
 
+    from distill_lab.cache_folder import VARIABLE, is_off
     from distill_lab.errors import UserError
-    from distill_lab.request_cache import VARIABLE, CacheFile, cache_path, is_off, remove_file
+    from distill_lab.request_cache import CacheFile, cache_path, remove_file
     from distill_lab.terminal import Terminal
 
     terminal = Terminal()

@@ -24,6 +24,7 @@ from distill_lab.easydistill.config import Job, read_job
 from distill_lab.easydistill.server import first_model
 from distill_lab.easydistill.training import max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.identity import model_inputs
 from distill_lab.line import Line, check_model
 from distill_lab.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
 from distill_lab.sources import open_source
@@ -254,9 +255,7 @@ def _write_labelled(prompts: Path, answers: Path, labelled: Path, relabel: bool)
 
 def _settings(run: Run, job: Job, rows: Path) -> tuple[TrainConfig, bool | None]:
     """How the student is trained: measured row lengths and the config's `training`, worked out once."""
-    folder = Path(job.student.model)
-    student = {"model": job.student.model, "files": folder if folder.is_dir() else None}
-    inputs = {"rows": rows, "training": job.training.model_dump(), "seed": job.seed, **student}
+    inputs = {"rows": rows, "training": job.training.model_dump(), "seed": job.seed, **model_inputs(job.student)}
 
     def work(path: Path) -> None:
         from distill_lab.models import load_tokenizer

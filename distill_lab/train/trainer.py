@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.identity import weights_of
 from distill_lab.memory import kept_heap
 from distill_lab.models import best_device, load_model
 from distill_lab.run import fingerprint
@@ -95,8 +96,7 @@ def train_student(
     )
     key = {
         "train": config.model_dump(exclude=NOT_IN_KEY),
-        "model": student.model_dump(),
-        "files": Path(student.model) if Path(student.model).is_dir() else None,
+        "model": weights_of(student),
         "rows": rows,
         "thinking": thinking,
     }
