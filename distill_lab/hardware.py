@@ -1,6 +1,32 @@
-"""What this machine has: asked without importing torch where that would take long."""
+"""What this machine has and is fast at: asked or timed, without importing torch before that is needed."""
 
 from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, int]
+"""Inputs and outputs of a linear layer."""
+
+LEAST_GAIN = 1.3
+"""How many times as fast bf16 has to be to be chosen on a CPU: it rounds more than fp32 does."""
+LEAST_WEIGHTS = 1 << 25
+"""Models with fewer weights in their linear layers compute in fp32 on a CPU: most of their time is not in products."""
+ROWS = (8, 64)
+"""Rows of the products that are timed: some answers decoded together, and a short prompt."""
+NUM_TIMED, LONGEST_SIDE, NUM_ROUNDS = 2, 2048, 5
+"""How many of the shapes are timed, those with the most weights; the most inputs and outputs of each; how often."""
+
+FINE_S = 1e-5
+"""Resolution of a clock that short products can be timed with."""
 
 
 def has_gpu() -> bool:
@@ -8,3 +34,87 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called, as in `NVIDIA A10G, 24 GB` or `AMD EPYC 9R14, 8 threads`."""
+    import torch
+
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {total_memory(device) / 1e9:.0f} GB"
+    if device.type != "cpu":
+        return f"{device.type} of {platform.machine()}"
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory that a CUDA GPU has, used or not."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def fastest_dtype(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> torch.dtype:
+    """fp32 or bf16, whichever multiplies by weights of these shapes faster on this CPU.
+
+    shapes: of all linear layers of a model, repeated as often as the model has them. rows: of the inputs. Takes some
+    hundredths of a second the first time. bf16 has to win clearly (LEAST_GAIN), and models too small to gain from it
+    (LEAST_WEIGHTS) are not timed.
+    """
+    import torch
+
+    return torch.bfloat16 if bf16_gain(shapes, rows=rows) >= LEAST_GAIN else torch.float32
+
+
+def bf16_gain(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> float:
+    """How many times as fast as in fp32 this CPU multiplies in bf16; 0 for a model too small to be timed.
+
+    Timed because no flag of the processor says it: with units for bf16 (AVX512-BF16, AMX) it is a gain of 2 to 8, without
+    them down to a hundredth, and either depends on the library's kernels. Counted once per process and number of threads.
+    """
+    import torch
+
+    counts = Counter(shapes)
+    weights = {shape: shape[0] * shape[1] * count for shape, count in counts.items()}
+    if sum(weights.values()) < LEAST_WEIGHTS:
+        return 0.0
+    most = sorted(weights, key=lambda shape: (-weights[shape], shape))[:NUM_TIMED]
+    return _gain(tuple((shape, counts[shape]) for shape in most), rows, torch.get_num_threads())
+
+
+@cache
+def _gain(shapes: tuple[tuple[Shape, int], ...], rows: tuple[int, ...], num_threads: int) -> float:
+    """See `bf16_gain`. num_threads: part of the cache's key."""
+    import torch
+
+    slow = fast = 0.0
+    # The processor's time of all threads: what other processes take of a busy machine says nothing about a dtype.
+    fine = time.get_clock_info("process_time").resolution < FINE_S
+    clock = time.process_time if fine else time.perf_counter
+    with torch.inference_mode():
+        for (inputs, outputs), count in shapes:
+            weight = torch.randn(min(outputs, LONGEST_SIDE), min(inputs, LONGEST_SIDE))
+            weights = weight, weight.bfloat16()
+            for num_rows in rows:
+                hidden = torch.randn(num_rows, weight.shape[1])
+                best = [float("inf")] * 2
+                # In turns and the best of several: other processes may take the processor's caches.
+                for turn in range(1 + NUM_ROUNDS):
+                    for place, pair in enumerate(zip((hidden, hidden.bfloat16()), weights, strict=True)):
+                        start = clock()
+                        torch.nn.functional.linear(*pair)
+                        if turn:  # the first one sets kernels up
+                            best[place] = min(best[place], clock() - start)
+                    if turn and best[1] > 4 * best[0]:
+                        return best[0] / best[1]  # a CPU without such units: the rest would take seconds
+                slow, fast = slow + count * best[0], fast + count * best[1]
+    return slow / fast
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig
-from distill_lab.engines import api_engine
+from distill_lab.engines import api_engine, settled
+from distill_lab.errors import ModelError
 from distill_lab.fingerprints import plain
 
 NO_MATTER = {
@@ -23,11 +24,30 @@ NO_MATTER = {
 
 
 def model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> dict[str, Any]:
-    """What a result depends on of a model. A server's model stays the same at another address."""
+    """What a result depends on of a model. A server's model stays the same at another address.
+
+    engine: of a model that answers, whose dtype and quantization on this machine then count too.
+    """
     if api_engine(model.model):
         extra = json.loads(engine.extra_body or "{}") if engine else {}
         return {"model": model.model_dump(), "extra_body": extra}
-    return {"model": weights_of(model)}
+    return {"model": weights_of(as_computed(model, engine) if engine else model)}
+
+
+def as_computed(model: ModelConfig, engine: EngineConfig) -> ModelConfig:
+    """`model` with the dtype and quantization it has here, as it is where that cannot be known before it is loaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from distill_lab.models import resolve
+
+    place = resolve(model.model)
+    known = Path(place).exists() or isinstance(
+        try_to_load_from_cache(place, "config.json", revision=model.revision), str
+    )
+    try:
+        return settled(model, engine) if known else model
+    except ModelError:
+        return model  # one that cannot be read; loading it will say so
 
 
 def engine_settings(engine: EngineConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from distill_lab import held_out
 from distill_lab.compare import paired, summarize
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data import write_prompts
-from distill_lab.engines import api_engine
+from distill_lab.engines import api_engine, settled
 from distill_lab.errors import ModelError, NoData, UserError
 from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
@@ -44,6 +44,36 @@ class Line:
 
     def __init__(self, run: Run, *, engine: EngineConfig) -> None:
         self.run, self.watch, self.engine = run, run.watch, engine
+
+    def settled(self, model: ModelConfig) -> ModelConfig:
+        """`model` with its dtype and quantization, chosen once in a run and recorded in run.json.
+
+        Raises UserError where an earlier execution on another machine computed it otherwise: its answers are kept, and
+        never mixed with those of what is another model.
+        """
+        chosen = settled(model, self.engine)
+        if chosen == model:
+            return model
+        from distill_lab.hardware import device_name
+        from distill_lab.models import best_device
+
+        name = json.dumps(model.model_dump(exclude_defaults=True), sort_keys=True)
+        here = device_name(best_device())
+        before = self.run.recorded(name)
+        if before is None or before["on"] != here:
+            found = {"dtype": chosen.dtype, "quantization": chosen.quantization}
+            if before is not None and any(before[field] != value for field, value in found.items()):
+                raise UserError(
+                    f"{self.run.directory}: {model.model} was computed here in {before['dtype']} (quantization "
+                    f"{before['quantization']}) on {before['on']}; on {here} it would be {chosen.dtype} (quantization "
+                    f"{chosen.quantization}). Name the first as its settings dtype and quantization to go on as before, "
+                    "or give another --run directory"
+                )
+            self.run.record(name, {**found, "on": here})
+            if found != {"dtype": "fp32", "quantization": "none"}:
+                self.watch.note(f"{model.model} computes in {chosen.dtype}" + _bits(chosen))
+            return chosen
+        return model.model_copy(update={field: before[field] for field in ("dtype", "quantization")})
 
     def prompts(self, name: str, data: DataConfig) -> Path:
         """Source -> prompts: `<name>.jsonl`. Zero rows are not an error here."""
@@ -86,6 +116,7 @@ class Line:
         output: str = "completions.jsonl",
     ) -> Path:
         """Prompts -> completions of `model`, resumed row by row after an interruption."""
+        model = self.settled(model)
         return self.run.stage(
             name,
             output,
@@ -144,6 +175,8 @@ class Line:
         thinking: bool | None,
     ) -> Path:
         """Training set -> trained student, a Hugging Face model directory."""
+        if train.lora.r and student.quantization == "auto":
+            student = student.model_copy(update={"quantization": self.settled(student).quantization})
         return self.run.stage(
             name,
             output,
@@ -227,7 +260,7 @@ class Line:
     ) -> dict[str, Any]:
         from distill_lab.measure import Speed, measure
 
-        timed = self.timed(models)
+        timed = {name: self.settled(model) for name, model in self.timed(models).items()}
         if not timed:
             return {}
         inputs = {name: model_inputs(model) for name, model in timed.items()}
@@ -259,7 +292,12 @@ def student_path(out: str) -> str:
 def trained(out: Path, student: ModelConfig, train: TrainConfig) -> ModelConfig:
     """How the student in `out` is loaded: adapters on the weights they were trained on, anything else as it is."""
     adapters = train.lora.r and not train.lora.merge
-    return ModelConfig(model=str(out), quantization=student.quantization if adapters else "none")
+    quantization = student.quantization if adapters else "none"
+    return ModelConfig(model=str(out), quantization=quantization, dtype=student.dtype)
+
+
+def _bits(model: ModelConfig) -> str:
+    return "" if model.quantization == "none" else f", its weights in {model.quantization.replace('bit', ' bits')}"
 
 
 def check_model(config: ModelConfig, *, role: str, example: str) -> None:

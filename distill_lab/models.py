@@ -2,8 +2,8 @@
 
     model, tokenizer = load_model(ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct"))
 
-Computes in fp32 on a CPU (bf16 matrix products are over a hundred times slower there), in bf16 or fp16 on a GPU,
-whichever it has. A hub that does not answer is told apart from a name that does not exist, within seconds.
+Computes in bf16 or fp16 on a GPU, whichever it has, and on a CPU in fp32 or bf16, whichever its products are faster in
+(`precision.py`). A hub that does not answer is told apart from a name that does not exist, within seconds.
 """
 
 from __future__ import annotations
@@ -21,15 +21,22 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from distill_lab.config import ModelConfig, Quantization
+from distill_lab.config import Dtype, ModelConfig, Quantization
 from distill_lab.engines import api_engine
 from distill_lab.errors import ModelError
+from distill_lab.precision import (
+    DTYPES,
+    LEAST_QUANTIZED,
+    Weights,
+    choose_dtype,
+    choose_quantization,
+    count_weights,
+    is_spread,
+)
 from distill_lab.tiny import FAMILY
 
 HUB_TIMEOUT_S = 10.0
 """How long the hub may take to answer whether it has a model."""
-FULL_SHARE = 0.8
-"""Share of the free GPU memory that the weights may take; the rest is for activations and the key-value cache."""
 GATED = "gated; accept its terms on its hub page, then run hf auth login"
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -73,7 +80,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
     training: full weights come in fp32 in host memory, in training mode, for the trainer to place and autocast;
     quantized weights are placed at once. A directory of adapters gives its base model with the adapters merged in, or,
     where the base is quantized, attached. Raises ModelError with a remedy: unknown name, unreachable hub, weights that
-    are damaged, incomplete or too big.
+    are damaged, incomplete or too big, quantization that would reach hardly any of them.
     """
     path = resolve(config.model)
     if is_adapter(path):
@@ -83,15 +90,15 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
         hub = _hub_arguments(path, config)
         tokenizer = _tokenizer(path, config, hub)
         arguments: dict[str, Any] = {**hub, "output_loading_info": True}
-        size = _skeleton(path, hub).num_parameters() if device.type == "cuda" else 0
-        quantization = choose_quantization(config.quantization, num_parameters=size, device=device)
+        skeleton = _skeleton(path, hub)
+        weights = count_weights(skeleton)
+        quantization = choose_quantization(config.quantization, weights, device)
         if quantization != "none":
-            arguments["quantization_config"] = _bitsandbytes(config, quantization, path, hub)
-        arguments["dtype"] = torch.float32 if training and quantization == "none" else compute_dtype(device)
-        if quantization != "none" or not training:
-            width = {"none": 2.0, "8bit": 1.0, "4bit": 0.6}[quantization]
-            spread = torch.cuda.device_count() > 1 and size * width > FULL_SHARE * torch.cuda.mem_get_info(device)[0]
-            arguments["device_map"] = "auto" if spread else {"": device}
+            arguments["quantization_config"] = _bitsandbytes(config, quantization, skeleton)
+        full = training and quantization == "none"
+        arguments["dtype"] = torch.float32 if full else DTYPES[_dtype(config, quantization, skeleton, device)]
+        if not full:
+            arguments["device_map"] = "auto" if is_spread(weights, quantization, device) else {"": device}
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
         model, info = loaded
     if info["missing_keys"]:
@@ -140,22 +147,37 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """What to compute in: fp32 on a CPU, bf16 on a GPU that has units for it, fp16 on others (T4, V100)."""
-    if device.type == "cpu":
-        return torch.float32
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float16
+def settled(config: ModelConfig) -> ModelConfig:
+    """`config` with what `auto` means for this model on this machine, the same at every call; a server's as it is.
+
+    What a result depends on, to be recorded and passed to other processes. Reads the model's config, not its weights.
+    Raises ModelError as `load_model` does.
+    """
+    if api_engine(config.model) or (config.quantization != "auto" and config.dtype != "auto"):
+        return config
+    path = resolve(config.model)
+    if is_adapter(path):
+        base = settled(base_of(config))
+        return config.model_copy(update={"quantization": base.quantization, "dtype": base.dtype})
+    device = best_device()
+    with _loading(config):
+        skeleton = _skeleton(path, _hub_arguments(path, config))
+        quantization = choose_quantization(config.quantization, count_weights(skeleton), device)
+        dtype = _dtype(config, quantization, skeleton, device)
+    return config.model_copy(update={"quantization": quantization, "dtype": dtype})
 
 
-def choose_quantization(wanted: Quantization, *, num_parameters: int, device: torch.device) -> Quantization:
-    """What `auto` means here: 8bit where the weights at 2 bytes each do not fit the free GPU memory, else none."""
-    if wanted != "auto":
-        return wanted
-    if device.type != "cuda":
-        return "none"
-    return "8bit" if 2 * num_parameters > FULL_SHARE * torch.cuda.mem_get_info(device)[0] else "none"
+def unrounded(config: ModelConfig) -> ModelConfig:
+    """`config` for weights that are trained on or saved: a CPU holds them in fp32 where nothing else is asked for."""
+    asked = config.dtype != "auto" or best_device().type != "cpu"
+    return config if asked else config.model_copy(update={"dtype": "fp32"})
+
+
+def _dtype(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel, device: torch.device) -> Dtype:
+    """What to compute in; quantized weights on a CPU in fp32, which its kernels are made for."""
+    if config.dtype == "auto" and quantization != "none" and device.type == "cpu":
+        return "fp32"
+    return choose_dtype(config.dtype, skeleton, device)
 
 
 def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -174,18 +196,18 @@ def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **hub), **trust)
 
 
-def _bitsandbytes(config: ModelConfig, quantization: Quantization, path: str, hub: dict[str, Any]) -> Any:
+def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel) -> Any:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.base import get_keys_to_not_convert
 
     if find_spec("bitsandbytes") is None:
         raise ModelError(config.model, f"{quantization} needs bitsandbytes; pip install bitsandbytes")
+    _check_reach(config, quantization, count_weights(skeleton))
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     device, skipped = best_device(), None
     if device.type == "cpu":
         # On a CPU bitsandbytes 0.50 fails, or scales weights wrongly, where blocks of 64 cross rows; see `fits_4bit`.
-        skeleton = _skeleton(path, hub)
         layers = {name: layer for name, layer in skeleton.named_modules() if isinstance(layer, torch.nn.Linear)}
         skipped = get_keys_to_not_convert(skeleton)
         unfit = [name for name, layer in layers.items() if not fits_4bit(layer)]
@@ -196,9 +218,20 @@ def _bitsandbytes(config: ModelConfig, quantization: Quantization, path: str, hu
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype(device),
+        bnb_4bit_compute_dtype=DTYPES[_dtype(config, quantization, skeleton, device)],
         llm_int8_skip_modules=skipped,
     )
+
+
+def _check_reach(config: ModelConfig, quantization: Quantization, weights: Weights) -> None:
+    """Raise ModelError where most weights would stay as they are: experts of a mixture that are held in one tensor."""
+    if weights.share < LEAST_QUANTIZED:
+        raise ModelError(
+            config.model,
+            f"{quantization} would reach only {weights.share:.0%} of its weights: its experts are no linear layers, which "
+            f"is all that bitsandbytes takes. It would still have {weights.bytes(quantization) / 1e9:.3g} GB, "
+            f"{weights.bytes('none') / 1e9:.3g} GB without; use quantization none, or a dense model",
+        )
 
 
 def fits_4bit(layer: torch.nn.Linear) -> bool:

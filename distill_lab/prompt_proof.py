@@ -136,7 +136,8 @@ def _speeds(line: Line, ways: Mapping[str, Way]) -> dict[str, Any]:
     """The speed of teacher and student, each asked in its own way, one after the other."""
     from distill_lab.measure import Speed
 
-    timed = {name: ways[name] for name in line.timed({name: way.model for name, way in ways.items()})}
+    models = line.timed({name: way.model for name, way in ways.items()})
+    timed = {name: replace(ways[name], model=line.settled(model)) for name, model in models.items()}
     inputs = {
         name: {**model_inputs(way.model), "prompts": way.prompts, "sampling": way.sampling.model_dump()}
         for name, way in timed.items()

@@ -31,7 +31,7 @@ from distill_lab.cache_folder import VARIABLE, cache_folder, is_off
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.engines import api_engine
 from distill_lab.fingerprints import fingerprint
-from distill_lab.identity import engine_settings, shown_name, weights_of
+from distill_lab.identity import as_computed, engine_settings, shown_name, weights_of
 from distill_lab.run import json_line
 from distill_lab.types import Completion, Prompt
 
@@ -57,15 +57,16 @@ def cache_path() -> Path:
 def model_key(model: ModelConfig, engine: EngineConfig) -> tuple[str, bytes]:
     """A model's name for people, and a digest of all that its answers depend on.
 
-    Of a model here what `identity.weights_of` says, and the engine as it was asked for (`auto` is one of them): engines
-    differ in the last bits, and so in a word here and there. A server's model: name, address and extra_body, for two
-    servers may give one name to different models. Raises ModelError for a model that is not there.
+    Of a model here what `identity.weights_of` says, with the dtype and quantization it has here, and the engine as it was
+    asked for (`auto` is one of them): engines differ in the last bits, and so in a word here and there. A server's model:
+    name, address and extra_body, for two servers may give one name to different models. Raises ModelError for a model
+    that is not there.
     """
     if api_engine(model.model):
         url = engine.base_url or os.environ.get("OPENAI_BASE_URL", "").strip()
         settings = {"base_url": url and check_base_url(url), "extra_body": json.loads(engine.extra_body or "{}")}
         return model.model, _digest(fingerprint({"model": model.model_dump(), "engine": settings}).encode())
-    parts = {"model": weights_of(model), "engine": engine_settings(engine)}
+    parts = {"model": weights_of(as_computed(model, engine)), "engine": engine_settings(engine)}
     return shown_name(model), _digest(fingerprint(parts).encode())
 
 

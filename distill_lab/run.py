@@ -3,7 +3,8 @@
     with Run.open("runs/demo", recipe="system1", config={...}) as run:
         prompts = run.stage("prompts", "prompts.jsonl", inputs={"data": "tiny:instructions"}, work=write_prompts)
 
-`run.json` records the recipe, the resolved config, versions, and per stage its key, status, seconds and counts.
+`run.json` records the recipe, the resolved config, versions, how each model is loaded, and per stage its key, status,
+seconds and counts.
 """
 
 from __future__ import annotations
@@ -149,11 +150,12 @@ class Run:
         directory.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(directory)
         try:
-            stages = _old_stages(directory / "run.json", recipe)
+            stages, models = _old_stages(directory / "run.json", recipe)
             manifest = {
                 "recipe": recipe,
                 "config": dict(config),
                 "versions": {"python": platform.python_version(), **installed_versions()},
+                "models": models,
                 "stages": stages,
             }
             run = cls(directory, manifest, lock, watch or Watch())
@@ -210,6 +212,15 @@ class Run:
             self.watch.note(str(counts))
         return path
 
+    def recorded(self, model: str) -> dict[str, Any] | None:
+        """What `record` noted of a model in this run, by this execution or an earlier one."""
+        return self._manifest["models"].get(model)
+
+    def record(self, model: str, settings: Mapping[str, Any]) -> None:
+        """Note how a model is loaded in this run, in run.json."""
+        self._manifest["models"][model] = dict(settings)
+        self._save()
+
     def counts(self, stage: str) -> Counts:
         """The counts a finished stage recorded; it must have some."""
         return Counts(**self._manifest["stages"][stage]["counts"])
@@ -230,20 +241,20 @@ class Run:
         self._lock.close()
 
 
-def _old_stages(path: Path, recipe: str) -> dict[str, Any]:
-    """The stages an earlier execution recorded in `run.json`, none where there was none."""
+def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The stages and models an earlier execution recorded in `run.json`, none where there was none."""
     if not path.exists():
-        return {}
+        return {}, {}
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
-        old_recipe, stages = old["recipe"], old["stages"]
+        old_recipe, stages, models = old["recipe"], old["stages"], dict(old.get("models", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a run's manifest ({error}); remove it or choose another --run directory"
         ) from None
     if old_recipe != recipe:
         raise UserError(f"{path.parent} holds a {old_recipe} run; give this {recipe} run another --run directory")
-    return stages
+    return stages, models
 
 
 def _take_lock(directory: Path) -> Any:

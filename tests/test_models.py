@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import ModelError
-from distill_lab.models import choose_quantization, compute_dtype, load_model, load_tokenizer, num_parameters, resolve
+from distill_lab.models import load_model, load_tokenizer, num_parameters, resolve
 from distill_lab.tiny import FAMILY
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -182,20 +182,6 @@ def test_layers_that_4bit_cannot_take_on_a_cpu_stay_full(random_model: Callable[
     if model.device.type == "cpu":
         with pytest.raises(ModelError, match="no layer has the sizes that 4bit takes"):
             load_model(config(random_model(hidden=48), quantization="4bit"))
-
-
-def test_auto_quantizes_only_what_a_gpu_cannot_hold() -> None:
-    cpu = torch.device("cpu")
-    assert choose_quantization("auto", num_parameters=10**12, device=cpu) == "none"
-    assert choose_quantization("4bit", num_parameters=1, device=cpu) == "4bit"
-    if torch.cuda.is_available():
-        gpu = torch.device("cuda", 0)
-        assert choose_quantization("auto", num_parameters=10**6, device=gpu) == "none"
-        assert choose_quantization("auto", num_parameters=10**13, device=gpu) == "8bit"
-
-
-def test_compute_dtype_of_a_cpu_is_fp32() -> None:
-    assert compute_dtype(torch.device("cpu")) == torch.float32
 
 
 def test_damaged_weights_are_refused(copy: Path) -> None:

@@ -180,13 +180,13 @@ def with_shared(own: Part, query_NHD: torch.Tensor, shared: Shared, layer: int, 
         seen_NHD = seen_1GQD.reshape(heads, -1, size).transpose(0, 1)
         seen_sums_NH = seen_sums_1GQ.reshape(heads, -1).transpose(0, 1)
         own_sums_NH = sums_NH if index is None else sums_NH[index]
-        share_NH1 = (seen_sums_NH - own_sums_NH).sigmoid()[:, :, None].to(output_NHD.dtype)
+        share_NH1 = (seen_sums_NH - own_sums_NH).sigmoid()[:, :, None]
         last = number + 1 == len(shared)
         if index is None:
-            output_NHD = output_NHD.lerp(seen_NHD, share_NH1)
+            output_NHD = _lerp(output_NHD, seen_NHD, share_NH1)
             sums_NH = sums_NH if last else torch.logaddexp(own_sums_NH, seen_sums_NH)
         else:
-            output_NHD[index] = output_NHD[index].lerp(seen_NHD, share_NH1)
+            output_NHD[index] = _lerp(output_NHD[index], seen_NHD, share_NH1)
             sums_NH[index] = torch.logaddexp(own_sums_NH, seen_sums_NH)
     return output_NHD
 
@@ -246,6 +246,11 @@ def attend_in_parts(
         weights_BHNT = (scores_BHNT - sums_BHN[..., None]).exp().to(values_BHTD.dtype)
         parts.append((weights_BHNT @ values_BHTD, sums_BHN))
     return torch.cat([output for output, _ in parts], 2), torch.cat([sums for _, sums in parts], 2)
+
+
+def _lerp(own: torch.Tensor, seen: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The sum own * (1 - share) + seen * share, in fp32, for a share in bf16 has 8 bits; in the dtype of `own`."""
+    return own.float().lerp(seen.float(), share).to(own.dtype)
 
 
 def _joined(parts: Sequence[Part]) -> Part:

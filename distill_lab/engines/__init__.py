@@ -44,14 +44,30 @@ def api_engine(model: str) -> str | None:
 
 def load_engine(model: ModelConfig, config: EngineConfig) -> Engine:
     """The engine `config` names, its model loaded. Raises UserError for an unknown name, ModelError for the model."""
+    return _module(chosen_engine(model, config)).load(model, config)
+
+
+def chosen_engine(model: ModelConfig, config: EngineConfig) -> str:
+    """The name of the engine that `load_engine` takes. Raises UserError for an unknown one."""
     if server := api_engine(model.model):
-        return _module(server).load(model, config)
+        return server
     if config.engine == "auto":
-        modules = [_module(name) for name in engine_names()]
-        return max(modules, key=lambda module: module.preference()).load(model, config)
+        return max(engine_names(), key=lambda name: _module(name).preference())
     if config.engine not in engine_names():
         raise UserError(f"no engine {config.engine!r}; there are: auto, {', '.join(engine_names())}")
-    return _module(config.engine).load(model, config)
+    return config.engine
+
+
+def settled(model: ModelConfig, config: EngineConfig) -> ModelConfig:
+    """`model` with the dtype and quantization it has on the engine of this process (`models.settled`).
+
+    As it is where another process or library decides: a server, vLLM, workers of a cluster. Raises ModelError.
+    """
+    if chosen_engine(model, config) != "transformers":
+        return model
+    from distill_lab.models import settled
+
+    return settled(model)
 
 
 def _module(name: str) -> ModuleType:

@@ -136,7 +136,7 @@ class TransformersEngine:
                     raise
                 fits = False
             if fits:
-                return
+                continue  # a batch that nothing can join ends with rows still waiting
             # Out of the except block: the traceback no longer holds the batch's tensors.
             del batch
             free_memory()

@@ -35,8 +35,9 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engine_died import EngineDied
 from distill_lab.errors import ModelError, UserError
 from distill_lab.memory import free_memory
-from distill_lab.models import FULL_SHARE, _hub_arguments, _skeleton, base_of, is_adapter, load_tokenizer, resolve
+from distill_lab.models import _hub_arguments, _skeleton, base_of, is_adapter, load_tokenizer, resolve
 from distill_lab.orphans import Guard
+from distill_lab.precision import FULL_SHARE
 from distill_lab.stopping import StopTexts
 from distill_lab.token_io import TokenIO
 from distill_lab.types import Completion, Prompt
@@ -51,6 +52,9 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 MERGE = "merge them into the model first (distill merge), or --engine transformers"
 AHEAD = 2
 """Requests under way for each place in the batch, so that one that is done is replaced in the next step."""
+
+VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Ours by theirs."""
 
 
 def preference() -> int:
@@ -128,7 +132,7 @@ def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
         "tokenizer_revision": model.revision,
         "trust_remote_code": model.trust_remote_code,
         "quantization": _quantization(model, config, platform),
-        "dtype": "float32" if on_cpu else "float16" if on_half else "auto",
+        "dtype": VLLM_DTYPES.get(model.dtype, "float32" if on_cpu else "float16" if on_half else "auto"),
         "enable_prefix_caching": True,
         "tensor_parallel_size": config.tensor_parallel_size,
         "data_parallel_size": config.data_parallel_size,

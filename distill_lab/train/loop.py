@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 from distill_lab.config import TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.memory import free_memory, is_out_of_memory
-from distill_lab.models import compute_dtype
+from distill_lab.precision import compute_dtype
 from distill_lab.train import loss_forward
 from distill_lab.train.checkpoints import remove_all_but_newest, seal
 from distill_lab.train.loss_forward import Objective

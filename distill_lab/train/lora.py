@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from distill_lab.config import LoraConfig, ModelConfig
 from distill_lab.errors import UserError
-from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve
+from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve, unrounded
 
 ALL = "all-linear"
 """Every linear layer but the output head."""
@@ -66,7 +66,7 @@ def merge_directory(adapter: ModelConfig, out: Path) -> None:
     path = resolve(adapter.model)
     if not is_adapter(path):
         raise UserError(f"{adapter.model}: no adapters (adapter_config.json and no config.json); nothing to merge")
-    base, _ = load_model(base_of(adapter))
+    base, _ = load_model(unrounded(base_of(adapter)))
     tokenizer = load_tokenizer(adapter)
     partial = out.with_name(f".{out.name}.partial")
     with quiet_peft():

@@ -17,7 +17,8 @@ import torch
 from transformers import TrainingArguments
 
 from distill_lab.config import TrainConfig
-from distill_lab.models import best_device, compute_dtype
+from distill_lab.models import best_device
+from distill_lab.precision import compute_dtype
 from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

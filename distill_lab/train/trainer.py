@@ -25,7 +25,7 @@ from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.identity import weights_of
 from distill_lab.memory import kept_heap
-from distill_lab.models import best_device, load_model
+from distill_lab.models import best_device, load_model, unrounded
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_forward
 from distill_lab.train.checkpoints import keep_only, newest_whole
@@ -114,7 +114,7 @@ def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrai
         return load_model(student.model_copy(update={"quantization": "none"}), training=True)
     from distill_lab.train.lora import add_adapters
 
-    model, tokenizer = load_model(student)
+    model, tokenizer = load_model(unrounded(student))
     folder = Path(student.model).expanduser()
     name = str(folder.resolve()) if folder.is_dir() else student.model
     return add_adapters(model, config.lora, name=name, seed=config.seed), tokenizer
