@@ -48,13 +48,13 @@ def count_weights(skeleton: PreTrainedModel) -> Weights:
     """The weights of a model; experts held in one tensor [experts, ., .] are no linear layers, and stay full."""
     total = skeleton.num_parameters()
     embeddings = {id(weight): weight.numel() for weight in _embeddings(skeleton)}
-    layers = {id(layer.weight): layer.weight.numel() for layer in _linear(skeleton)}
+    layers = {id(weight): weight.numel() for weight in _linear(skeleton)}
     return Weights(total, sum(embeddings.values()), sum(size for key, size in layers.items() if key not in embeddings))
 
 
 def linear_shapes(skeleton: PreTrainedModel) -> list[Shape]:
     """Inputs and outputs of every linear layer, and of one expert for every tensor that holds several."""
-    shapes = [(layer.weight.shape[1], layer.weight.shape[0]) for layer in _linear(skeleton)]
+    shapes = [(weight.shape[1], weight.shape[0]) for weight in _linear(skeleton)]
     return shapes + [(weight.shape[2], weight.shape[1]) for weight in skeleton.parameters() if weight.dim() == 3]
 
 
@@ -82,8 +82,8 @@ def choose_quantization(wanted: Quantization, weights: Weights, device: torch.de
     if device.type != "cuda" or weights.share < LEAST_QUANTIZED:
         return "none"
     room = FULL_SHARE * total_memory(device)
-    levels: tuple[Quantization, ...] = ("none", "8bit")
-    return next((level for level in levels if weights.bytes(level) <= room), "4bit")
+    levels: tuple[Quantization, ...] = ("none", "8bit", "4bit")
+    return next((level for level in levels if weights.bytes(level) <= room), levels[-1])
 
 
 def is_spread(weights: Weights, quantization: Quantization, device: torch.device) -> bool:
@@ -93,10 +93,11 @@ def is_spread(weights: Weights, quantization: Quantization, device: torch.device
     return weights.bytes(quantization) > FULL_SHARE * total_memory(device)
 
 
-def _linear(skeleton: PreTrainedModel) -> Iterator[torch.nn.Module]:
+def _linear(skeleton: PreTrainedModel) -> Iterator[torch.Tensor]:
+    """The weights of its linear layers."""
     for layer in skeleton.modules():
         if isinstance(layer, (torch.nn.Linear, Conv1D)):
-            yield layer
+            yield layer.weight
 
 
 def _embeddings(skeleton: PreTrainedModel) -> Iterator[torch.nn.Parameter]:
