@@ -101,7 +101,9 @@ def render_costs(summary: Mapping[str, Any]) -> str:
 
     both = [cost["teacher"], cost["student"]]
     scores = [(summary["models"].get(name) or {}).get("score") for name in ("teacher", "student")]
-    line("score", scores, ".1%", "-" if ratio["accuracy"] is None else f"{ratio['accuracy']:.2f}")
+    metric = summary.get("metric") or {"short": "score", "similarity": False}
+    known = ratio["accuracy"] is not None and not metric["similarity"]
+    line(metric["short"], scores, ".1%", f"{ratio['accuracy']:.2f}" if known else "-")
     line("prompt tokens", [each["prompt_tokens"] for each in both], ",.1f", "-")
     line("completion tokens", [each["completion_tokens"] for each in both], ",.1f", "-")
     line("tokens processed", [each["tokens"] for each in both], ",.1f", shown("tokens"))

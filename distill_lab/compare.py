@@ -25,18 +25,19 @@ from distill_lab.evaluate import RESAMPLES, Score, is_binary, resampled_counts
 from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
 from distill_lab.run import read_jsonl
 from distill_lab.types import Completion, Prompt
+from distill_lab.verdict import decide
 
 if TYPE_CHECKING:
+    from distill_lab.graders import Metric
     from distill_lab.measure import Speed
     from distill_lab.steps import Steps
 
-RETENTION_GOAL = 0.9
 SPEEDUP_GOAL = 3.0
 STEPS_GOAL = 0.8
 """Share of answers that reason in several steps."""
 LATENCY_GOALS_S = {LATENCY_TOKENS: 2.0, REASONING_TOKENS: 3.0}
 """By the tokens of an answer, one at a time: the seconds its 95th percentile has to stay below."""
-RETENTION_KPI, SPEEDUP_KPI = "retention >= 0.9", "speedup >= 3"
+SPEEDUP_KPI = "speedup >= 3"
 STEPS_KPI = ">= 0.8 reason in several steps"
 STEPS_LABEL = "System 2"
 LINE = 100
@@ -146,24 +147,25 @@ def summarize(
     speeds: Mapping[str, Speed] | None = None,
     gain: Paired | None = None,
     steps: Mapping[str, Steps] | None = None,
+    metric: Metric | None = None,
+    losses: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """summary.json: what was reached, per model ("teacher", "base", "student") and between them.
 
-    n: prompts behind the scores. steps: where reasoning was looked at, a model has `several_steps`, the share, and
-    `several_steps_n`, the prompts behind it. What was not measured is null, and a KPI that was not measured is left out
-    of `kpis`. A teacher that scores 0 leaves nothing to retain: `retention` is null and its KPI is not met.
+    n: prompts behind the scores. metric: what the scores are, needed where there are any. losses: validation loss before
+    and after training. steps: where reasoning was looked at, a model has `several_steps`, the share, and
+    `several_steps_n`, the prompts behind it. What was not measured is null, and a KPI that was not measured, or that
+    nothing follows from, is left out of `kpis`. What the scores allow to be said is `verdict.decide`'s. A teacher that
+    scores 0 leaves nothing to retain: `retention` is null and its KPI is not met.
     """
     speeds = speeds or {}
     models = {name: _model_summary(scores.get(name), speeds.get(name)) for name in dict.fromkeys([*scores, *speeds])}
-    summary: dict[str, Any] = {"recipe": recipe, "n": n, "models": models}
-    kpis: dict[str, bool] = {}
+    p_value = gain.p_value if gain else None
+    found = decide(metric, {name: score.score for name, score in scores.items()}, n=n, p_value=p_value, losses=losses)
+    kpis: dict[str, bool] = found.pop("kpis")
+    summary: dict[str, Any] = {"recipe": recipe, "n": n, "models": models, **found}
     for name, found in (steps or {}).items():
         models[name] |= {"several_steps": found.share, "several_steps_n": found.n}
-
-    retention = None
-    if "teacher" in scores and "student" in scores:
-        retention = scores["student"].score / scores["teacher"].score if scores["teacher"].score else None
-        kpis[RETENTION_KPI] = retention is not None and retention >= RETENTION_GOAL
 
     batched = single = None
     if "teacher" in speeds and "student" in speeds:
@@ -178,12 +180,11 @@ def summarize(
         kpis[STEPS_KPI] = steps["student"].share >= STEPS_GOAL
 
     return summary | {
-        "retention": retention,
         "speedup_batched": batched,
         "speedup_single": single,
         "speedup": min(batched, single) if batched is not None and single is not None else None,
         "gain": gain.gain if gain else None,
-        "p_value": gain.p_value if gain else None,
+        "p_value": p_value,
         "kpis": kpis,
     }
 

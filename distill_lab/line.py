@@ -25,7 +25,7 @@ from distill_lab.errors import ModelError, NoData, UserError
 from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
-from distill_lab.graders import load_grader
+from distill_lab.graders import load_grader, metric_of
 from distill_lab.identity import model_inputs
 from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
 from distill_lab.request_cache import RequestCache
@@ -232,12 +232,27 @@ class Line:
             self.watch.note("no test rows: no scores (give --test, or more data)")
         num_tokens = REASONING_TOKENS if several_steps else LATENCY_TOKENS
         speeds = self._speeds(models, test, sampling, num_tokens) if scores and measure_speed else {}
+        metric = metric_of(grader) if scores else None
         gain = paired(self.run.path("eval/base.jsonl"), self.run.path("eval/student.jsonl")) if scores else None
         steps = {name: count_steps(test, self.run.path(f"eval/{name}.jsonl")) for name in scores if several_steps}
-        summary = summarize(self.run.recipe, num_prompts, scores=scores, speeds=speeds, gain=gain, steps=steps)
+        summary = summarize(
+            self.run.recipe, num_prompts, scores=scores, speeds=speeds, gain=gain, steps=steps, metric=metric,
+            losses=self.losses(models.get("student")),
+        )  # fmt: skip
         write_json(self.run.path("summary.json"), summary)
         write_report(self.run.directory)
         return summary
+
+    def losses(self, student: ModelConfig | None) -> tuple[float, float] | None:
+        """Validation loss before and after the training of `student`, nats per token; None where none was taken."""
+        if student is None:
+            return None
+        for folder in (Path(student.model).parent, self.run.directory):
+            if (folder / "training.json").is_file():
+                found = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+                before, after = found.get("validation_loss_before"), found.get("validation_loss_after")
+                return None if before is None or after is None else (before, after)
+        return None
 
     def add(self, summary: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
         """`summary` with what a recipe found besides, in summary.json and in the report."""

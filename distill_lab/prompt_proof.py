@@ -21,7 +21,7 @@ from distill_lab.cot_files import take_gold
 from distill_lab.engines import api_engine
 from distill_lab.errors import NoData
 from distill_lab.evaluate import evaluate
-from distill_lab.graders import load_grader
+from distill_lab.graders import load_grader, metric_of
 from distill_lab.label_report import item_lines, label_report, predictions, render_label_report
 from distill_lab.line import LABELS, Line, choose_grader, model_inputs
 from distill_lab.prompt_data import has_gold, write_asked, write_references
@@ -90,7 +90,11 @@ def prove(
         cost = token_cost(counter, way.prompts, answers[name], thinking=way.sampling.thinking)
         costs[name] = replace(cost, seconds=seconds)
     gain = paired(items["base"], items["student"])
-    summary = summarize(run.recipe, scores["student"].n, scores=scores, speeds=speeds, gain=gain)
+    metric = metric_of(grader, reference="gold" if gold else "teacher")
+    summary = summarize(
+        run.recipe, scores["student"].n, scores=scores, speeds=speeds, gain=gain, metric=metric,
+        losses=line.losses(models["student"]),
+    )  # fmt: skip
     more: dict[str, Any] = {
         "reference": "gold" if gold else "teacher",
         "cost": compare_costs(costs, {name: score.score for name, score in scores.items()}),

@@ -109,19 +109,35 @@ class Terminal(Watch):
             self.progress(row["step"], row["num_steps"], detail=self._loss)
 
     def summary(self, summary: dict[str, Any], directory: Path) -> None:
-        """The table of models, the figures between them, the KPIs as met or missed, and where the files are."""
+        """The result, the table of models, the figures between them, the KPIs as met or missed, and where the files are."""
+        from distill_lab.report.figure import headline
+
         self._close_bar()
+        self.console.print()
+        self._wrapped(headline(summary), style="bold")
         if summary["models"]:
+            metric = summary["metric"]
+            self._wrapped(
+                f"score: {metric['name'] if metric else 'mean grade'}, on {summary['n']:,} prompts", style="dim"
+            )
             self.console.print()
             self.console.print(_model_table(summary["models"]))
             self.console.print()
         for line in _findings(summary):
-            self.console.print(Text(line))
+            self.console.print(Text(clean(line)))
         for name, met in summary["kpis"].items():
             self.console.print(Text.assemble(("met    " if met else "missed ", "green" if met else "red"), name))
+        for line in summary["notes"]:
+            self._wrapped(line)
+        for line in summary["advice"]:
+            self._wrapped(line, style="yellow")
         self.console.print(
             Text(f"everything is in {directory}: report.html, summary.json, every item in eval/", style="dim")
         )
+
+    def _wrapped(self, text: str, *, style: str = "") -> None:
+        """A sentence, broken between words at the terminal's width."""
+        self.console.print(Text(clean(text), style=style), soft_wrap=False)
 
     def examples(self, folder: Path, *, number: int) -> None:
         """Some test prompts with what each model answered, first those the base student got wrong."""
@@ -177,11 +193,17 @@ def _model_table(models: dict[str, Any]) -> Table:
 
 def _findings(summary: dict[str, Any]) -> Iterator[str]:
     from distill_lab.compare import times
+    from distill_lab.verdict import tenths
 
-    if summary.get("retention") is not None:
-        yield f"retention  {summary['retention']:.3f}   of the teacher's score is kept"
+    metric = summary["metric"]["short"] if summary["metric"] else "score"
+    for key, title in (("retention", "retention"), ("similarity", "similarity")):
+        if summary.get(key) is not None:
+            teacher = summary["models"]["teacher"]["score"]
+            base = (summary["models"].get("base") or {}).get("score")
+            beside = f"; base student {tenths(base / teacher)}" if base is not None else ""
+            yield f"{title:<11}{tenths(summary[key])}  of the teacher's {metric}{beside}"
     if summary.get("speedup") is not None:
         smaller, batched, single = (times(summary[f"speedup{way}"], "x") for way in ("", "_batched", "_single"))
-        yield f"speedup    {smaller}    ({batched} in batches, {single} one at a time)"
+        yield f"speedup    {smaller}   ({batched} in batches, {single} one at a time)"
     if summary.get("gain") is not None:
-        yield f"gain       {summary['gain']:+.1%}  over the base student, p = {summary['p_value']:.2g}"
+        yield f"gain       {100 * summary['gain']:+.1f} points over the base student, p = {summary['p_value']:.2g}"

@@ -99,18 +99,21 @@ def with_tokens(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def render_models(summary: Mapping[str, Any]) -> str:
     """summary.json as the workflow's comparison: accuracy, counts and tokens per model, then what changed."""
-    lines = [f"{'Model':<14}{'Accuracy':>9}{'Correct':>9}{'Total':>7}{'Avg tokens':>12}{'Median tokens':>15}"]
+    metric = summary.get("metric") or {"name": "accuracy", "similarity": False}
+    title, counted = ("Overlap", False) if metric["similarity"] else ("Accuracy", True)
+    heads = f"{'Correct':>9}{'Total':>7}" if counted else f"{'Prompts':>9}"
+    lines = [f"{'Model':<14}{title:>9}{heads}{'Avg tokens':>12}{'Median tokens':>15}"]
     names = {"teacher": "Teacher", "base": "Student base", "student": "Student"}
     models, n = summary["models"], summary["n"]
     for key, name in names.items():
         model = models.get(key) or {}
         if model.get("score") is not None:
+            counts = f"{round(model['score'] * n):>9,}{n:>7,}" if counted else f"{n:>9,}"
             lines.append(
-                f"{name:<14}{model['score']:>9.1%}{round(model['score'] * n):>9,}{n:>7,}"
-                f"{model['mean_tokens']:>12.1f}{model['median_tokens']:>15g}"
+                f"{name:<14}{model['score']:>9.1%}{counts}{model['mean_tokens']:>12.1f}{model['median_tokens']:>15g}"
             )
     if summary["gain"] is not None:
-        lines.append(f"accuracy gain over the base student: {summary['gain']:+.1%}")
+        lines.append(f"{metric['name']} gain over the base student: {100 * summary['gain']:+.1f} points")
     if summary.get("token_ratio") is not None:
         lines.append(f"tokens of the student against the base student's: {summary['token_ratio']:.2f}x")
     if summary["speedup"] is not None:

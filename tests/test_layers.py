@@ -24,7 +24,7 @@ LAYERS = (
     (
         "stages",
         "data generate training_set held_out grade evaluate measure compare ask steps reasoning selection token_stats "
-        "best_of_k cot_files prompt_data label_report answer_cost".split(),
+        "verdict best_of_k cot_files prompt_data label_report answer_cost".split(),
     ),
     ("report", ["report"]),
     ("line", ["line", "prompt_proof"]),

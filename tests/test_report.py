@@ -15,10 +15,12 @@ import pytest
 from distill_lab.compare import paired, summarize, times
 from distill_lab.errors import UserError
 from distill_lab.evaluate import Score, read_score
+from distill_lab.graders import metric_of
 from distill_lab.measure import Speed
-from distill_lab.report.figure import count, percent, result_svg
+from distill_lab.report.figure import count, result_svg
 from distill_lab.report.page import write_report
 from distill_lab.run import write_json, write_jsonl
+from distill_lab.verdict import percent
 
 VOID = {"meta", "br"}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -84,8 +86,21 @@ def row(index: int, score: float, output: str = "out", **more: Any) -> dict[str,
     }
 
 
-def make_run(folder: Path, *, speeds: bool = True, teacher: list[float] | None = None, output: str = "out") -> Path:
-    grades = {"teacher": teacher or [1.0] * 9 + [0.0], "base": [1.0, 0.0] * 5, "student": [1.0] * 8 + [0.0, 1.0]}
+def make_run(
+    folder: Path,
+    *,
+    speeds: bool = True,
+    teacher: list[float] | None = None,
+    base: list[float] | None = None,
+    student: list[float] | None = None,
+    output: str = "out",
+    grader: str = "exact",
+) -> Path:
+    grades = {
+        "teacher": teacher or [1.0] * 9 + [0.0],
+        "base": base or [1.0, 0.0] * 5,
+        "student": student or [1.0] * 8 + [0.0, 1.0],
+    }
     for name, scores in grades.items():
         rows = [row(i, score, output, thinking=output if i % 2 else None) for i, score in enumerate(scores)]
         text = "".join(json.dumps(item) + "\n" for item in rows)
@@ -97,6 +112,7 @@ def make_run(folder: Path, *, speeds: bool = True, teacher: list[float] | None =
         scores={name: read_score(folder / "eval" / f"{name}.jsonl") for name in grades},
         speeds={"teacher": SPEED, "student": STUDENT_SPEED} if speeds else None,
         gain=paired(folder / "eval/base.jsonl", folder / "eval/student.jsonl"),
+        metric=metric_of(grader),
     )
     write_json(folder / "summary.json", summary)
     stages = {
@@ -122,16 +138,16 @@ def page_of(folder: Path) -> Page:
 
 def test_page_says_what_the_run_reached(tmp_path: Path) -> None:
     text = page_of(make_run(tmp_path)).text
-    assert "The student keeps 100% of the teacher's score and answers 2.5× as fast." in text
+    assert "The student keeps 100% of the teacher's score (exact match) and answers 2.5× as fast." in text
     assert "+40.0 points" in text
     assert "exact McNemar test on 10 prompts" in text
-    assert "Quality kept ✓ met 100%" in text
+    assert "Score kept ✓ met 100% exact match goal: at least 90% of the teacher's score the base student: 56%" in text
     assert "Speedup ✗ missed 2.5×" in text
     assert "4.0× in batches, 2.5× one at a time; the smaller counts" in text
     assert "Latency ✓ met 0.30 s" in text
     assert "420,000 parameters, the teacher 3.22M" in text
     assert "8 both right 1 only the teacher right 1 only the student right 0 neither right" in text
-    assert "Score 90.0% 50.0% 90.0%" in text
+    assert "Score: exact match 90.0% 50.0% 90.0%" in text
     assert "Peak memory 850 MiB – 850 MiB" in text
     assert "prompts 1,200 1,190 10 in<valid> 2.2 min" in text
     assert "student – – – 2.50 s (unfinished)" in text
@@ -164,9 +180,51 @@ def test_page_without_speeds_or_with_a_teacher_at_zero(tmp_path: Path) -> None:
     assert "Speedup not measured –" in text
     assert "Latency not measured –" in text
     text = page_of(make_run(tmp_path / "b", teacher=[0.0] * 10)).text
-    assert "The student scores 90% on 10 prompts and answers 2.5× as fast." in text
+    assert "The student scores 90% (exact match) on 10 prompts and answers 2.5× as fast." in text
     assert "The teacher scores 0 here" in text
-    assert "Quality kept ✗ missed –" in text
+    assert "Score kept ✗ missed –" in text
+
+
+def test_likeness_to_a_reference_is_never_called_kept_or_met(tmp_path: Path) -> None:
+    # What was seen with a real pair: nothing learned, and the page said that 101% of the quality was kept.
+    teacher, base, student = [0.202] * 10, [0.204] * 10, [0.204] * 10
+    run = make_run(tmp_path, teacher=teacher, base=base, student=student, grader="overlap", speeds=False)
+    text = page_of(run).text
+    name = "ROUGE-L overlap with the reference text"
+    assert f"The student's {name} is 20.4% (teacher 20.2%, base student 20.4%)." in text
+    assert f"{name} no verdict 20.4% Teacher 20.2% Base student 20.4% Student 20.4%" in text
+    assert f"Score: {name} 20.2% 20.4% 20.4%" in text
+    assert "ROUGE-L overlap, 10 prompts" in text
+    assert "rewards shared wording, not truth" in text
+    for claim in ("kept", "Score kept", "keeps", "met", "right", "goal: 90%", "at least 90%"):
+        assert not re.search(rf"\b{claim}\b", text), claim
+
+
+def test_a_goal_that_the_base_reaches_is_no_verdict(tmp_path: Path) -> None:
+    run = make_run(tmp_path, base=[1.0] * 9 + [0.0], student=[1.0] * 9 + [0.0], speeds=False)
+    text = page_of(run).text
+    assert (
+        "The base student already reaches 100% of the teacher's score (exact match), the trained student 100%." in text
+    )
+    assert "Score kept no verdict 100%" in text
+    assert "✓ met" not in text
+
+
+def test_a_student_below_its_base_is_called_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path, base=[1.0] * 9 + [0.0], student=[0.0] * 10, speeds=False)
+    text = page_of(run).text
+    assert "Training made the student worse: exact match 90.0% before, 0.0% after." in text
+    assert "Training lowered the score (exact match): -90.0 points over the base student" in text
+    assert "What to try. The training did harm" in text
+    assert "Score kept ✗ missed 0%" in text
+
+
+def test_a_summary_that_does_not_say_what_was_scored_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    write_json(run / "summary.json", {name: value for name, value in summary.items() if name != "verdict"})
+    with pytest.raises(UserError, match="earlier version"):
+        write_report(run)
 
 
 def test_page_without_evaluation_files(tmp_path: Path) -> None:
@@ -174,7 +232,7 @@ def test_page_without_evaluation_files(tmp_path: Path) -> None:
     for path in (folder / "eval").iterdir():
         path.unlink()
     text = page_of(folder).text
-    assert "Score 90.0% 50.0% 90.0%" in text
+    assert "Score: exact match 90.0% 50.0% 90.0%" in text
     assert "Side by side" not in text
 
 
@@ -201,7 +259,8 @@ def test_samples_after_the_first_and_graded_scores(tmp_path: Path) -> None:
 
 
 def summary_of(**scores: Score) -> dict[str, Any]:
-    return summarize("system1", 10, scores=scores, speeds={"teacher": SPEED, "student": STUDENT_SPEED})
+    speeds = {"teacher": SPEED, "student": STUDENT_SPEED}
+    return summarize("system1", 10, scores=scores, speeds=speeds, metric=metric_of("exact"))
 
 
 def test_picture_is_well_formed_and_to_scale() -> None:
@@ -228,7 +287,7 @@ def test_picture_is_well_formed_and_to_scale() -> None:
     text = " ".join(root.itertext())
     assert "50.0%" in text
     assert "goal: 90% of the teacher" in text
-    assert "The student keeps 50% of the teacher's score and answers 2.5× as fast." in text
+    assert "The student keeps 50% of the teacher's score (exact match) and answers 2.5× as fast." in text
 
 
 def test_picture_of_less() -> None:

@@ -49,7 +49,7 @@ def test_the_workflows_table(summary: dict[str, Any]) -> None:
         ["Student", "75.0%", "3", "4", "9.0", "8"],
     ]
     assert render_models(summary).splitlines()[4:] == [
-        "accuracy gain over the base student: +50.0%",
+        "accuracy gain over the base student: +50.0 points",
         "tokens of the student against the base student's: 0.30x",
         "speed of the student against the teacher's: 3.0x",
         "size: 4.6x smaller",

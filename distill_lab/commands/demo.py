@@ -33,6 +33,8 @@ PROMPTS = (
 )
 SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:4000]", 5
 """Less than the tiny preset trains on, so that both are done at the same time."""
+COLUMN = 16
+"""Characters of a column of the table at the end."""
 PROGRESS = re.compile(r"\s*\d+/\d+ ")
 """A line of the other process that only says how far it is."""
 
@@ -143,6 +145,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     from distill_lab.compare import times
 
     rows = (
+        ("score", lambda of: of["metric"]["short"] if of["metric"] else "-"),
         ("teacher's score", lambda of: _percent(of["models"]["teacher"]["score"])),
         ("base student's score", lambda of: _percent(of["models"]["base"]["score"])),
         ("student's score", lambda of: _percent(of["models"]["student"]["score"])),
@@ -150,9 +153,9 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         ("times as fast", lambda of: "-" if of["speedup"] is None else times(of["speedup"], "")),
         ("answers in several steps", lambda of: _percent(of["models"]["student"].get("several_steps"))),
     )
-    yield f"{'':<29}" + "".join(f"{name:>10}" for name in summaries)
+    yield f"{'':<29}" + "".join(f"{name:>{COLUMN}}" for name in summaries)
     for title, cell in rows:
-        yield f"{title:<29}" + "".join(f"{cell(summary):>10}" for summary in summaries.values())
+        yield f"{title:<29}" + "".join(f"{cell(summary):>{COLUMN}}" for summary in summaries.values())
 
 
 def _percent(share: float | None) -> str:

@@ -95,6 +95,7 @@ def _scores(config: Config, prompts: Path, out: Path, terminal: Terminal) -> Non
     from distill_lab.compare import paired
     from distill_lab.line import choose_grader
     from distill_lab.reasoning import final_answer_grader
+    from distill_lab.verdict import CHANCE
 
     grader = choose_grader(prompts) if config.grader == "auto" else config.grader
     grader = final_answer_grader(prompts) if grader == FINAL_ANSWER else grader
@@ -105,8 +106,12 @@ def _scores(config: Config, prompts: Path, out: Path, terminal: Terminal) -> Non
         result = paired(items, out)
         low, high = result.ci95
         terminal.print(
-            f"gain over {config.base}: {result.gain:+.1%} [{low:+.1%}, {high:+.1%}], p = {result.p_value:.2g}"
+            f"gain over {config.base}: {100 * result.gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
+            f"p = {result.p_value:.2g}"
         )
+        if result.gain < 0:
+            chance = ", a difference within chance" if result.p_value >= CHANCE else ""
+            terminal.print(f"{config.model.model} scores below {config.base}{chance}")
     terminal.note(f"every item is in {out}")
 
 
@@ -129,6 +134,7 @@ def _answer(
 def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
     from distill_lab.best_of_k import best_of_k
     from distill_lab.evaluate import evaluate
+    from distill_lab.graders import metric_of
 
     answers = out.with_suffix(".completions.jsonl")
     _answer(config, model, prompts, answers, terminal, live=grader == LABEL)
@@ -137,7 +143,7 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
         _label_results(model, out, terminal)
     low, high = score.ci95
     terminal.print(
-        f"{model.model}: {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts, graded by {grader}; "
+        f"{model.model}: {metric_of(grader).name} {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts; "
         f"{score.mean_tokens:.0f} tokens an answer, {score.truncated} cut, {score.unparseable} unreadable, "
         f"{score.missing} missing" + (f", {score.timeouts} over the grader's time limit" if score.timeouts else "")
     )

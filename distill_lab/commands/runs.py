@@ -1,6 +1,7 @@
 """List the runs under a folder with their scores.
 
-In: a folder of run directories. Out: a table: recipe, state of the stages, retention, speedup.
+In: a folder of run directories. Out: a table: recipe, state of the stages, what was scored, the student's score
+and its base's, retention (none for likeness to a reference), speedup.
 
     distill runs
 """
@@ -25,9 +26,12 @@ def main(config: Config) -> None:
     from rich.table import Table
 
     from distill_lab.terminal import Terminal
+    from distill_lab.verdict import tenths
 
     terminal = Terminal()
-    table = Table("run", "recipe", "stages done", "retention", "speedup", box=None, pad_edge=False)
+    table = Table(
+        "run", "recipe", "stages done", "score is", "student", "base", "retention", "speedup", box=None, pad_edge=False
+    )
     paths = sorted(config.folder.rglob("run.json"))
     for path in paths:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -36,5 +40,11 @@ def main(config: Config) -> None:
         summary_path = path.with_name("summary.json")
         summary = json.loads(summary_path.read_text(encoding="utf-8")) if summary_path.exists() else {}
         figures = [f"{summary[key]:.2f}" if summary.get(key) is not None else "-" for key in ("retention", "speedup")]
-        table.add_row(str(path.parent), manifest["recipe"], f"{done} of {len(stages)}", *figures)
+        models = summary.get("models") or {}
+        scores = [(models.get(name) or {}).get("score") for name in ("student", "base")]
+        shown = [tenths(score) if score is not None else "-" for score in scores]
+        metric = (summary.get("metric") or {}).get("short", "-")
+        if "verdict" not in summary and shown[0] != "-":
+            metric, figures[0] = "not recorded", "-"
+        table.add_row(str(path.parent), manifest["recipe"], f"{done} of {len(stages)}", metric, *shown, *figures)
     terminal.print(table if paths else f"no runs under {config.folder}")

@@ -6,8 +6,9 @@
 
 What every such grader keeps to: the score is in [0, 1]; a completion that did not end by itself (`finish_reason` other
 than `stop`) scores 0, whatever it says; a prompt without a gold answer is refused by name, never scored.
-A file that has `load(argument, engine) -> Grader` instead is asked for as NAME:ARGUMENT (judge:MODEL). Files that begin
-with an underscore are shared parts.
+A file that has `load(argument, engine) -> Grader` instead is asked for as NAME:ARGUMENT (judge:MODEL). METRIC says what its
+score is called in results; SIMILARITY = True, that it measures likeness to a reference and not whether an answer is right.
+Files that begin with an underscore are shared parts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Protocol
 
 from distill_lab.config import EngineConfig
@@ -58,6 +60,36 @@ class OneByOne:
         return [self.grade(prompt, completion) for prompt, completion in pairs]
 
 
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a grader's scores are called, and what they may be used for."""
+
+    grader: str
+    """The grader's name."""
+    name: str
+    """What a score is, as it stands in a headline: exact match, ROUGE-L overlap with the reference text."""
+    short: str
+    """The same for a table or figure."""
+    similarity: bool
+    """Likeness to a reference text: nothing follows from it about quality."""
+
+
+def metric_of(name: str, *, reference: str = "gold") -> Metric:
+    """The metric of a grader, given as `load_grader` takes it; nothing is loaded.
+
+    reference: "teacher" where the teacher's answers take the place of gold answers. Raises UserError for an unknown name.
+    """
+    stem, _, argument = name.partition(":")
+    module = vars(_module(stem))
+    long = module.get("METRIC", stem)
+    short = long.removesuffix(" with the reference text")
+    if reference == "teacher":
+        long = f"{short} against the teacher's answers"
+    if argument:
+        long = f"{long} ({argument})"
+    return Metric(name, long, short, bool(module.get("SIMILARITY")))
+
+
 def names() -> list[str]:
     """The graders there are, sorted: the file names of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
@@ -68,18 +100,29 @@ def load_grader(name: str, engine: EngineConfig | None = None) -> Grader:
 
     Raises UserError with the names there are, and where an argument is missing or has no place.
     """
-    stem, colon, argument = name.partition(":")
-    if stem not in names():
-        raise UserError(f"no grader {name!r}; there are {', '.join(names())}")
-    module = importlib.import_module(f"{__name__}.{stem}")
-    load = vars(module).get("load")
-    if load is None and not colon:
+    module, argument = find_grader(name)
+    if argument is None:
         return OneByOne(name, module.grade)
-    if load is None:
-        raise UserError(f"grader {name!r}: {stem} takes nothing after its name; write {stem}")
+    return module.load(argument, engine or EngineConfig())
+
+
+def find_grader(name: str) -> tuple[ModuleType, str | None]:
+    """The grader's file, and the model after the colon where it takes one. Raises as `load_grader`, loads nothing."""
+    stem, colon, argument = name.partition(":")
+    module = _module(stem)
+    if "load" not in vars(module):
+        if colon:
+            raise UserError(f"grader {name!r}: {stem} takes nothing after its name; write {stem}")
+        return module, None
     if not argument:
         raise UserError(f"grader {name!r} needs to know which model; write {stem}:MODEL")
-    return load(argument, engine or EngineConfig())
+    return module, argument
+
+
+def _module(stem: str) -> ModuleType:
+    if stem not in names():
+        raise UserError(f"no grader {stem!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{stem}")
 
 
 def gold_answer(prompt: Prompt, grader: str) -> str:

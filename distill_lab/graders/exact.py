@@ -17,6 +17,7 @@ import unicodedata
 from distill_lab.graders import gold_answer
 from distill_lab.types import Completion, Grade, Prompt
 
+METRIC = "exact match"
 MARKER = re.compile(r"final\s+answer\s*\**\s*[:：]\s*\**", re.IGNORECASE)
 KEPT = ("<super>", "<sub>", "<fraction>", "<circle>")
 """Compatibility forms that change the value when they become plain digits."""

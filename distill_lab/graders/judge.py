@@ -23,6 +23,7 @@ from distill_lab.engines import Engine, load_engine
 from distill_lab.graders import Grader, Pair
 from distill_lab.types import Completion, Grade, Prompt
 
+METRIC = "judge score"
 Outcome = Literal["win", "tie", "loss"]
 Reply = TypeVar("Reply")
 

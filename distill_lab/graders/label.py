@@ -18,6 +18,7 @@ from distill_lab.errors import UserError
 from distill_lab.graders import gold_answer
 from distill_lab.types import Completion, Grade, Prompt
 
+METRIC = "label accuracy"
 MOST_CHARS = 400
 """A last line that is longer is prose, and its end is read."""
 _NAMED = re.compile(r"^\W{0,4}(?:label|class|category|classification|标签|类别)[*_ ]{0,4}[:：=]\s*", re.IGNORECASE)

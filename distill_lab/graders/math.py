@@ -20,6 +20,7 @@ from distill_lab.graders._process import Helper
 from distill_lab.graders.numeric import worked_answer
 from distill_lab.types import Completion, Grade, Prompt
 
+METRIC = "mathematical equality"
 LIMIT_S = 2.5
 """Seconds that math-verify may take over one answer; with the kill a row stays under 3 s."""
 MOST_CHARS = 800

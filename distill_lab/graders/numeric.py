@@ -18,6 +18,8 @@ from distill_lab.graders import gold_answer
 from distill_lab.graders._number import Number, last_number, read_number, same_number
 from distill_lab.types import Completion, Grade, Prompt
 
+METRIC = "numeric answer"
+
 
 def grade(prompt: Prompt, completion: Completion) -> Grade:
     """1 for the gold number, 0 for any other; `unparseable` where the completion has none.

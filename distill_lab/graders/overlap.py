@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from distill_lab.graders import gold_answer
 from distill_lab.types import Completion, Grade, Prompt
 
+METRIC, SIMILARITY = "ROUGE-L overlap with the reference text", True
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 """How the Unicode names of letters begin in scripts without spaces between words."""
 

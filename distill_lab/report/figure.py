@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 from distill_lab.compare import times
+from distill_lab.verdict import RETENTION_GOAL
 
 LABELS = {"teacher": "Teacher", "base": "Base student", "student": "Student"}
 """How the models are called, in the order they are shown."""
@@ -79,17 +80,9 @@ def inline_svg(panel: tuple[str, int], label: str) -> str:
 
 def headline(summary: Mapping[str, Any], *, short: bool = False) -> str:
     """The result in one sentence. short: the first half of it."""
-    models, retention, speedup = summary["models"], summary["retention"], summary["speedup"]
-    score = (models.get("student") or {}).get("score")
-    if retention is not None:
-        verb = "reaches" if retention > 1 else "keeps"
-        text = f"The student {verb} {percent(retention)} of the teacher's score"
-    elif score is not None:
-        text = f"The student scores {percent(score)} on {summary['n']:,} prompts"
-    else:
-        text = "The student has not been scored"
+    text, speedup = summary["result"], summary["speedup"]
     if speedup is not None and not short:
-        text += f" and answers {times(speedup)} as fast"
+        text += f"; it answers {times(speedup)} as fast" if ":" in text else f" and answers {times(speedup)} as fast"
     return text + "."
 
 
@@ -104,11 +97,17 @@ def score_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
             bars.append(Bar(kind, label, model["score"], f"{100 * model['score']:.1f}%", note, interval=(low, high)))
     if not bars:
         return None
-    goal = None
-    if bars[0].kind == "teacher" and bars[0].value > 0 and any(bar.kind == "student" for bar in bars):
-        goal = (0.9 * bars[0].value, "goal: 90% of the teacher")
+    metric, goal = summary["metric"] or {"short": "score", "similarity": False}, None
+    if (
+        not metric["similarity"]
+        and bars[0].kind == "teacher"
+        and bars[0].value > 0
+        and any(bar.kind == "student" for bar in bars)
+    ):
+        goal = (RETENTION_GOAL * bars[0].value, "goal: 90% of the teacher")
     ticks = [(tick / 4, f"{25 * tick}%") for tick in range(5)]
-    return _panel(f"Score on {summary['n']:,} prompts, 95% intervals", bars, ticks=ticks, most=1.0, goal=goal)
+    title = f"{metric['short'][:1].upper()}{metric['short'][1:]}, {summary['n']:,} prompts, 95% intervals"
+    return _panel(title, bars, ticks=ticks, most=1.0, goal=goal)
 
 
 def speed_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
@@ -175,14 +174,6 @@ def _step(most: float) -> float:
     """A round distance between ticks (1, 2 or 5 times a power of ten) that gives four to nine of them."""
     power = 10.0 ** math.floor(math.log10(most / 4))
     return max(step * power for step in (1, 2, 5) if step * power <= most / 4)
-
-
-def percent(share: float) -> str:
-    """A share in whole percent; where that would read 0%, 90% or 100% and is not quite so, rounded down to a tenth."""
-    whole = f"{100 * share:.0f}%"
-    if whole in ("0%", "90%", "100%") and share not in (0.0, 0.9, 1.0):
-        return f"{math.floor(1000 * share + 1e-9) / 10:.1f}%"
-    return whole
 
 
 def count(number: float) -> str:

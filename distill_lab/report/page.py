@@ -15,8 +15,6 @@ from typing import Any
 
 from distill_lab.compare import (
     LATENCY_GOALS_S,
-    RETENTION_GOAL,
-    RETENTION_KPI,
     SPEEDUP_KPI,
     STEPS_KPI,
     latency_kpi,
@@ -33,7 +31,6 @@ from distill_lab.report.figure import (
     count,
     headline,
     inline_svg,
-    percent,
     score_panel,
     speed_panel,
 )
@@ -42,6 +39,7 @@ from distill_lab.report.style import PAGE_STYLE
 from distill_lab.report.text import shown
 from distill_lab.report.tokens import tokens_section
 from distill_lab.run import atomic_path, read_jsonl
+from distill_lab.verdict import RETENTION_GOAL, RETENTION_KPI, percent, tenths
 
 MOST_CHARS = 1500
 """Longer texts are cut on the page, with a mark; the eval files hold them whole."""
@@ -55,6 +53,14 @@ KINDS = {
     "kept": ("Kept", "the student does as well as the teacher"),
 }
 
+ALIKE = {
+    "lost": ("Further", "the teacher's answer is closer to the reference text"),
+    "learned": ("Closer", "closer to the reference text than before training"),
+    "won": ("Nearer", "closer to the reference text than the teacher's answer"),
+    "wrong": ("Apart", "neither is close to the reference text"),
+    "kept": ("Level", "as close to the reference text as the teacher's answer"),
+}
+"""The same kinds where scores are likeness to a reference: there is no right and wrong."""
 OUTCOMES = {
     (True, True): "both right",
     (True, False): "only the teacher right",
@@ -68,8 +74,13 @@ Items = dict[str, dict[str, Any]]
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `run_dir/report.html` and return its path. Raises UserError where the run has no summary yet."""
+    """Write `run_dir/report.html` and return its path. Raises UserError where the run has no summary yet, or an old one."""
     run, summary = _read(run_dir / "run.json"), _read(run_dir / "summary.json")
+    if "verdict" not in summary:
+        raise UserError(
+            f"{run_dir / 'summary.json'} is of an earlier version, which did not record what its scores are; give the "
+            f"command of this {run['recipe']} run again (finished stages are skipped)"
+        )
     files = {kind: run_dir / "eval" / f"{kind}.jsonl" for kind in LABELS}
     files = {kind: path for kind, path in files.items() if path.is_file()}
     items = {kind: {row["id"]: row for row in read_jsonl(path) if row["sample"] == 0} for kind, path in files.items()}
@@ -81,7 +92,7 @@ def write_report(run_dir: Path) -> Path:
         cost_section(summary),
         labels_section(summary, files),
         tokens_section(summary, items),
-        _examples(items),
+        _examples(items, alike=bool((summary["metric"] or {}).get("similarity"))),
         _stages(run["stages"]),
         _settings(run),
     ]
@@ -119,35 +130,56 @@ def _head(run: Mapping[str, Any], summary: Mapping[str, Any], files: Mapping[str
     if "base" in files and "student" in files:
         result = paired(files["base"], files["student"])
         low, high = (f"{100 * end:+.1f}" for end in result.ci95)
+        changed = "raised" if result.gain > 0 else "lowered" if result.gain < 0 else "did not change"
         lines.append(
-            f"Training changed the score by <b>{100 * result.gain:+.1f} points</b> over the base student (95% interval "
-            f"{low} to {high}; p {_p_value(result.p_value)}, {result.test} test on {summary['n']:,} prompts)."
+            f"Training {changed} the score ({shown(_metric(summary))}): <b>{100 * result.gain:+.1f} points</b> over the "
+            f"base student (95% interval {low} to {high}; p {_p_value(result.p_value)}, {result.test} test on "
+            f"{summary['n']:,} prompts)."
         )
     teacher, student = (summary["models"].get(kind) or {} for kind in ("teacher", "student"))
     sizes = [model.get("num_parameters") for model in (teacher, student)]
     if sizes[0] and sizes[1]:
         lines.append(f"The student has {count(sizes[1])} parameters, the teacher {count(sizes[0])}.")
-    if teacher.get("score") == 0:
-        lines.append("The teacher scores 0 here, so there is nothing the student could keep.")
     text = "".join(f"<p>{line}</p>" for line in lines)
+    text += "".join(f'<p class="muted">{shown(note)}</p>' for note in summary["notes"])
+    text += "".join(f"<p><b>What to try.</b> {shown(line)}</p>" for line in summary["advice"])
     return (
         f'<p class="eyebrow">Distillation report · {shown(run["recipe"])}</p><h1>{escape(headline(summary))}</h1>{text}'
     )
+
+
+def _metric(summary: Mapping[str, Any]) -> str:
+    return summary["metric"]["name"] if summary["metric"] else "score"
+
+
+def _score_tile(summary: Mapping[str, Any], files: Mapping[str, Path], *, met: bool | None) -> str:
+    """The student's score against the teacher's; for likeness to a reference the figure itself, and no goal."""
+    metric = summary["metric"] or {}
+    if metric.get("similarity"):
+        scores = {kind: (summary["models"].get(kind) or {}).get("score") for kind in LABELS}
+        notes = [f"{LABELS[kind]} {tenths(score)}" for kind, score in scores.items() if score is not None]
+        if summary["similarity"] is not None:
+            notes.append(f"{percent(summary['similarity'])} of the teacher's figure; no measure of quality")
+        value = tenths(scores["student"]) if scores["student"] is not None else "–"
+        return _tile(metric["name"][:1].upper() + metric["name"][1:], value, notes, met=None)
+    notes = [_metric(summary), "goal: at least 90% of the teacher's score"]
+    if summary["base_retention"] is not None:
+        notes.append(f"the base student: {percent(summary['base_retention'])}")
+    if "teacher" in files and "student" in files and summary["retention"] is not None:
+        interval = retention_interval(files["teacher"], files["student"])
+        if interval:
+            notes.append(f"95% interval {percent(interval[0])} to {percent(interval[1])}")
+            if met is not None and interval[0] < RETENTION_GOAL <= interval[1]:
+                notes.append("the goal lies inside this interval: more prompts would settle it")
+    value = percent(summary["retention"]) if summary["retention"] is not None else "–"
+    return _tile("Score kept", value, notes, met=met)
 
 
 def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     kpis = dict(summary["kpis"])
     student = summary["models"].get("student") or {}
 
-    notes = ["goal: at least 90% of the teacher's score"]
-    if "teacher" in files and "student" in files and summary["retention"] is not None:
-        interval = retention_interval(files["teacher"], files["student"])
-        if interval:
-            notes.append(f"95% interval {percent(interval[0])} to {percent(interval[1])}")
-            if interval[0] < RETENTION_GOAL <= interval[1]:
-                notes.append("the goal lies inside this interval: more prompts would settle it")
-    value = percent(summary["retention"]) if summary["retention"] is not None else "–"
-    tiles = [_tile("Quality kept", value, notes, met=kpis.pop(RETENTION_KPI, None))]
+    tiles = [_score_tile(summary, files, met=kpis.pop(RETENTION_KPI, None))]
 
     notes = ["goal: at least 3× the teacher's speed"]
     if summary["speedup"] is not None:
@@ -171,7 +203,8 @@ def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
 
 
 def _tile(title: str, value: str, notes: Iterable[str], *, met: bool | None) -> str:
-    badge = {True: _badge("met", "good"), False: _badge("missed", "bad"), None: _badge("not measured", "")}[met]
+    unknown = _badge("not measured" if value == "–" else "no verdict", "")
+    badge = {True: _badge("met", "good"), False: _badge("missed", "bad"), None: unknown}[met]
     small = "".join(f'<span class="small muted">{escape(note)}</span>' for note in notes)
     return (
         f'<section class="card tile"><div class="top"><h3>{shown(title)}</h3>{badge}</div>'
@@ -205,8 +238,8 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
     def column(key: str, show: Any) -> dict[str, str | None]:
         return {kind: show(model[key]) if model.get(key) is not None else None for kind, model in models.items()}
 
-    row("Score", column("score", lambda score: f"{100 * score:.1f}%"))
-    if "tokens" in summary:
+    row(f"Score: {shown(_metric(summary))}", column("score", tenths))
+    if "tokens" in summary and not (summary["metric"] or {}).get("similarity"):
         row("Correct", column("score", lambda score: f"{round(score * summary['n']):,} of {summary['n']:,}"))
     row("95% interval", column("ci95", lambda ends: f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"))
     row("Cut at the token limit", {kind: f"{score.truncated:,}" for kind, score in scores.items()})
@@ -233,12 +266,14 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
     return (
         f'<h2>All numbers</h2><div class="card scroll"><table><thead><tr><th scope="col"></th>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
-        '<p class="small muted after">Score: mean grade. Interval: Wilson\'s for right-or-wrong grades, bootstrap '
-        "otherwise. What is cut, unreadable or missing counts as wrong. A dash: not measured.</p>"
+        f'<p class="small muted after">Score: mean of the {shown(_metric(summary))} over the prompts. '
+        "Interval: Wilson's for grades of 0 or 1, bootstrap "
+        "otherwise. What is cut, unreadable or missing counts as 0. A dash: not measured.</p>"
     )
 
 
-def _examples(items: Mapping[str, Items]) -> str:
+def _examples(items: Mapping[str, Items], *, alike: bool) -> str:
+    """Examples of every kind. alike: scores are likeness to a reference, so nothing is right or wrong."""
     if "student" not in items:
         return ""
     chosen: dict[str, list[str]] = {kind: [] for kind in EXAMPLES}
@@ -251,7 +286,7 @@ def _examples(items: Mapping[str, Items]) -> str:
         if "teacher" in scores:
             totals[OUTCOMES[scores["teacher"] >= 0.5, row["grade"]["score"] >= 0.5]] += 1
     parts = ["<h2>Side by side</h2>"]
-    if "teacher" in items:
+    if "teacher" in items and not alike:
         cells = "".join(
             f'<div class="card"><b>{number:,}</b><span class="small muted">{outcome}</span></div>'
             for outcome, number in totals.items()
@@ -261,7 +296,7 @@ def _examples(items: Mapping[str, Items]) -> str:
         '<p class="muted">The first of each kind in the eval files, failures first; none is picked by hand.</p>'
     )
     for kind, names in chosen.items():
-        parts += [_example(kind, name, items) for name in names]
+        parts += [_example(kind, name, items, alike=alike) for name in names]
     return "".join(parts)
 
 
@@ -277,20 +312,22 @@ def _kind(scores: Mapping[str, float]) -> str:
     return "kept" if student >= 0.5 else "wrong"
 
 
-def _example(kind: str, name: str, items: Mapping[str, Items]) -> str:
+def _example(kind: str, name: str, items: Mapping[str, Items], *, alike: bool) -> str:
     row = items["student"][name]
-    title, meaning = KINDS[kind]
-    badge = _badge(title, "bad" if kind in ("lost", "wrong") else "good", sign=False)
+    title, meaning = (ALIKE if alike else KINDS)[kind]
+    colour = "" if alike else "bad" if kind in ("lost", "wrong") else "good"
+    badge = _badge(title, colour, sign=False)
     turns = "\n\n".join(
         message["content"] if message["role"] == "user" else f"[{message['role']}] {message['content']}"
         for message in row["prompt"]
     )
+    title = "Reference" if alike else "Gold answer"
     gold = (
-        f'<p class="gold"><span class="muted">Gold answer:</span> <bdi>{_cut(row["answer"])}</bdi></p>'
+        f'<p class="gold"><span class="muted">{title}:</span> <bdi>{_cut(row["answer"])}</bdi></p>'
         if row["answer"]
         else ""
     )
-    answers = "".join(_answer(model, rows[name]) for model, rows in items.items() if name in rows)
+    answers = "".join(_answer(model, rows[name], alike=alike) for model, rows in items.items() if name in rows)
     return (
         f'<article class="card example"><div class="top"><span>{badge} <span class="small muted">{meaning}</span>'
         f'</span><span class="small muted">{shown(name)}</span></div>'
@@ -299,9 +336,10 @@ def _example(kind: str, name: str, items: Mapping[str, Items]) -> str:
     )
 
 
-def _answer(model: str, row: Mapping[str, Any]) -> str:
+def _answer(model: str, row: Mapping[str, Any], *, alike: bool) -> str:
     score = row["grade"]["score"]
-    verdict = {1.0: _badge("right", "good"), 0.0: _badge("wrong", "bad")}.get(score, _badge(f"{score:.2f}", ""))
+    number = _badge(f"{score:.2f}", "")
+    verdict = {1.0: _badge("right", "good"), 0.0: _badge("wrong", "bad")}.get(score, number) if not alike else number
     how = {"length": "cut at the limit", "missing": "no answer", "error": "failed"}.get(row["finish_reason"])
     tokens = f"{row['num_tokens']:,} tokens" + (f", {how}" if how else "")
     output = _cut(row["output"]) or '<span class="muted">(empty)</span>'
