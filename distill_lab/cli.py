@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 PACKAGES = {"recipes": "a whole method, one command", "commands": "one stage, and helpers"}
 GLOBAL_HELP = """\
 Also, before all flags below are read:
-  --preset NAME   start from these settings: {presets} (default: tiny without a GPU, {default} with one)
+  --preset NAME   start from these settings: {presets} (default: where no model or data is given, tiny without a
+                  GPU and {default} with one; with models or data of your own, none: the recipe's own defaults)
   --config FILE   YAML settings on top of the preset; flags beat both
   --run DIR       the run directory (default: runs/{name}); the same command again goes on where it stopped
 
@@ -114,14 +115,21 @@ def _recipe(name: str, arguments: list[str]) -> int:
         )
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     options, rest = _take_options(arguments, ("preset", "config", "run"))
-    preset, why = _preset(module.PRESETS, options.get("preset"))
-    base = _from_yaml(module.PRESETS[preset], options.get("config"))
+    from distill_lab.presets import given, start
+    from distill_lab.yaml_config import read_yaml
+
+    yaml = read_yaml(Path(options["config"])) if "config" in options else {}
+    named = given(yaml, _spell_out(module.Config, rest))
+    start_from, why, notes = start(module.PRESETS, asked=options.get("preset"), given=named)
+    base = _from_yaml(start_from, options.get("config"))
     others = [key for key in module.PRESETS if key != "tiny"]
     help_text = GLOBAL_HELP.format(presets=", ".join(module.PRESETS), default=others[0], name=name)
     config = _flags(type(base), base, rest, prog=f"distill {name}", description=f"{module.__doc__}\n{help_text}")
     directory = Path(options.get("run") or f"runs/{name}")
     terminal = Terminal()
-    terminal.note(f"preset {preset} ({why}), run directory {directory}")
+    terminal.note(f"{why}, run directory {directory}")
+    for note in notes:
+        terminal.note(note)
     summary = module.run(config, directory, watch=terminal)
     terminal.summary(summary, directory)
     return 0
@@ -152,20 +160,6 @@ def _take_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[st
             position += 1
         found[flag.removeprefix("--")] = value
     return found, rest
-
-
-def _preset(presets: dict[str, Config], asked: str | None) -> tuple[str, str]:
-    from distill_lab.errors import UserError
-
-    if asked is None:
-        from distill_lab.hardware import has_gpu
-
-        if has_gpu():
-            return next(name for name in presets if name != "tiny"), "this machine has a GPU"
-        return "tiny", "no GPU here"
-    if asked not in presets:
-        raise UserError(f"--preset {asked}: no such preset; there are {', '.join(presets)}")
-    return asked, "as asked"
 
 
 def _from_yaml(base: Config, path: str | None) -> Config:

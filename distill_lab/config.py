@@ -6,10 +6,10 @@ YAML files and command-line flags both derive from these (`cli.py`); unknown key
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distill_lab.errors import UserError
 
@@ -21,6 +21,21 @@ class Config(BaseModel):
     """Base of all settings: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class RecipeConfig(Config):
+    """Base of a recipe's settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hold_out_of_given_data(cls, values: Any) -> Any:
+        """The default test belongs to the default data: other data is tested on rows held out of it, or as given."""
+        if isinstance(values, dict) and "data" in values and not values.get("test"):
+            data, default = values["data"], cls.model_fields["data"].default
+            path = data.get("path") if isinstance(data, dict) else getattr(data, "path", None)
+            if path != default.path:
+                return {**values, "test": {"path": ""}}
+        return values
 
 
 class ModelConfig(Config):

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from distill_lab import cli
+from distill_lab.presets import given, start
 
 
 def settings(line: str) -> Any:
@@ -17,7 +18,8 @@ def settings(line: str) -> Any:
     module = importlib.import_module(f"distill_lab.{package}.{name.replace('-', '_')}")
     if package == "recipes":
         options, arguments = cli._take_options(arguments, ("preset", "config", "run"))
-        base = module.PRESETS[options.get("preset", "tiny")]
+        asked = options.get("preset", "tiny" if not given({}, cli._spell_out(module.Config, arguments)) else None)
+        base, _, _ = start(module.PRESETS, asked=asked, given=given({}, cli._spell_out(module.Config, arguments)))
         return cli._flags(module.Config, base, arguments, prog=line, description="")
     arguments = cli._other_spellings(getattr(module, "ALIASES", {}), arguments)
     return cli._flags(module.Config, None, arguments, prog=line, description="")

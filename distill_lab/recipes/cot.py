@@ -38,7 +38,7 @@ LORA = LoraConfig(r=8, alpha=16, dropout=0.05, targets=("q_proj", "k_proj", "v_p
 """The adapters of the CoT summary."""
 
 
-class Config(settings.Config):
+class Config(settings.RecipeConfig):
     """Settings of a CoT distillation."""
 
     teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-14B-Instruct", quantization="auto")

@@ -48,7 +48,7 @@ AT_ONCE = SamplingConfig(max_new_tokens=512, thinking=False)
 TEACHER, STUDENT = "Qwen/Qwen3-30B-A3B-Thinking-2507", "Qwen/Qwen3-30B-A3B-Instruct-2507"
 
 
-class Config(settings.Config):
+class Config(settings.RecipeConfig):
     """Settings of a prompt distillation."""
 
     prompt_file: str = ""

@@ -22,7 +22,7 @@ from distill_lab.run import Run
 from distill_lab.watch import Watch
 
 
-class Config(settings.Config):
+class Config(settings.RecipeConfig):
     """Settings of a System 1 run."""
 
     teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto")

@@ -34,7 +34,7 @@ from distill_lab.traces import select_traces
 from distill_lab.watch import Watch
 
 
-class Config(settings.Config):
+class Config(settings.RecipeConfig):
     """Settings of a System 2 run."""
 
     teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto")

@@ -34,7 +34,7 @@ from distill_lab.types import Counts
 from distill_lab.watch import Watch
 
 
-class Config(settings.Config):
+class Config(settings.RecipeConfig):
     """Settings of a verified distillation."""
 
     teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-Math-7B-Instruct", quantization="auto")
