@@ -124,13 +124,13 @@ def advice(*, worse: bool, losses: tuple[float, float] | None) -> list[str]:
     rose = losses is not None and losses[1] > losses[0]
     if not worse and not rose:
         return []
-    signs = ["its score fell below the base student's"] if worse else []
+    signs = ["the score fell below the base student's"] if worse else []
     if rose:
         assert losses is not None
         signs.append(f"the validation loss rose from {losses[0]:.3f} to {losses[1]:.3f} nats per token")
     return [
-        f"The training did harm: {' and '.join(signs)}. Try more training rows, a lower learning rate "
-        "(--train.learning-rate) or fewer epochs (--train.num-epochs)."
+        f"In training {' and '.join(signs)}. Try more training rows, a lower learning rate (--train.learning-rate) or "
+        "fewer epochs (--train.num-epochs)."
     ]
 
 
