@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "distill_lab"
 LAYERS = (
     (
         "ground",
-        "errors types config run prompts chat answers watch hardware precision memory yaml_config tiny  presets"
+        "errors types config run prompts chat answers watch hardware precision memory yaml_config presets tiny "
         "engine_died orphans cache_folder fingerprints".split(),
     ),
     (
