@@ -26,7 +26,8 @@ Also, before all flags below are read:
   --config FILE   YAML settings on top of the preset; flags beat both
   --run DIR       the run directory (default: runs/{name}); the same command again goes on where it stopped
 
---teacher M is short for --teacher.model M; --student, --data, --test and --engine likewise."""
+--teacher M is short for --teacher.model M; --student, --data, --test and --engine likewise. --dtype D sets teacher.dtype,
+student.dtype and train.dtype."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,15 +193,23 @@ def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: 
 
 
 def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
-    """`--teacher M` as `--teacher.model M`: a group of settings stands for its first one."""
+    """`--teacher M` as `--teacher.model M`: a group of settings stands for its first one; `--dtype D` for every dtype."""
     from pydantic import BaseModel
 
-    long = {}
+    long: dict[str, str] = {}
+    dtypes: list[str] = []
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             first = next(iter(field.annotation.model_fields))
             long[f"--{name.replace('_', '-')}"] = f"--{name.replace('_', '-')}.{first.replace('_', '-')}"
-    spelled = []
+            if "dtype" in field.annotation.model_fields:
+                dtypes.append(f"--{name.replace('_', '-')}.dtype")
+    first_ones: list[str] = []
+    if dtypes:
+        found, arguments = _take_options(arguments, ("dtype",))
+        # In front, so that the dtype of one group beats it.
+        first_ones = [word for flag in dtypes for value in found.values() for word in (flag, value)]
+    spelled = first_ones
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         spelled.append(long.get(flag, flag) + equals + value)

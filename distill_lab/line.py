@@ -132,7 +132,7 @@ class Line:
         def engine() -> Any:
             from distill_lab.engines import load_engine
 
-            return load_engine(model, self.engine)
+            return load_engine(model, self.engine, on_note=self.watch.note)
 
         # A student of this run is asked nothing by any other run.
         own = Path(model.model).is_dir() and Path(model.model).resolve().is_relative_to(self.run.directory.resolve())

@@ -15,6 +15,7 @@ import pytest
 from distill_lab import cli
 from distill_lab.config import Config, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.hardware import has_gpu
 from distill_lab.recipes import system1
 from distill_lab.terminal import Terminal, clean
 from distill_lab.yaml_config import merged, read_yaml
@@ -95,6 +96,9 @@ def test_flags_beat_yaml_beats_preset(tmp_path: Path) -> None:
 def test_short_forms_and_equals_signs() -> None:
     spelled = cli._spell_out(system1.Config, ["--teacher=a/b", "--student", "c", "--relabel", "--data.split", "train"])
     assert spelled == ["--teacher.model=a/b", "--student.model", "c", "--relabel", "--data.split", "train"]
+    both = cli._spell_out(system1.Config, ["--dtype", "bf16", "--train.dtype", "fp32"])
+    config = cli._flags(system1.Config, system1.PRESETS["tiny"], both, prog="distill", description="")
+    assert (config.teacher.dtype, config.student.dtype, config.train.dtype) == ("bf16", "bf16", "fp32")
     found, rest = cli._take_options(["--run=x", "--relabel", "--preset", "tiny"], ("run", "preset"))
     assert (found, rest) == ({"run": "x", "preset": "tiny"}, ["--relabel"])
     with pytest.raises(UserError, match="--run needs a value"):
@@ -149,4 +153,7 @@ def test_runs_and_report_and_doctor(tmp_path: Path) -> None:
     missing = distill("report", "--run", str(tmp_path))
     assert missing.returncode == 2
     assert str(tmp_path) in missing.stderr
-    assert "torch" in distill("doctor").stdout
+    said = distill("doctor").stdout
+    assert "torch" in said
+    if not has_gpu():
+        assert re.search(r"dtype +(fp32|bf16): products of .* are [\d.e-]+ times as fast in bf16", said)

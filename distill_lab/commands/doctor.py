@@ -13,6 +13,9 @@ import shutil
 
 from distill_lab import config as settings
 
+QWEN = ((1536, 8960), (1536, 8960), (8960, 1536))
+"""Inputs and outputs of the largest layers of Qwen2.5-1.5B."""
+
 
 class Config(settings.Config):
     """`distill doctor` has no settings."""
@@ -38,7 +41,21 @@ def main(config: Config) -> None:
                 f"GPU {index}       {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB: computes in {kind}; preset qwen2.5"
             )
     else:
-        print("GPU         none: computes in fp32; preset tiny. Real Qwen sizes want a GPU (Colab's free T4 will do)")
+        print("GPU         none: preset tiny. Real Qwen sizes want a GPU (Colab's free T4 will do)")
+        print(f"dtype       {_cpu_dtype()}")
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     print(f"hub         {'off (HF_HUB_OFFLINE is set)' if offline else 'on; HF_HUB_OFFLINE=1 turns it off'}")
     print("libraries   " + ", ".join(f"{name} {version}" for name, version in installed_versions().items()))
+
+
+def _cpu_dtype() -> str:
+    """What generation computes in on this CPU, and what was timed."""
+    from distill_lab.hardware import LEAST_GAIN, LEAST_WEIGHTS, bf16_gain
+
+    gain = bf16_gain(QWEN * 28)
+    chosen = "bf16" if gain >= LEAST_GAIN else "fp32"
+    return (
+        f"{chosen}: products of Qwen2.5-1.5B's sizes, just timed, are {gain:.2g} times as fast in bf16 as in fp32. Each "
+        f"model is timed with its own; below {LEAST_WEIGHTS / 1e6:.0f} million weights in its layers it is fp32. "
+        "--model.dtype overrides"
+    )

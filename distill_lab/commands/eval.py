@@ -123,7 +123,7 @@ def _answer(
     from distill_lab.label_report import LiveEngine
 
     def engine() -> Engine:
-        loaded = load_engine(model, config.engine)
+        loaded = load_engine(model, config.engine, on_note=terminal.note)
         return LiveEngine(loaded, prompts, terminal.note, done=path) if live else loaded
 
     terminal.stage(f"answers of {model.model}")

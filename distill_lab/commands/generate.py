@@ -82,7 +82,7 @@ def main(config: Config) -> None:
             counts = generate(
                 prompts,
                 out,
-                lambda: load_engine(config.model, config.engine),
+                lambda: load_engine(config.model, config.engine, on_note=terminal.note),
                 config.sampling,
                 cache=cache,
                 on_progress=terminal.generated,

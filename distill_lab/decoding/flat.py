@@ -9,6 +9,7 @@ Serves decoders whose layers are plain attention over all that came before (`is_
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -30,34 +31,47 @@ TRIAL_TOKENS = 8
 TRIAL_TOLERANCE = 0.02
 """Largest difference of a logit in the trial, as a share of the largest logit: half precision differs this much."""
 
+OTHER_ATTENTION = "its layers are not all plain attention"
+
 
 def extra_bytes(device: torch.device) -> int:
     """What one more attention call per layer costs, in bytes of keys and values read."""
     return EXTRA_BYTES_CPU if device.type == "cpu" else EXTRA_BYTES_GPU
 
 
-@torch.inference_mode()
 def is_suitable(model: PreTrainedModel) -> bool:
-    """Whether a model can be decoded here. Runs a few tokens through it both ways to be sure."""
-    devices = {weight.device for weight in model.parameters()}
+    """Whether a model can be decoded here."""
+    return not why_not(model)
+
+
+@torch.inference_mode()
+def why_not(model: PreTrainedModel) -> str:
+    """Why a model cannot be decoded here; empty where it can. Runs a few tokens through it both ways to be sure."""
+    taken = inspect.signature(model.forward).parameters
     layers = DynamicCache(config=model.config).layers
+    if len({weight.device for weight in model.parameters()}) > 1:
+        return "its layers are spread over several devices"
     if (
-        not model._supports_attention_backend
+        not {"position_ids", "logits_to_keep"} <= taken.keys()
+        or not model._supports_attention_backend
         or model.config.is_encoder_decoder
-        or len(devices) > 1
         or not layers
         or any(type(layer) is not DynamicLayer for layer in layers)
     ):
-        return False
+        return OTHER_ATTENTION
     ids_1T = torch.arange(TRIAL_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
     trial = Prefix(ids_1T[0].tolist(), None, TRIAL_TOKENS, 0, 1)
     try:
         logits_V = _compute(model, trial)
     except Unsuitable:
-        return False
+        return OTHER_ATTENTION
     expected_V = model(input_ids=ids_1T, use_cache=False).logits[0, -1].float()
-    difference = (logits_V - expected_V).abs().max() / expected_V.abs().max()
-    return len(trial.keys_values) == len(layers) and bool(difference < TRIAL_TOLERANCE)
+    difference = float((logits_V - expected_V).abs().max() / expected_V.abs().max())
+    if len(trial.keys_values) != len(layers):
+        return OTHER_ATTENTION
+    if difference < TRIAL_TOLERANCE:
+        return ""
+    return f"in a trial its logits differed by {difference:.1%} from those of transformers"
 
 
 class FlatBatch:

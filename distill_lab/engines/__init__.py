@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Protocol
 
@@ -42,9 +42,30 @@ def api_engine(model: str) -> str | None:
     return name if colon and name in engine_names() else None
 
 
-def load_engine(model: ModelConfig, config: EngineConfig) -> Engine:
-    """The engine `config` names, its model loaded. Raises UserError for an unknown name, ModelError for the model."""
-    return _module(chosen_engine(model, config)).load(model, config)
+def load_engine(model: ModelConfig, config: EngineConfig, *, on_note: Callable[[str], None] | None = None) -> Engine:
+    """The engine `config` names, its model loaded. Raises UserError for an unknown name, ModelError for the model.
+
+    on_note: is told what a user should know of how the model is run.
+    """
+    engine: Engine = _module(chosen_engine(model, config)).load(model, config)
+    note = getattr(engine, "note", "")
+    if note and on_note is not None:
+        on_note(f"{model.model}: {note}")
+    return engine
+
+
+def complete(engine: Engine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+    """As `engine.generate`. Raises UserError where it ends with other than `num_samples` completions of every prompt."""
+    missing = {(prompt.id, sample) for prompt in prompts for sample in range(sampling.num_samples)}
+    number = len(missing)
+    for completion in engine.generate(prompts, sampling):
+        missing.discard((completion.id, completion.sample))
+        yield completion
+    if missing:
+        raise UserError(
+            f"the engine returned {number - len(missing)} of {number} completions; run the same command again, or take "
+            "another engine (--engine)"
+        )
 
 
 def chosen_engine(model: ModelConfig, config: EngineConfig) -> str:

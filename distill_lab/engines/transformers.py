@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.decoding.choice import Choice
-from distill_lab.decoding.flat import FlatBatch, extra_bytes, is_suitable
+from distill_lab.decoding.flat import FlatBatch, extra_bytes, why_not
 from distill_lab.decoding.padded import PaddedBatch
 from distill_lab.decoding.prefixes import share
 from distill_lab.decoding.row import Row
@@ -77,7 +77,10 @@ class TransformersEngine:
         self._takes_positions = "position_ids" in taken
         self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
         self._text_config = model.config.get_text_config(decoder=True)
-        self._flat = {"position_ids", "logits_to_keep"} <= taken.keys() and is_suitable(model)
+        reason = why_not(model)
+        self._flat = not reason
+        self.note = f"decoded with padding, which is slower: {reason}" if reason else ""
+        """What a user should know of how this model is decoded; empty: nothing."""
         self._bytes_per_token = _bytes_per_token(self._text_config, model.dtype)
         self._fitting_rows: int | None = None
         """Set once a batch did not fit."""
@@ -96,7 +99,10 @@ class TransformersEngine:
         made = (row for prompt in prompts for row in self._rows(prompt, sampling))
         while window := list(islice(made, WINDOW)):
             yield from (row for row in window if isinstance(row, Completion))
-            yield from self._complete(self._in_order([row for row in window if isinstance(row, Row)]), job)
+            rows = [row for row in window if isinstance(row, Row)]
+            yield from self._complete(self._in_order(rows), job)
+            # Who asks by the way (a judge, a measurement) counts nothing.
+            assert all(row.done for row in rows), f"{sum(not row.done for row in rows)} prompts were left unanswered"
 
     def _in_order(self, rows: list[Row]) -> deque[Row]:
         """Rows that share a prefix one after another, otherwise long ones first."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engines import Engine, load_engine
+from distill_lab.engines import Engine, complete, load_engine
 from distill_lab.graders import Grader, Pair
 from distill_lab.types import Completion, Grade, Prompt
 
@@ -126,7 +126,7 @@ class Judge:
                 self.counts.retried += len(todo)
             self.counts.requests += len(todo)
             prompts = [Prompt(str(n), [{"role": "user", "content": texts[n]}]) for n in todo]
-            for reply in self._engine.generate(prompts, sampling):
+            for reply in complete(self._engine, prompts, sampling):
                 verdicts[int(reply.id)] = read(reply.content)
             todo = [n for n in todo if verdicts[n] is None]
         self.counts.unparseable += len(todo)
