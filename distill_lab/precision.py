@@ -82,8 +82,10 @@ def choose_quantization(wanted: Quantization, weights: Weights, device: torch.de
     if device.type != "cuda" or weights.share < LEAST_QUANTIZED:
         return "none"
     room = FULL_SHARE * total_memory(device)
-    levels: tuple[Quantization, ...] = ("none", "8bit", "4bit")
-    return next((level for level in levels if weights.bytes(level) <= room), levels[-1])
+    for level in BYTES:
+        if weights.bytes(level) <= room:
+            return level
+    return "4bit"
 
 
 def is_spread(weights: Weights, quantization: Quantization, device: torch.device) -> bool:
