@@ -125,8 +125,11 @@ def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[
     """As `load_model`, for the adapters in `path` and the base model that their config names."""
     from peft import PeftModel
 
+    from distill_lab.tied import untie_for
+
     model, tokenizer = load_model(base_of(config), training=training)
     with _loading(config):
+        untie_for(path, model)
         if (path / "tokenizer_config.json").is_file():
             tokenizer = _tokenizer(str(path), config, _hub_arguments(str(path), config))
         adapted: Any = PeftModel.from_pretrained(model, path)

@@ -13,12 +13,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "distill_lab"
 LAYERS = (
     (
         "ground",
-        "errors types config run prompts chat answers watch hardware precision memory yaml_config presets tiny "
+        "errors types config run prompts chat control_tokens answers watch hardware precision memory yaml_config presets tiny "
         "engine_died orphans cache_folder fingerprints".split(),
     ),
     (
         "plug-ins",
-        "adapters engines graders objectives train models sampling kv_cache stopping sources json_array traces "
+        "adapters tied engines graders objectives train models sampling kv_cache stopping sources json_array traces "
         "background http_retry chat_completions decoding token_io cluster request_cache identity".split(),
     ),
     (
@@ -32,7 +32,7 @@ LAYERS = (
     ("faces", "cli commands terminal".split()),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}
-ALLOWED_UP = {("tiny.build", "engines"), ("tiny.table", "*")}
+ALLOWED_UP = {("tiny.build", "engines"), ("tiny.build", "train"), ("tiny.table", "*")}
 """The family is made with the lab's own engine; nothing imports these two."""
 
 

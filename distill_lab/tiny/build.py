@@ -27,6 +27,7 @@ from distill_lab.config import STEP_BY_STEP
 from distill_lab.tiny import tasks
 from distill_lab.tiny.labels import RULES
 from distill_lab.tiny.tokenizer import build_tokenizer
+from distill_lab.train.portable import make_portable, write_tokenizer
 
 IGNORED = -100
 NO_THINKING = "<think>\n\n</think>\n\n"
@@ -292,6 +293,7 @@ def train(name: str, out: Path, seed: int, steps: int | None) -> None:
             flush=True,
         )
     training.model.half().save_pretrained(out / name)
+    make_portable(out / name, tokenizer, training.model.generation_config)
     print(f"{name}: {sum(p.numel() for p in training.model.parameters()):,} parameters, in {out / name}", flush=True)
 
 
@@ -306,7 +308,7 @@ def main() -> None:
     if arguments.only in (None, "tokenizer"):
         tokenizer = build_tokenizer(arguments.seed)
         for name in PLANS:
-            tokenizer.save_pretrained(arguments.out / name)
+            write_tokenizer(arguments.out / name, tokenizer)
     for name in PLANS:
         if arguments.only in (None, name):
             train(name, arguments.out, arguments.seed, arguments.steps)

@@ -28,6 +28,7 @@ from distill_lab.train.checkpoints import remove_all_but_newest, seal
 from distill_lab.train.loss_forward import Objective
 from distill_lab.train.packing import IndexedBatch, Row, collate, cut
 from distill_lab.train.plan import Plan, make_plan
+from distill_lab.train.portable import make_portable
 from distill_lab.train.rows import Rows
 
 OnLog = Callable[[dict[str, Any]], None]
@@ -259,7 +260,7 @@ class StudentTrainer(Trainer):
 
             plain: Any = merged(model)
             plain.to(compute_dtype(self.args.device)).save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
+        make_portable(partial, tokenizer, getattr(model, "generation_config", None))
         if out.exists():
             shutil.rmtree(out)
         partial.rename(out)

@@ -19,6 +19,8 @@ from transformers import PreTrainedModel
 from distill_lab.config import LoraConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve, unrounded
+from distill_lab.tied import untie_for
+from distill_lab.train.portable import make_portable
 
 ALL = "all-linear"
 """Every linear layer but the output head."""
@@ -28,7 +30,7 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, name: str, seed:
     """`model` with fp32 adapters on `config.targets`, everything else frozen, in training mode.
 
     seed: of the adapters' first weights. name: what the adapters are said to belong to (hub id, directory or tiny: name).
-    Raises UserError where a target is no linear layer of the model.
+    Raises UserError where a target is not a linear layer of the model, or is its output head.
     """
     linear = {path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     known = {path.rpartition(".")[2] for path in linear}
@@ -36,6 +38,12 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, name: str, seed:
     if unknown:
         raise UserError(
             f"lora.targets: {name} has no linear layer {', '.join(unknown)}; it has {', '.join(sorted(known))} (or {ALL})"
+        )
+    head = next((path for path, layer in model.named_modules() if layer is model.get_output_embeddings()), None)
+    if head is not None and head.rpartition(".")[2] in config.targets:
+        raise UserError(
+            f"lora.targets: {head} is the output head of {name}; the loss is computed from the head's own weights a part of "
+            "the vocabulary at a time, so adapters on it would not be trained. Leave it out of --train.lora.targets"
         )
     layers: Any = model.modules()
     for layer in layers:
@@ -69,10 +77,12 @@ def merge_directory(adapter: ModelConfig, out: Path) -> None:
     base, _ = load_model(unrounded(base_of(adapter)))
     tokenizer = load_tokenizer(adapter)
     partial = out.with_name(f".{out.name}.partial")
+    untie_for(path, base)
     with quiet_peft():
         adapted = PeftModel.from_pretrained(base, path)
-    merged(adapted).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    plain = merged(adapted)
+    plain.save_pretrained(partial)
+    make_portable(partial, tokenizer, plain.generation_config)
     partial.rename(out)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill_lab.chat import prompt_ids
+from distill_lab.train.portable import write_tokenizer
 from distill_lab.types import Message
 
 DEFAULT = "{%- if enable_thinking is not defined -%}{%- set enable_thinking = false -%}{%- endif -%}\n"
@@ -25,5 +26,5 @@ def leave_out_thinking(student: Path) -> bool:
     if not tokenizer.chat_template or prompt_ids(tokenizer, ask) == prompt_ids(tokenizer, ask, thinking=False):
         return False
     tokenizer.chat_template = DEFAULT + tokenizer.chat_template
-    tokenizer.save_pretrained(student)
+    write_tokenizer(student, tokenizer)
     return True
