@@ -10,11 +10,12 @@ trained turn is always `prompt_ids(everything before it)` followed by the answer
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from distill_lab.control_tokens import marked, token_ids, unmarked
 from distill_lab.errors import UserError
 from distill_lab.types import Message
 
@@ -57,9 +58,10 @@ def prompt_ids(
     """Token ids of what a model is given to answer `messages`: the conversation and the opening of its own turn.
 
     Equal to `apply_chat_template(messages, add_generation_prompt=True, tokenize=True)`; `enable_thinking` is passed
-    where `thinking` is not None. Raises UserError where the tokenizer has no template or the template refuses.
+    where `thinking` is not None. Control tokens that a message spells are encoded as the plain text they are there
+    (`control_tokens`). Raises UserError where the tokenizer has no template or the template refuses.
     """
-    return _ids(tokenizer, _render(tokenizer, messages, thinking=thinking, open_turn=True))
+    return token_ids(tokenizer, _render(tokenizer, messages, thinking=thinking, open_turn=True))
 
 
 def encode(
@@ -207,7 +209,7 @@ def _inspect(tokenizer: PreTrainedTokenizerBase) -> Template:
     ask: Message = {"role": "user", "content": _ASK}
     text = _render(tokenizer, [ask, {"role": "assistant", "content": _ANSWER}], thinking=None, open_turn=False)
     _, found, after = text.rpartition(_ANSWER)
-    ends = [token for token in _ids(tokenizer, after) if token in tokenizer.added_tokens_decoder] if found else []
+    ends = [token for token in token_ids(tokenizer, after) if token in tokenizer.added_tokens_decoder] if found else []
     end_text = tokenizer.added_tokens_decoder[ends[0]].content if ends else ""
     if not ends or not after.lstrip().startswith(end_text):
         raise UserError(
@@ -264,7 +266,7 @@ def _answer_ids(
         raise UserError(_broken(tokenizer, context, whole))
     whole = whole[: len(whole) - len(template.tail)]
 
-    context_ids, whole_ids = _ids(tokenizer, context), _ids(tokenizer, whole)
+    context_ids, whole_ids = token_ids(tokenizer, context), token_ids(tokenizer, whole)
     ends = {template.end_id}
     if isinstance(tokenizer.eos_token_id, int):
         ends.add(tokenizer.eos_token_id)
@@ -273,11 +275,7 @@ def _answer_ids(
     else:
         # Text at the seam would merge into one token (a prompt ending in a newline, an answer starting with one).
         # Generation starts from the prompt's tokens, so the seam stays.
-        answer = _ids(tokenizer, whole[len(context) :])
-    if not ends.isdisjoint(answer[:-1]):
-        # The answer talks about an end token; it is spelled out, or the student would learn to stop there.
-        body = whole[len(context) :].removesuffix(tokenizer.added_tokens_decoder[template.end_id].content)
-        answer = [*_ids(tokenizer, body, split_special_tokens=True), template.end_id]
+        answer = token_ids(tokenizer, whole[len(context) :])
     same_text = context_ids + answer == whole_ids or _text(tokenizer, context_ids + answer) == _text(
         tokenizer, whole_ids
     )
@@ -298,7 +296,7 @@ def _bridge(
         raise UserError(
             f"{_name(tokenizer)}: its chat template ends earlier turns without {end_text!r}; use single turns"
         )
-    return _ids(tokenizer, between)
+    return token_ids(tokenizer, between)
 
 
 def _thinking_in_content(message: Message) -> Message:
@@ -326,6 +324,9 @@ def _render(
         row: dict[str, str] = _without_thinking(message)
         if trace := message.get("thinking") or message.get("reasoning_content"):
             row["reasoning_content"] = trace
+        for field in ("content", "reasoning_content"):
+            if isinstance(row.get(field), str):
+                row[field] = marked(tokenizer, row[field])
         rows.append(row)
     settings: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
@@ -337,15 +338,6 @@ def _render(
     return text
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, split_special_tokens: bool = False) -> list[int]:
-    encoding: Mapping[str, Any]
-    if split_special_tokens:
-        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-    else:
-        encoding = tokenizer(text, add_special_tokens=False)
-    return list(encoding["input_ids"])
-
-
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
@@ -355,6 +347,7 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _broken(tokenizer: PreTrainedTokenizerBase, context: str, whole: str) -> str:
+    context, whole = (unmarked(tokenizer, text) for text in (context, whole))
     same = next((n for n in range(len(context)) if context[n] != whole[n : n + 1]), len(context))
     return (
         f"{_name(tokenizer)}: its chat template does not write the answer where the prompt ends (the prompt goes on "

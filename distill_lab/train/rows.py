@@ -17,6 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.chat import encode_turns
+from distill_lab.control_tokens import spelled_in
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.run import read_jsonl
 from distill_lab.train.packing import Row, shifted
@@ -36,6 +37,8 @@ class Rows:
     num_validation_rows: int
     dropped: dict[str, int]
     """Rows left out, by reason."""
+    num_spelled: int = 0
+    """Rows kept whose text spells control tokens (`<|im_end|>`): they are trained as plain text."""
 
 
 def read_rows(
@@ -56,6 +59,7 @@ def read_rows(
     sequences: list[list[Row]] = []
     prompts: list[bytes] = []
     dropped: Counter[str] = Counter()
+    num_spelled = 0
     for number, row in _read(path):
         prompt, completion = _messages(row, "prompt", path, number), _messages(row, "completion", path, number)
         if not any(message["role"] == "assistant" for message in completion):
@@ -64,6 +68,8 @@ def read_rows(
         if any(len(each) + 1 > max_length for each in encoded):
             dropped[TOO_LONG] += 1
             continue
+        texts = [text for message in (*prompt, *completion) for text in message.values()]
+        num_spelled += bool(spelled_in(tokenizer, texts))
         sequences.append(encoded)
         prompts.append(hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).digest())
     if not sequences:
@@ -76,6 +82,7 @@ def read_rows(
         num_rows=len(sequences),
         num_validation_rows=len(held_out),
         dropped=dict(dropped),
+        num_spelled=num_spelled,
     )
 
 

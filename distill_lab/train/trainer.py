@@ -146,6 +146,8 @@ def train_model(
     for name, reason in found.skipped.items():
         chosen = found.checkpoint.name if found.checkpoint else "the beginning"
         log({"note": f"{work / name} was passed over ({reason}); going on from {chosen}"})
+    if data.num_spelled:
+        log({"note": f"{data.num_spelled} rows spell control tokens of the student; they are trained as plain text"})
     loss_forward.check_head(model)
     mix = loss_forward.rows_stay_apart(model)
     if not mix:
