@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "distill_lab"
 LAYERS = (
     (
         "ground",
-        "errors types config run prompts chat control_tokens answers watch hardware precision memory yaml_config presets tiny "
-        "engine_died orphans cache_folder fingerprints".split(),
+        "errors types config run prompts chat control_tokens answers watch hardware precision memory "
+        "yaml_config presets tiny engine_died nvidia orphans cache_folder fingerprints".split(),
     ),
     (
         "plug-ins",

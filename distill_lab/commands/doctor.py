@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 
 from distill_lab import config as settings
 
@@ -25,6 +26,8 @@ def main(config: Config) -> None:
     """Look and print."""
     import torch
 
+    from distill_lab.engines import vllm
+    from distill_lab.nvidia import nvidia_gpus, why_torch_sees_none
     from distill_lab.run import installed_versions
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0.0
@@ -40,11 +43,23 @@ def main(config: Config) -> None:
             print(
                 f"GPU {index}       {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB: computes in {kind}; preset qwen2.5"
             )
+    elif gpus := nvidia_gpus():
+        print(f"GPU         torch sees none, the driver sees {'; '.join(gpus)}: {why_torch_sees_none()}")
     else:
         print("GPU         none: preset tiny. Real Qwen sizes want a GPU (Colab's free T4 will do)")
         print(f"dtype       {_cpu_dtype()}")
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     print(f"hub         {'off (HF_HUB_OFFLINE is set)' if offline else 'on; HF_HUB_OFFLINE=1 turns it off'}")
+    found = vllm.installed()
+    if found is None:
+        print(f"vLLM        not in this environment ({sys.prefix}); {vllm.REMEDY}")
+    else:
+        fit = (
+            f"older than {vllm.OLDEST}, too old for the lab"
+            if vllm.is_too_old(found)
+            else "used on a GPU unless told else"
+        )
+        print(f"vLLM        {found} in {sys.prefix}: {fit}")
     print("libraries   " + ", ".join(f"{name} {version}" for name, version in installed_versions().items()))
 
 

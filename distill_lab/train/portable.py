@@ -194,7 +194,9 @@ def _padding(tokenizer: PreTrainedTokenizerBase, end: int | None) -> int | None:
     return next((token for token in tokens if isinstance(token, int) and token != end), end)
 
 
-def _with_ends(settings: dict[str, Any], ends: list[int], padding: int | None, *, several: bool = False) -> dict[str, Any]:
+def _with_ends(
+    settings: dict[str, Any], ends: list[int], padding: int | None, *, several: bool = False
+) -> dict[str, Any]:
     """Settings whose texts end with `ends`: all of them where readers take several, else the first."""
     if not ends:
         return settings
