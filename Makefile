@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; to compile all of torch beforehand takes as long as the rest of the installation.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help install demo test install-vllm test-vllm check format family clean
+.PHONY: help install demo test install-vllm test-vllm install-interop test-interop test-gpu check format family clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -40,6 +40,21 @@ install-vllm: .venv-vllm/installed
 
 test-vllm: install-vllm  ## the engine vllm against a real vLLM on this CPU, in .venv-vllm (3 GB, Linux; about ten minutes)
 	.venv-vllm/bin/python -m pytest -rs tests/test_vllm.py
+
+.venv-interop/installed: constraints-interop.txt
+	@test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	@echo "installing into .venv-interop"
+	@.venv-interop/bin/python -m pip install --quiet --no-compile torch==2.13.0
+	@.venv-interop/bin/python -m pip install --quiet --no-compile --no-deps --requirement constraints-interop.txt
+	@touch $@
+
+install-interop: .venv-interop/installed
+
+test-interop: $(VENV)/installed-dev install-interop  ## students as transformers 4 and llama.cpp read them, in .venv-interop (1 GB)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/interop
+
+test-gpu: $(VENV)/installed-dev  ## what needs a CUDA GPU (about half an hour); without one each check says so
+	$(BIN)/python -m pytest -rs tests/gpu
 
 check: $(VENV)/installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
