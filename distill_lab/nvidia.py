@@ -1,4 +1,4 @@
-"""What NVIDIA's driver says of this machine's GPUs, beside what torch says: a GPU that torch cannot use is told from none."""
+"""What NVIDIA's driver says of this machine's GPUs: one that torch cannot use is told from none."""
 
 from __future__ import annotations
 

