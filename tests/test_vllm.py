@@ -411,6 +411,7 @@ def test_quantization_is_what_this_vllm_can_do(
     module = types.ModuleType("quantization")
     module.__dict__["QUANTIZATION_METHODS"] = methods
     monkeypatch.setitem(sys.modules, "vllm.model_executor.layers.quantization", module)
+    monkeypatch.setattr(vllm, "installed", lambda: "0.33.0")
     if "vllm" not in sys.modules:
         for name in ("vllm", "vllm.model_executor", "vllm.model_executor.layers"):
             monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
