@@ -19,8 +19,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from distill_lab import activity
 from distill_lab.errors import DataError, UserError
-from distill_lab.graders import Grader, load_grader
+from distill_lab.graders import Grader, OneByOne, Pair, load_grader
 from distill_lab.prompts import read_prompts
 from distill_lab.run import JsonlAppender, fingerprint, parse_json_object, read_jsonl
 from distill_lab.types import Completion, Grade, Prompt
@@ -103,12 +104,27 @@ class Answers:
 
     def graded(self, grader: Grader, *, skip: int = 0, missing: bool) -> Iterator[Graded]:
         """As `pairs`, each with its grade; what is missing scores 0."""
-        pairs = self.pairs(skip=skip, missing=missing)
+        pairs, done = self.pairs(skip=skip, missing=missing), skip
+        total = self.num_prompts * self.num_samples if missing else len(self.places)
         while batch := list(islice(pairs, NUM_AT_ONCE)):
-            grades = iter(grader.grade_all([(prompt, found) for prompt, _, found in batch if found is not None]))
+            activity.report("grading", done, total)
+            given = [(prompt, found) for prompt, _, found in batch if found is not None]
+            grades = iter(_all(grader, given, done, total))
+            done += len(batch)
             for prompt, sample, found in batch:
                 grade = next(grades) if found is not None else Grade(0.0, None, "unparseable")
                 yield Graded(prompt, sample, found, grade)
+
+
+def _all(grader: Grader, pairs: list[Pair], done: int, total: int) -> list[Grade]:
+    """The grades of `pairs`; of a grader that looks at each for itself, with a report before each."""
+    if not isinstance(grader, OneByOne):
+        return grader.grade_all(pairs)
+    grades = []
+    for number, pair in enumerate(pairs):
+        activity.report("grading", done + number, total)
+        grades.append(grader(*pair))
+    return grades
 
 
 def grade(

@@ -126,8 +126,9 @@ class Line:
 
     def _generate(self, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
         def on_progress(progress: Progress) -> None:
-            detail = f"{progress.tokens_per_s:,.0f} tok/s"
-            self.watch.progress(progress.done, progress.total, detail=detail)
+            self.watch.progress(
+                progress.done, progress.total, detail=progress.detail, seconds_left=progress.seconds_left
+            )
 
         def engine() -> Any:
             from distill_lab.engines import load_engine

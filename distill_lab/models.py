@@ -21,6 +21,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from distill_lab import activity
 from distill_lab.config import Dtype, ModelConfig, Quantization
 from distill_lab.engines import api_engine
 from distill_lab.errors import ModelError
@@ -86,7 +87,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
     if is_adapter(path):
         return _with_adapters(Path(path), config, training=training)
     device = best_device()
-    with _loading(config):
+    with activity.doing(f"loading {config.model}"), _loading(config):
         hub = _hub_arguments(path, config)
         tokenizer = _tokenizer(path, config, hub)
         arguments: dict[str, Any] = {**hub, "output_loading_info": True}

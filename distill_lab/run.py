@@ -16,12 +16,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from distill_lab import activity
 from distill_lab.errors import DataError, UserError
 from distill_lab.fingerprints import fingerprint, path_fingerprint
 from distill_lab.types import Counts
@@ -142,6 +143,8 @@ class Run:
         self.recipe: str = manifest["recipe"]
         self.skipped: list[str] = []
         """Stages this execution found finished and left alone."""
+        self._heard = ExitStack()
+        self._heard.enter_context(activity.listening(watch.doing))
 
     @classmethod
     def open(cls, directory: str | Path, *, recipe: str, config: Mapping[str, Any], watch: Watch | None = None) -> Run:
@@ -208,6 +211,7 @@ class Run:
             "counts": counts.to_json() if counts else None,
         }
         self._save()
+        self.watch.finished(name)
         if counts:
             self.watch.note(str(counts))
         return path
@@ -238,6 +242,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._heard.close()
         self._lock.close()
 
 

@@ -5,24 +5,37 @@ Text from models and data is shown as it is: control characters are taken out an
 
 from __future__ import annotations
 
+import atexit
 import logging
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock, Thread
 from typing import Any
+from weakref import WeakMethod, WeakSet, finalize, ref
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from distill_lab.generate import Progress as Generated
+from distill_lab import activity
+from distill_lab.activity import Activity
+from distill_lab.generation_progress import Progress as Generated
 from distill_lab.run import read_jsonl
-from distill_lab.watch import Watch
+from distill_lab.watch import BY_PACE, Watch
 
-PLAIN_EVERY_S = 10.0
-"""Seconds between progress lines where there is no terminal to draw on (logs, CI)."""
+PLAIN_EVERY_S, LONG_PLAIN_EVERY_S = 9.0, 30.0
+"""Seconds between progress lines where there is no terminal to draw on (logs, CI), and after LONG_STAGE_S of a stage."""
+LONG_STAGE_S = 300.0
+FEWEST_NEWS, FEWEST_SECONDS = 2, 5.0
+"""Steps that must be done, and seconds that must have passed, before their pace says how long the rest takes."""
+BAR_WIDTH = 20
 NAMES = {"teacher": "teacher", "base": "base student", "student": "student"}
 
 
@@ -32,73 +45,104 @@ def clean(text: str) -> str:
 
 
 class Terminal(Watch):
-    """Draws one progress bar for the stage that runs, and a line for each that is done."""
+    """A line for each stage, and a sign of life while something runs: what it is, how far, since when, how long still.
 
-    def __init__(self) -> None:
+    In a terminal that is one line that changes; in a log or a pipe a line now and then. It hears what the process
+    reports (`activity`) from the moment it is made; `close` ends that. clock, ticking: for tests, which call `tick`.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, ticking: bool = True) -> None:
         # On a CPU it warns that a faster kernel could be had from the hub; nothing is wrong.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         self.console = Console(highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._last_line, self._loss = 0.0, ""
-        self._first: tuple[float, int] | None = None
-        """When the running stage first told how far it was, and how far that was."""
+        self._clock, self._ticking = clock, ticking
+        self._live: Live | None = None
+        self._ticker: Thread | None = None
+        self._lock = RLock()
+        self._title = self._loss = ""
+        self._began = self._shown_at = clock()
+        self._count: _Count | None = None
+        self._doing: Activity | None = None
+        self._doing_since = clock(), 0
+        """When, and how far that was at first."""
+        self._listening = ExitStack()
+        weak = WeakMethod(self.doing)
+
+        def hear(heard: Activity | None) -> None:
+            if (doing := weak()) is not None:
+                doing(heard)
+
+        self._listening.enter_context(activity.listening(hear))
+        finalize(self, self._listening.close)
+        _open.add(self)
 
     def stage(self, title: str) -> None:
-        """A line for the stage; its bar comes with the first progress."""
-        self._close_bar()
-        self._last_line, self._first = time.monotonic(), None
-        self.console.print(Text.assemble(("> ", "bold cyan"), (clean(title), "bold")))
+        """A line for the stage, and from now on a sign of life."""
+        with self._lock:
+            self.console.print(Text.assemble(("> ", "bold cyan"), (clean(title), "bold")))
+            self._title, self._count, self._doing, self._loss = title, None, None, ""
+            self._began = self._shown_at = self._clock()
+            self._show_life()
+
+    def finished(self, title: str) -> None:
+        """No sign of life until the next thing begins."""
+        with self._lock:
+            self._title, self._count, self._doing = "", None, None
+            self._close_live()
 
     def skipped(self, title: str) -> None:
         """A line that says the stage stands as it was."""
-        self._close_bar()
+        self.finished(title)
         self.console.print(Text(f"= {clean(title)}: done before, nothing changed", style="dim"))
 
     def note(self, text: str) -> None:
         """An indented line."""
-        self._close_bar()
-        self.console.print(Text(f"  {clean(text)}"))
+        self.print(Text(f"  {clean(text)}"))
 
     def print(self, what: Any) -> None:
-        """Text (cleaned) or a rich table, as it is."""
-        self._close_bar()
-        self.console.print(Text(clean(what)) if isinstance(what, str) else what)
+        """Text (cleaned) or anything of rich's, as it is."""
+        with self._lock:
+            self.console.print(Text(clean(what)) if isinstance(what, str) else what)
 
     def heading(self, title: str, subtitle: str = "") -> None:
         """A rule with a title."""
-        self._close_bar()
+        self.finished("")
         self.console.print()
         self.console.rule(Text(title, style="bold"), align="left")
         if subtitle:
             self.console.print(Text(subtitle, style="dim"))
 
-    def progress(self, done: int, total: int, *, detail: str = "") -> None:
-        """Move the bar; without a terminal, a line now and then."""
-        if not self.console.is_terminal:
-            now = time.monotonic()
-            if self._first is None:
-                self._first = now, done
-            if now - self._last_line >= PLAIN_EVERY_S:
-                # From the first report on: what loading took says nothing of the pace.
-                seconds, news = now - self._first[0], done - self._first[1]
-                left = f"  about {seconds / news * (total - done):.0f} s left" if news else ""
-                self.console.print(Text(f"  {done}/{total}  {detail}{left}"))
-                self._last_line = now
-            return
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("  "), BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"),
-                TimeRemainingColumn(), console=self.console, transient=True,
-            )  # fmt: skip
-            self._task = self._bar.add_task("", total=total, detail=detail)
-            self._bar.start()
-        assert self._task is not None
-        self._bar.update(self._task, completed=done, total=total, detail=detail)
+    def progress(self, done: int, total: int, *, detail: str = "", seconds_left: float | None = BY_PACE) -> None:
+        """See `Watch`."""
+        with self._lock:
+            now = self._clock()
+            first = self._count.first if self._count else (now, done)
+            if seconds_left == BY_PACE:
+                seconds_left = _left(now - first[0], done - first[1], total - done)
+            self._count = _Count(done, total, detail, seconds_left, first)
+            self._doing = None
+            self._show_life()
+        self.tick()
+
+    def doing(self, activity: Activity | None) -> None:
+        """See `Watch`."""
+        with self._lock:
+            if activity is None:
+                self._doing = None
+                if not self._title:
+                    self._close_live()
+                return
+            if self._doing is None or self._doing.text != activity.text:
+                self._doing_since = self._clock(), activity.done or 0
+            if not self._title and self._doing is None:
+                self._began = self._shown_at = self._clock()
+            self._doing = activity
+            self._show_life()
+        self.tick()
 
     def generated(self, progress: Generated) -> None:
-        """Progress of an engine."""
-        self.progress(progress.done, progress.total, detail=f"{progress.tokens_per_s:,.0f} tok/s")
+        """Progress of a generation."""
+        self.progress(progress.done, progress.total, detail=progress.detail, seconds_left=progress.seconds_left)
 
     def log(self, row: dict[str, Any]) -> None:
         """Training figures as progress, what the trainer has to say as a note."""
@@ -108,11 +152,66 @@ class Terminal(Watch):
             self._loss = f"loss {row['loss']:.3f}" if "loss" in row else self._loss
             self.progress(row["step"], row["num_steps"], detail=self._loss)
 
+    def tick(self) -> None:
+        """Without a terminal: a line where the last one is long ago and something runs."""
+        with self._lock:
+            now = self._clock()
+            every = PLAIN_EVERY_S if now - self._began < LONG_STAGE_S else LONG_PLAIN_EVERY_S
+            if not self.console.is_terminal and self._is_busy and now - self._shown_at >= every:
+                self.console.print(Text(f"  {self._life()}"))
+                self._shown_at = now
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._title or self._doing)
+
+    def _life(self) -> str:
+        """What is being done, how far, since when, how long still."""
+        now, count, doing = self._clock(), self._count, self._doing
+        parts = [f"{count.done:,}/{count.total:,}", count.detail] if count else []
+        if doing:
+            parts.append(clean(str(doing)))
+        elif not count:
+            parts.append(clean(self._title))
+        left = count.seconds_left if count else None
+        if doing and doing.done is not None and doing.total:
+            since, first = self._doing_since
+            left = _left(now - since, doing.done - first, doing.total - doing.done)
+        if left:
+            parts.append(f"about {duration(left)} left")
+        elif doing and doing.done is None:
+            parts.append(f"for {duration(now - self._doing_since[0])}")
+        else:
+            parts.append(f"{duration(now - self._began)} so far")
+        return ", ".join(filter(None, parts))
+
+    def _show_life(self) -> None:
+        if self.console.is_terminal:
+            if self._live is None:
+                self._live = Live(get_renderable=self._line, console=self.console, transient=True, refresh_per_second=4)
+                self._live.start()
+        elif self._ticking and (self._ticker is None or not self._ticker.is_alive()):
+            self._ticker = Thread(target=_tick_on, args=(ref(self),), name="sign of life", daemon=True)
+            self._ticker.start()
+
+    def _line(self) -> Table:
+        """What the terminal shows as the one line that changes."""
+        count, line = self._count, Table.grid(padding=(0, 1))
+        life = Text(self._life(), no_wrap=True, overflow="ellipsis")
+        bar: Any = Spinner("dots") if count is None else ProgressBar(count.total, count.done, width=BAR_WIDTH)
+        line.add_row(" ", bar, life)
+        return line
+
+    def close(self) -> None:
+        """End the sign of life, and hear no more."""
+        self.finished("")
+        self._listening.close()
+
     def summary(self, summary: dict[str, Any], directory: Path) -> None:
         """The result, the table of models, the figures between them, the KPIs as met or missed, and where the files are."""
         from distill_lab.report.figure import headline
 
-        self._close_bar()
+        self.finished("")
         self.console.print()
         self._wrapped(headline(summary), style="bold")
         if summary["models"]:
@@ -151,10 +250,53 @@ class Terminal(Watch):
                 mark = ("+ ", "green") if right else ("- ", "red")
                 self.console.print(Text.assemble("  ", mark, f"{label:<13}", clean(row["output"]).strip()))
 
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = self._task = None
+    def _close_live(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+_open: WeakSet[Terminal] = WeakSet()
+
+
+@atexit.register
+def close_all() -> None:
+    """Close what is open, so that no line is left in a terminal."""
+    for terminal in list(_open):
+        terminal.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Count:
+    """The last progress of the running stage."""
+
+    done: int
+    total: int
+    detail: str
+    seconds_left: float | None
+    first: tuple[float, int]
+    """When the stage first said how far it was, and how far that was: what loading took says nothing of the pace."""
+
+
+def _left(seconds: float, news: int, left: int) -> float | None:
+    """Seconds left at a pace of `news` in `seconds`; None before both are enough to say."""
+    return seconds / news * left if news >= FEWEST_NEWS and seconds >= FEWEST_SECONDS else None
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: `14 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _tick_on(terminal: ref[Terminal]) -> None:
+    """Tick once a second for as long as there is something to show."""
+    while (shown := terminal()) is not None and shown._is_busy:
+        shown.tick()
+        del shown
+        time.sleep(1)
 
 
 def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:

@@ -217,9 +217,9 @@ def test_greedy_equals_generate_with_shared_prefixes(
     prompts = with_system(make_prompts(14, longest=12), words=60, every=2)
     computed: list[Prefix] = []
 
-    def counted(model: Any, prefix: Prefix) -> torch.Tensor:
+    def counted(model: Any, prefix: Prefix, *more: Any) -> torch.Tensor:
         computed.append(prefix)
-        return compute(model, prefix)
+        return compute(model, prefix, *more)
 
     compute = flat._compute
     monkeypatch.setattr(flat, "_compute", counted)

@@ -14,7 +14,7 @@ LAYERS = (
     (
         "ground",
         "errors types config run prompts chat control_tokens answers watch hardware precision memory "
-        "yaml_config presets tiny engine_died nvidia vllm_install orphans cache_folder fingerprints".split(),
+        "yaml_config presets tiny engine_died nvidia vllm_install orphans cache_folder fingerprints activity".split(),
     ),
     (
         "plug-ins",
@@ -24,7 +24,7 @@ LAYERS = (
     (
         "stages",
         "data generate training_set held_out grade evaluate measure compare ask steps reasoning selection token_stats "
-        "verdict best_of_k cot_files prompt_data label_report answer_cost".split(),
+        "verdict best_of_k cot_files prompt_data label_report answer_cost generation_progress".split(),
     ),
     ("report", ["report"]),
     ("line", ["line", "prompt_proof"]),

@@ -35,7 +35,7 @@ SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:4000]", 5
 """Less than the tiny preset trains on, so that both are done at the same time."""
 COLUMN = 16
 """Characters of a column of the table at the end."""
-PROGRESS = re.compile(r"\s*\d+/\d+ ")
+PROGRESS = re.compile(r"  .*(?: left| so far|, for [^,]*)$")
 """A line of the other process that only says how far it is."""
 
 

@@ -10,6 +10,8 @@ Serves decoders whose layers are plain attention over all that came before (`is_
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,11 +21,13 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from distill_lab import activity
 from distill_lab.decoding.attention import NAME, Group, Plan, Prefill, Shared, Step, Unsuitable
 from distill_lab.decoding.choice import Choice
 from distill_lab.decoding.cohort import Cohort
 from distill_lab.decoding.prefixes import Prefix
 from distill_lab.decoding.row import Row
+from distill_lab.decoding.slices import Slices
 
 EXTRA_BYTES_CPU, EXTRA_BYTES_GPU = 1 << 19, 1 << 26
 """Keys and values that are read in the time of one more attention call (measured on a CPU; launches on a GPU)."""
@@ -62,7 +66,7 @@ def why_not(model: PreTrainedModel) -> str:
     ids_1T = torch.arange(TRIAL_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
     trial = Prefix(ids_1T[0].tolist(), None, TRIAL_TOKENS, 0, 1)
     try:
-        logits_V = _compute(model, trial)
+        logits_V = _compute(model, trial, Slices(first=TRIAL_TOKENS, most=TRIAL_TOKENS), "")
     except Unsuitable:
         return OTHER_ATTENTION
     expected_V = model(input_ids=ids_1T, use_cache=False).logits[0, -1].float()
@@ -75,13 +79,16 @@ def why_not(model: PreTrainedModel) -> str:
 
 
 class FlatBatch:
-    """Rows in the making. bytes_per_token: of keys and values over all layers. room: see `Cohort`."""
+    """Rows in the making. bytes_per_token: of keys and values over all layers. room: see `Cohort`. slices: None: one."""
 
     leave_share = 1 / 32
     """Rows that are done leave once they are this share."""
     can_join = True
 
-    def __init__(self, model: PreTrainedModel, choice: Choice, *, bytes_per_token: int, room: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, choice: Choice, *, bytes_per_token: int, room: int, slices: Slices | None = None
+    ) -> None:
+        self._slices = slices or Slices(first=math.inf, most=sys.maxsize)
         self.rows: list[Row] = []
         self._model, self._choice, self._room = model, choice, room
         self._num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -93,11 +100,37 @@ class FlatBatch:
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> list[tuple[Row, int]]:
-        """Take in `rows`; each with its next token."""
+        """Take in `rows`; each with its next token. A single row that is longer than a slice is read in slices."""
+        start = self._slices.clock()
         for row in rows:
             for prefix in reversed(list(row.prefix.path()) if row.prefix else []):
                 if not prefix.keys_values:
-                    _compute(self._model, prefix)
+                    _compute(self._model, prefix, self._slices, "reading the shared prompt")
+        self._slices.prefix_seconds += self._slices.clock() - start
+        if len(rows) == 1 and rows[0].num_own > self._slices.size:
+            return self._join_long(rows[0])
+        with self._slices.timed(sum(row.num_own for row in rows)):
+            return self._join(rows)
+
+    def _join_long(self, row: Row) -> list[tuple[Row, int]]:
+        """All but the last token of `row` as a prefix that it shares with nobody, then the cohort takes both in."""
+        own = row.own_ids()
+        end = len(row.prompt_ids) + len(row.tokens) - 1
+        head = Prefix(own[:-1], row.prefix, end, 0, 1)
+        _compute(self._model, head, self._slices, "reading a long prompt")
+        cohort = Cohort([len(own)], num_layers=self._num_layers, room=self._room)
+
+        def keep(layer: int, keys_1G1D: torch.Tensor, values_1G1D: torch.Tensor) -> None:
+            keys_1GTD, values_1GTD = head.keys_values[layer]
+            cohort.store(layer, torch.cat([keys_1GTD, keys_1G1D], 2), torch.cat([values_1GTD, values_1G1D], 2))
+
+        group = Group(0, [1], keep, device=self._model.device)
+        plan = Prefill([group], [(prefix, None) for prefix in head.path()], num_rows=1)
+        ids, positions = self._tensor(own[-1:]), self._tensor([end])
+        logits_1V = _forward(self._model, ids, positions, plan, keep=torch.tensor([0]))
+        return self._joined([row], [cohort], logits_1V)
+
+    def _join(self, rows: Sequence[Row]) -> list[tuple[Row, int]]:
         rows = sorted(rows, key=lambda row: -row.num_own)
         groups: list[Group] = []
         cohorts: list[Cohort] = []
@@ -131,6 +164,9 @@ class FlatBatch:
         logits_RV = _forward(self._model, self._tensor(ids), self._tensor(positions), plan, keep=ends)
         if places != list(range(len(rows))):
             logits_RV = logits_RV[self._tensor(places)]
+        return self._joined(rows, cohorts, logits_RV)
+
+    def _joined(self, rows: list[Row], cohorts: list[Cohort], logits_RV: torch.Tensor) -> list[tuple[Row, int]]:
         next_N = self._choice.join(rows, logits_RV)
         self._ids_N = torch.cat([self._ids_N, next_N])
         lengths_N = self._tensor([len(row.prompt_ids) + len(row.tokens) for row in rows])
@@ -227,23 +263,38 @@ class FlatBatch:
         return torch.tensor(numbers, dtype=torch.long, device=self._model.device)
 
 
-def _compute(model: PreTrainedModel, prefix: Prefix) -> torch.Tensor:
-    """Keys and values of a prefix, those before it being there. Returns its last token's logits, fp32 [V]."""
-    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+def _compute(model: PreTrainedModel, prefix: Prefix, slices: Slices, what: str) -> torch.Tensor:
+    """Keys and values of a prefix in slices, those before it being there. Returns its last token's logits, fp32 [V]."""
+    device, first = model.device, prefix.end - len(prefix.ids)
+    done = Prefix([], prefix.parent, first, 0, 1)
+    logits_1V = torch.empty(0)
+    for part in slices.of(prefix.ids):
+        held: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def keep(layer: int, keys_1GPD: torch.Tensor, values_1GPD: torch.Tensor) -> None:
-        if layer != len(held):
-            raise Unsuitable
-        held.append((keys_1GPD.contiguous(), values_1GPD.contiguous()))
+        def keep(layer: int, keys_1GPD: torch.Tensor, values_1GPD: torch.Tensor) -> None:
+            if layer != len(held):  # noqa: B023 - called within this turn
+                raise Unsuitable
+            held.append((keys_1GPD.contiguous(), values_1GPD.contiguous()))  # noqa: B023
 
-    tokens, device = len(prefix.ids), model.device
-    before: Shared = [(parent, None) for parent in prefix.parent.path()] if prefix.parent else []
-    plan = Prefill([Group(0, [tokens], keep, device=device)], before, num_rows=1)
-    positions = torch.arange(prefix.end - tokens, prefix.end, device=device)
-    ids = torch.tensor(prefix.ids, device=device)
-    logits_V = _forward(model, ids, positions, plan, keep=torch.tensor([tokens - 1]))[0]
-    prefix.keys_values = held
-    return logits_V.float()
+        if prefix.ids != part:
+            activity.report(what, len(done.ids), len(prefix.ids))
+        before: Shared = [(each, None) for each in done.path() if each.keys_values]
+        plan = Prefill([Group(0, [len(part)], keep, device=device)], before, num_rows=1)
+        positions = torch.arange(done.end, done.end + len(part), device=device)
+        with slices.timed(len(part)):
+            logits_1V = _forward(
+                model, torch.tensor(part, device=device), positions, plan, keep=torch.tensor([len(part) - 1])
+            )
+        if done.keys_values:
+            old = done.keys_values
+            held = [
+                (torch.cat([k, more_k], 2), torch.cat([v, more_v], 2))
+                for (k, v), (more_k, more_v) in zip(old, held, strict=True)
+            ]
+        done.keys_values, done.end = held, done.end + len(part)
+        done.ids += part
+    prefix.keys_values = done.keys_values
+    return logits_1V[0].float()
 
 
 def _forward(

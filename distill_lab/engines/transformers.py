@@ -8,6 +8,7 @@ the memory is tried with half the rows.
 from __future__ import annotations
 
 import inspect
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill_lab import activity
+from distill_lab.activity import Decoding
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.decoding.choice import Choice
 from distill_lab.decoding.flat import FlatBatch, extra_bytes, why_not
 from distill_lab.decoding.padded import PaddedBatch
 from distill_lab.decoding.prefixes import share
 from distill_lab.decoding.row import Row
+from distill_lab.decoding.slices import Slices
 from distill_lab.errors import UserError
 from distill_lab.memory import free_memory, is_out_of_memory
 from distill_lab.models import load_model
@@ -37,6 +41,10 @@ MOST_ROWS_CPU, MOST_ROWS_GPU = 256, 1024
 """Most rows of a batch where the engine chooses: a CPU gains nothing beyond, a GPU is bound by launches up to it."""
 MOST_PREFILL_CPU, MOST_PREFILL_GPU = 8_192, 131_072
 """Most tokens of the prompts that join a batch at once, where the engine chooses: they bound the pass's memory."""
+FIRST_FLOP_CPU, FIRST_FLOP_GPU = 2e11, 1e14
+"""Operations of the first pass over prompts, a few seconds' worth; from then on its measured pace decides (`Slices`)."""
+REPORT_EVERY_S = 1.0
+"""Between reports of how many tokens are generated so far."""
 CACHE_SHARE = 0.5
 """Share of the free memory that a batch's keys and values and logits may be expected to take."""
 EXPECTED_TOKENS = 1024
@@ -65,6 +73,19 @@ class _Job:
     stop: StopTexts
     end_ids: frozenset[int]
     min_new_tokens: int
+    done: _Done
+
+
+@dataclass(slots=True)
+class _Done:
+    """How far a call of `generate` is; see `activity.Decoding`."""
+
+    rows: int = 0
+    rows_read: int = 0
+    tokens: int = 0
+    seconds_reading: float = 0.0
+    seconds_decoding: float = 0.0
+    reported_at: float = -math.inf
 
 
 class TransformersEngine:
@@ -84,6 +105,7 @@ class TransformersEngine:
         self._bytes_per_token = _bytes_per_token(self._text_config, model.dtype)
         self._fitting_rows: int | None = None
         """Set once a batch did not fit."""
+        self.slices = self._first_slices()
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, min_new_tokens: int = 0
@@ -95,11 +117,12 @@ class TransformersEngine:
         where the model's output is not a number.
         """
         stop = StopTexts(sampling.stop, self.tokenizer, self.io.text)
-        job = _Job(sampling, stop, frozenset(self.io.end_ids) | stop.token_ids, min_new_tokens)
+        job = _Job(sampling, stop, frozenset(self.io.end_ids) | stop.token_ids, min_new_tokens, _Done())
         made = (row for prompt in prompts for row in self._rows(prompt, sampling))
         while window := list(islice(made, WINDOW)):
             yield from (row for row in window if isinstance(row, Completion))
             rows = [row for row in window if isinstance(row, Row)]
+            job.done.rows += len(rows)
             yield from self._complete(self._in_order(rows), job)
             # Who asks by the way (a judge, a measurement) counts nothing.
             assert all(row.done for row in rows), f"{sum(not row.done for row in rows)} prompts were left unanswered"
@@ -153,7 +176,9 @@ class TransformersEngine:
                     "model"
                 )
             self._fitting_rows = (len(tried) + 1) // 2
-            waiting.extendleft(reversed([row for row in tried if not row.done]))
+            again = [row for row in tried if not row.done]
+            job.done.rows_read -= sum(bool(row.tokens) for row in again)
+            waiting.extendleft(reversed(again))
 
     def _decode(
         self, batch: FlatBatch | PaddedBatch, waiting: deque[Row], tried: list[Row], job: _Job
@@ -162,15 +187,18 @@ class TransformersEngine:
         most_rows, most_prefill = self._most()
         budget = CACHE_SHARE * _free_bytes(self.model.device)
         num_done = 0
+        filling = True
         while True:
             free = most_rows - len(batch.rows)
-            if not batch.rows or (batch.can_join and free >= max(1, min(len(waiting), REFILL_SHARE * most_rows))):
+            enough = 1 if filling else max(1, min(len(waiting), REFILL_SHARE * most_rows))
+            if not batch.rows or (batch.can_join and free >= enough):
                 held = sum(self._row_bytes(row, job) for row in batch.rows)
                 joining = self._joining(waiting, free, most_prefill, budget - held, job, alone=not batch.rows)
             else:
                 joining = []
+            filling = bool(joining)  # a slice at a time, until the places or the memory are taken
             tried[:] = batch.rows + joining
-            made = batch.join(joining) if joining else batch.step()
+            made = self._advance(batch, joining, job.done)
             cut_by_context = False
             for row, token in made:
                 if row.done:
@@ -194,15 +222,52 @@ class TransformersEngine:
                 batch.leave()
                 num_done = 0
 
+    def _advance(self, batch: FlatBatch | PaddedBatch, joining: list[Row], done: _Done) -> list[tuple[Row, int]]:
+        """Let rows join, or take one step; reports how far it is."""
+        start, prefixes = self.slices.clock(), self.slices.prefix_seconds
+        if joining and not done.rows_read:
+            self._report(done)
+        made = batch.join(joining) if joining else batch.step()
+        seconds = self.slices.clock() - start
+        if joining:
+            done.rows_read += len(joining)
+            done.seconds_reading += seconds - (self.slices.prefix_seconds - prefixes)
+        else:
+            done.seconds_decoding += seconds
+            done.tokens += sum(not row.done for row, _ in made)
+        if joining or self.slices.clock() - done.reported_at >= REPORT_EVERY_S:
+            self._report(done)
+        return made
+
+    def _report(self, done: _Done) -> None:
+        done.reported_at = self.slices.clock()
+        decoding = Decoding(done.rows, done.rows_read, done.tokens, done.seconds_reading, done.seconds_decoding)
+        if not done.tokens:
+            activity.report("reading prompts", done.rows_read, done.rows, decoding=decoding)
+        else:
+            activity.report("generating, tokens", done.tokens, decoding=decoding)
+
+    def _first_slices(self) -> Slices:
+        on_cpu = self.model.device.type == "cpu"
+        operations = 2 * sum(weight.numel() for weight in self.model.parameters())  # of one token
+        return Slices(
+            first=(FIRST_FLOP_CPU if on_cpu else FIRST_FLOP_GPU) / operations,
+            most=MOST_PREFILL_CPU if on_cpu else MOST_PREFILL_GPU,
+        )
+
     def _joining(
         self, waiting: deque[Row], most: int, most_prefill: int, budget: float, job: _Job, *, alone: bool
     ) -> list[Row]:
         """Take the next rows from `waiting` that fit the memory left; alone: at least one."""
         joining: list[Row] = []
+        size = self.slices.size if self._flat else math.inf
         while waiting and len(joining) < most:
             row = waiting[0]
             most_prefill -= row.num_own if self._flat else len((joining or [row])[0].prompt_ids)  # padding included
             budget -= self._row_bytes(row, job)
+            size -= row.num_own
+            if size < 0 and joining:
+                break
             if not self.batch_size and min(most_prefill, budget) < 0 and (joining or not alone):
                 break
             joining.append(waiting.popleft())
@@ -217,7 +282,7 @@ class TransformersEngine:
         )
         room = min(ROOM, job.sampling.max_new_tokens)
         if self._flat:
-            return FlatBatch(self.model, choice, bytes_per_token=self._bytes_per_token, room=room)
+            return FlatBatch(self.model, choice, bytes_per_token=self._bytes_per_token, room=room, slices=self.slices)
         return PaddedBatch(
             self.model,
             choice,

@@ -16,6 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distill_lab import activity
+from distill_lab.activity import Activity
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 
@@ -67,6 +69,8 @@ def train_in_processes(
                 event = json.loads(line.removeprefix(MARK))
                 if "log" in event:
                     on_log(event["log"])
+                elif "doing" in event:
+                    activity.report(*event["doing"]) if event["doing"] else activity.over()
                 elif "error" in event:
                     errors.append(event["error"])
                 else:
@@ -96,15 +100,20 @@ def main(job: str) -> int:
         if is_first:
             tell({"log": row})
 
+    def on_activity(doing: Activity | None) -> None:
+        if is_first:
+            tell({"doing": [doing.text, doing.done, doing.total] if doing else None})
+
     try:
-        result = train_student(
-            ModelConfig(**given["student"]),
-            Path(given["rows"]),
-            Path(given["out"]),
-            TrainConfig(**given["config"]),
-            thinking=given["thinking"],
-            on_log=on_log,
-        )
+        with activity.listening(on_activity):
+            result = train_student(
+                ModelConfig(**given["student"]),
+                Path(given["rows"]),
+                Path(given["out"]),
+                TrainConfig(**given["config"]),
+                thinking=given["thinking"],
+                on_log=on_log,
+            )
     except UserError as error:
         tell({"error": str(error)})
         return 2

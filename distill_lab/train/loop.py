@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from distill_lab import activity
 from distill_lab.config import TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.memory import free_memory, is_out_of_memory
@@ -118,6 +119,12 @@ class StudentTrainer(Trainer):
         """
         number = inputs.pop("number")
         self._step.append(number)
+        batches = self.config.gradient_accumulation_steps
+        activity.report(
+            "training, micro-batch" if batches > 1 else "training, step",
+            self.state.global_step * batches + len(self._step),
+            self.plan.num_steps * batches,
+        )
         again: list[int] = []
         while True:
             try:
@@ -182,6 +189,7 @@ class StudentTrainer(Trainer):
         totals = torch.zeros(2, device=self.args.device)
         for first in range(0, len(self.validation), world):
             index = first + rank
+            activity.report("validation loss, batch", first + 1, len(self.validation))
             batch = self._collate(self.validation[min(index, len(self.validation) - 1)], self.data.validation)
             loss = model(**self._prepare_inputs(batch))
             # Sharded models need every process to run; a batch beyond the last one only keeps them in step.
@@ -239,6 +247,7 @@ class StudentTrainer(Trainer):
 
     def save(self, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         """Model and tokenizer to `out`, all at once."""
+        activity.report(f"saving the student to {out}")
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         loss_forward.uninstall(model)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -288,6 +297,8 @@ class _Hooks(TrainerCallback):
         self.trainer.start_clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            activity.report(f"saving a checkpoint after step {state.global_step}")
         # A log window never spans a checkpoint: what was logged before an interruption and after it adds up.
         if control.should_save or state.global_step >= state.max_steps:
             control.should_log = True

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from distill_lab import activity
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.identity import weights_of
@@ -86,14 +87,15 @@ def train_student(
     start = time.monotonic()
     PartialState(cpu=best_device().type == "cpu")  # chooses this process's GPU
     model, tokenizer = _load(student, config)
-    data = read_rows(
-        rows,
-        tokenizer,
-        max_length=config.max_length,
-        validation_fraction=config.validation_fraction,
-        seed=config.seed,
-        thinking=thinking,
-    )
+    with activity.doing(f"reading the training rows of {rows}"):
+        data = read_rows(
+            rows,
+            tokenizer,
+            max_length=config.max_length,
+            validation_fraction=config.validation_fraction,
+            seed=config.seed,
+            thinking=thinking,
+        )
     key = {
         "train": config.model_dump(exclude=NOT_IN_KEY),
         "model": weights_of(student),
