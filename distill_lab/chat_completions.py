@@ -17,6 +17,11 @@ SEED_STEP = 1_000_003
 """Between the seeds of a prompt's samples, so that runs with neighbouring seeds share none."""
 
 
+FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+NEUTRAL = {"top_k": -1}
+"""What servers take for all tokens, where the lab has 0: vLLM's earlier versions and SGLang refuse that."""
+
+
 class Refused(Exception):
     """This prompt gets no answer however often it is asked. kind: failures of one kind may have one cause."""
 
@@ -26,12 +31,20 @@ class Refused(Exception):
 
 
 def request_body(
-    model: str, prompt: Prompt, sampling: SamplingConfig, *, sample: int, extra: Mapping[str, Any]
+    model: str,
+    prompt: Prompt,
+    sampling: SamplingConfig,
+    *,
+    sample: int,
+    extra: Mapping[str, Any],
+    neutral: bool = False,
 ) -> dict[str, Any]:
     """The JSON of one request; `extra` goes over it, and takes out what it has as None.
 
-    What is at its default and no server needs (top_p, stop, and vLLM's and SGLang's own top_k, min_p,
-    repetition_penalty and chat_template_kwargs) is not sent: hosted servers refuse fields that they do not know.
+    A server fills in what is missing, from the model's generation_config or as it was started: temperature and top_p are
+    always sent, and with `neutral` also the values of top_k, min_p and repetition_penalty that change nothing. Those are no
+    part of OpenAI's protocol, and hosted servers refuse fields that they do not know; without `neutral` they are sent only
+    where they are set. With `sampling.from_model` what is at its default is left to the server.
     Thinking in earlier turns is left out, as chat templates do.
     """
     messages = [
@@ -42,13 +55,14 @@ def request_body(
         "model": model,
         "messages": messages,
         "max_tokens": sampling.max_new_tokens,
-        "temperature": sampling.temperature,
         "seed": (sampling.seed + sample * SEED_STEP) % 2**31,
     }
-    for name, default in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+    for name in FIELDS:
         value = getattr(sampling, name)
-        if value != default:
+        if value != SamplingConfig.model_fields[name].default:
             body[name] = value
+        elif not sampling.from_model and (neutral or name in ("temperature", "top_p")):
+            body[name] = NEUTRAL.get(name, value)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.thinking is not None:

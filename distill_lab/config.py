@@ -83,6 +83,9 @@ class SamplingConfig(Config):
     """Drop tokens less likely than this share of the likeliest one's probability."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     """Above 1 makes tokens that already stand in prompt or completion less likely (Keskar et al. 2019, eq. 1)."""
+    from_model: bool = False
+    """Use the model's own generation_config for temperature, top_p, top_k, min_p and repetition_penalty, each where it
+    stands at its default here. Off: it is ignored, by every engine. A server's model: its server's settings apply."""
     stop: tuple[str, ...] = ()
     """Texts that end a completion; the text itself is left out."""
     num_samples: Annotated[int, Field(ge=1)] = 1
@@ -233,5 +236,10 @@ class TrainConfig(Config):
     """Seed of the row order, the split and dropout."""
 
 
+QWEN3_THINKING = SamplingConfig(max_new_tokens=16384, temperature=0.6, top_p=0.95, top_k=20)
+"""As Qwen3's model card has it for thinking, which it forbids to sample greedily (endless repetition). The card's budget is
+32,768 tokens; half of that is hardly ever reached by questions of school mathematics."""
+QWEN3_AT_ONCE = SamplingConfig(max_new_tokens=2048, temperature=0.7, top_p=0.8, top_k=20, thinking=False)
+"""As Qwen3's model card has it without thinking."""
 STEP_BY_STEP = "Please think step by step and explain your reasoning before giving the final answer."
 """What System 2 adds to a question, for teacher and student alike."""

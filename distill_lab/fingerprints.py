@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_lab import activity
 from distill_lab.cache_folder import cache_folder, is_off
 
 LARGE = 1 << 26
@@ -94,6 +95,10 @@ def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
+            if large:
+                activity.report(f"checking {path.name}, MB", file.tell() >> 20, state[0] >> 20)
+    if large:
+        activity.over()
     if large and state == _state(path) and time.time() - max(state[1:3]) / 1e9 > SETTLED_S:
         _remember(place, [*state, digest.hexdigest()])
     return digest.hexdigest()

@@ -44,6 +44,7 @@ class Line:
 
     def __init__(self, run: Run, *, engine: EngineConfig) -> None:
         self.run, self.watch, self.engine = run, run.watch, engine
+        self._said: set[str] = set()
 
     def settled(self, model: ModelConfig) -> ModelConfig:
         """`model` with its dtype and quantization, chosen once in a run and recorded in run.json.
@@ -115,14 +116,29 @@ class Line:
         *,
         output: str = "completions.jsonl",
     ) -> Path:
-        """Prompts -> completions of `model`, resumed row by row after an interruption."""
+        """Prompts -> completions of `model`, resumed row by row after an interruption.
+
+        The sampling that results from `sampling.from_model` is part of the stage's key, and stands in run.json.
+        """
+        sampling = self.sampled(model, sampling)
         model = self.settled(model)
         return self.run.stage(
             name,
             output,
             inputs={"prompts": prompts, "sampling": sampling.model_dump(), **model_inputs(model, self.engine)},
             work=lambda path: self._generate(model, prompts, sampling, path),
+            about={"sampling": sampling.model_dump(mode="json")},
         )
+
+    def sampled(self, model: ModelConfig, sampling: SamplingConfig) -> SamplingConfig:
+        """What `model` samples with; a note says what becomes of settings that it has itself, once for each model."""
+        from distill_lab.own_sampling import resolve_sampling
+
+        resolved, note = resolve_sampling(model, sampling)
+        if note and note not in self._said:
+            self.watch.note(note)
+            self._said.add(note)
+        return resolved
 
     def _generate(self, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
         def on_progress(progress: Progress) -> None:

@@ -97,7 +97,11 @@ class RequestCache:
         With the prompt's id where a draw depends on it (`sampling.py`): of a model that runs here, above temperature 0.
         """
         drawn = sampling.temperature > 0 and not api_engine(self._model.model)
-        asked = [prompt.messages, sampling.model_dump(exclude={"num_samples"}), prompt.id if drawn else None]
+        asked = [
+            prompt.messages,
+            sampling.model_dump(exclude={"num_samples"} if sampling.from_model else {"num_samples", "from_model"}),
+            prompt.id if drawn else None,
+        ]
         request = json.dumps(asked, sort_keys=True).encode()
         return [_digest(b"%d %s" % (sample, request)) for sample in range(sampling.num_samples)]
 

@@ -173,9 +173,17 @@ class Run:
         return self.directory / name
 
     def stage(
-        self, name: str, output: str, *, inputs: Mapping[str, Any], work: Callable[[Path], Counts | None]
+        self,
+        name: str,
+        output: str,
+        *,
+        inputs: Mapping[str, Any],
+        work: Callable[[Path], Counts | None],
+        about: Mapping[str, Any] | None = None,
     ) -> Path:
         """Make `output` (a file or directory of this run) by `work(path)`, once.
+
+        `about` goes into run.json beside the stage's key, for people.
 
         `inputs` is everything the result depends on. Finished with the same inputs and the output still as it was
         left: skipped. Interrupted with the same inputs: `work` is called with what it left, to go on from there. Other
@@ -198,7 +206,7 @@ class Run:
             shutil.rmtree(path.with_name(path.name + ".work"), ignore_errors=True)
             last = None
         seconds = last["seconds"] if last else 0.0
-        stages[name] = {"key": key, "at": output, "status": "running", "seconds": seconds}
+        stages[name] = {"key": key, "at": output, "status": "running", "seconds": seconds, **(about or {})}
         self._save()
         self.watch.stage(name)
         start = time.monotonic()

@@ -18,8 +18,9 @@ LAYERS = (
     ),
     (
         "plug-ins",
-        "adapters tied engines graders objectives train models sampling kv_cache stopping sources json_array traces "
-        "background http_retry chat_completions decoding token_io cluster request_cache identity".split(),
+        "adapters tied engines graders objectives train models sampling kv_cache stopping sources json_array "
+        "traces background http_retry chat_completions decoding token_io cluster request_cache identity "
+        "own_sampling".split(),
     ),
     (
         "stages",

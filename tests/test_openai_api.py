@@ -176,18 +176,18 @@ def test_every_sampling_field_reaches_the_server(server: HostileServer) -> None:
     }
     assert bodies == [expected] * 3
     # A field of SamplingConfig that nobody maps would be lost in silence.
-    mapped = {"max_new_tokens", "stop", "num_samples", "thinking", "seed", *settings}
+    mapped = {"max_new_tokens", "stop", "num_samples", "thinking", "seed", "from_model", *settings}
     assert mapped == set(SamplingConfig.model_fields)
 
 
 def test_defaults_that_hosted_servers_do_not_know_are_not_sent() -> None:
     turns = [{"role": "assistant", "content": "4", "thinking": "2+2"}, {"role": "user", "content": "and 3?"}]
     body = request_body("m", Prompt("p", turns), SamplingConfig(), sample=0, extra={})
-    assert set(body) == {"model", "messages", "max_tokens", "temperature", "seed"}
+    assert set(body) == {"model", "messages", "max_tokens", "temperature", "top_p", "seed"}
     assert body["messages"] == [{"role": "assistant", "content": "4"}, {"role": "user", "content": "and 3?"}]
     extra = {"max_tokens": None, "max_completion_tokens": 5, "seed": None}
     body = request_body("m", Prompt("p", turns), SamplingConfig(), sample=0, extra=extra)
-    assert set(body) == {"model", "messages", "temperature", "max_completion_tokens"}
+    assert set(body) == {"model", "messages", "temperature", "top_p", "max_completion_tokens"}
     seeds = {
         request_body("m", Prompt("p", []), SamplingConfig(seed=seed), sample=sample, extra={})["seed"]
         for seed in range(50)

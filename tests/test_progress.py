@@ -6,8 +6,9 @@ import functools
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from rich.console import Console
@@ -71,10 +72,6 @@ def test_slices_follow_the_measured_pace() -> None:
     assert read(100, 9.0) == 64
     assert [len(part) for part in slices.of(range(224))] == [64, 64, 96]
     assert Slices(first=1e9, most=8192).size == 8192
-    with pytest.raises(ValueError, match="out of memory"), slices.timed(64):
-        clock.now += 100
-        raise ValueError("out of memory")
-    assert slices.size == 64
 
 
 def test_long_prompts_are_read_in_slices_and_answered_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,9 +84,10 @@ def test_long_prompts_are_read_in_slices_and_answered_alike(folder: Path, monkey
     engine.slices = Slices(first=64, most=64)
     seen = passes(engine)
     # Shared prefixes and single long prompts, each in slices; the tokens are those of transformers' own generate.
-    assert assert_equals_generate(engine, prompts, SamplingConfig(max_new_tokens=12)) > 0
+    list(engine.generate(prompts, SamplingConfig(max_new_tokens=1)))
     assert max(seen) <= 96
     assert sum(size > 32 for size in seen) > 4
+    assert_equals_generate(engine, prompts, SamplingConfig(max_new_tokens=12))
 
 
 def test_prompts_of_several_samples_are_read_in_slices(folder: Path) -> None:
@@ -123,7 +121,7 @@ def test_progress_comes_every_few_seconds_before_the_first_answer(folder: Path, 
             prompts, tmp_path / "out.jsonl", lambda: engine, SamplingConfig(max_new_tokens=40), on_progress=on_progress
         )
     times = [when for when, _ in told]
-    assert max(later - earlier for earlier, later in zip(times, times[1:], strict=False)) < 11
+    assert max(later - earlier for earlier, later in pairwise(times)) < 11
     texts = [text for _, text in told]
     assert any(text.startswith("reading the shared prompt") for text in texts)
     first = next(place for place, state in enumerate(progress) if state.done)
@@ -209,7 +207,7 @@ def test_a_log_has_a_line_within_ten_seconds_whatever_a_step_reports(talking: Ca
     for number in range(12):
         clock.now += 1
         activity.report("reading prompts", number, 12)
-    assert face.lines[4:] == ["  reading prompts 0 of 12, 36 s so far", "  reading prompts 9 of 12, 45 s so far"]
+    assert face.lines[4:] == ["  reading prompts 0 of 12, 36 s so far", "  reading prompts 9 of 12, about 3 s left"]
     face.finished("teacher answers")
     clock.now += 1000
     face.tick()
@@ -270,7 +268,7 @@ def test_a_terminal_shows_one_line_that_fits_and_is_gone_at_the_end(talking: Cal
 
 def test_a_run_tells_its_watch_what_is_being_done_and_that_it_is_over(tmp_path: Path) -> None:
     class Heard(Watch):
-        said: list[str] = []
+        said: ClassVar[list[str]] = []
 
         def stage(self, title: str) -> None:
             self.said.append(f"> {title}")
@@ -311,3 +309,47 @@ def test_an_engine_that_reports_nothing_still_has_progress(tmp_path: Path) -> No
     generate(prompts, tmp_path / "out.jsonl", Plain, SamplingConfig(), on_progress=seen.append)
     assert [state.done for state in seen] == list(range(6))
     assert [state.tokens for state in seen] == [0, 3, 6, 9, 12, 15]
+
+
+def test_training_says_what_it_does_before_during_and_after_its_steps(
+    random_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from distill_lab.config import ModelConfig, TrainConfig
+    from distill_lab.train.trainer import train_student
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{n} " * 9}],
+            "completion": [{"role": "assistant", "content": "x " * 9}],
+        }
+        for n in range(40)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    config = TrainConfig(
+        max_length=64, tokens_per_batch=128, gradient_accumulation_steps=2, validation_fraction=0.2, max_steps=4
+    )
+    heard: list[str] = []
+    with activity.listening(lambda doing: heard.append(str(doing))):
+        train_student(ModelConfig(model=str(random_model())), tmp_path / "rows.jsonl", tmp_path / "out", config)
+    kinds = list(dict.fromkeys(text.split(",")[0].split(" /")[0] for text in heard))
+    assert kinds == [
+        *("loading", "None", "reading the training rows of", "validation loss", "training"),
+        *(f"saving a checkpoint after step {step}" for step in (1, 2, 3, 4)),
+        "saving the student to",
+    ]
+    steps = [text for text in heard if text.startswith("training")]
+    assert steps == [f"training, micro-batch {number} of 8" for number in range(1, 9)]
+    assert any(text.startswith("validation") for text in heard[: heard.index(steps[0])])
+
+
+def test_graders_that_look_at_each_answer_say_how_far_they_are(tmp_path: Path) -> None:
+    from distill_lab.grade import grade
+
+    prompts = [Prompt(str(n), [{"role": "user", "content": "?"}], answer="1") for n in range(5)]
+    write_jsonl(tmp_path / "p.jsonl", (each.to_json() for each in prompts))
+    answers = (Completion(str(n), 0, "1", None, "stop", 1).to_json() for n in range(5))
+    write_jsonl(tmp_path / "c.jsonl", answers)
+    heard: list[str] = []
+    with activity.listening(lambda doing: heard.append(str(doing))):
+        grade(tmp_path / "p.jsonl", tmp_path / "c.jsonl", tmp_path / "g.jsonl", "exact")
+    assert list(dict.fromkeys(heard)) == [f"grading {n} of 5" for n in range(5)]

@@ -121,14 +121,18 @@ def _answer(
     from distill_lab.engines import Engine, load_engine
     from distill_lab.generate import generate
     from distill_lab.label_report import LiveEngine
+    from distill_lab.own_sampling import resolve_sampling
 
     def engine() -> Engine:
         loaded = load_engine(model, config.engine, on_note=terminal.note)
         return LiveEngine(loaded, prompts, terminal.note, done=path) if live else loaded
 
+    sampling, note = resolve_sampling(model, config.sampling)
+    if note:
+        terminal.note(note)
     terminal.stage(f"answers of {model.model}")
     # A line for every answer leaves no room for a bar.
-    generate(prompts, path, engine, config.sampling, on_progress=None if live else terminal.generated)
+    generate(prompts, path, engine, sampling, on_progress=None if live else terminal.generated)
 
 
 def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:

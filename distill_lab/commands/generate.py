@@ -55,6 +55,7 @@ def main(config: Config) -> None:
     from distill_lab.engines import load_engine
     from distill_lab.errors import UserError
     from distill_lab.generate import generate, writing
+    from distill_lab.own_sampling import resolve_sampling
     from distill_lab.reasoning import add_instruction
     from distill_lab.request_cache import RequestCache
     from distill_lab.terminal import Terminal
@@ -76,6 +77,9 @@ def main(config: Config) -> None:
             terminal.note(f"prompts: {write_prompts(config.data, questions)}, in {prompts}")
         with writing(prompts):
             add_instruction(questions, prompts, config.instruction)
+        sampling, note = resolve_sampling(config.model, config.sampling)
+        if note:
+            terminal.note(note)
         terminal.stage(f"answers of {config.model.model}")
         cached = RequestCache(config.model, config.engine, on_note=terminal.note) if config.cache else nullcontext()
         with cached as cache:
@@ -83,7 +87,7 @@ def main(config: Config) -> None:
                 prompts,
                 out,
                 lambda: load_engine(config.model, config.engine, on_note=terminal.note),
-                config.sampling,
+                sampling,
                 cache=cache,
                 on_progress=terminal.generated,
             )

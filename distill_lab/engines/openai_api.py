@@ -14,10 +14,12 @@ import asyncio
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import httpx2
@@ -41,6 +43,14 @@ MOST_IN_A_ROW = 20
 """As many different prompts failing for one reason, with no answer between, are the server's fault: the run stops."""
 SHORTEST_SECRET = 8
 """A shorter OPENAI_API_KEY is a placeholder (EMPTY, ollama), which may well occur in an answer."""
+
+WITHOUT_NEUTRAL = {"api.openai.com"}
+"""Servers known to refuse fields beyond OpenAI's protocol."""
+FIELD_REFUSED = re.compile(
+    r"HTTP 4(?:00|22): .*(?:top_k|min_p|repetition_penalty|unrecogni[sz]ed|unknown|unsupported|unexpected|extra|additional)",
+    re.IGNORECASE,
+)
+"""An answer that may be about such a field: the request is sent once more without them."""
 
 Outcome = tuple[int, httpx2.Headers, bytes]
 """Status, headers and body of a response."""
@@ -119,6 +129,8 @@ class _Requests:
         self._sampling, self._deliver, self._key = sampling, deliver, key
         self._url = f"{engine.base_url}/chat/completions"
         self._extra = json.loads(engine.config.extra_body or "{}")
+        self._neutral = urlsplit(engine.base_url).hostname not in WITHOUT_NEUTRAL
+        """Whether the values that change nothing are sent, so that the server's own do not slip in."""
         self._pace = Pace(engine.config.max_concurrency)
         self._reached = False
         self._num_answers = 0
@@ -166,8 +178,8 @@ class _Requests:
 
     async def _completion(self, client: httpx2.AsyncClient, prompt: Prompt, sample: int) -> Completion:
         """The answer, asked for as often as it takes and is allowed. Raises Refused, and UserError to stop the run."""
-        body = request_body(self._model, prompt, self._sampling, sample=sample, extra=self._extra)
-        payload = json.dumps(body).encode()
+        neutral = self._neutral
+        payload = self._payload(prompt, sample, neutral=neutral)
         attempt = 1
         while True:
             answers_before = self._num_answers
@@ -184,10 +196,20 @@ class _Requests:
                 if failure.too_many or failure.wait_s:
                     self._pace.pause(wait)
                 await asyncio.sleep(wait)
+            except Refused as refusal:
+                if not (neutral and FIELD_REFUSED.search(str(refusal))):
+                    raise
+                # It does not know these fields, so it has no settings of its own for them either.
+                neutral = self._neutral = False
+                payload = self._payload(prompt, sample, neutral=False)
             else:
                 self._num_answers += 1
                 self._pace.speed_up()
                 return to_completion(data, prompt.id, sample)
+
+    def _payload(self, prompt: Prompt, sample: int, *, neutral: bool) -> bytes:
+        body = request_body(self._model, prompt, self._sampling, sample=sample, extra=self._extra, neutral=neutral)
+        return json.dumps(body).encode()
 
     def _given_up(self, failure: _Again) -> Exception:
         tries = f"asked {self._config.max_retries + 1} times"

@@ -31,6 +31,7 @@ from distill_lab.decoding.slices import Slices
 from distill_lab.errors import UserError
 from distill_lab.memory import free_memory, is_out_of_memory
 from distill_lab.models import load_model
+from distill_lab.own_sampling import settings_in, with_own
 from distill_lab.stopping import StopTexts
 from distill_lab.token_io import TokenIO
 from distill_lab.types import Completion, Prompt
@@ -116,6 +117,7 @@ class TransformersEngine:
         take gives a completion with finish_reason "error". Raises UserError where not even one row fits the memory, and
         where the model's output is not a number.
         """
+        sampling = with_own(sampling, settings_in(self.model.generation_config)) if sampling.from_model else sampling
         stop = StopTexts(sampling.stop, self.tokenizer, self.io.text)
         job = _Job(sampling, stop, frozenset(self.io.end_ids) | stop.token_ids, min_new_tokens, _Done())
         made = (row for prompt in prompts for row in self._rows(prompt, sampling))

@@ -36,6 +36,7 @@ from distill_lab.errors import ModelError, UserError
 from distill_lab.memory import free_memory
 from distill_lab.models import _hub_arguments, _skeleton, base_of, is_adapter, load_tokenizer, resolve
 from distill_lab.orphans import Guard
+from distill_lab.own_sampling import settings_in, with_own
 from distill_lab.precision import FULL_SHARE, LEAST_QUANTIZED, count_weights
 from distill_lab.stopping import StopTexts
 from distill_lab.token_io import TokenIO
@@ -239,7 +240,9 @@ class VllmEngine:
         self, llm: Any, tokenizer: PreTrainedTokenizerBase, guard: Guard, *, adapter: str | None = None
     ) -> None:
         self._llm = llm
-        ends = llm.model_config.try_get_generation_config().get("eos_token_id")
+        generation = llm.model_config.try_get_generation_config()
+        self._own = settings_in(generation)
+        ends = generation.get("eos_token_id")
         self._io = TokenIO(tokenizer, GenerationConfig(eos_token_id=ends))
         self._context: int = llm.model_config.max_model_len
         config = llm.vllm_config
@@ -272,6 +275,7 @@ class VllmEngine:
         A prompt that the model cannot take gives a completion with finish_reason "error". Raises UserError where vLLM
         refuses the sampling, EngineDied where its processes end.
         """
+        sampling = with_own(sampling, self._own) if sampling.from_model else sampling
         stop = StopTexts(sampling.stop, self._io.tokenizer, self._io.text)
         finished: SimpleQueue[Future[_Answer]] = SimpleQueue()
         under_way: set[Future[_Answer]] = set()

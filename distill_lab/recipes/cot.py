@@ -18,6 +18,7 @@ from pydantic import Field
 
 from distill_lab import config as settings
 from distill_lab.config import (
+    QWEN3_AT_ONCE,
     STEP_BY_STEP,
     DataConfig,
     EngineConfig,
@@ -91,8 +92,8 @@ PRESETS = {
     "qwen3": Config(
         teacher=ModelConfig(model="Qwen/Qwen3-14B", quantization="auto"),
         student=ModelConfig(model="Qwen/Qwen3-1.7B", quantization="4bit"),
-        sampling=SamplingConfig(max_new_tokens=1024, thinking=False),
-        test_sampling=SamplingConfig(max_new_tokens=1024, thinking=False),
+        sampling=QWEN3_AT_ONCE,
+        test_sampling=QWEN3_AT_ONCE,
     ),
 }
 

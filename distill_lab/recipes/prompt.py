@@ -22,7 +22,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distill_lab import config as settings
-from distill_lab.config import DataConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import (
+    QWEN3_THINKING,
+    DataConfig,
+    EngineConfig,
+    LoraConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from distill_lab.errors import NoData, UserError
 from distill_lab.line import Line, check_model, student_path, trained
 from distill_lab.prompt_data import (
@@ -103,7 +111,7 @@ PRESETS = {
                     "gradient_checkpointing": False}
         ),
     ),
-    "qwen3": Config(),
+    "qwen3": Config(sampling=QWEN3_THINKING.model_copy(update={"max_new_tokens": 8192})),
     "qwen2.5": Config(
         teacher=ModelConfig(model="Qwen/Qwen2.5-7B-Instruct"), student=ModelConfig(model="Qwen/Qwen2.5-7B-Instruct")
     ),

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distill_lab import config as settings
-from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
 from distill_lab.line import Line, check_model, student_path, trained
 from distill_lab.run import Run
@@ -71,6 +71,8 @@ PRESETS = {
         teacher=ModelConfig(model="Qwen/Qwen3-8B", quantization="auto"),
         student=ModelConfig(model="Qwen/Qwen3-0.6B"),
         relabel=True,
+        sampling=QWEN3_AT_ONCE,
+        test_sampling=QWEN3_AT_ONCE,
         out="distilled-qwen3-0.6b",
     ),
 }

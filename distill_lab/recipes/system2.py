@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distill_lab import config as settings
-from distill_lab.config import STEP_BY_STEP, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import (
+    QWEN3_THINKING,
+    STEP_BY_STEP,
+    DataConfig,
+    EngineConfig,
+    ModelConfig,
+    SamplingConfig,
+    TrainConfig,
+)
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
 from distill_lab.line import Line, check_model, student_path, trained
@@ -98,6 +106,8 @@ PRESETS = {
     "qwen3": Config(
         teacher=ModelConfig(model="Qwen/Qwen3-8B", quantization="auto"),
         student=ModelConfig(model="Qwen/Qwen3-1.7B"),
+        sampling=QWEN3_THINKING,
+        test_sampling=QWEN3_THINKING,
         out="distilled-qwen3-1.7b-cot",
     ),
 }

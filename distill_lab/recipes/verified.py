@@ -21,7 +21,7 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab import held_out
 from distill_lab.best_of_k import best_of_k
-from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluate import evaluate
 from distill_lab.line import Line, check_model, trained
@@ -96,8 +96,8 @@ PRESETS = {
     "qwen3": Config(
         teacher=ModelConfig(model="Qwen/Qwen3-8B", quantization="auto"),
         student=ModelConfig(model="Qwen/Qwen3-1.7B"),
-        sampling=SamplingConfig(max_new_tokens=2048, temperature=0.7, top_p=0.8, num_samples=4, thinking=False),
-        test_sampling=SamplingConfig(max_new_tokens=2048, thinking=False),
+        sampling=QWEN3_AT_ONCE.model_copy(update={"num_samples": 4}),
+        test_sampling=QWEN3_AT_ONCE,
     ),
 }  # fmt: skip
 
