@@ -161,7 +161,14 @@ def summarize(
     speeds = speeds or {}
     models = {name: _model_summary(scores.get(name), speeds.get(name)) for name in dict.fromkeys([*scores, *speeds])}
     p_value = gain.p_value if gain else None
-    found = decide(metric, {name: score.score for name, score in scores.items()}, n=n, p_value=p_value, losses=losses)
+    found = decide(
+        metric,
+        {name: score.score for name, score in scores.items()},
+        n=n,
+        p_value=p_value,
+        losses=losses,
+        cut={name: score.cut_share for name, score in scores.items()},
+    )
     kpis: dict[str, bool] = found.pop("kpis")
     summary: dict[str, Any] = {"recipe": recipe, "n": n, "models": models, **found}
     for name, found in (steps or {}).items():
@@ -212,6 +219,7 @@ def _model_summary(score: Score | None, speed: Speed | None) -> dict[str, Any]:
     return {
         "score": score.score if score else None,
         "ci95": list(score.ci95) if score else None,
+        "cut_share": score.cut_share if score else None,
         "tokens_per_s": speed.tokens_per_s if speed else None,
         "latency_p50_s": speed.latency_p50_s if speed else None,
         "latency_p95_s": speed.latency_p95_s if speed else None,

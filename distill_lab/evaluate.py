@@ -51,6 +51,8 @@ class Score:
     """Completions that are absent or failed; they score 0."""
     timeouts: int = 0
     """Completions over which the grader was stopped at its time limit; they score 0."""
+    cut_share: float = 0.0
+    """`truncated` over all completions, in [0, 1]; see `cut_answers`."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -99,6 +101,12 @@ def _item(graded: Graded) -> dict[str, Any]:
     }
 
 
+def cut_share(completions: Path) -> float:
+    """Share of the completions in a file that the token limit cut; 0 where there are none."""
+    reasons = Counter(row["finish_reason"] for row in read_jsonl(completions))
+    return reasons["length"] / max(reasons.total(), 1)
+
+
 def read_score(path: Path) -> Score:
     """The Score of an eval file. Raises UserError where it holds none."""
     totals: dict[str, tuple[float, int]] = {}
@@ -123,6 +131,7 @@ def read_score(path: Path) -> Score:
         unparseable=statuses["unparseable"],
         missing=reasons[MISSING] + reasons["error"],
         timeouts=statuses["timeout"],
+        cut_share=reasons["length"] / reasons.total(),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from distill_lab import held_out
 from distill_lab.compare import paired, summarize
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.cut_answers import cut_warning, dropped_warning
 from distill_lab.data import write_prompts
 from distill_lab.engines import api_engine, settled
 from distill_lab.errors import ModelError, NoData, UserError
@@ -167,6 +168,7 @@ class Line:
             work=lambda path: write_training_set(prompts, path, completions=completions, thinking=thinking),
         )
         counts = self.run.counts("training set")
+        self.warn(dropped_warning(counts))
         if not counts.kept:
             raise NoData(f"no row is left to train on ({counts}); let the teacher write answers (--relabel)")
         return rows
@@ -215,7 +217,9 @@ class Line:
                 f"validation loss {result.validation_loss_before:.3f} -> {result.validation_loss_after:.3f} nats per token"
             )
         self.watch.note(f"the student is in {path}")
-        return Counts(result.num_rows + sum(result.dropped.values()), result.num_rows, result.dropped)
+        counts = Counts(result.num_rows + sum(result.dropped.values()), result.num_rows, result.dropped)
+        self.warn(dropped_warning(counts))
+        return counts
 
     def prove(
         self,
@@ -245,6 +249,7 @@ class Line:
                     f"test answers of {LABELS.get(name, name)}", model, test, sampling, output=output
                 )
                 scores[name] = evaluate(test, answers, self.run.path(f"eval/{name}.jsonl"), grader)
+                self.warn(cut_warning(LABELS.get(name, name), scores[name].cut_share))
         else:
             self.watch.note("no test rows: no scores (give --test, or more data)")
         num_tokens = REASONING_TOKENS if several_steps else LATENCY_TOKENS
@@ -259,6 +264,11 @@ class Line:
         write_json(self.run.path("summary.json"), summary)
         write_report(self.run.directory)
         return summary
+
+    def warn(self, text: str) -> None:
+        """A note, where there is a text."""
+        if text:
+            self.watch.note(text)
 
     def losses(self, student: ModelConfig | None) -> tuple[float, float] | None:
         """Validation loss before and after the training of `student`, nats per token; None where none was taken."""

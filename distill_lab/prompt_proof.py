@@ -18,9 +18,10 @@ from distill_lab.answer_cost import compare_costs, render_costs, time_answers, t
 from distill_lab.compare import paired, summarize
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.cot_files import take_gold
+from distill_lab.cut_answers import cut_warning
 from distill_lab.engines import api_engine
 from distill_lab.errors import NoData
-from distill_lab.evaluate import evaluate
+from distill_lab.evaluate import cut_share, evaluate
 from distill_lab.graders import load_grader, metric_of
 from distill_lab.label_report import item_lines, label_report, predictions, render_label_report
 from distill_lab.line import LABELS, Line, choose_grader, model_inputs
@@ -80,6 +81,8 @@ def prove(
     scored = tuple(ways) if gold else ("base", "student")
     items = {name: run.path(f"eval/{name}.jsonl") for name in scored}
     scores = {name: evaluate(ways[name].prompts, answers[name], items[name], loaded) for name in scored}
+    for name, way in answers.items():
+        line.warn(cut_warning(LABELS[name], cut_share(way)))
     speeds = _speeds(line, ways) if measure_speed else {}
     costs = {}
     for name in ("teacher", "student"):

@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill_lab.cut_answers import CUT
 from distill_lab.errors import DataError, NoData
 from distill_lab.prompts import read_prompts
 from distill_lab.run import atomic_path, read_jsonl
-from distill_lab.training_set import CUT, DUPLICATE, EMPTY, ERROR
+from distill_lab.training_set import DUPLICATE, EMPTY, ERROR
 from distill_lab.types import Counts, Message, Prompt
 
 Keep = Literal["all", "shortest"] | int

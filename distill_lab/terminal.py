@@ -316,7 +316,7 @@ def _model_table(models: dict[str, Any]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    for title in ("score [95%]", "tokens/s", f"{latency_tokens(models)} tok p50/p95", "size", "memory"):
+    for title in ("score [95%]", "cut", "tokens/s", f"{latency_tokens(models)} tok p50/p95", "size", "memory"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, model in models.items():
         low_high = model.get("ci95")
@@ -325,6 +325,7 @@ def _model_table(models: dict[str, Any]) -> Table:
         table.add_row(
             NAMES.get(name, name),
             f"{model['score']:.1%} [{low_high[0]:.1%}, {low_high[1]:.1%}]" if low_high else "-",
+            "-" if model.get("cut_share") is None else f"{model['cut_share']:.0%}",
             f"{model['tokens_per_s']:,.0f}" if timed else "-",
             f"{model['latency_p50_s']:.2f}/{model['latency_p95_s']:.2f} s" if timed else "-",
             f"{model['num_parameters'] / 1e6:,.1f}M" if timed else "-",
@@ -344,6 +345,8 @@ def _findings(summary: dict[str, Any]) -> Iterator[str]:
             base = (summary["models"].get("base") or {}).get("score")
             beside = f"; base student {tenths(base / teacher)}" if base is not None else ""
             yield f"{title:<11}{tenths(summary[key])}  of the teacher's {metric}{beside}"
+    if summary.get("retention_reason"):
+        yield f"retention  not claimed: {summary['retention_reason']} of the answers"
     if summary.get("speedup") is not None:
         smaller, batched, single = (times(summary[f"speedup{way}"], "x") for way in ("", "_batched", "_single"))
         yield f"speedup    {smaller}   ({batched} in batches, {single} one at a time)"

@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from distill_lab.cut_answers import CUT
 from distill_lab.errors import DataError
 from distill_lab.run import atomic_path, parse_json_object, write_jsonl
 from distill_lab.types import Completion, Counts, Message, Prompt
 
-NO_COMPLETION, CUT, ERROR, EMPTY = "no completion", "cut at the token limit", "error", "empty"
+NO_COMPLETION, ERROR, EMPTY = "no completion", "error", "empty"
 NO_PROMPT, DUPLICATE = "no prompt", "duplicate"
 
 PARQUET_BATCH_ROWS = 1024

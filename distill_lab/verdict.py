@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from distill_lab.cut_answers import cut_reason
 from distill_lab.graders import Metric
 
 RETENTION_GOAL = 0.9
@@ -29,6 +30,12 @@ AT_GOAL = "base reaches the goal"
 WORSE = "worse than base"
 SIMILARITY = "similarity only"
 """The metric is likeness to a reference; there is no verdict."""
+CUT_OFTEN = "answers cut"
+"""So many answers ended at the token limit that the scores measure the limit."""
+CUT_NOTE = (
+    "those score 0 whatever they were about to say, so the scores measure the token limit (--test-sampling.max-new-tokens) "
+    "and no retention is claimed."
+)
 TEACHER_AT_ZERO, NO_TEACHER, UNSCORED = "teacher scores 0", "no teacher score", "not scored"
 
 
@@ -39,13 +46,16 @@ def decide(
     n: int,
     p_value: float | None = None,
     losses: tuple[float, float] | None = None,
+    cut: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What summary.json says of `scores`, mean grades in [0, 1] of "teacher", "base" and "student" on `n` prompts.
 
     metric: None where nothing was scored, or where it is not known. p_value: of student against base. losses: validation
-    loss before and after training, nats per token. Returns `metric`; `retention` and `base_retention`, the score over
-    the teacher's (null for likeness, whose ratio is `similarity`); `verdict`, one of this file's; `result`, a sentence
-    without its full stop; `notes`, what limits it; `advice`; `kpis`, the retention goal where there is a verdict on it.
+    loss before and after training, nats per token. cut: the share of each model's answers that the token limit cut; where
+    the teacher's or the student's are many, nothing is called retained, and `retention_reason` says why. Returns
+    `metric`; `retention` and `base_retention`, the score over the teacher's (null for likeness, whose ratio is
+    `similarity`); `verdict`, one of this file's; `result`, a sentence without its full stop; `notes`, what limits it;
+    `advice`; `kpis`, the retention goal where there is a verdict on it.
     """
     teacher, base, student = (scores.get(name) for name in ("teacher", "base", "student"))
     ratio, base_ratio = (score / teacher if score is not None and teacher else None for score in (student, base))
@@ -53,7 +63,11 @@ def decide(
     worse = student is not None and base is not None and student < base
     notes: list[str] = []
     kpis: dict[str, bool] = {}
-    if teacher is not None and student is not None and not likeness:
+    too_cut = cut_reason(cut or {})
+    if too_cut:
+        ratio = base_ratio = None
+        notes.append(f"{too_cut[0].upper()}{too_cut[1:]} of the answers: {CUT_NOTE}")
+    elif teacher is not None and student is not None and not likeness:
         met = ratio is not None and ratio >= RETENTION_GOAL
         if met and base_ratio is not None and base_ratio >= RETENTION_GOAL:
             notes.append(
@@ -70,10 +84,14 @@ def decide(
     if teacher == 0:
         notes.append("The teacher scores 0 here, so there is nothing the student could keep.")
     verdict, result = _verdict(metric, teacher, base, student, n=n, p_value=p_value)
+    if too_cut and verdict in (KEPT, MISSED, AT_GOAL):
+        verdict = CUT_OFTEN
+        result = f"The student scores {percent(student or 0.0)}; no comparison with the teacher ({too_cut})"
     return {
         "metric": dataclasses.asdict(metric) if metric else None,
         "retention": None if likeness else ratio,
         "base_retention": None if likeness else base_ratio,
+        "retention_reason": too_cut,
         "similarity": ratio if likeness else None,
         "verdict": verdict,
         "result": result,

@@ -137,6 +137,7 @@ def _answer(
 
 def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
     from distill_lab.best_of_k import best_of_k
+    from distill_lab.cut_answers import cut_warning
     from distill_lab.evaluate import evaluate
     from distill_lab.graders import metric_of
 
@@ -148,9 +149,12 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
     low, high = score.ci95
     terminal.print(
         f"{model.model}: {metric_of(grader).name} {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts; "
-        f"{score.mean_tokens:.0f} tokens an answer, {score.truncated} cut, {score.unparseable} unreadable, "
-        f"{score.missing} missing" + (f", {score.timeouts} over the grader's time limit" if score.timeouts else "")
+        f"{score.mean_tokens:.0f} tokens an answer, {score.truncated} cut ({score.cut_share:.0%}), "
+        f"{score.unparseable} unreadable, {score.missing} missing"
+        + (f", {score.timeouts} over the grader's time limit" if score.timeouts else "")
     )
+    if warning := cut_warning(model.model, score.cut_share):
+        terminal.note(warning)
     if config.sampling.num_samples > 1:
         terminal.print(str(best_of_k(out)))
 

@@ -31,6 +31,7 @@ from distill_lab.config import (
     SamplingConfig,
     TrainConfig,
 )
+from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
 from distill_lab.line import Line, check_model, student_path, trained
 from distill_lab.prompt_data import (
@@ -141,6 +142,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         prompts = line.training_prompts(data, test)
         answers = asked_until_read(line, config, prompts, system, labels)
         answered = step(run, "readable answers", "answered.jsonl", write_answered, prompts, *answers, labels=labels)
+        line.warn(dropped_warning(run.counts("readable answers")))
         step(run, "messages", "messages.jsonl", write_messages, answered)
         rows = line.training_set(answered, None)
         thinking, train = config.test_sampling.thinking, config.train

@@ -22,6 +22,7 @@ from distill_lab import config as settings
 from distill_lab import held_out
 from distill_lab.best_of_k import best_of_k
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluate import evaluate
 from distill_lab.line import Line, check_model, trained
@@ -218,6 +219,7 @@ def one_round(
             f"no correct solution to learn from ({counts}); see {graded}: give questions the teacher can solve, a "
             "stronger teacher, more samples (--sampling.num-samples) or another --grader"
         )
+    line.warn(dropped_warning(counts))
     run.watch.note(f"correct: {read_stats(correct)['all']['']}")
     choice: dict[str, Any] = {"keep": config.keep, "budget": config.budget, "budget_by": config.budget_by}
     selected = stage(

@@ -171,6 +171,8 @@ def _score_tile(summary: Mapping[str, Any], files: Mapping[str, Path], *, met: b
             notes.append(f"95% interval {percent(interval[0])} to {percent(interval[1])}")
             if met is not None and interval[0] < RETENTION_GOAL <= interval[1]:
                 notes.append("the goal lies inside this interval: more prompts would settle it")
+    if reason := summary.get("retention_reason"):
+        notes.append(f"not claimed: {reason}")
     value = percent(summary["retention"]) if summary["retention"] is not None else "–"
     return _tile("Score kept", value, notes, met=met)
 
@@ -242,7 +244,10 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
     if "tokens" in summary and not (summary["metric"] or {}).get("similarity"):
         row("Correct", column("score", lambda score: f"{round(score * summary['n']):,} of {summary['n']:,}"))
     row("95% interval", column("ci95", lambda ends: f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f}"))
-    row("Cut at the token limit", {kind: f"{score.truncated:,}" for kind, score in scores.items()})
+    row(
+        "Cut at the token limit",
+        {kind: f"{score.truncated:,} ({percent(score.cut_share)})" for kind, score in scores.items()},
+    )
     row("Without a readable answer", {kind: f"{score.unparseable:,}" for kind, score in scores.items()})
     row("Missing or failed", {kind: f"{score.missing:,}" for kind, score in scores.items()})
     if any(score.timeouts for score in scores.values()):
