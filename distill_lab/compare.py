@@ -22,7 +22,7 @@ from distill_lab.ask import user_text
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluate import RESAMPLES, Score, is_binary, resampled_counts
-from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
+from distill_lab.measure import LATENCY_TOKENS, NUM_LATENCIES, REASONING_TOKENS
 from distill_lab.run import read_jsonl
 from distill_lab.types import Completion, Prompt
 from distill_lab.verdict import decide
@@ -175,14 +175,20 @@ def summarize(
         models[name] |= {"several_steps": found.share, "several_steps_n": found.n}
 
     batched = single = None
+    per_token: dict[str, float | None] = {"batched": None, "single": None}
     if "teacher" in speeds and "student" in speeds:
         teacher, student = speeds["teacher"], speeds["student"]
         batched = teacher.seconds_per_answer / student.seconds_per_answer
         single = teacher.seconds_per_answer_single / student.seconds_per_answer_single
+        per_token = {
+            "batched": student.tokens_per_s / teacher.tokens_per_s,
+            "single": student.tokens_per_s_single / teacher.tokens_per_s_single,
+        }
         kpis[SPEEDUP_KPI] = min(batched, single) >= SPEEDUP_GOAL
     if "student" in speeds:
         student = speeds["student"]
-        kpis[latency_kpi(student.latency_tokens)] = student.latency_p95_s < LATENCY_GOALS_S[student.latency_tokens]
+        if student.latency_p95_s is not None:
+            kpis[latency_kpi(student.latency_tokens)] = student.latency_p95_s < LATENCY_GOALS_S[student.latency_tokens]
     if steps and "student" in steps:
         kpis[STEPS_KPI] = steps["student"].share >= STEPS_GOAL
 
@@ -190,6 +196,8 @@ def summarize(
         "speedup_batched": batched,
         "speedup_single": single,
         "speedup": min(batched, single) if batched is not None and single is not None else None,
+        "speedup_per_token_batched": per_token["batched"],
+        "speedup_per_token_single": per_token["single"],
         "gain": gain.gain if gain else None,
         "p_value": p_value,
         "kpis": kpis,
@@ -210,6 +218,24 @@ def times(ratio: float, sign: str = "×") -> str:
     return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}{sign}"
 
 
+def ran_on(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the models of a summary were timed with, as in `transformers, bfloat16, NVIDIA A10G, 24 GB`; may be empty."""
+    timed = [models[name] for name in ("teacher", "student") if models.get(name, {}).get("device")]
+    if not timed:
+        return ""
+    dtypes = list(dict.fromkeys(model["dtype"] for model in timed))
+    text = f"{timed[0]['engine']}, {' and '.join(dtypes)}, {timed[0]['device']}"
+    prompts, tokens = timed[0]["timed_prompts"], timed[0]["timed_max_tokens"]
+    return f"{text}; batches of {prompts}, answers of at most {tokens} tokens"
+
+
+def no_p95(model: Mapping[str, Any]) -> str:
+    """Why a model that was timed has no 95th percentile of its latency; empty where it has one."""
+    if model.get("latency_p50_s") is None or model.get("latency_p95_s") is not None:
+        return ""
+    return f"no 95th percentile from {model.get('num_latencies')} answers; it takes {NUM_LATENCIES}"
+
+
 def latency_tokens(models: Mapping[str, Mapping[str, Any]]) -> int:
     """The tokens of the latency answers behind a summary's `models`; the usual ones where none was timed."""
     return next((number for model in models.values() if (number := model.get("latency_tokens"))), LATENCY_TOKENS)
@@ -221,6 +247,15 @@ def _model_summary(score: Score | None, speed: Speed | None) -> dict[str, Any]:
         "ci95": list(score.ci95) if score else None,
         "cut_share": score.cut_share if score else None,
         "tokens_per_s": speed.tokens_per_s if speed else None,
+        "tokens_per_s_single": speed.tokens_per_s_single if speed else None,
+        "seconds_per_answer": speed.seconds_per_answer if speed else None,
+        "seconds_per_answer_single": speed.seconds_per_answer_single if speed else None,
+        "engine": speed.engine if speed else None,
+        "device": speed.device if speed else None,
+        "dtype": speed.dtype if speed else None,
+        "timed_prompts": speed.num_prompts if speed else None,
+        "timed_max_tokens": speed.max_tokens if speed else None,
+        "num_latencies": speed.num_latencies if speed else None,
         "latency_p50_s": speed.latency_p50_s if speed else None,
         "latency_p95_s": speed.latency_p95_s if speed else None,
         "latency_tokens": speed.latency_tokens if speed else None,

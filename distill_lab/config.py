@@ -93,7 +93,7 @@ class SamplingConfig(Config):
     thinking: bool | None = None
     """Ask the chat template for thinking (enable_thinking); None leaves the template's own default."""
     seed: int = 0
-    """Seed of the sampling; one prompt's completion does not depend on its neighbours in the batch."""
+    """Seed of the sampling. In fp32 on a CPU, one prompt's completion does not depend on its neighbours in the batch."""
 
 
 class EngineConfig(Config):
@@ -119,6 +119,9 @@ class EngineConfig(Config):
     extra_body: str = ""
     """JSON object of fields that go into every request body, over what stands there; null takes a field out:
     {"max_tokens": null, "max_completion_tokens": 512}."""
+    measure_budget_s: Annotated[float, Field(gt=0)] = 180.0
+    """Seconds that a recipe may spend on timing each model, loading it left out: of a slow one fewer and shorter answers
+    are timed. At least one answer of each kind is, however long it takes."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     """vllm: GPUs that a model's weights are split over; for models that do not fit one."""
     data_parallel_size: Annotated[int, Field(ge=1)] = 1

@@ -18,7 +18,7 @@ from distill_lab.fingerprints import plain
 
 NO_MATTER = {
     "base_url", "extra_body", "max_concurrency", "timeout_s", "max_retries",  # of servers
-    "batch_size", "num_workers", "data_parallel_size", "gpu_memory_utilization",
+    "batch_size", "num_workers", "data_parallel_size", "gpu_memory_utilization", "measure_budget_s",
 }  # fmt: skip
 """Engine settings that no answer of a model here depends on. Others are part of a key where they are not the default."""
 

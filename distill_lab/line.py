@@ -307,18 +307,36 @@ class Line:
             return {}
         inputs = {name: model_inputs(model) for name, model in timed.items()}
 
+        budget_s = self.engine.measure_budget_s
+
         def work(path: Path) -> None:
+            self.watch.note(timing_note(len(timed), budget_s))
             prompts = [Prompt.from_json(row) for _, row in zip(range(NUM_MEASURED), read_jsonl(test), strict=False)]
-            speeds = measure(timed, prompts, sampling=sampling, latency_tokens=num_tokens)
+            speeds = measure(timed, prompts, sampling=sampling, latency_tokens=num_tokens, budget_s=budget_s)
             write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
 
         path = self.run.stage(
             "speed",
             "speed.json",
-            inputs={**inputs, "test": test, "sampling": sampling.model_dump(), "latency_tokens": num_tokens},
+            inputs={
+                **inputs,
+                "test": test,
+                "sampling": sampling.model_dump(),
+                "latency_tokens": num_tokens,
+                "budget_s": budget_s,
+            },
             work=work,
         )
         return {name: Speed.from_json(row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def timing_note(num_models: int, budget_s: float) -> str:
+    """How long timing takes, said before it begins."""
+    minutes = num_models * budget_s / 60
+    return (
+        f"timing takes about {minutes:.1f} min at most, besides loading {'the model' if num_models == 1 else 'the models'} "
+        f"twice ({budget_s:g} s a model: engine.measure-budget-s)"
+    )
 
 
 def choose_grader(prompts: Path) -> str:

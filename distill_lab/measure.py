@@ -5,45 +5,44 @@
 
 Shared machines are noisy, so the models stand in memory side by side and take turns within seconds of each other,
 every figure is a median over rounds, and a first answer of each model is not timed. Everything runs on the transformers
-engine: the same code for all, so what differs is the model. Memory is taken in a process of its own per model, which
-loads it and answers one batch (`python -m distill_lab.measure`, a job as JSON on standard input).
+engine: the same code for all, so what differs is the model. How many prompts, tokens and rounds there are follows from the
+pace of a first short batch and a budget of seconds for each model (`measure_plan`). Memory is taken before that, in a
+process for each model, one after another, which loads it and answers one batch (`peak_memory`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.errors import ModelError, UserError
-from distill_lab.types import Prompt
+from distill_lab.errors import UserError
+from distill_lab.measure_plan import MAX_TOKENS, NUM_BATCHED, Pace, Plan, make_plan
+from distill_lab.peak_memory import peak_memory
+from distill_lab.types import Completion, Prompt
 
 if TYPE_CHECKING:
     from distill_lab.engines.transformers import TransformersEngine
 
-NUM_BATCHED = 64
-"""Most prompts of a round in batches."""
-NUM_SINGLE = 8
-"""Most prompts of a round one at a time."""
-SINGLE_BUDGET_S = 60.0
-"""The first round one at a time stops taking further prompts after this long, over all models."""
+BUDGET_S = EngineConfig.model_fields["measure_budget_s"].default
 LATENCY_TOKENS, REASONING_TOKENS = 128, 256
 """Of a latency answer, and of one that reasons."""
 NUM_LATENCIES = 20
+"""Latency answers of a model; of fewer there is no 95th percentile."""
+PROBE_ROWS, PROBE_TOKENS = 8, 8
+"""Prompts and tokens of the short batch that shows a model's pace."""
+SLOW_READING_S = 10.0
+"""A model that takes longer to read two prompts is asked for a batch of two."""
+MEMORY_SHARE = 0.2
+"""Of the budget, for the process that shows the memory; loading the model left out."""
 LATENCY_BUDGET_S = 60.0
-"""A model's latency answers end after this long, though fewer than NUM_LATENCIES were taken; at least one is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,8 @@ class Speed:
     """Seconds per answer, one prompt at a time: mean over prompts of the median over rounds."""
     latency_p50_s: float
     """Median seconds of an answer of exactly `latency_tokens` tokens, alone, from the prompt's text to the answer's."""
-    latency_p95_s: float
-    """95th percentile of the same."""
+    latency_p95_s: float | None
+    """95th percentile of the same; None of fewer than NUM_LATENCIES answers."""
     mean_tokens: float
     """Generated tokens per answer in the batches."""
     num_parameters: int
@@ -69,6 +68,16 @@ class Speed:
     """Most memory while loading and answering one batch, in a process of its own: on a CUDA GPU what was allocated
     there, else what the process had resident, Python and torch included. None on Windows."""
     latency_tokens: int = LATENCY_TOKENS
+    num_latencies: int = NUM_LATENCIES
+    """Latency answers that the budget had room for."""
+    num_prompts: int = NUM_BATCHED
+    """Prompts of a batch."""
+    max_tokens: int = MAX_TOKENS
+    """Answers were cut at so many tokens while they were timed."""
+    engine: str = "transformers"
+    device: str = ""
+    dtype: str = ""
+    """What it ran on, as in `NVIDIA A10G, 24 GB`, and computed in."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -87,13 +96,16 @@ def measure(
     sampling: SamplingConfig,
     rounds: int = 3,
     latency_tokens: int = LATENCY_TOKENS,
+    budget_s: float = BUDGET_S,
 ) -> dict[str, Speed]:
     """Time `models` (name -> which) against each other on the same `prompts`.
 
-    sampling: as the models are used; one answer per prompt is timed whatever `num_samples` says. rounds: how often each
-    part is repeated, at least 1. latency_tokens: of the answers behind `Speed.latency_p95_s`. Of many prompts the first
-    64 are used in batches and 8 of those one at a time. Prompts that some model cannot take (too long for it) are left
-    out for all. Raises UserError without prompts that all can take, ModelError for a model that does not load.
+    sampling: as the models are used; one answer of at most MAX_TOKENS tokens per prompt is timed, whatever it says.
+    rounds: how often each part is repeated, at least 1; fewer, as well as fewer prompts and tokens, where the budget is too
+    small. latency_tokens: of the answers behind `Speed.latency_p95_s`. budget_s: seconds for each model, loading it left
+    out; at least one answer of each kind is timed however long it takes. Of many prompts the first 64 are used in batches
+    and 8 of those one at a time. Prompts that some model cannot take (too long for it) are left out for all. Raises
+    UserError without prompts that all can take, ModelError for a model that does not load.
     """
     from distill_lab.models import settled
 
@@ -105,31 +117,79 @@ def measure(
     models = {name: settled(model) for name, model in models.items()}
     prompts = prompts[:NUM_BATCHED]
     sampling = sampling.model_copy(update={"num_samples": 1})
-    memory = peak_memory(models, prompts, sampling=sampling)
+    memory = peak_memory(models, prompts, sampling=sampling, budget_s=MEMORY_SHARE * budget_s)
     engines = {name: _load(model) for name, model in models.items()}
     prompts = _taken_by_all(engines, prompts, sampling)
-    batched = _in_turns(engines, [list(prompts)], sampling, rounds=rounds, budget_s=None)
-    spread = [prompts[index * len(prompts) // NUM_SINGLE] for index in range(NUM_SINGLE)]
-    singles = [[prompt] for prompt in (spread if len(prompts) > NUM_SINGLE else prompts)]
-    single = _in_turns(engines, singles, sampling, rounds=rounds, budget_s=SINGLE_BUDGET_S)
-    latencies = _latencies(engines, prompts, sampling, latency_tokens)
-    speeds = {}
-    for name, engine in engines.items():
-        seconds, tokens = _medians(batched[name])
-        seconds_single, tokens_single = _medians(single[name])
-        speeds[name] = Speed(
-            tokens_per_s=tokens / seconds,
-            tokens_per_s_single=tokens_single / seconds_single,
-            seconds_per_answer=seconds / len(prompts),
-            seconds_per_answer_single=seconds_single,
-            latency_p50_s=float(np.percentile(latencies[name], 50)),
-            latency_p95_s=float(np.percentile(latencies[name], 95)),
-            mean_tokens=tokens / len(prompts),
-            num_parameters=_num_parameters(engine),
-            peak_memory_bytes=memory[name],
-            latency_tokens=latency_tokens,
+    start = time.perf_counter()
+    paces = [_pace(engine, prompts, sampling) for engine in engines.values()]
+    left_s = len(engines) * (1 - MEMORY_SHARE) * budget_s - (time.perf_counter() - start)
+    plan = make_plan(
+        paces,
+        budget_s=left_s,
+        num_prompts=len(prompts),
+        max_tokens=sampling.max_new_tokens,
+        rounds=rounds,
+        latency_tokens=latency_tokens,
+    )
+    sampling = sampling.model_copy(update={"max_new_tokens": plan.max_tokens})
+    batch = spread(prompts, plan.num_prompts)
+    batched = _in_turns(engines, [batch], sampling, rounds=plan.rounds, budget_s=None, what="timing answers in batches")
+    singles = [[prompt] for prompt in spread(batch, plan.num_single)]
+    single = _in_turns(
+        engines,
+        singles,
+        sampling,
+        rounds=plan.rounds_single,
+        budget_s=plan.single_s / plan.rounds_single,
+        what="timing answers one at a time",
+    )
+    latencies = _latencies(engines, prompts, sampling, latency_tokens, budget_s=plan.latency_s / len(engines))
+    return {
+        name: _speed(
+            engine, plan, len(batch), batched[name], single[name], latencies[name], latency_tokens, memory[name]
         )
-    return speeds
+        for name, engine in engines.items()
+    }
+
+
+def _speed(
+    engine: TransformersEngine,
+    plan: Plan,
+    num_prompts: int,
+    batched: Sequence[Sequence[Timing]],
+    single: Sequence[Sequence[Timing]],
+    latencies: Sequence[float],
+    latency_tokens: int,
+    memory: int | None,
+) -> Speed:
+    from distill_lab.hardware import device_name
+
+    seconds, tokens = _medians(batched)
+    seconds_single, tokens_single = _medians(single)
+    enough = len(latencies) >= NUM_LATENCIES
+    return Speed(
+        tokens_per_s=tokens / seconds,
+        tokens_per_s_single=tokens_single / seconds_single,
+        seconds_per_answer=seconds / num_prompts,
+        seconds_per_answer_single=seconds_single,
+        latency_p50_s=float(np.percentile(latencies, 50)),
+        latency_p95_s=float(np.percentile(latencies, 95)) if enough else None,
+        mean_tokens=tokens / num_prompts,
+        num_parameters=_num_parameters(engine),
+        peak_memory_bytes=memory,
+        latency_tokens=latency_tokens,
+        num_latencies=len(latencies),
+        num_prompts=num_prompts,
+        max_tokens=plan.max_tokens,
+        device=device_name(engine.model.device),
+        dtype=str(engine.model.dtype).removeprefix("torch."),
+    )
+
+
+def spread(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
+    """At most so many of the prompts, evenly spread."""
+    number = min(number, len(prompts))
+    return [prompts[index * len(prompts) // number] for index in range(number)]
 
 
 Timing = tuple[float, float]
@@ -139,16 +199,54 @@ Timing = tuple[float, float]
 def _taken_by_all(
     engines: Mapping[str, TransformersEngine], prompts: Sequence[Prompt], sampling: SamplingConfig
 ) -> list[Prompt]:
-    """The prompts every model can answer, found by one token each; warms the models up besides."""
+    """The prompts that every model can answer."""
     reasons: dict[str, str] = {}
     for engine in engines.values():
-        for completion in engine.generate(prompts, sampling.model_copy(update={"max_new_tokens": 1})):
-            if completion.finish_reason == "error":
-                reasons[completion.id] = f"{completion.id}: {completion.error}"
+        for prompt in prompts:
+            if refusal := engine.refusal(prompt, sampling):
+                reasons[prompt.id] = f"{prompt.id}: {refusal}"
     taken = [prompt for prompt in prompts if prompt.id not in reasons]
     if not taken:
         raise UserError(f"no prompt that every model can take to measure with ({next(iter(reasons.values()))})")
     return taken
+
+
+def _pace(engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Pace:
+    """What a short answer and a short batch of them take, after a first token that warms the model up."""
+    activity.report("finding the pace of", 1, None)
+    short = sampling.model_copy(update={"max_new_tokens": min(PROBE_TOKENS, sampling.max_new_tokens)})
+    reading_s, _, _ = _parts(engine, prompts[:1], short.model_copy(update={"max_new_tokens": 1}))
+    alone_read_s, alone_s, _ = _parts(engine, prompts[:1], short)
+    # A model that is slow to read is not made to read many more only to be planned with.
+    rows = spread(prompts, PROBE_ROWS if reading_s + alone_read_s < SLOW_READING_S else 2)
+    batch_read_s, batch_s, completions = _parts(engine, rows, short)
+    ended = all(each.finish_reason == "stop" for each in completions)
+    return Pace(
+        read_s=alone_read_s,
+        token_s=alone_s / max(short.max_new_tokens - 1, 1),
+        rows=len(rows),
+        batch_read_s=batch_read_s,
+        step_s=batch_s / max(short.max_new_tokens - 1, 1),
+        most_tokens=max(each.num_tokens for each in completions) if ended else None,
+    )
+
+
+def _parts(
+    engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig
+) -> tuple[float, float, list[Completion]]:
+    """Seconds until the prompts are read, seconds of the tokens after that, and the completions."""
+    decoding_s = 0.0
+
+    def hear(heard: activity.Activity | None) -> None:
+        nonlocal decoding_s
+        if heard is not None and heard.decoding is not None:
+            decoding_s = heard.decoding.seconds_decoding
+
+    start = time.perf_counter()
+    with activity.listening(hear):
+        completions = list(engine.generate(prompts, sampling))
+    seconds = time.perf_counter() - start
+    return max(seconds - decoding_s, 0.0), decoding_s, completions
 
 
 def _in_turns(
@@ -158,6 +256,7 @@ def _in_turns(
     *,
     rounds: int,
     budget_s: float | None,
+    what: str = "timing answers",
 ) -> dict[str, list[list[Timing]]]:
     """Per model, per job, its timings over the rounds. Every second round goes through the models backwards."""
     timings: dict[str, list[list[Timing]]] = {name: [] for name in engines}
@@ -168,7 +267,8 @@ def _in_turns(
             if turn == 0 and number and budget_s is not None and time.perf_counter() - start > budget_s:
                 jobs = jobs[:number]
                 break
-            for name in order:
+            for place, name in enumerate(order):
+                activity.report(what, (turn * len(jobs) + number) * len(order) + place, rounds * len(jobs) * len(order))
                 if turn == 0:
                     timings[name].append([])
                 timings[name][number].append(_timed(engines[name], job, sampling))
@@ -183,18 +283,27 @@ def _medians(timings: Sequence[Sequence[Timing]]) -> Timing:
 
 
 def _latencies(
-    engines: Mapping[str, TransformersEngine], prompts: Sequence[Prompt], sampling: SamplingConfig, num_tokens: int
+    engines: Mapping[str, TransformersEngine],
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    num_tokens: int,
+    *,
+    budget_s: float = LATENCY_BUDGET_S,
 ) -> dict[str, list[float]]:
-    """Seconds per answer of exactly `num_tokens` tokens, one at a time, the models taking turns."""
+    """Seconds per answer of exactly `num_tokens` tokens, one at a time, the models taking turns.
+
+    A model's answers end after `budget_s`, though fewer than NUM_LATENCIES were taken; at least one is.
+    """
     forced = sampling.model_copy(update={"max_new_tokens": num_tokens, "stop": ()})
     taken: dict[str, list[float]] = {name: [] for name in engines}
     left = list(prompts)
     while left and any(len(seconds) < NUM_LATENCIES for seconds in taken.values()):
         prompt = left.pop(0)
+        activity.report("timing the latency, answer", max(map(len, taken.values())) + 1, NUM_LATENCIES)
         timings = {
             name: _timed(engine, [prompt], forced, min_new_tokens=num_tokens)
             for name, engine in engines.items()
-            if sum(taken[name]) < LATENCY_BUDGET_S
+            if sum(taken[name]) + (max(taken[name]) if taken[name] else 0.0) <= budget_s or not taken[name]
         }
         if not timings:
             break
@@ -226,84 +335,3 @@ def _num_parameters(engine: TransformersEngine) -> int:
     from distill_lab.models import num_parameters
 
     return num_parameters(engine.model)
-
-
-def peak_memory(
-    models: Mapping[str, ModelConfig], prompts: Sequence[Prompt], *, sampling: SamplingConfig
-) -> dict[str, int | None]:
-    """Peak memory in bytes of each model loading and answering `prompts` as one batch, each in a process of its own.
-
-    See `Speed.peak_memory_bytes`. Raises ModelError, with what the process said last, where one fails.
-    """
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
-    children: dict[str, subprocess.Popen[str]] = {}
-    try:
-        for name, model in models.items():
-            with tempfile.TemporaryFile("w+", encoding="utf-8") as job:
-                json.dump(_job(model, prompts, sampling), job)
-                job.seek(0)
-                children[name] = subprocess.Popen(
-                    [sys.executable, "-m", "distill_lab.measure"],
-                    stdin=job,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    encoding="utf-8",
-                    env=environment,
-                )
-        return {name: _peak_of(child, models[name].model) for name, child in children.items()}
-    finally:
-        for child in children.values():
-            child.kill()
-            child.wait()
-
-
-def _job(model: ModelConfig, prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
-    return {
-        "model": model.model_dump(mode="json"),
-        "prompts": [prompt.to_json() for prompt in prompts],
-        "sampling": sampling.model_dump(mode="json"),
-    }
-
-
-def _peak_of(child: subprocess.Popen[str], model: str) -> int | None:
-    output, errors = child.communicate()
-    if child.returncode != 0:
-        said = errors.strip().splitlines()[-1] if errors.strip() else "nothing"
-        raise ModelError(model, f"measuring its memory ended with exit code {child.returncode}; its last words: {said}")
-    return json.loads(output.strip().splitlines()[-1])["peak_memory_bytes"]
-
-
-def _memory_reader() -> Callable[[], int | None]:
-    """What reads this process's peak memory so far, in bytes."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated
-    if Path("/proc/self/status").is_file():
-        # Not ru_maxrss: on Linux that starts at the peak of the process that started this one.
-        return lambda: next(
-            1024 * int(line.split()[1])
-            for line in Path("/proc/self/status").read_text().splitlines()
-            if line.startswith("VmHWM:")
-        )
-    if sys.platform == "win32":
-        return lambda: None
-    import resource
-
-    return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def main() -> None:
-    """One model's peak memory: the job as JSON on standard input, the answer as JSON on standard output."""
-    job = json.load(sys.stdin)
-    read = _memory_reader()
-    engine = _load(ModelConfig(**job["model"]))
-    _timed(engine, [Prompt.from_json(row) for row in job["prompts"]], SamplingConfig(**job["sampling"]))
-    print(json.dumps({"peak_memory_bytes": read()}))
-
-
-if __name__ == "__main__":
-    main()

@@ -327,7 +327,9 @@ def _model_table(models: dict[str, Any]) -> Table:
             f"{model['score']:.1%} [{low_high[0]:.1%}, {low_high[1]:.1%}]" if low_high else "-",
             "-" if model.get("cut_share") is None else f"{model['cut_share']:.0%}",
             f"{model['tokens_per_s']:,.0f}" if timed else "-",
-            f"{model['latency_p50_s']:.2f}/{model['latency_p95_s']:.2f} s" if timed else "-",
+            f"{model['latency_p50_s']:.2f}/{'-' if (p95 := model['latency_p95_s']) is None else f'{p95:.2f}'} s"
+            if timed
+            else "-",
             f"{model['num_parameters'] / 1e6:,.1f}M" if timed else "-",
             f"{memory / 2**20:,.0f} MiB" if memory else "-",
         )
@@ -335,7 +337,7 @@ def _model_table(models: dict[str, Any]) -> Table:
 
 
 def _findings(summary: dict[str, Any]) -> Iterator[str]:
-    from distill_lab.compare import times
+    from distill_lab.compare import no_p95, ran_on, times
     from distill_lab.verdict import tenths
 
     metric = summary["metric"]["short"] if summary["metric"] else "score"
@@ -348,7 +350,14 @@ def _findings(summary: dict[str, Any]) -> Iterator[str]:
     if summary.get("retention_reason"):
         yield f"retention  not claimed: {summary['retention_reason']} of the answers"
     if summary.get("speedup") is not None:
-        smaller, batched, single = (times(summary[f"speedup{way}"], "x") for way in ("", "_batched", "_single"))
-        yield f"speedup    {smaller}   ({batched} in batches, {single} one at a time)"
+        for way, title in (("batched", "in batches"), ("single", "one at a time")):
+            per_token = summary.get(f"speedup_per_token_{way}")
+            beside = f"; {times(per_token, 'x')} per token" if per_token is not None else ""
+            yield f"{'speedup':<11}{times(summary[f'speedup_{way}'], 'x')}  per answer, {title}{beside}"
+    if timed_with := ran_on(summary["models"]):
+        yield f"{'timed with':<11}{timed_with}"
+    for name, model in summary["models"].items():
+        if reason := no_p95(model):
+            yield f"{'p95':<11}{NAMES.get(name, name)}: {reason}"
     if summary.get("gain") is not None:
         yield f"gain       {100 * summary['gain']:+.1f} points over the base student, p = {summary['p_value']:.2g}"

@@ -93,16 +93,16 @@ def test_progress_counts_what_stood_there(prompts: Path, tmp_path: Path, engine:
     path = tmp_path / "completions.jsonl"
     seen: list[Progress] = []
     generate(prompts, path, lambda: engine, SAMPLING, on_progress=seen.append)
-    assert [state.done for state in seen] == list(range(13))
+    assert list(dict.fromkeys(state.done for state in seen)) == list(range(13))
     assert {state.total for state in seen} == {12}
     assert (seen[0].seconds_left, seen[-1].seconds_left) == (None, 0)
     assert seen[-1].tokens == sum(row.num_tokens for row in read(path).values())
-    assert all(state.tokens_per_s > 0 for state in seen[1:])
+    assert all(state.tokens_per_s > 0 for state in seen if state.done)
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:8]))
     seen.clear()
     generate(prompts, path, lambda: engine, SAMPLING, on_progress=seen.append)
-    assert [state.done for state in seen] == [8, 9, 10, 11, 12]
+    assert list(dict.fromkeys(state.done for state in seen)) == [8, 9, 10, 11, 12]
 
 
 def test_errors_are_kept_counted_by_reason_and_asked_again(tmp_path: Path, random_model: Callable[..., Path]) -> None:

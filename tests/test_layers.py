@@ -26,7 +26,8 @@ LAYERS = (
     (
         "stages",
         "data generate training_set held_out grade evaluate measure compare ask steps reasoning selection token_stats "
-        "verdict best_of_k cot_files prompt_data label_report answer_cost generation_progress".split(),
+        "measure_plan peak_memory verdict best_of_k cot_files prompt_data label_report answer_cost "
+        "generation_progress".split(),
     ),
     ("report", ["report"]),
     ("line", ["line", "prompt_proof"]),

@@ -142,20 +142,25 @@ def _follow(process: subprocess.Popen[bytes], log: Path, terminal: Terminal) -> 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Two or more summaries as lines of a table, a column each."""
-    from distill_lab.compare import times
-
     rows = (
         ("score", lambda of: of["metric"]["short"] if of["metric"] else "-"),
         ("teacher's score", lambda of: _percent(of["models"]["teacher"]["score"])),
         ("base student's score", lambda of: _percent(of["models"]["base"]["score"])),
         ("student's score", lambda of: _percent(of["models"]["student"]["score"])),
         ("kept of the teacher's score", lambda of: _percent(of["retention"])),
-        ("times as fast", lambda of: "-" if of["speedup"] is None else times(of["speedup"], "")),
+        ("times as fast, in batches", lambda of: _times(of["speedup_batched"])),
+        ("times as fast, one at a time", lambda of: _times(of["speedup_single"])),
         ("answers in several steps", lambda of: _percent(of["models"]["student"].get("several_steps"))),
     )
     yield f"{'':<29}" + "".join(f"{name:>{COLUMN}}" for name in summaries)
     for title, cell in rows:
         yield f"{title:<29}" + "".join(f"{cell(summary):>{COLUMN}}" for summary in summaries.values())
+
+
+def _times(ratio: float | None) -> str:
+    from distill_lab.compare import times
+
+    return "-" if ratio is None else times(ratio, "")
 
 
 def _percent(share: float | None) -> str:

@@ -1,8 +1,11 @@
 """Generation with a Hugging Face model, anywhere transformers runs: prompts in, completions out as each is done.
 
-Greedy output equals `model.generate`; sampled output of a prompt does not depend on its batch (`sampling.py`). What
-prompts begin with together is computed once, rows that are done give their place to waiting ones, and what does not fit
-the memory is tried with half the rows.
+In fp32 on a CPU greedy output equals `model.generate`, and sampled output of a prompt does not depend on its batch
+(`sampling.py`). In bf16 or fp16, and on a GPU, sums differ in their last bits with the shape of the batch, and a near tie
+between two tokens may fall the other way: a token here and there differs, as it does between two batches of `generate`.
+Prompts are read in passes of a few seconds (`decoding/slices.py`), and what is done is reported. What prompts begin with
+together is computed once, rows that are done give their place to waiting ones, and what does not fit the memory is tried
+with half the rows.
 """
 
 from __future__ import annotations
@@ -128,6 +131,11 @@ class TransformersEngine:
             yield from self._complete(self._in_order(rows), job)
             # Who asks by the way (a judge, a measurement) counts nothing.
             assert all(row.done for row in rows), f"{sum(not row.done for row in rows)} prompts were left unanswered"
+            self._report(job.done)
+
+    def refusal(self, prompt: Prompt, sampling: SamplingConfig) -> str:
+        """Why the model cannot take a prompt; empty where it can."""
+        return self.io.request(prompt, sampling, context=self._text_config.max_position_embeddings)[2]
 
     def _in_order(self, rows: list[Row]) -> deque[Row]:
         """Rows that share a prefix one after another, otherwise long ones first."""

@@ -19,7 +19,9 @@ from distill_lab.compare import (
     STEPS_KPI,
     latency_kpi,
     latency_tokens,
+    no_p95,
     paired,
+    ran_on,
     retention_interval,
     times,
 )
@@ -187,6 +189,10 @@ def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     if summary["speedup"] is not None:
         batched, single = times(summary["speedup_batched"]), times(summary["speedup_single"])
         notes.append(f"{batched} in batches, {single} one at a time; the smaller counts")
+        per_token = [summary.get(f"speedup_per_token_{way}") for way in ("batched", "single")]
+        if all(per_token):
+            notes.append(f"per token: {times(per_token[0])} in batches, {times(per_token[1])} one at a time")
+        notes += [text for text in (ran_on(summary["models"]),) if text]
     value = times(summary["speedup"]) if summary["speedup"] is not None else "–"
     tiles.append(_tile("Speedup", value, notes, met=kpis.pop(SPEEDUP_KPI, None)))
 
@@ -194,6 +200,7 @@ def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     notes = [f"goal: under {LATENCY_GOALS_S[num_tokens]:g} s for {num_tokens} tokens (95th percentile)"]
     if student.get("latency_p50_s") is not None:
         notes.append(f"median {_seconds(student['latency_p50_s'])}, one answer at a time")
+        notes += [text for text in (no_p95(student),) if text]
     value = _seconds(student["latency_p95_s"]) if student.get("latency_p95_s") is not None else "–"
     tiles.append(_tile("Latency", value, notes, met=kpis.pop(latency_kpi(num_tokens), None)))
 
@@ -255,6 +262,9 @@ def _table(summary: Mapping[str, Any], scores: Mapping[str, Score]) -> str:
     row("Tokens per answer", column("mean_tokens", lambda number: f"{number:,.1f}"))
     row("Tokens per answer, median", column("median_tokens", lambda number: f"{number:,g}"))
     row("Tokens per second, in batches", column("tokens_per_s", count))
+    row("Tokens per second, one at a time", column("tokens_per_s_single", count))
+    row("Seconds per answer, in batches", column("seconds_per_answer", _seconds))
+    row("Seconds per answer, one at a time", column("seconds_per_answer_single", _seconds))
     num_tokens = latency_tokens(models)
     row(f"{num_tokens} tokens, median", column("latency_p50_s", _seconds))
     row(f"{num_tokens} tokens, 95th percentile", column("latency_p95_s", _seconds))
