@@ -44,10 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     name, rest = arguments[0], arguments[1:]
     try:
-        package = _package_of(name)
-        if package == "recipes":
-            return _recipe(name, rest)
-        return _command(name, rest)
+        return _run(name, rest)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -58,6 +55,16 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"\n{error}", file=sys.stderr)
         return 2
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    try:
+        package = _package_of(name)
+        return _recipe(name, arguments) if package == "recipes" else _command(name, arguments)
+    finally:
+        # Before anything is said of an error: the line that shows progress would be in its way.
+        if "distill_lab.terminal" in sys.modules:
+            sys.modules["distill_lab.terminal"].close_all()
 
 
 def overview() -> str:

@@ -140,8 +140,9 @@ def test_summary_arithmetic_and_shape() -> None:
     assert (summary["gain"], summary["p_value"]) == (0.3, 0.02)
     assert list(summary["models"]) == ["teacher", "base", "student"]
     assert set(summary["models"]["base"]) == {
-        *("score", "ci95", "tokens_per_s", "latency_p50_s", "latency_p95_s"),
-        *("latency_tokens", "mean_tokens", "num_parameters", "peak_memory_bytes"),
+        *("score", "ci95", "cut_share", "tokens_per_s", "tokens_per_s_single", "latency_p50_s", "latency_p95_s"),
+        *("seconds_per_answer", "seconds_per_answer_single", "engine", "device", "dtype", "timed_prompts"),
+        *("timed_max_tokens", "num_latencies", "latency_tokens", "mean_tokens", "num_parameters", "peak_memory_bytes"),
     }
     assert summary["models"]["base"]["tokens_per_s"] is None
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
