@@ -17,11 +17,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.chat import encode_turns
-<<<<<<< HEAD
 from distill_lab.control_tokens import spelled_in
-=======
 from distill_lab.cut_answers import TOO_LONG
->>>>>>> 6ae3246 (Put the share of cut answers beside every score)
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.run import read_jsonl
 from distill_lab.train.packing import Row, shifted
