@@ -264,7 +264,7 @@ def _said(work: Callable[[], str | None], keys: type[Config]) -> str | None:
 
 
 def _distill_system1(settings: System1) -> str | None:
-    from distill_lab.line import check_model
+    from distill_lab.preflight import check_model
 
     check_model(ModelConfig(model=settings.student_model), role="student", example=System1().student_model)
     dataset, part = settings.dataset, settings.dataset_slice
@@ -277,7 +277,7 @@ def _distill_system1(settings: System1) -> str | None:
 
 
 def _distill_system2(settings: System2) -> str | None:
-    from distill_lab.line import check_model
+    from distill_lab.preflight import check_model
 
     check_model(ModelConfig(model=settings.student_model), role="student", example=System2().student_model)
     dataset, part, rv_min, cd_min = settings.dataset, settings.dataset_slice, settings.rv_min, settings.cd_min

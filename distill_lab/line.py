@@ -22,7 +22,7 @@ from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingCo
 from distill_lab.cut_answers import cut_warning, dropped_warning
 from distill_lab.data import write_prompts
 from distill_lab.engines import api_engine, settled
-from distill_lab.errors import ModelError, NoData, UserError
+from distill_lab.errors import NoData, UserError
 from distill_lab.evaluate import Score, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
@@ -358,15 +358,3 @@ def trained(out: Path, student: ModelConfig, train: TrainConfig) -> ModelConfig:
 
 def _bits(model: ModelConfig) -> str:
     return "" if model.quantization == "none" else f", its weights in {model.quantization.replace('bit', ' bits')}"
-
-
-def check_model(config: ModelConfig, *, role: str, example: str) -> None:
-    """Raise UserError `Invalid <role> model: <name>` with the reason and an example, before anything costly is done."""
-    from distill_lab.models import load_tokenizer
-
-    if role == "teacher" and api_engine(config.model):
-        return  # what its server says shows with the first request
-    try:
-        load_tokenizer(config)
-    except ModelError as error:
-        raise UserError(f"Invalid {role} model: {config.model}\nExample: {example}\nReason: {error}") from error

@@ -200,6 +200,16 @@ def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **hub), **trust)
 
 
+def linear_names(config: ModelConfig) -> list[str]:
+    """The names of the model's linear layers, from its config alone; of adapters, those of their base. Raises ModelError."""
+    path = resolve(config.model)
+    if is_adapter(path):
+        return linear_names(base_of(config))
+    with _loading(config):
+        skeleton = _skeleton(path, _hub_arguments(path, config))
+    return [name for name, layer in skeleton.named_modules() if isinstance(layer, torch.nn.Linear)]
+
+
 def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel) -> Any:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.base import get_keys_to_not_convert

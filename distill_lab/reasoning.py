@@ -95,6 +95,8 @@ def final_answer_grader(prompts: Path) -> str:
             gold = row["completion"][0]["content"]
             if "####" not in gold and not last_box(gold):
                 return "overlap"
+        if not gold:
+            return "overlap"
         numbers = numbers and read_number(worked_answer(gold), strict=True) is not None
     return "numeric" if numbers else "math"
 

@@ -196,11 +196,9 @@ class Run:
             self.skipped.append(name)
             self.watch.skipped(name)
             return path
-        # As it was named, so that a run's directory can be moved; earlier versions wrote whole paths.
-        if last and last["at"] not in (output, str(path.absolute())):
+        self.check_free(name, output)
+        if last and not self._is_at(last, output):
             last = None
-        if path.exists() and last is None:
-            raise UserError(f"{path} exists and is not this run's; remove it or choose another place for it")
         if not (last and last["key"] == key and last["status"] == "running"):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             shutil.rmtree(path.with_name(path.name + ".work"), ignore_errors=True)
@@ -223,6 +221,16 @@ class Run:
         if counts:
             self.watch.note(str(counts))
         return path
+
+    def check_free(self, name: str, output: str) -> None:
+        """Raise UserError where something stands at `output` that stage `name` of this run did not make."""
+        path, last = self.path(output), self._manifest["stages"].get(name)
+        if path.exists() and not (last and self._is_at(last, output)):
+            raise UserError(f"{path} exists and is not this run's; choose another place for it, or remove it")
+
+    def _is_at(self, stage: Mapping[str, Any], output: str) -> bool:
+        # As it was named, so that a run's directory can be moved; earlier versions wrote whole paths.
+        return stage["at"] in (output, str(self.path(output).absolute()))
 
     def recorded(self, model: str) -> dict[str, Any] | None:
         """What `record` noted of a model in this run, by this execution or an earlier one."""

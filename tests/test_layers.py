@@ -27,7 +27,7 @@ LAYERS = (
         "stages",
         "data generate training_set held_out grade evaluate measure compare ask steps reasoning selection token_stats "
         "measure_plan peak_memory verdict best_of_k cot_files prompt_data label_report answer_cost "
-        "generation_progress".split(),
+        "generation_progress preflight ".split(),
     ),
     ("report", ["report"]),
     ("line", ["line", "prompt_proof"]),

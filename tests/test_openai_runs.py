@@ -20,7 +20,8 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engines import api_engine, load_engine
 from distill_lab.engines.openai_api import OpenAIEngine
 from distill_lab.errors import ModelError, UserError
-from distill_lab.line import Line, check_model
+from distill_lab.line import Line
+from distill_lab.preflight import check_model
 from distill_lab.run import Run, read_jsonl, write_jsonl
 from distill_lab.types import Completion
 from distill_lab.watch import Watch

@@ -61,6 +61,7 @@ def main(config: Config) -> None:
     from distill_lab.cot_files import take_gold, write_predictions
     from distill_lab.data import write_prompts
     from distill_lab.errors import UserError
+    from distill_lab.preflight import check_asked, check_grader, check_writable
     from distill_lab.reasoning import add_instruction
     from distill_lab.terminal import Terminal
 
@@ -69,6 +70,10 @@ def main(config: Config) -> None:
         raise UserError("nowhere to write the items; give --out items.jsonl, or --predictions predictions.jsonl")
     if config.predictions and config.predictions.resolve() in (Path(config.data.path).resolve(), out.resolve()):
         raise UserError(f"{config.predictions}: that is another file of this command; give it another name")
+    check_grader(config.grader, config.engine)
+    for model in (config.model, *([config.model.model_copy(update={"model": config.base})] if config.base else [])):
+        check_asked(model, config.engine, config.sampling)
+    check_writable(out)
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")
     with tempfile.TemporaryDirectory() as folder:
@@ -93,12 +98,18 @@ def main(config: Config) -> None:
 def _scores(config: Config, prompts: Path, out: Path, terminal: Terminal) -> None:
     """The model's score and, where there is a base, that one's and the gain."""
     from distill_lab.compare import paired
+    from distill_lab.errors import UserError
     from distill_lab.line import choose_grader
+    from distill_lab.preflight import check_gold
     from distill_lab.reasoning import final_answer_grader
     from distill_lab.verdict import CHANCE
 
     grader = choose_grader(prompts) if config.grader == "auto" else config.grader
     grader = final_answer_grader(prompts) if grader == FINAL_ANSWER else grader
+    try:
+        check_gold(prompts, grader)
+    except UserError as error:
+        raise UserError(f"{error}; for answers without a score give --predictions FILE") from None
     _score(config, config.model, prompts, out, grader, terminal)
     if config.base:
         base, items = config.model.model_copy(update={"model": config.base}), out.with_suffix(".base.jsonl")

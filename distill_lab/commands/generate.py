@@ -56,6 +56,7 @@ def main(config: Config) -> None:
     from distill_lab.errors import UserError
     from distill_lab.generate import generate, writing
     from distill_lab.own_sampling import resolve_sampling
+    from distill_lab.preflight import check_asked, check_writable
     from distill_lab.reasoning import add_instruction
     from distill_lab.request_cache import RequestCache
     from distill_lab.terminal import Terminal
@@ -67,6 +68,8 @@ def main(config: Config) -> None:
         raise UserError(f"{config.cot}: what --cot (--output-file) writes is JSONL; name it .jsonl")
     if config.cot is not None and config.cot.resolve() in (Path(config.data.path).resolve(), out.resolve()):
         raise UserError(f"{config.cot}: that is another file of this command; give --cot (--output-file) another name")
+    check_asked(config.model, config.engine, config.sampling)
+    check_writable(out)
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")
     with writing(out):  # before any work

@@ -34,6 +34,7 @@ def main(config: Config) -> None:
     from distill_lab.errors import UserError
     from distill_lab.grade import grade
     from distill_lab.graders import load_grader
+    from distill_lab.preflight import check_grader, check_writable
     from distill_lab.terminal import Terminal
 
     for path in (config.prompts, config.completions):
@@ -42,6 +43,8 @@ def main(config: Config) -> None:
     if config.out.exists() and config.out.resolve() in (config.prompts.resolve(), config.completions.resolve()):
         raise UserError(f"{config.out}: that is one of the inputs; give --out another name")
     terminal = Terminal()
+    check_grader(config.grader, config.engine)
+    check_writable(config.out)
     grader = load_grader(config.grader, config.engine)
     terminal.stage(f"grades of {config.completions}, by {config.grader}")
     tally = grade(config.prompts, config.completions, config.out, grader, on_progress=terminal.progress)

@@ -56,6 +56,7 @@ class Config(settings.Config):
 def main(config: Config) -> None:
     """Train, with a progress bar."""
     from distill_lab.errors import UserError
+    from distill_lab.preflight import check_loads, check_training, check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.train.trainer import train_student
 
@@ -63,6 +64,9 @@ def main(config: Config) -> None:
         raise UserError(f"{config.out} exists; remove it or choose another --out")
     if (config.rows is None) == (not config.data.path):
         raise UserError("what is to be trained on? give --rows train.jsonl, or --data for a data set with answers")
+    check_writable(config.out)
+    check_loads(config.student)
+    check_training(config.student, config.train)
     terminal = Terminal()
     rows = config.rows or _rows(config, terminal)
     terminal.stage(f"training {config.student.model}")

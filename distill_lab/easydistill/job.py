@@ -25,7 +25,8 @@ from distill_lab.easydistill.server import first_model
 from distill_lab.easydistill.training import max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.identity import model_inputs
-from distill_lab.line import Line, check_model
+from distill_lab.line import Line
+from distill_lab.preflight import check_model
 from distill_lab.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
 from distill_lab.sources import open_source
 from distill_lab.types import Completion, Counts, Message, Prompt

@@ -91,5 +91,14 @@ def settled(model: ModelConfig, config: EngineConfig) -> ModelConfig:
     return settled(model)
 
 
+def check_engine(model: ModelConfig, config: EngineConfig) -> None:
+    """Raise what `load_engine` raises before it loads: no such engine, its package or its server's address missing."""
+    module = _module(chosen_engine(model, config))
+    if api_engine(model.model):
+        module.load(model, config)  # sends nothing
+    elif "check" in vars(module):
+        module.check(config)
+
+
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")

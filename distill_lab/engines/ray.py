@@ -28,10 +28,7 @@ def preference() -> int:
 
 def load(model: ModelConfig, config: EngineConfig) -> RayEngine:
     """Find the cluster; workers load the model when they are first asked. Raises UserError."""
-    if find_spec("ray") is None:
-        raise UserError("the engine ray needs Ray, which is not installed here; pip install ray")
-    if config.ray_engine == "ray":
-        raise UserError("engine.ray_engine is what each worker holds, so it cannot be ray; take transformers or vllm")
+    check(config)
     from distill_lab.cluster.pool import RayEngine, connect
 
     folder = Path(model.model).expanduser()
@@ -40,3 +37,11 @@ def load(model: ModelConfig, config: EngineConfig) -> RayEngine:
         model = model.model_copy(update={"model": str(folder.resolve())})
     connect()
     return RayEngine(model, config)
+
+
+def check(config: EngineConfig) -> None:
+    """Raise UserError where Ray is not installed, or where workers are to hold Ray itself."""
+    if find_spec("ray") is None:
+        raise UserError("the engine ray needs Ray, which is not installed here; pip install ray")
+    if config.ray_engine == "ray":
+        raise UserError("engine.ray_engine is what each worker holds, so it cannot be ray; take transformers or vllm")

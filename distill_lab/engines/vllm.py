@@ -68,11 +68,7 @@ def preference() -> int:
 
 def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
     """Start vLLM with the model. Raises UserError where it is not installed, ModelError for what it cannot load."""
-    found = installed()
-    if found is None:
-        raise UserError(f"the engine vllm needs vLLM, which is not installed here: {REMEDY}")
-    if is_too_old(found):
-        raise UserError(f"vLLM {found} is older than {OLDEST}, the oldest the lab works with: {REMEDY}")
+    check(config)
     # Read when vLLM is imported. Its warnings are for those who tune servers; errors are shown.
     for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
         os.environ.setdefault(name, value)
@@ -104,6 +100,15 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
     if adapter:
         engine.check_adapter(model)
     return engine
+
+
+def check(config: EngineConfig) -> None:
+    """Raise UserError where vLLM is not installed, or too old."""
+    found = installed()
+    if found is None:
+        raise UserError(f"the engine vllm needs vLLM, which is not installed here: {REMEDY}")
+    if is_too_old(found):
+        raise UserError(f"vLLM {found} is older than {OLDEST}, the oldest the lab works with: {REMEDY}")
 
 
 def _import() -> None:

@@ -29,7 +29,8 @@ from distill_lab.config import (
 )
 from distill_lab.cot_files import take_gold, write_cot_dataset, write_predictions, write_questions
 from distill_lab.errors import NoData
-from distill_lab.line import Line, check_model, student_path, trained
+from distill_lab.line import Line, student_path, trained
+from distill_lab.preflight import check_before, check_test
 from distill_lab.reasoning import add_instruction, final_answer_grader
 from distill_lab.run import Run
 from distill_lab.types import Counts
@@ -107,14 +108,18 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     thinking = config.test_sampling.thinking
     with Run.open(directory, recipe="cot", config=config.model_dump(), watch=watch) as run:
         line = Line(run, engine=config.engine)
+        check_before(config, run=run, out={"student": student_path(config.out)}, example="Qwen/Qwen2.5-1.5B-Instruct")
         data = line.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for CoT distillation")
-        check_model(config.student, role="student", example="Qwen/Qwen2.5-1.5B-Instruct")
         test = line.test_prompts(data, config.test, config.num_test)
         questions = line.training_prompts(data, test)
         step(run, "raw questions", "raw_questions.jsonl", write_questions, questions, answers=False)
         step(run, "test questions", "test_questions.jsonl", write_questions, test, answers=True)
+        asked = step(run, "asked", "asked.jsonl", add_instruction, test, instruction=config.instruction)
+        gold = step(run, "test with gold answers", "asked_gold.jsonl", take_gold, asked, gold=True)
+        bare = step(run, "test without gold answers", "asked_bare.jsonl", take_gold, asked, gold=False)
+        check_test(gold, config)
         prompts = step(run, "questions", "questions.jsonl", add_instruction, questions, instruction=config.instruction)
         completions = None
         if config.relabel:
@@ -127,9 +132,6 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             "base": config.student,
             "student": trained(out, config.student, config.train),
         }
-        asked = step(run, "asked", "asked.jsonl", add_instruction, test, instruction=config.instruction)
-        gold = step(run, "test with gold answers", "asked_gold.jsonl", take_gold, asked, gold=True)
-        bare = step(run, "test without gold answers", "asked_bare.jsonl", take_gold, asked, gold=False)
         grader = final_answer_grader(gold) if config.grader == "auto" else config.grader
         summary = line.prove(models, gold, config.test_sampling, grader=grader, measure_speed=config.measure)
         for name, file in (("base", "predictions_base.jsonl"), ("student", "predictions.jsonl")):

@@ -33,7 +33,8 @@ from distill_lab.config import (
 )
 from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
-from distill_lab.line import Line, check_model, student_path, trained
+from distill_lab.line import Line, student_path, trained
+from distill_lab.preflight import check_before
 from distill_lab.prompt_data import (
     read_labels,
     read_system_prompt,
@@ -131,12 +132,11 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     check_settings(config)
     with Run.open(directory, recipe="prompt", config=config.model_dump(), watch=watch) as run:
         line = Line(run, engine=config.engine)
+        check_before(config, run=run, out={"student": student_path(config.out)}, example=STUDENT)
         run.watch.note(f"labels: {', '.join(labels)}" if labels else "no labels: answers are free text")
         data = with_gold(run, "data", line.prompts("data", config.data), "" if config.test.path else config.gold)
         if not run.counts("data").kept:
             raise NoData("No data for prompt distillation")
-        check_model(config.student, role="student", example=STUDENT)
-        check_model(config.teacher, role="teacher", example=TEACHER)
         test = line.test_prompts(data, config.test, config.num_test)
         test = with_gold(run, "test", test, config.gold if config.test.path else "")
         prompts = line.training_prompts(data, test)

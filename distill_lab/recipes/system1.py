@@ -17,7 +17,8 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
-from distill_lab.line import Line, check_model, student_path, trained
+from distill_lab.line import Line, student_path, trained
+from distill_lab.preflight import check_before, check_test
 from distill_lab.run import Run
 from distill_lab.watch import Watch
 
@@ -86,11 +87,12 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     """
     with Run.open(directory, recipe="system1", config=config.model_dump(), watch=watch) as run:
         line = Line(run, engine=config.engine)
+        check_before(config, run=run, out={"student": student_path(config.out)}, example="Qwen/Qwen2.5-0.5B-Instruct")
         data = line.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for System 1 distillation")
-        check_model(config.student, role="student", example="Qwen/Qwen2.5-0.5B-Instruct")
         test = line.test_prompts(data, config.test, config.num_test)
+        check_test(test, config)
         prompts = line.training_prompts(data, test)
         completions = None
         if config.relabel:

@@ -27,7 +27,8 @@ from distill_lab.config import (
 )
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
-from distill_lab.line import Line, check_model, student_path, trained
+from distill_lab.line import Line, student_path, trained
+from distill_lab.preflight import check_before, check_test
 from distill_lab.reasoning import (
     add_instruction,
     final_answer_grader,
@@ -122,13 +123,15 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     source = reasoning_data(config.data, answered=not config.relabel)
     with Run.open(directory, recipe="system2", config=config.model_dump(), watch=watch) as run:
         line = Line(run, engine=config.engine)
+        out = {"student": student_path(config.out)} | ({"export": export_path(config.export)} if config.export else {})
+        check_before(config, run=run, out=out, example="Qwen/Qwen2.5-1.5B-Instruct")
         data = line.prompts("data", source)
         if not run.counts("data").kept:
             raise NoData("No data for System 2 distillation")
-        check_model(config.student, role="student", example="Qwen/Qwen2.5-1.5B-Instruct")
         if not config.relabel:
             data = chosen_traces(run, config, data)
         test = line.test_prompts(data, config.test, config.num_test)
+        check_test(test, config)
         prompts = asked(run, "questions", line.training_prompts(data, test), config.instruction)
         test = asked(run, "test questions", test, config.instruction)
         completions = None
@@ -138,8 +141,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         if config.thinking == "summarise":
             rows = summarised(line, config, rows)
         if config.export:
-            place = str(Path(config.export).expanduser().absolute())
-            run.stage("export", place, inputs={"rows": rows}, work=lambda path: export(rows, path))
+            run.stage("export", export_path(config.export), inputs={"rows": rows}, work=lambda path: export(rows, path))
         thinking = None if has_thinking(rows) else False
         out = line.student(config.student, rows, config.train, output=student_path(config.out), thinking=thinking)
         student = trained(out, config.student, config.train)
@@ -188,6 +190,11 @@ def summarised(line: Line, config: Config, rows: Path) -> Path:
         inputs={"rows": rows, "summaries": summaries},
         work=lambda path: with_summaries(rows, summaries, path),
     )
+
+
+def export_path(export: str) -> str:
+    """Where the exported rows go, seen from where the user stands."""
+    return str(Path(export).expanduser().absolute())
 
 
 def export(rows: Path, path: Path) -> None:

@@ -25,7 +25,8 @@ from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelCon
 from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluate import evaluate
-from distill_lab.line import Line, check_model, trained
+from distill_lab.line import Line, trained
+from distill_lab.preflight import check_before, check_test
 from distill_lab.prompts import read_prompts
 from distill_lab.reasoning import add_instruction, final_answer_grader
 from distill_lab.run import Run
@@ -112,11 +113,13 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     """
     with Run.open(directory, recipe="verified", config=config.model_dump(), watch=watch) as run:
         line = Line(run, engine=config.engine)
+        place = str(Path(config.out).absolute()) if config.out else ""
+        check_before(config, run=run, out={"copy": place} if place else {}, example="Qwen/Qwen2.5-1.5B-Instruct")
         data = line.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for verified distillation")
-        check_model(config.student, role="student", example="Qwen/Qwen2.5-1.5B-Instruct")
         test = line.test_prompts(data, config.test, config.num_test)
+        check_test(test, config)
         prompts = asked(line, "questions", line.training_prompts(data, test), config.instruction)
         test = asked(line, "test questions", test, config.instruction)
         validation = run.stage(
@@ -131,7 +134,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         models = {"teacher": config.teacher, "base": config.student, "student": student}
         summary = line.prove(models, test, config.test_sampling, grader=grader, measure_speed=config.measure)
         if config.out:
-            place, source = str(Path(config.out).absolute()), Path(student.model)
+            source = Path(student.model)
             run.stage("copy", place, inputs={"student": source}, work=lambda path: copy(source, path))
         first = run.path("graded.jsonl")
         more = {
