@@ -210,7 +210,7 @@ def _check_optimizer(train: TrainConfig) -> None:
         )
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"--train.lr-scheduler-type {train.lr_scheduler_type} needs settings it is not given ({error})"
+            f"--train.lr-scheduler-type {train.lr_scheduler_type} needs settings there are no flags for ({error})"
         ) from None
 
 
