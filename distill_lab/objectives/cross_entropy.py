@@ -20,6 +20,8 @@ CHUNK_ELEMENTS = 1 << 25
 """Logits of one chunk: 128 MiB in fp32; at Qwen's 151,936 tokens that is 220 positions."""
 MIN_CHUNK, MAX_CHUNK = 64, 4096
 """Fewest and most positions of one chunk: few make slow matrix products, and more than this gain nothing."""
+CPU_BLOCK = 1 << 20
+"""Elements of a gradient in half precision that a CPU adds to the fp32 one at once: they stay in its cache."""
 
 
 def loss(
@@ -32,6 +34,7 @@ def loss(
     scale: float = 1.0,
     chunk: int | None = None,
     head_grad_scale: float | None = None,
+    head_copy_VH: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum over N of -log softmax(logits_N)[labels_N], in nats: a scalar in fp32, differentiable once.
 
@@ -42,17 +45,21 @@ def loss(
     head_grad_scale: where given, the head's gradient times this is added to `head_weight_VH.grad` here and now, and autograd
     gets none: the step then never holds two gradients of the head's size. For a caller that will scale the loss by just this
     number, and where nobody waits for autograd to accumulate that gradient (DDP, FSDP).
+    head_copy_VH: the head in the autocast type, where the caller keeps it: it is then not cast here.
 
     Matrix products run in the autocast type where autocast is on, softmax and sums in fp32. N may be 0.
     """
     if chunk is None:
-        chunk = min(max(CHUNK_ELEMENTS // head_weight_VH.shape[0], MIN_CHUNK), MAX_CHUNK)
+        # With products in half precision on a CPU, walking the head's fp32 gradient once per chunk costs more than they do.
+        elements = CHUNK_ELEMENTS if head_copy_VH is None else 2 * CHUNK_ELEMENTS
+        chunk = min(max(elements // head_weight_VH.shape[0], MIN_CHUNK), MAX_CHUNK)
     head_grad_VH = None
     if head_grad_scale is not None and head_weight_VH.requires_grad and torch.is_grad_enabled():
         head_grad_VH = gradient_of(head_weight_VH)
         head_weight_VH = head_weight_VH.detach()
     result: Any = _ChunkedCrossEntropy.apply(
-        hidden_NH, head_weight_VH, bias, labels_N, softcap, scale, chunk, head_grad_VH, head_grad_scale
+        hidden_NH, head_weight_VH, bias, labels_N, softcap, scale, chunk, head_grad_VH, head_grad_scale,
+        head_copy_VH,
     )
     return result
 
@@ -62,6 +69,13 @@ def gradient_of(weight: torch.Tensor) -> torch.Tensor:
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
     return weight.grad
+
+
+def add_rounded(total_RC: torch.Tensor, part_RC: torch.Tensor) -> None:
+    """Add a gradient in half precision to one in fp32, in place, on a CPU in blocks: torch would first cast all of it."""
+    rows = len(part_RC) if part_RC.device.type != "cpu" else max(1, CPU_BLOCK // part_RC.shape[1])
+    for total, part in zip(total_RC.split(rows), part_RC.split(rows), strict=True):
+        total.add_(part)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -77,6 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         added_VH: torch.Tensor | None,
         added_scale: float | None,
+        copy_VH: torch.Tensor | None,
     ) -> torch.Tensor:
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VH.dtype
@@ -91,7 +106,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # One chunk's logits for all chunks: fresh memory of this size costs more than a pass over it.
         buffer_CV = torch.empty((rows, head_VH.shape[0]), dtype=dtype, device=hidden_NH.device)
         with torch.autocast(device, enabled=False):
-            weight_VH = head_VH.to(dtype)
+            weight_VH = head_VH.to(dtype) if copy_VH is None or copy_VH.dtype != dtype else copy_VH
             for start in range(0, len(hidden_NH), chunk):
                 part = slice(start, start + chunk)
                 hidden_CH, labels_C1 = hidden_NH[part].to(dtype), labels_N[part, None]
@@ -125,7 +140,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if grad_head_VH is not None and dtype == grad_head_VH.dtype:
                     grad_head_VH.addmm_(grad_CV.T, hidden_CH, alpha=head_scale)
                 elif grad_head_VH is not None:
-                    grad_head_VH.add_(grad_CV.T @ hidden_CH, alpha=head_scale)
+                    _add_product(grad_head_VH, grad_CV, hidden_CH, head_scale)
         if needs_head and grad_head_VH is not None:
             grad_head_VH = grad_head_VH.to(head_VH.dtype)
         if grad_bias_V is not None and bias_V is not None:
@@ -141,4 +156,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # In place: the head's gradient may be gigabytes. A second backward through the same graph is refused by autograd,
         # which sees that saved tensors have changed.
         grads = [saved if saved is None else saved.mul_(grad_outputs[0]) for saved in ctx.saved_tensors]
-        return (*grads, None, None, None, None, None, None)
+        return (*grads, None, None, None, None, None, None, None)
+
+
+def _add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch.Tensor, scale: float) -> None:
+    """`total += scale * grad.T @ hidden`, the product in half precision, the sum in fp32; see `CPU_BLOCK`."""
+    rows = len(total_VH) if total_VH.device.type != "cpu" else max(1, CPU_BLOCK // total_VH.shape[1])
+    for total, grad in zip(total_VH.split(rows), grad_CV.split(rows, dim=1), strict=True):
+        total.add_(grad.T @ hidden_CH, alpha=scale)

@@ -25,6 +25,7 @@ from distill_lab.errors import UserError
 from distill_lab.memory import free_memory, is_out_of_memory
 from distill_lab.precision import compute_dtype
 from distill_lab.train import loss_forward
+from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.checkpoints import remove_all_but_newest, seal
 from distill_lab.train.loss_forward import Objective
 from distill_lab.train.packing import IndexedBatch, Row, collate, cut
@@ -81,6 +82,8 @@ class StudentTrainer(Trainer):
         self._clock = (0, time.monotonic())
         self.in_place = self.accelerator.num_processes == 1 and not self.args.fp16 and not self.is_deepspeed_enabled
         """Whether head and embeddings add to their gradients themselves: nobody else does, and the loss's scale is known."""
+        self.bf16_passes = self._with_bf16_passes(model, objective)
+        """The layers that compute in bf16 on a CPU, or None where autocast or nothing does."""
         if self.in_place:
             loss_forward.add_embedding_gradients_in_place(model)
         self.parts = 1
@@ -88,6 +91,15 @@ class StudentTrainer(Trainer):
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._step: list[int] = []
         """Numbers of the micro-batches that the running step has come to."""
+
+    def _with_bf16_passes(self, model: nn.Module, objective: Objective) -> Bf16Passes | None:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not self.args.bf16 or self.args.device.type != "cpu" or self.config.compile or sharded:
+            return None
+        passes = Bf16Passes(model, in_place=self.in_place)
+        loss_forward.install(model, objective, head_copy=passes.head_copy)
+        self.flat = self.flat or passes.rows
+        return passes
 
     def _collate(self, batch: IndexedBatch, rows: Sequence[Row]) -> dict[str, Any]:
         return collate([[rows[index] for index in bin_] for bin_ in batch], flat=self.flat)
@@ -250,6 +262,8 @@ class StudentTrainer(Trainer):
         activity.report(f"saving the student to {out}")
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         loss_forward.uninstall(model)
+        if self.bf16_passes is not None:
+            self.bf16_passes.remove()
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if not sharded and not self.config.lora.r:
             model.to(compute_dtype(self.args.device))
@@ -267,7 +281,8 @@ class StudentTrainer(Trainer):
         if self.config.lora.merge:
             from distill_lab.train.lora import merged
 
-            plain: Any = merged(model)
+            # Merged in fp32: many a change is smaller than what half precision resolves.
+            plain: Any = merged(model.float() if self.bf16_passes is not None else model)
             plain.to(compute_dtype(self.args.device)).save_pretrained(partial)
         make_portable(partial, tokenizer, getattr(model, "generation_config", None))
         if out.exists():
@@ -292,9 +307,14 @@ class _Hooks(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.on_optimizer_step(args, state, control)  # weights may have come from a checkpoint
         if state.global_step == 0 and self.trainer.validation:
             self.trainer.evaluate()
         self.trainer.start_clock()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.bf16_passes is not None:
+            self.trainer.bf16_passes.refresh()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_save:

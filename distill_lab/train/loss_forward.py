@@ -10,7 +10,7 @@ objective together with the head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class Head:
     linear: nn.Linear
     scale: float = 1.0
     softcap: float | None = None
+    copy_VH: torch.Tensor | None = None
+    """The weights in the type that products are computed in, where the trainer keeps them (`bf16_passes`)."""
 
 
 Objective = Callable[[torch.Tensor, Head, dict[str, Any]], torch.Tensor]
@@ -52,6 +54,7 @@ def cross_entropy_objective(hidden_NH: torch.Tensor, head: Head, batch: dict[str
         softcap=head.softcap,
         scale=head.scale,
         head_grad_scale=batch.get("loss_scale"),
+        head_copy_VH=head.copy_VH,
     )
 
 
@@ -72,9 +75,12 @@ def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
     return causal.base_model, Head(linear, scale, getattr(config, "final_logit_softcapping", None))
 
 
-def install(model: nn.Module, objective: Objective = cross_entropy_objective) -> None:
-    """Make `model(**batch)` return the objective's sum over the batch, until `uninstall`."""
+def install(
+    model: nn.Module, objective: Objective = cross_entropy_objective, *, head_copy: torch.Tensor | None = None
+) -> None:
+    """Make `model(**batch)` return the objective's sum over the batch, until `uninstall`. head_copy: `Head.copy_VH`."""
     decoder, head = decoder_and_head(model)
+    head = replace(head, copy_VH=head_copy)
 
     def forward(
         *,
