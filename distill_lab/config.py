@@ -229,8 +229,8 @@ class TrainConfig(Config):
     sharding: Literal["ddp", "fsdp2"] = "ddp"
     """Of several processes: ddp: each holds the whole student; fsdp2: weights and optimizer state are split among them."""
     dtype: Dtype = "auto"
-    """What the passes compute in, weights trained in fp32 either way; auto: bf16 or fp16 on a GPU by what it has, fp32 on a
-    CPU. A CPU with AMX is faster in bf16, any other much slower."""
+    """What the passes compute in, weights trained in fp32 either way; auto: bf16 or fp16 on a GPU by what it has, on a CPU
+    bf16 where products of the model's sizes, timed for some milliseconds, are clearly faster than in fp32."""
     compile: bool = False
     """Compile the layers with torch.compile: minutes at first, then faster steps on a GPU."""
     gradient_checkpointing: bool = False

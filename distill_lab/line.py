@@ -204,10 +204,13 @@ class Line:
         )
 
     def _train(self, student: ModelConfig, rows: Path, train: TrainConfig, path: Path, thinking: bool | None) -> Counts:
+        from distill_lab.hardware import device_name
+        from distill_lab.models import best_device
         from distill_lab.train.thinking import leave_out_thinking
         from distill_lab.train.trainer import train_student
 
         result = train_student(student, rows, path, train, thinking=thinking, on_log=self.watch.log)
+        self.run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
         if thinking is False:
             leave_out_thinking(path)
         beside = path.parent if path.is_relative_to(self.run.directory) else self.run.directory

@@ -52,7 +52,7 @@ def count_weights(skeleton: PreTrainedModel) -> Weights:
     return Weights(total, sum(embeddings.values()), sum(size for key, size in layers.items() if key not in embeddings))
 
 
-def linear_shapes(skeleton: PreTrainedModel) -> list[Shape]:
+def linear_shapes(skeleton: torch.nn.Module) -> list[Shape]:
     """Inputs and outputs of every linear layer, and of one expert for every tensor that holds several."""
     shapes = [(weight.shape[1], weight.shape[0]) for weight in _linear(skeleton)]
     return shapes + [(weight.shape[2], weight.shape[1]) for weight in skeleton.parameters() if weight.dim() == 3]
@@ -95,7 +95,7 @@ def is_spread(weights: Weights, quantization: Quantization, device: torch.device
     return weights.bytes(quantization) > FULL_SHARE * total_memory(device)
 
 
-def _linear(skeleton: PreTrainedModel) -> Iterator[torch.Tensor]:
+def _linear(skeleton: torch.nn.Module) -> Iterator[torch.Tensor]:
     """The weights of its linear layers."""
     for layer in skeleton.modules():
         if isinstance(layer, (torch.nn.Linear, Conv1D)):

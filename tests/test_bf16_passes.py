@@ -1,4 +1,4 @@
-"""Training in bf16 on a CPU: gradients against fp32's, weights that stay in fp32, and what must hold in this mode as in fp32."""
+"""Training in bf16 on a CPU: gradients against those of fp32, weights that stay in fp32, and what holds in either dtype."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
 from distill_lab.models import load_model
 from distill_lab.run import write_jsonl
+from distill_lab.tiny import FAMILY
+from distill_lab.train import plan
 from distill_lab.train.bf16_layers import linear, rms_norm, swiglu
 from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.loop import StudentTrainer
@@ -109,7 +111,7 @@ def gradients(student: ModelConfig, path: Path, tmp_path: Path, config: TrainCon
     """The gradients of the first step, by the real training loop."""
     model, tokenizer = load_model(student, training=True)
     data = read_rows(path, tokenizer, max_length=512, validation_fraction=0, seed=0)
-    plan = make_plan([len(row) for row in data.training], config)
+    planned = make_plan([len(row) for row in data.training], config)
     seen: dict[str, torch.Tensor] = {}
 
     class Spy(StudentTrainer):
@@ -117,9 +119,9 @@ def gradients(student: ModelConfig, path: Path, tmp_path: Path, config: TrainCon
             seen.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
             return super()._clip_grad_norm(model)
 
-    args = training_arguments(tmp_path / "work", config, plan.num_steps, validate=False)
+    args = training_arguments(tmp_path / "work", config, planned.num_steps, validate=False)
     objective = cross_entropy_objective
-    Spy(model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=lambda row: None).train()
+    Spy(model, args=args, config=config, data=data, plan=planned, objective=objective, on_log=lambda row: None).train()
     return seen
 
 
@@ -246,8 +248,9 @@ def test_halved_micro_batches_give_the_same_losses(
     assert losses(after) == pytest.approx(losses(before), rel=5e-3)
 
 
-def test_adapters_are_trained_on_frozen_weights_in_bf16(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
-    config = BF16.model_copy(update={"lora": LoraConfig(r=4, merge=True), "learning_rate": 1e-2})
+def test_adapters_are_trained_on_frozen_weights_in_bf16(rows: Path, tmp_path: Path) -> None:
+    student = ModelConfig(model=str(FAMILY / "student"))
+    config = BF16.model_copy(update={"lora": LoraConfig(r=4, merge=True), "learning_rate": 5e-3})
     found: dict[str, list[float]] = {}
     for dtype in ("fp32", "bf16"):
         logs: list[dict[str, Any]] = []
@@ -265,7 +268,7 @@ def test_adapters_are_trained_on_frozen_weights_in_bf16(student: ModelConfig, ro
     base, merged = load_file(Path(student.model) / "model.safetensors"), load_file(tmp_path / "bf16/model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
     adapters = load_file(tmp_path / "bf16/adapter/adapter_model.safetensors")
-    down, up = (adapters[f"base_model.{name.removesuffix('.weight')}.lora_{side}.weight"] for side in "AB")
+    down, up = (adapters[f"base_model.model.{name.removesuffix('.weight')}.lora_{side}.weight"] for side in "AB")
     torch.testing.assert_close(merged[name], base[name].bfloat16().float() + 4 * up @ down, rtol=1e-5, atol=1e-6)
     AutoModelForCausalLM.from_pretrained(tmp_path / "bf16")
 
@@ -280,3 +283,36 @@ def test_frozen_weights_take_half_the_memory(student: ModelConfig) -> None:
     for name, weight in adapted.named_parameters():
         small = weight.requires_grad or "norm" in name
         assert weight.dtype == (torch.float32 if small else torch.bfloat16), name
+
+
+def test_auto_takes_the_faster_dtype_and_keeps_it(
+    student: ModelConfig, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def timed(shapes: Any, *, rows: Any) -> torch.dtype:
+        asked.append(sorted(set(shapes)))
+        return torch.bfloat16 if len(asked) == 1 else torch.float32
+
+    monkeypatch.setattr(plan, "fastest_dtype", timed)
+    config = BF16.model_copy(update={"dtype": "auto", "max_steps": 2})
+    logs: list[dict[str, Any]] = []
+    result = train_student(student, rows, tmp_path / "student", config, on_log=logs.append)
+    assert result.dtype == "bf16"
+    assert {"note": "computing in bf16, with weights, loss and optimizer in fp32"} in logs
+    assert (32, 64) in asked[0]
+    # A training that goes on computes as it began, whatever the clock says by then.
+    model, _ = load_model(student, training=True)
+    work = tmp_path / "work"
+    work.mkdir()
+    asked.clear()
+    assert plan.with_dtype(config, model, work).dtype == "bf16"
+    assert plan.with_dtype(config, model, work).dtype == "bf16"
+    assert len(asked) == 1
+    assert train_student(student, rows, tmp_path / "other", config).dtype == "fp32"
+    assert train_student(student, rows, tmp_path / "asked", BF16.model_copy(update={"max_steps": 1})).dtype == "bf16"
+
+
+def test_tiny_models_stay_in_fp32(rows: Path, tmp_path: Path) -> None:
+    config = TrainConfig(max_steps=1, validation_fraction=0)
+    assert train_student(ModelConfig(model="tiny:student"), rows, tmp_path / "student", config).dtype == "fp32"

@@ -58,7 +58,15 @@ def loss(
         head_grad_VH = gradient_of(head_weight_VH)
         head_weight_VH = head_weight_VH.detach()
     result: Any = _ChunkedCrossEntropy.apply(
-        hidden_NH, head_weight_VH, bias, labels_N, softcap, scale, chunk, head_grad_VH, head_grad_scale,
+        hidden_NH,
+        head_weight_VH,
+        bias,
+        labels_N,
+        softcap,
+        scale,
+        chunk,
+        head_grad_VH,
+        head_grad_scale,
         head_copy_VH,
     )
     return result

@@ -34,7 +34,7 @@ class Head:
     linear: nn.Linear
     scale: float = 1.0
     softcap: float | None = None
-    copy_VH: torch.Tensor | None = None
+    copy: torch.Tensor | None = None
     """The weights in the type that products are computed in, where the trainer keeps them (`bf16_passes`)."""
 
 
@@ -54,7 +54,7 @@ def cross_entropy_objective(hidden_NH: torch.Tensor, head: Head, batch: dict[str
         softcap=head.softcap,
         scale=head.scale,
         head_grad_scale=batch.get("loss_scale"),
-        head_copy_VH=head.copy_VH,
+        head_copy_VH=head.copy,
     )
 
 
@@ -78,9 +78,9 @@ def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
 def install(
     model: nn.Module, objective: Objective = cross_entropy_objective, *, head_copy: torch.Tensor | None = None
 ) -> None:
-    """Make `model(**batch)` return the objective's sum over the batch, until `uninstall`. head_copy: `Head.copy_VH`."""
+    """Make `model(**batch)` return the objective's sum over the batch, until `uninstall`. head_copy: `Head.copy`."""
     decoder, head = decoder_and_head(model)
-    head = replace(head, copy_VH=head_copy)
+    head = replace(head, copy=head_copy)
 
     def forward(
         *,

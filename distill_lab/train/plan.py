@@ -6,6 +6,7 @@ interrupted training goes on with exactly the batches it would have seen.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from distill_lab.config import TrainConfig
+from distill_lab.hardware import fastest_dtype
 from distill_lab.models import best_device
-from distill_lab.precision import compute_dtype
+from distill_lab.precision import compute_dtype, linear_shapes
+from distill_lab.run import write_json
 from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TIMED_ROWS = (128,)
+"""Rows of the products that are timed: passes over whole micro-batches have many."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,22 @@ def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, 
     tokens = [sum(lengths[index] for bin_ in batch for index in bin_) for batch in batches]
     steps = [sum(tokens[first : first + per_step]) for first in range(0, len(tokens), per_step)]
     return Plan(batches, len(steps), np.cumsum([0, *steps]), batches_per_epoch)
+
+
+def with_dtype(config: TrainConfig, model: nn.Module, work: Path) -> TrainConfig:
+    """`config` with what dtype `auto` means for `model` on a CPU: the faster of fp32 and bf16, timed on its own shapes.
+
+    Kept in the directory `work`: a training that is resumed computes as it began, however busy the machine is then.
+    Quantized weights compute in fp32, which their kernels are made for.
+    """
+    if config.dtype != "auto" or best_device().type != "cpu":
+        return config
+    file = work / "dtype.json"
+    if not file.is_file():
+        quantized = any(not weight.is_floating_point() for weight in model.parameters())
+        fast = not quantized and fastest_dtype(linear_shapes(model), rows=TIMED_ROWS) == torch.bfloat16
+        write_json(file, "bf16" if fast else "fp32")
+    return config.model_copy(update={"dtype": json.loads(file.read_text(encoding="utf-8"))})
 
 
 def training_arguments(work: Path, config: TrainConfig, num_steps: int, *, validate: bool) -> TrainingArguments:

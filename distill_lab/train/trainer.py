@@ -32,7 +32,7 @@ from distill_lab.train import launch, loss_forward
 from distill_lab.train.checkpoints import keep_only, newest_whole
 from distill_lab.train.loop import OnLog, StudentTrainer
 from distill_lab.train.loss_forward import Objective, cross_entropy_objective
-from distill_lab.train.plan import make_plan, training_arguments
+from distill_lab.train.plan import make_plan, training_arguments, with_dtype
 from distill_lab.train.rows import Rows, read_rows
 
 NOT_IN_KEY = {"logging_steps", "save_steps", "report_to"}
@@ -62,6 +62,8 @@ class TrainResult:
     """The step this call went on from."""
     skipped_checkpoints: dict[str, str] | None = None
     """Damaged checkpoints that were passed over: name -> what was wrong."""
+    dtype: str = "fp32"
+    """What the passes computed in; weights, loss and optimizer states are in fp32 in any case."""
 
 
 def train_student(
@@ -75,8 +77,9 @@ def train_student(
 ) -> TrainResult:
     """Train `student` on `rows` and leave it in `out`, which appears at once when everything is done.
 
-    thinking: passed to the chat template as `enable_thinking`. Computes in fp32 on a CPU, in bf16 or fp16 with fp32
-    weights on a GPU, and saves in what it computed in. With `config.lora` only adapters are trained, on frozen weights that
+    thinking: passed to the chat template as `enable_thinking`. Computes in fp32 or bf16 on a CPU, whichever is
+    faster there, in bf16 or fp16 on a GPU, with fp32 weights either way, which a CPU saves as they are and a GPU in what it
+    computed in. With `config.lora` only adapters are trained, on frozen weights that
     may be quantized; `out` then holds the adapters, or with `lora.merge` a plain model and the adapters in adapter/. Raises
     UserError (NoData, DataError, ModelError) for what the user can mend: unusable rows, quantized weights without adapters,
     a loss that is not a number, too little memory.
@@ -145,11 +148,14 @@ def train_model(
     with state.main_process_first():
         keep_only(work, key)
         found = newest_whole(work, remove=state.is_main_process)
+        config = with_dtype(config, model, work)
     for name, reason in found.skipped.items():
         chosen = found.checkpoint.name if found.checkpoint else "the beginning"
         log({"note": f"{work / name} was passed over ({reason}); going on from {chosen}"})
     if data.num_spelled:
         log({"note": f"{data.num_spelled} rows spell control tokens of the student; they are trained as plain text"})
+    if config.dtype == "bf16" and best_device().type == "cpu":
+        log({"note": "computing in bf16, with weights, loss and optimizer in fp32"})
     loss_forward.check_head(model)
     mix = loss_forward.rows_stay_apart(model)
     if not mix:
@@ -178,6 +184,7 @@ def train_model(
         seconds=round(time.monotonic() - start, 3),
         resumed_from=int(found.checkpoint.name.rpartition("-")[2]) if found.checkpoint else 0,
         skipped_checkpoints=found.skipped,
+        dtype="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
     )
 
 
