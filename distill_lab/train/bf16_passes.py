@@ -38,7 +38,7 @@ class Bf16Passes:
     def __init__(self, model: nn.Module, *, in_place: bool) -> None:
         self._decoder, self._head = decoder_and_head(model)
         self._patched: list[nn.Module] = []
-        self._copies: dict[nn.Parameter, torch.Tensor] = {}
+        self._copies: dict[torch.Tensor, torch.Tensor] = {}
         self.rows = row_attention.is_suitable(self._decoder)
         """Whether batches are to be one line of rows with their boundaries (`packing.collate`'s `flat`)."""
         self._attention = row_attention.use(self._decoder) if self.rows else None
@@ -54,7 +54,7 @@ class Bf16Passes:
             elif hasattr(module, "cast_input_dtype_enabled"):
                 setattr(module, "cast_input_dtype_enabled", False)  # noqa: B010 - PEFT's, unknown to types
         head = self._head.linear.weight
-        self.head_copy = self._copy(head) if head.requires_grad else head.detach()  # pyright: ignore[reportArgumentType]
+        self.head_copy = self._copy(head) if head.requires_grad else head.detach()
         """The head in bf16, for the loss."""
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class Bf16Passes:
         if self._attention is not None:
             row_attention.use(self._decoder, self._attention)
 
-    def _copy(self, weight: nn.Parameter) -> torch.Tensor:
+    def _copy(self, weight: torch.Tensor) -> torch.Tensor:
         if weight not in self._copies:
             self._copies[weight] = weight.detach().to(torch.bfloat16)
         return self._copies[weight]
