@@ -99,10 +99,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
             part = part.lstrip()
         if place + 1 < len(parts) and control.tokens[parts[place + 1]].lstrip:
             part = part.rstrip()
-        ids += _ids(tokenizer, unmarked(tokenizer, part), split_special_tokens=True)
+        ids += _ids(tokenizer, unmarked(tokenizer, part), spelled=True)
     return ids + (_ids(tokenizer, plain) if plain else [])
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str, **settings: bool) -> list[int]:
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, spelled: bool = False) -> list[int]:
+    """The tokens of `text`; spelled: control tokens in it as the text they are."""
+    settings: dict[str, Any] = {"split_special_tokens": True} if spelled else {}
     encoding: Mapping[str, Any] = tokenizer(text, add_special_tokens=False, **settings)
     return list(encoding["input_ids"])

@@ -36,7 +36,7 @@ def user(text: str) -> Message:
     return {"role": "user", "content": text}
 
 
-def number_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> dict[str, int]:
+def number_of(tokenizer: Any, ids: list[int]) -> dict[str, int]:
     return {
         name: ids.count(token) for name, token in zip(CONTROL, tokenizer.convert_tokens_to_ids(CONTROL), strict=True)
     }

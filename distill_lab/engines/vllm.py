@@ -206,8 +206,9 @@ def _fitting(model: ModelConfig, config: EngineConfig, platform: Any, methods: S
     if weights.share < LEAST_QUANTIZED:
         return "none"
     room = FULL_SHARE * config.tensor_parallel_size * platform.get_device_total_memory()
-    levels: tuple[Quantization, ...] = ("none", "8bit", "4bit") if BITSANDBYTES in methods else ("none", "8bit")
-    return next((level for level in levels if weights.bytes(level) <= room), levels[-1])
+    if weights.bytes("none") <= room:
+        return "none"
+    return "8bit" if weights.bytes("8bit") <= room or BITSANDBYTES not in methods else "4bit"
 
 
 def _room_for(adapter: str, model: ModelConfig) -> int:

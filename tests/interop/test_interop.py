@@ -110,7 +110,11 @@ KINDS: dict[str, Any] = {
     "qwen3 moe": (
         Qwen3MoeForCausalLM,
         Qwen3MoeConfig(
-            **HEADS, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=32, head_dim=16, rope_parameters=ROPE
+            **{**HEADS, "head_dim": 16},
+            num_experts=6,
+            num_experts_per_tok=2,
+            moe_intermediate_size=32,
+            rope_parameters=ROPE,
         ),
     ),
 }
@@ -220,10 +224,10 @@ def assert_converted(strangers: Any, student: Path, out: Path, kind: str, length
     messages: list[Message] = [{"role": "user", "content": "Write the word apple three times."}]
     prompt: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     job = {"do": "convert", "folder": str(student), "out": str(out), "type": kind, "prompt": prompt}
-    (found,) = strangers([job | {"max_new_tokens": length}])
-    assert "error" not in found, found["error"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert (found["base"], found["eos"], found["end"]) == (BASE, end, end)
+    (found,) = strangers([job | {"max_new_tokens": length, "end": end}])
+    assert "error" not in found, found["error"]
+    assert (found["base"], found["eos"], found["ends"]) == (BASE, end, True)
     assert found["template"] == tokenizer.chat_template
     assert found["ids"] == prompt_ids(tokenizer, messages)
     engine = load_engine(ModelConfig(model=str(student)), EngineConfig(engine="transformers"))
