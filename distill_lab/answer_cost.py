@@ -64,11 +64,12 @@ def token_cost(model: ModelConfig, prompts: Path, completions: Path, *, thinking
     return Cost(mean(read) if read else 0.0, mean(written.values()) if written else 0.0)
 
 
-def time_answers(model: ModelConfig, prompts: Path, sampling: SamplingConfig) -> Speed:
-    """The speed of `model` on the first prompts of a file, alone in memory. Raises as `measure`."""
+def time_answers(model: ModelConfig, prompts: Path, sampling: SamplingConfig, *, budget_s: float) -> Speed:
+    """The speed of `model` on the first prompts of a file, alone in memory, in about `budget_s`. Raises as `measure`."""
     from distill_lab.measure import measure
 
-    return measure({"model": model}, list(islice(read_prompts(prompts), NUM_MEASURED)), sampling=sampling)["model"]
+    asked = list(islice(read_prompts(prompts), NUM_MEASURED))
+    return measure({"model": model}, asked, sampling=sampling, budget_s=budget_s)["model"]
 
 
 def compare_costs(costs: Mapping[str, Cost], scores: Mapping[str, float]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def make_plan(
         else:
             break
     latency_s = max(LATENCY_SHARE * budget_s, 0.0)
-    longest = max(pace.read_s + latency_tokens * pace.token_s for pace in paces) * len(paces)
+    one_each_s = sum(pace.read_s + latency_tokens * pace.token_s for pace in paces)
     return Plan(
         num_prompts=number,
         max_tokens=tokens,
@@ -119,7 +119,7 @@ def make_plan(
         rounds_single=times_single,
         single_s=max(SINGLE_SHARE * budget_s, 0.0),
         latency_s=latency_s,
-        seconds=batched_s() + single_s() + max(latency_s, longest),
+        seconds=batched_s() + single_s() + max(latency_s, one_each_s),
     )
 
 

@@ -24,7 +24,7 @@ from distill_lab.errors import NoData
 from distill_lab.evaluate import cut_share, evaluate
 from distill_lab.graders import load_grader, metric_of
 from distill_lab.label_report import item_lines, label_report, predictions, render_label_report
-from distill_lab.line import LABELS, Line, choose_grader, model_inputs
+from distill_lab.line import LABELS, Line, choose_grader, model_inputs, timing_note
 from distill_lab.prompt_data import has_gold, write_asked, write_references
 from distill_lab.run import Run, write_json
 from distill_lab.types import Counts
@@ -151,7 +151,11 @@ def _speeds(line: Line, ways: Mapping[str, Way]) -> dict[str, Any]:
     }
 
     def work(path: Path) -> None:
-        speeds = {name: time_answers(way.model, way.prompts, way.sampling) for name, way in timed.items()}
+        budget_s = line.engine.measure_budget_s
+        line.watch.note(timing_note(len(timed), budget_s))
+        speeds = {
+            name: time_answers(way.model, way.prompts, way.sampling, budget_s=budget_s) for name, way in timed.items()
+        }
         write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
 
     path = line.run.stage("speed", "speed.json", inputs=inputs, work=work)

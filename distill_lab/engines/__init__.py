@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Protocol
 
+from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.types import Completion, Prompt
@@ -47,7 +48,8 @@ def load_engine(model: ModelConfig, config: EngineConfig, *, on_note: Callable[[
 
     on_note: is told what a user should know of how the model is run.
     """
-    engine: Engine = _module(chosen_engine(model, config)).load(model, config)
+    with activity.doing(f"loading {model.model}"):
+        engine: Engine = _module(chosen_engine(model, config)).load(model, config)
     note = getattr(engine, "note", "")
     if note and on_note is not None:
         on_note(f"{model.model}: {note}")

@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from torch import nn
 from transformers import PreTrainedModel
 
+from distill_lab import activity
 from distill_lab.config import LoraConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve, unrounded
@@ -77,6 +78,7 @@ def merge_directory(adapter: ModelConfig, out: Path) -> None:
     base, _ = load_model(unrounded(base_of(adapter)))
     tokenizer = load_tokenizer(adapter)
     partial = out.with_name(f".{out.name}.partial")
+    activity.report(f"merging the adapters into {out}")
     untie_for(path, base)
     with quiet_peft():
         adapted = PeftModel.from_pretrained(base, path)
