@@ -237,6 +237,42 @@ def test_adapters_answer_as_in_the_transformers_engine(tmp_path: Path) -> None:
     assert by_id(load_engine(adapted, EngineConfig(**SETTINGS)).generate(tiny_prompts(4), sampling)) == expected
 
 
+@needs_vllm
+@pytest.mark.timeout(1800)
+def test_a_student_just_trained_answers_as_in_the_lab(tmp_path: Path) -> None:
+    """A rotary base of 1,000,000 under its new and its old name, an end of turn that the base did not end with, adapters."""
+    from distill_lab.config import LoraConfig, TrainConfig
+    from distill_lab.train.trainer import train_student
+
+    base = tmp_path / "base"
+    shutil.copytree(resolve("tiny:student"), base)
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        settings = json.loads((base / name).read_text(encoding="utf-8"))
+        if name == "config.json":
+            settings.pop("rope_theta", None)
+            settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 1_000_000.0}
+        settings |= {"eos_token": "<|endoftext|>"} if "tokenizer" in name else {"eos_token_id": 1275}
+        (base / name).write_text(json.dumps(settings), encoding="utf-8")
+    write_jsonl(
+        tmp_path / "rows.jsonl",
+        (
+            {
+                "prompt": [{"role": "user", "content": f"{place} and {place + 1}"}],
+                "completion": [{"role": "assistant", "content": "Yes."}],
+            }
+            for place in range(8)
+        ),
+    )
+    train = TrainConfig(
+        learning_rate=1e-3, tokens_per_batch=128, max_steps=2, validation_fraction=0, lora=LoraConfig(r=4, merge=True)
+    )
+    train_student(ModelConfig(model=str(base)), tmp_path / "rows.jsonl", tmp_path / "student", train)
+    student, sampling = ModelConfig(model=str(tmp_path / "student")), SamplingConfig(max_new_tokens=48)
+    prompts = tiny_prompts(4)
+    expected = by_id(load_engine(student, EngineConfig(engine="transformers")).generate(prompts, sampling))
+    assert by_id(load_engine(student, EngineConfig(**SETTINGS)).generate(prompts, sampling)) == expected
+
+
 def vllm_processes() -> set[int]:
     """What vLLM started and this test did not end."""
     return {process.pid for process in psutil.process_iter(["cmdline"]) if "VLLM::" in str(process.info["cmdline"])}
