@@ -26,6 +26,9 @@ ON_CPU_ELSEWHERE = {
     "judge": "tests/test_judge.py runs it on a CPU",
     "vllm": "tests/test_vllm.py runs it on a CPU",
     "measure-time": "tests/test_measure.py runs it on a CPU",
+    "suite": "tests/conftest.py and all beside it: make test",
+    "notebook": "tests/test_notebook.py runs it on a CPU",
+    "train-speed": "benchmarks/sft.py is timed on a CPU for RESULTS.md",
 }
 """Checks that are whole commands, which other tests run on a CPU."""
 

@@ -16,6 +16,7 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engines import load_engine
 from distill_lab.measure import measure
 from distill_lab.vllm_install import installed
+from tests.conftest import ROOT
 from tests.gpu import shapes
 from tests.gpu.checks import T4_BYTES, Setting, check
 
@@ -31,23 +32,8 @@ if share < 1:
 
 def command(setting: Setting, *words: str, limit: int = T4_BYTES, timeout_s: int = 900) -> float:
     """Run `distill WORDS` with every process held to a share of the GPU; its seconds. Asserts that it ends well."""
-    folder = setting.scratch / "limited"
-    folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(LIMIT)
-    share = 1.0
-    if setting.on_gpu:
-        share = min(1.0, limit / torch.cuda.get_device_properties(setting.device).total_memory)
-    environment = {**os.environ, "PYTHONPATH": str(folder), "GPU_SHARE": str(share), "DISTILL_LAB_CACHE": "off"}
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "distill_lab.cli", *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    module(setting, "distill_lab.cli", *words, limit=limit, timeout_s=timeout_s)
     return time.monotonic() - start
 
 
@@ -129,3 +115,49 @@ def vllm(setting: Setting) -> dict[str, Any]:
         free_memory()
         assert torch.cuda.mem_get_info()[0] > free - 1_500_000_000
     return {"same": same}
+
+
+def module(setting: Setting, *words: str, limit: int | None = None, timeout_s: int = 1500) -> str:
+    """What `python -m WORDS` prints, run in the repository and held to `limit` bytes of the GPU."""
+    folder = setting.scratch / "limited"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(LIMIT)
+    share = 1.0
+    if setting.on_gpu and limit:
+        share = min(1.0, limit / torch.cuda.get_device_properties(setting.device).total_memory)
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "GPU_SHARE": str(share), "DISTILL_LAB_CACHE": "off"}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@check("suite")
+def suite(setting: Setting) -> dict[str, Any]:
+    """Every test of the lab passes where its models compute on a GPU."""
+    out = module(setting, "pytest", "-q", "tests", "--ignore", "tests/gpu", "--ignore", "tests/interop")
+    return {"last": out.strip().splitlines()[-1]}
+
+
+@check("notebook")
+def notebook(setting: Setting) -> dict[str, Any]:
+    """The notebook's cells run on a GPU with a T4's memory."""
+    out = module(setting, "pytest", "-q", "tests/test_notebook.py", limit=T4_BYTES)
+    return {"last": out.strip().splitlines()[-1]}
+
+
+@check("train-speed")
+def train_speed(setting: Setting) -> dict[str, Any]:
+    """Tokens a second of the lab's training, full and with adapters, beside plain transformers."""
+    shared = Path(os.environ.get("DISTILL_LAB_SHARED", ROOT.parent / "shared")) / "data"
+    if not shared.is_dir():
+        return {"skipped": "the benchmark's rows are not here (set DISTILL_LAB_SHARED)"}
+    out = module(setting, "benchmarks.sft", "--mode", "both", "--rounds", "1", "--trl", "--skip", "gemm")
+    return {"table": [line for line in out.splitlines() if "|" in line]}
