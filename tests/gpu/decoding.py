@@ -167,6 +167,7 @@ def decode_speed(setting: Setting) -> dict[str, Any]:
     """Milliseconds a token takes at several batch sizes, and how the two ends of a distillation compare."""
     sizes, tokens = ((1, 4), 4) if setting.small else ((1, 8, 64, 256, 1024), 128)
     table: dict[str, Any] = {}
+    engine = None
     for shape in ("qwen2.5-7b", "qwen2.5-0.5b"):
         model = shapes.build(shape, small=setting.small, device=setting.device, dtype=setting.dtype)
         for size in sizes:
@@ -176,7 +177,8 @@ def decode_speed(setting: Setting) -> dict[str, Any]:
             seconds, made = timed(setting, partial(_exactly, engine, rows, tokens))
             assert all(row.num_tokens == tokens for row in made)
             table[f"{shape}, {size} rows"] = round(1e3 * seconds / tokens, 2)
-        del model, engine
+        del model
+        engine = None
         free_memory()
     return {"ms_per_step": table}
 
@@ -209,7 +211,7 @@ def prefix_speed(setting: Setting) -> dict[str, Any]:
     rules = {"role": "system", "content": " ".join(shapes.WORDS[place % 11] for place in range(words))}
     rows = [Prompt(row.id, [rules, *row.messages]) for row in shapes.prompts(number, most_words=8)]
     shared_s, shared = timed(setting, lambda: by_id(_exactly(engine, rows, tokens)))
-    engine._in_order = deque
+    engine.__dict__["_in_order"] = deque
     apart_s, apart = timed(setting, lambda: by_id(_exactly(engine, rows, tokens)))
     differ = sum(shared[row.id].content != apart[row.id].content for row in rows)
     assert differ <= 0.1 * number

@@ -72,6 +72,8 @@ def build(shape: str, *, small: bool, device: torch.device, dtype: torch.dtype, 
     for name, value in {**SMALL, **SMALL_EXPERTS}.items() if small else ():
         if hasattr(config, name):
             setattr(config, name, value)
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[: config.num_hidden_layers]
     tokenizer = load_tokenizer()
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     torch.manual_seed(seed)
