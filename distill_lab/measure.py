@@ -43,6 +43,7 @@ SLOW_READING_S = 10.0
 MEMORY_SHARE = 0.2
 """Of the budget, for the process that shows the memory; loading the model left out."""
 LATENCY_BUDGET_S = 60.0
+DTYPE_NAMES = {"torch.float32": "fp32", "torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +183,16 @@ def _speed(
         num_prompts=num_prompts,
         max_tokens=plan.max_tokens,
         device=device_name(engine.model.device),
-        dtype=str(engine.model.dtype).removeprefix("torch."),
+        dtype=_dtype(engine),
     )
+
+
+def _dtype(engine: TransformersEngine) -> str:
+    """What a model computes in, and how many bits its weights have where they are quantized."""
+    name = DTYPE_NAMES.get(str(engine.model.dtype), str(engine.model.dtype))
+    how: Any = getattr(engine.model.config, "quantization_config", None)
+    bits = [each for each in ("4bit", "8bit") if getattr(how, f"load_in_{each}", False)]
+    return f"{name} with {bits[0]} weights" if bits else name
 
 
 def spread(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
@@ -320,9 +329,12 @@ def _latencies(
 def _timed(
     engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, *, min_new_tokens: int = 0
 ) -> Timing:
-    start = time.perf_counter()
-    completions = list(engine.generate(prompts, sampling, min_new_tokens=min_new_tokens))
-    return time.perf_counter() - start, sum(completion.num_tokens for completion in completions)
+    # What is timed is the news here, not how far the engine is with it.
+    with activity.listening(lambda heard: None):
+        start = time.perf_counter()
+        completions = list(engine.generate(prompts, sampling, min_new_tokens=min_new_tokens))
+        seconds = time.perf_counter() - start
+    return seconds, sum(completion.num_tokens for completion in completions)
 
 
 def _load(model: ModelConfig) -> TransformersEngine:

@@ -168,11 +168,14 @@ class Terminal(Watch):
     def _life(self) -> str:
         """What is being done, how far, since when, how long still."""
         now, count, doing = self._clock(), self._count, self._doing
-        parts = [f"{count.done:,}/{count.total:,}", count.detail] if count else []
+        parts = [f"{count.done:,}/{count.total:,}"] if count else []
         if doing:
             parts.append(clean(str(doing)))
         elif not count:
             parts.append(clean(self._title))
+        # Two things that are read at once would leave no room for the time.
+        if count and not (doing and count.detail.startswith("reading")):
+            parts.append(count.detail)
         left = count.seconds_left if count else None
         if doing and doing.done is not None and doing.total:
             since, first = self._doing_since
@@ -312,11 +315,10 @@ def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
 
 
 def _model_table(models: dict[str, Any]) -> Table:
-    from distill_lab.compare import latency_tokens  # here, as the help shows no results and is to be there at once
-
+    """A row per model; no wider than 80 characters."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    for title in ("score [95%]", "cut", "tokens/s", f"{latency_tokens(models)} tok p50/p95", "size", "memory"):
+    for title in ("score [95%]", "cut", "tokens/s", "p50/p95", "size", "memory"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, model in models.items():
         low_high = model.get("ci95")
@@ -324,20 +326,34 @@ def _model_table(models: dict[str, Any]) -> Table:
         memory = model.get("peak_memory_bytes")
         table.add_row(
             NAMES.get(name, name),
-            f"{model['score']:.1%} [{low_high[0]:.1%}, {low_high[1]:.1%}]" if low_high else "-",
+            f"{model['score']:.1%} [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if low_high else "-",
             "-" if model.get("cut_share") is None else f"{model['cut_share']:.0%}",
             f"{model['tokens_per_s']:,.0f}" if timed else "-",
-            f"{model['latency_p50_s']:.2f}/{'-' if (p95 := model['latency_p95_s']) is None else f'{p95:.2f}'} s"
-            if timed
-            else "-",
-            f"{model['num_parameters'] / 1e6:,.1f}M" if timed else "-",
-            f"{memory / 2**20:,.0f} MiB" if memory else "-",
+            _latency(model) if timed else "-",
+            _size(model["num_parameters"]) if timed else "-",
+            _memory(memory) if memory else "-",
         )
     return table
 
 
+def _latency(model: dict[str, Any]) -> str:
+    p50, p95 = (model[key] for key in ("latency_p50_s", "latency_p95_s"))
+    digits = 2 if p50 < 10 else 0
+    return f"{p50:.{digits}f}/{'-' if p95 is None else f'{p95:.{digits}f}'} s"
+
+
+def _size(number: int) -> str:
+    if number >= 1e9:
+        return f"{number / 1e9:,.1f}B"
+    return f"{number / 1e6:.{0 if number >= 1e8 else 1}f}M"
+
+
+def _memory(number: int) -> str:
+    return f"{number / 2**20:,.0f} MiB" if number < 1000 * 2**20 else f"{number / 2**30:,.1f} GiB"
+
+
 def _findings(summary: dict[str, Any]) -> Iterator[str]:
-    from distill_lab.compare import no_p95, ran_on, times
+    from distill_lab.compare import latency_tokens, no_p95, ran_on, times
     from distill_lab.verdict import tenths
 
     metric = summary["metric"]["short"] if summary["metric"] else "score"
@@ -356,6 +372,7 @@ def _findings(summary: dict[str, Any]) -> Iterator[str]:
             yield f"{'speedup':<11}{times(summary[f'speedup_{way}'], 'x')}  per answer, {title}{beside}"
     if timed_with := ran_on(summary["models"]):
         yield f"{'timed with':<11}{timed_with}"
+        yield f"{'p50/p95':<11}seconds of an answer of {latency_tokens(summary['models'])} tokens, alone"
     for name, model in summary["models"].items():
         if reason := no_p95(model):
             yield f"{'p95':<11}{NAMES.get(name, name)}: {reason}"

@@ -140,7 +140,7 @@ def test_figures_say_what_they_were_taken_with(slow_engines: Callable[..., Clock
     teacher = speeds["teacher"]
     assert (teacher.engine, teacher.dtype, teacher.max_tokens, teacher.num_latencies) == (
         "transformers",
-        "float32",
+        "fp32",
         256,
         20,
     )
@@ -152,8 +152,8 @@ def test_figures_say_what_they_were_taken_with(slow_engines: Callable[..., Clock
         teacher.seconds_per_answer / speeds["student"].seconds_per_answer
     )
     found = summary["models"]["teacher"]
-    assert (found["device"], found["dtype"], found["engine"]) == (teacher.device, "float32", "transformers")
-    assert "transformers, float32, " in ran_on(summary["models"])
+    assert (found["device"], found["dtype"], found["engine"]) == (teacher.device, "fp32", "transformers")
+    assert "transformers, fp32, " in ran_on(summary["models"])
     assert no_p95(found) == ""
     old = {name: value for name, value in teacher.to_json().items() if name not in ("engine", "device", "dtype")}
     assert Speed.from_json(json.loads(json.dumps(old))).tokens_per_s == teacher.tokens_per_s

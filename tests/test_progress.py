@@ -353,3 +353,47 @@ def test_graders_that_look_at_each_answer_say_how_far_they_are(tmp_path: Path) -
     with activity.listening(lambda doing: heard.append(str(doing))):
         grade(tmp_path / "p.jsonl", tmp_path / "c.jsonl", tmp_path / "g.jsonl", "exact")
     assert list(dict.fromkeys(heard)) == [f"grading {n} of 5" for n in range(5)]
+
+
+def test_while_a_shared_prompt_is_read_the_line_shows_that_and_the_time(talking: Callable[..., Talking]) -> None:
+    clock = Clock()
+    face = talking(clock)
+    face.stage("answers")
+    face.progress(0, 20, detail="reading prompts 0 of 20", seconds_left=None)
+    activity.report("reading the shared prompt", 0, 600)
+    clock.now += 3
+    activity.report("reading the shared prompt", 100, 600)
+    clock.now += 9
+    activity.report("reading the shared prompt", 200, 600)
+    assert face.lines[1:] == ["  0/20, reading the shared prompt 200 of 600, about 24 s left"]
+    clock.now += 10
+    face.progress(0, 20, detail="20 tokens in 20 answers, 3 tok/s", seconds_left=None)
+    assert face.lines[2:] == ["  0/20, 20 tokens in 20 answers, 3 tok/s, 22 s so far"]
+
+
+def test_the_table_of_models_fits_into_eighty_columns(talking: Callable[..., Talking]) -> None:
+    from distill_lab.terminal import _model_table
+
+    model = {
+        "score": 1.0, "ci95": [0.886, 1.0], "cut_share": 1.0, "tokens_per_s": 1234.5, "latency_p50_s": 9.87,
+        "latency_p95_s": 9.99, "num_parameters": 7_615_616_512, "peak_memory_bytes": 15_234_567_890,
+    }  # fmt: skip
+    unknown = {**dict.fromkeys(model), "score": 0.5}
+    small = {**model, "num_parameters": 494_032_768, "peak_memory_bytes": 2_100_000_000, "latency_p95_s": None}
+    face = talking(Clock())
+    face.print(_model_table({"teacher": model, "base": unknown, "student": small}))
+    assert all(len(line) <= 80 for line in face.lines)
+    shown = "\n".join(face.lines)
+    assert "\u2026" not in shown
+    for text in (
+        "100.0% [88.6, 100.0]",
+        "100%",
+        "1,234",
+        "9.87/9.99 s",
+        "9.87/- s",
+        "7.6B",
+        "494M",
+        "14.2 GiB",
+        "2.0 GiB",
+    ):
+        assert text in shown

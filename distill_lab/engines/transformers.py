@@ -255,7 +255,7 @@ class TransformersEngine:
         if not done.tokens:
             activity.report("reading prompts", done.rows_read, done.rows, decoding=decoding)
         else:
-            activity.report("generating, tokens", done.tokens, decoding=decoding)
+            activity.report("generated tokens:", done.tokens, decoding=decoding)
 
     def _first_slices(self) -> Slices:
         on_cpu = self.model.device.type == "cpu"
