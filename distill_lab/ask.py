@@ -34,6 +34,7 @@ def ask(
     engine does.
     """
     from distill_lab.engines.transformers import TransformersEngine
+    from distill_lab.memory import memory_returned
 
     if tokenizer.chat_template:
         texts = [user_text(*pair, steps=steps) for pair in asked]
@@ -45,8 +46,9 @@ def ask(
         # Without a template there is no end of turn: such a model goes on with the next question.
         sampling = sampling.model_copy(update={"stop": (*sampling.stop, "\nUser:")})
     prompts = [Prompt(str(place), [{"role": "user", "content": text}]) for place, text in enumerate(texts)]
-    answers = TransformersEngine(model, tokenizer, batch_size=batch_size).generate(prompts, sampling)
-    return sorted(answers, key=lambda answer: int(answer.id))
+    with memory_returned():
+        answers = TransformersEngine(model, tokenizer, batch_size=batch_size).generate(prompts, sampling)
+        return sorted(answers, key=lambda answer: int(answer.id))
 
 
 def user_text(instruction: str, input_text: str = "", *, steps: bool = False) -> str:

@@ -276,6 +276,7 @@ def compare_models(
     does not load.
     """
     from distill_lab.engines import api_engine, complete, load_engine
+    from distill_lab.memory import memory_returned
     from distill_lab.models import load_tokenizer
 
     answers: list[dict[str, Completion]] = [{} for _ in prompts]
@@ -295,8 +296,9 @@ def compare_models(
         texts = [user_text(prompt, steps=steps) for prompt in prompts]
         asked = [Prompt(str(index), [{"role": "user", "content": text}]) for index, text in enumerate(texts)]
         sampling = SamplingConfig(max_new_tokens=max_new_tokens, thinking=None if steps or api_engine(path) else False)
-        for completion in complete(load_engine(config, EngineConfig()), asked, sampling):
-            answers[int(completion.id)][label] = with_thinking(completion) if steps else completion
+        with memory_returned():
+            for completion in complete(load_engine(config, EngineConfig()), asked, sampling):
+                answers[int(completion.id)][label] = with_thinking(completion) if steps else completion
     return [Comparison(prompt, found, missing) for prompt, found in zip(prompts, answers, strict=True)]
 
 

@@ -10,7 +10,7 @@ student = line.student(config.student, rows, config.train)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -23,12 +23,15 @@ from distill_lab.cut_answers import cut_warning, dropped_warning
 from distill_lab.data import write_prompts
 from distill_lab.engines import api_engine, settled
 from distill_lab.errors import NoData, UserError
-from distill_lab.evaluate import Score, evaluate
+from distill_lab.evaluate import Score, cut_share, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
-from distill_lab.graders import load_grader, metric_of
+from distill_lab.graders import grading, metric_of
 from distill_lab.identity import model_inputs
 from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
+from distill_lab.prompt_data import write_references
+from distill_lab.prompts import read_prompts
+from distill_lab.publish import published, training_losses
 from distill_lab.request_cache import RequestCache
 from distill_lab.run import Run, read_jsonl, write_json
 from distill_lab.steps import count_steps
@@ -142,6 +145,8 @@ class Line:
         return resolved
 
     def _generate(self, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
+        from distill_lab.memory import memory_returned
+
         def on_progress(progress: Progress) -> None:
             self.watch.progress(
                 progress.done, progress.total, detail=progress.detail, seconds_left=progress.seconds_left
@@ -154,7 +159,8 @@ class Line:
 
         # A student of this run is asked nothing by any other run.
         own = Path(model.model).is_dir() and Path(model.model).resolve().is_relative_to(self.run.directory.resolve())
-        with nullcontext() if own else RequestCache(model, self.engine, on_note=self.watch.note) as cache:
+        cached = nullcontext() if own else RequestCache(model, self.engine, on_note=self.watch.note)
+        with memory_returned(), cached as cache:
             return generate(prompts, path, engine, sampling, cache=cache, on_progress=on_progress)
 
     def training_set(
@@ -177,8 +183,8 @@ class Line:
         """Completions -> graded, in the order of the prompts."""
 
         def work(path: Path) -> None:
-            loaded = load_grader(grader, self.engine)
-            self.watch.note(str(grade(prompts, completions, path, loaded, on_progress=self.watch.progress)))
+            with grading(grader, self.engine) as loaded:
+                self.watch.note(str(grade(prompts, completions, path, loaded, on_progress=self.watch.progress)))
 
         inputs = {"prompts": prompts, "completions": completions, "grader": grader}
         return self.run.stage(name, output, inputs=inputs, work=work)
@@ -205,11 +211,13 @@ class Line:
 
     def _train(self, student: ModelConfig, rows: Path, train: TrainConfig, path: Path, thinking: bool | None) -> Counts:
         from distill_lab.hardware import device_name
+        from distill_lab.memory import memory_returned
         from distill_lab.models import best_device
         from distill_lab.train.thinking import leave_out_thinking
         from distill_lab.train.trainer import train_student
 
-        result = train_student(student, rows, path, train, thinking=thinking, on_log=self.watch.log)
+        with memory_returned():
+            result = train_student(student, rows, path, train, thinking=thinking, on_log=self.watch.log)
         self.run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
         if thinking is False:
             leave_out_thinking(path)
@@ -233,65 +241,70 @@ class Line:
         grader: str,
         measure_speed: bool,
         several_steps: bool = False,
+        extend: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> dict[str, Any]:
         """Score and time `models` ("teacher", "base", "student") on `test`: eval/, summary.json and report.html.
 
-        several_steps: also the share of answers that reason in several steps before their final answer; latency is then
-        that of answers twice as long.
+        Where neither gold answers nor reference texts are known, the teacher's answers are the reference of a score by
+        likeness, and it has none of its own. several_steps: also the share of answers that reason in several steps before
+        their final answer; latency is then that of answers twice as long. extend: what the recipe adds to the summary.
         """
-        from distill_lab.report.page import write_report
-
         num_prompts = sum(1 for _ in read_jsonl(test))
         scores: dict[str, Score] = {}
+        metric = None
         if num_prompts:
             grader = choose_grader(test) if grader == "auto" else grader
-            self.watch.note(f"graded by: {grader}")
+            alone = metric_of(grader).similarity and not has_references(test)
+            answers: dict[str, Path] = {}
+            asked = test
             for name, model in models.items():
-                output = f"eval/{name}.completions.jsonl"
-                answers = self.answers(
-                    f"test answers of {LABELS.get(name, name)}", model, test, sampling, output=output
-                )
-                scores[name] = evaluate(test, answers, self.run.path(f"eval/{name}.jsonl"), grader)
-                self.warn(cut_warning(LABELS.get(name, name), scores[name].cut_share))
+                title, output = f"test answers of {LABELS.get(name, name)}", f"eval/{name}.completions.jsonl"
+                answers[name] = self.answers(title, model, asked, sampling, output=output)
+                if alone and name == "teacher":
+                    asked = self._teachers_as_reference(test, answers[name])
+            metric = metric_of(grader, reference="teacher" if alone else "gold")
+            self.watch.note(f"graded by: {grader}" + (", against the teacher's answers" if alone else ""))
+            # All answers first: the judge, if it is one, is never in memory beside what it judges, and is loaded once.
+            with grading(grader, self.engine) as loaded:
+                for name in models if asked.stat().st_size else ():
+                    if not (alone and name == "teacher"):
+                        path = self.run.path(f"eval/{name}.jsonl")
+                        scores[name] = evaluate(asked, answers[name], path, loaded)
+            for name, path in answers.items():
+                self.warn(cut_warning(LABELS.get(name, name), cut_share(path)))
         else:
             self.watch.note("no test rows: no scores (give --test, or more data)")
-        num_tokens = REASONING_TOKENS if several_steps else LATENCY_TOKENS
-        speeds = self._speeds(models, test, sampling, num_tokens) if scores and measure_speed else {}
-        metric = metric_of(grader) if scores else None
         gain = paired(self.run.path("eval/base.jsonl"), self.run.path("eval/student.jsonl")) if scores else None
         steps = {name: count_steps(test, self.run.path(f"eval/{name}.jsonl")) for name in scores if several_steps}
-        summary = summarize(
-            self.run.recipe, num_prompts, scores=scores, speeds=speeds, gain=gain, steps=steps, metric=metric,
-            losses=self.losses(models.get("student")),
-        )  # fmt: skip
-        write_json(self.run.path("summary.json"), summary)
-        write_report(self.run.directory)
-        return summary
+        losses, num_scored = (
+            training_losses(self.run, models.get("student")),
+            next((score.n for score in scores.values()), 0),
+        )
+
+        def summarized(speeds: dict[str, Any]) -> dict[str, Any]:
+            summary = summarize(
+                self.run.recipe, num_scored, scores=scores, speeds=speeds, gain=gain, steps=steps,
+                metric=metric if scores else None, losses=losses,
+            )  # fmt: skip
+            return extend(summary) if extend else summary
+
+        num_tokens = REASONING_TOKENS if several_steps else LATENCY_TOKENS
+        timing = (lambda: self._speeds(models, test, sampling, num_tokens)) if scores and measure_speed else None
+        return published(self.run, summarized, timing)
+
+    def _teachers_as_reference(self, test: Path, answers: Path) -> Path:
+        """The test with the teacher's answers as gold ones; those that were cut or empty are left out, and counted."""
+        return self.run.stage(
+            "reference",
+            "eval/reference.jsonl",
+            inputs={"test": test, "answers": answers},
+            work=lambda path: write_references(test, answers, path, labels=()),
+        )
 
     def warn(self, text: str) -> None:
         """A note, where there is a text."""
         if text:
             self.watch.note(text)
-
-    def losses(self, student: ModelConfig | None) -> tuple[float, float] | None:
-        """Validation loss before and after the training of `student`, nats per token; None where none was taken."""
-        if student is None:
-            return None
-        for folder in (Path(student.model).parent, self.run.directory):
-            if (folder / "training.json").is_file():
-                found = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-                before, after = found.get("validation_loss_before"), found.get("validation_loss_after")
-                return None if before is None or after is None else (before, after)
-        return None
-
-    def add(self, summary: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-        """`summary` with what a recipe found besides, in summary.json and in the report."""
-        from distill_lab.report.page import write_report
-
-        summary = {**summary, **more}
-        write_json(self.run.path("summary.json"), summary)
-        write_report(self.run.directory)
-        return summary
 
     def timed(self, models: Mapping[str, ModelConfig]) -> dict[str, ModelConfig]:
         """Those of `models` whose speed is taken: not the base student's, and no server's, which is told."""
@@ -345,6 +358,11 @@ def timing_note(num_models: int, budget_s: float) -> str:
 def choose_grader(prompts: Path) -> str:
     """`exact` where every prompt has a gold answer, else `overlap` with the data's own completion."""
     return "exact" if all(row.get("answer") for row in read_jsonl(prompts)) else "overlap"
+
+
+def has_references(prompts: Path) -> bool:
+    """Whether every prompt has a gold answer, or a completion that came with the data."""
+    return all(prompt.answer for prompt in read_prompts(prompts, references=True))
 
 
 def student_path(out: str) -> str:

@@ -24,10 +24,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what a failed try holds. To be called outside of its except block, whose traceback holds tensors."""
+    """Give back what nothing refers to. After a failed try, outside of its except block: a traceback holds tensors."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def memory_returned() -> Iterator[None]:
+    """A block that holds a model: memory that was held before is given back first, and its own afterwards.
+
+    PyTorch keeps what it freed for itself, on a GPU where no other process gets it, and a cycle of objects keeps its
+    tensors until the garbage collector comes by.
+    """
+    free_memory()
+    try:
+        yield
+    finally:
+        free_memory()
 
 
 @contextmanager

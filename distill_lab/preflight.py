@@ -125,7 +125,7 @@ def check_gold(prompts: Path, grader: str) -> None:
 
 def check_sampling(sampling: SamplingConfig, *, flag: str) -> None:
     """Refuse several samples of a prompt that would all be the same."""
-    if sampling.num_samples > 1 and sampling.temperature == 0:
+    if sampling.num_samples > 1 and sampling.temperature == 0 and not sampling.from_model:
         raise UserError(
             f"{flag}.num-samples {sampling.num_samples} at temperature 0 gives the same answer each time; set "
             f"{flag}.temperature above 0, or leave num-samples at 1"

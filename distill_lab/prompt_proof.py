@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill_lab.answer_cost import compare_costs, render_costs, time_answers, token_cost
+from distill_lab.answer_cost import Cost, compare_costs, render_costs, time_answers, token_cost
 from distill_lab.compare import paired, summarize
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.cot_files import take_gold
@@ -22,10 +22,11 @@ from distill_lab.cut_answers import cut_warning
 from distill_lab.engines import api_engine
 from distill_lab.errors import NoData
 from distill_lab.evaluate import cut_share, evaluate
-from distill_lab.graders import load_grader, metric_of
+from distill_lab.graders import grading, metric_of
 from distill_lab.label_report import item_lines, label_report, predictions, render_label_report
 from distill_lab.line import LABELS, Line, choose_grader, model_inputs, timing_note
 from distill_lab.prompt_data import has_gold, write_asked, write_references
+from distill_lab.publish import published, training_losses
 from distill_lab.run import Run, write_json
 from distill_lab.types import Counts
 
@@ -76,37 +77,43 @@ def prove(
         answers[name] = _answers(line, name, ways)
     if grader == AUTO:
         grader = "label" if labels else choose_grader(bare) if gold else "overlap"
-    loaded = load_grader(grader, line.engine)
     run.watch.note(f"graded by: {grader}")
     scored = tuple(ways) if gold else ("base", "student")
     items = {name: run.path(f"eval/{name}.jsonl") for name in scored}
-    scores = {name: evaluate(ways[name].prompts, answers[name], items[name], loaded) for name in scored}
+    with grading(grader, line.engine) as loaded:
+        scores = {name: evaluate(ways[name].prompts, answers[name], items[name], loaded) for name in scored}
     for name, way in answers.items():
         line.warn(cut_warning(LABELS[name], cut_share(way)))
-    speeds = _speeds(line, ways) if measure_speed else {}
-    costs = {}
-    for name in ("teacher", "student"):
-        way = ways[name]
-        # A server's tokens are counted with the student's tokenizer.
-        counter = models["student"] if api_engine(way.model.model) else way.model
-        seconds = speeds[name].seconds_per_answer_single if name in speeds else None
-        cost = token_cost(counter, way.prompts, answers[name], thinking=way.sampling.thinking)
-        costs[name] = replace(cost, seconds=seconds)
+    costs = {name: _cost(ways[name], answers[name], models["student"]) for name in ("teacher", "student")}
     gain = paired(items["base"], items["student"])
     metric = metric_of(grader, reference="gold" if gold else "teacher")
-    summary = summarize(
-        run.recipe, scores["student"].n, scores=scores, speeds=speeds, gain=gain, metric=metric,
-        losses=line.losses(models["student"]),
-    )  # fmt: skip
-    more: dict[str, Any] = {
-        "reference": "gold" if gold else "teacher",
-        "cost": compare_costs(costs, {name: score.score for name, score in scores.items()}),
-    }
-    if grader == "label":
-        more["labels"] = _label_results(run, models, items, labels)
-    for text in render_costs(summary | more).splitlines():
+    found = _label_results(run, models, items, labels) if grader == "label" else None
+    losses = training_losses(run, models["student"])
+
+    def summarized(speeds: dict[str, Any]) -> dict[str, Any]:
+        summary = summarize(
+            run.recipe, scores["student"].n, scores=scores, speeds=speeds, gain=gain, metric=metric, losses=losses
+        )
+        timed = {
+            name: replace(cost, seconds=speeds[name].seconds_per_answer_single if name in speeds else None)
+            for name, cost in costs.items()
+        }
+        more = {
+            "reference": "gold" if gold else "teacher",
+            "cost": compare_costs(timed, {name: score.score for name, score in scores.items()}),
+        }
+        return summary | more | ({"labels": found} if found else {})
+
+    summary = published(run, summarized, (lambda: _speeds(line, ways)) if measure_speed else None)
+    for text in render_costs(summary).splitlines():
         run.watch.note(text)
-    return line.add(summary, more)
+    return summary
+
+
+def _cost(way: Way, answers: Path, student: ModelConfig) -> Cost:
+    """Tokens per answer; a server's are counted with the student's tokenizer."""
+    counter = student if api_engine(way.model.model) else way.model
+    return token_cost(counter, way.prompts, answers, thinking=way.sampling.thinking)
 
 
 def step(run: Run, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: Any) -> Path:

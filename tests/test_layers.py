@@ -30,7 +30,7 @@ LAYERS = (
         "generation_progress preflight ".split(),
     ),
     ("report", ["report"]),
-    ("line", ["line", "prompt_proof"]),
+    ("line", ["line", "prompt_proof", "publish"]),
     ("recipes", ["recipes", "easydistill"]),
     ("faces", "cli commands terminal".split()),
 )

@@ -26,6 +26,9 @@ def run_process(command: list[str], *, on_line: Callable[[str], None]) -> int:
     """Run a command to its end; it is ended with us, so that no training is left running alone."""
     root = str(Path(distill_lab.__file__).resolve().parent.parent)
     places = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    from distill_lab.memory import free_memory
+
+    free_memory()  # a kernel's models, deleted, would still be kept from the process
     process = subprocess.Popen(
         command,
         env={**os.environ, "PYTHONPATH": places, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},

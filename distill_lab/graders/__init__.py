@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol
@@ -104,6 +105,21 @@ def load_grader(name: str, engine: EngineConfig | None = None) -> Grader:
     if argument is None:
         return OneByOne(name, module.grade)
     return module.load(argument, engine or EngineConfig())
+
+
+@contextmanager
+def grading(name: str, engine: EngineConfig | None = None) -> Iterator[Grader]:
+    """As `load_grader`, for a block after which the grader's model, if it has one, is given back."""
+    grader = load_grader(name, engine)
+    try:
+        yield grader
+    finally:
+        release = getattr(grader, "release", None)
+        if release is not None:
+            from distill_lab.memory import free_memory
+
+            release()
+            free_memory()
 
 
 def find_grader(name: str) -> tuple[ModuleType, str | None]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -84,6 +84,11 @@ class Judge:
         self.name = name
         self.counts = JudgeCounts()
 
+    def release(self) -> None:
+        """Let go of a model that was loaded on demand."""
+        if isinstance(self._engine, OnDemand):
+            self._engine.release()
+
     def __call__(self, prompt: Prompt, completion: Completion) -> Grade:
         """The grade of one completion."""
         return self.grade_all([(prompt, completion)])[0]
@@ -134,8 +139,26 @@ class Judge:
 
 
 def load(argument: str, engine: EngineConfig) -> Grader:
-    """The judge of `judge:MODEL`, with the usual rubric."""
-    return Judge(load_engine(ModelConfig(model=argument), engine), name=f"judge:{argument}")
+    """The judge of `judge:MODEL`, with the usual rubric; its model is loaded with the first verdict that is asked for."""
+    return Judge(OnDemand(ModelConfig(model=argument), engine), name=f"judge:{argument}")
+
+
+class OnDemand:
+    """An engine that is loaded when it is first asked, and can be given back."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
+        self._model, self._config = model, config
+        self._engine: Engine | None = None
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
+        """As `Engine`. Raises what `load_engine` raises."""
+        if self._engine is None:
+            self._engine = load_engine(self._model, self._config)
+        return self._engine.generate(prompts, sampling)
+
+    def release(self) -> None:
+        """Let go of the model; asked again, it is loaded again."""
+        self._engine = None
 
 
 def _ask(prompt: Prompt, answer: str, rubric: str) -> str:

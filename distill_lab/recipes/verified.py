@@ -25,6 +25,7 @@ from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelCon
 from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluate import evaluate
+from distill_lab.graders import grading
 from distill_lab.line import Line, trained
 from distill_lab.preflight import check_before, check_test
 from distill_lab.prompts import read_prompts
@@ -132,7 +133,6 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         done = rounds(line, config, prompts, validation, grader)
         student = max(done, key=lambda each: each["validation_score"] or 0.0)["student"]
         models = {"teacher": config.teacher, "base": config.student, "student": student}
-        summary = line.prove(models, test, config.test_sampling, grader=grader, measure_speed=config.measure)
         if config.out:
             source = Path(student.model)
             run.stage("copy", place, inputs={"student": source}, work=lambda path: copy(source, path))
@@ -143,7 +143,14 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             "iterations": [each | {"student": each["student"].model} for each in done],
             "student": student.model,
         }
-        summary = line.add(with_tokens(summary, run.path("eval")), more)
+        summary = line.prove(
+            models,
+            test,
+            config.test_sampling,
+            grader=grader,
+            measure_speed=config.measure,
+            extend=lambda summary: with_tokens(summary, run.path("eval")) | more,
+        )
         for text in render_models(summary).splitlines():
             run.watch.note(text)
         return summary
@@ -257,7 +264,8 @@ def one_round(
         answers = line.answers(
             f"validation answers{nth}", student, validation, config.test_sampling, output=f"{name}.completions.jsonl"
         )
-        score = evaluate(validation, answers, run.path(f"{name}.graded.jsonl"), grader)
+        with grading(grader, line.engine) as loaded:
+            score = evaluate(validation, answers, run.path(f"{name}.graded.jsonl"), loaded)
         run.watch.note(f"iteration {number}: {score.score:.1%} of {score.n} validation questions")
     return {
         "iteration": number,

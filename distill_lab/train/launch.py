@@ -45,6 +45,7 @@ def train_in_processes(
     on_log: Callable[[dict[str, Any]], None],
 ) -> TrainResult:
     """As `train_student`, in `config.num_processes` processes. Raises the UserError that one of them stopped with."""
+    from distill_lab.memory import free_memory
     from distill_lab.train.trainer import TrainResult
 
     job = {
@@ -59,6 +60,7 @@ def train_in_processes(
     # Port 0: any free one, so that two trainings on one machine do not meet.
     command += ["--num_processes", str(config.num_processes), "--main_process_port", "0"]
     command += ["-m", __name__, json.dumps(job)]
+    free_memory()  # what this process keeps for itself, the others would not get
     result, errors = None, []
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True, encoding="utf-8") as process:

@@ -1,0 +1,69 @@
+"""A run's result, written: scores and speeds -> summary.json and report.html, before speeds are taken and again with them.
+
+    published(run, lambda speeds: summarize(..., speeds=speeds), timing=lambda: measure(...))
+
+Speeds load every model once more. A process that is killed there, for the memory it takes, leaves the scores; speeds that
+cannot be taken are a note, not the end of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_lab.config import ModelConfig
+from distill_lab.errors import UserError
+from distill_lab.run import Run, write_json
+
+Speeds = Mapping[str, Any]
+"""Model ("teacher", "student") -> `measure.Speed`; empty where none was taken."""
+
+
+def published(
+    run: Run, summarized: Callable[[Speeds], dict[str, Any]], timing: Callable[[], Speeds] | None
+) -> dict[str, Any]:
+    """Write `summarized(speeds)` and its page without speeds and, where there is `timing`, with them; returns the last.
+
+    Memory is given back before and after `timing`. What it raises of a UserError, or for want of memory, becomes a note.
+    """
+    from distill_lab.memory import free_memory
+
+    summary = _write(run, summarized({}))
+    if timing is None:
+        return summary
+    speeds: Speeds = {}
+    reason = ""
+    free_memory()
+    try:
+        speeds = timing()
+    except (UserError, RuntimeError, MemoryError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = f"Speed not measured: {lines[0]}"
+    free_memory()
+    summary = summarized(speeds)
+    if reason:
+        run.watch.note(reason)
+        summary["notes"] = [*summary["notes"], reason]
+    return _write(run, summary)
+
+
+def _write(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    from distill_lab.report.page import write_report
+
+    write_json(run.path("summary.json"), summary)
+    write_report(run.directory)
+    return summary
+
+
+def training_losses(run: Run, student: ModelConfig | None) -> tuple[float, float] | None:
+    """Validation loss before and after the training of `student`, nats per token; None where none was taken."""
+    if student is None:
+        return None
+    for folder in (Path(student.model).parent, run.directory):
+        if (folder / "training.json").is_file():
+            found = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+            before, after = found.get("validation_loss_before"), found.get("validation_loss_after")
+            return None if before is None or after is None else (before, after)
+    return None
