@@ -41,6 +41,21 @@ def test_make_targets_and_files_exist() -> None:
         assert (ROOT / link).exists(), link
 
 
+def test_the_first_page_names_both_commands_and_each_sets_up_by_itself() -> None:
+    first_page = README[: README.index("\n## ", README.index("\n## ") + 1)]
+    assert re.findall(r"^    make (\w+)", first_page, re.MULTILINE) == ["demo", "test"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rules = dict(re.findall(r"^(\S+):(?!=) *([^#\n]*)", makefile, re.MULTILINE))
+
+    def needs(target: str) -> set[str]:
+        found = set(rules.get(target, "").split())
+        return found.union(*(needs(name) for name in found))
+
+    for target in ("demo", "test"):
+        assert "$(VENV)/installed" in needs(target), target
+    assert "$(VENV)/installed-dev" in needs("test")
+
+
 def test_the_python_example_names_what_there_is() -> None:
     [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     tree = ast.parse(example)
