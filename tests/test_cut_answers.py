@@ -102,7 +102,7 @@ def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[
     with Run.open(tmp_path / "run", recipe="system1", config={}, watch=Heard()) as run:
         line = Line(run, engine=EngineConfig(engine="transformers"))
         line.training_set(prompts, tmp_path / "answers.jsonl")
-        models = dict.fromkeys(("teacher", "base", "student"), model)
+        models: dict[str, ModelConfig] = dict.fromkeys(("teacher", "base", "student"), model)
         summary = line.prove(models, prompts, sampling, grader="exact", measure_speed=False)
     assert [note for note in notes if note.startswith("warning: 75% of the rows")]
     share = summary["models"]["teacher"]["cut_share"]
