@@ -42,8 +42,9 @@ class ModelConfig(Config):
     """Which model, and how it is loaded."""
 
     model: str
-    """Hugging Face id, local directory, tiny:teacher / tiny:student for the embedded family, or, for a teacher,
-    openai:NAME for model NAME of an OpenAI-compatible server (engine.base_url)."""
+    """Hugging Face id, local directory, GGUF file (FILE.gguf, its weights unpacked; pip install gguf), tiny:teacher /
+    tiny:student for the embedded family, or, for a teacher, openai:NAME for model NAME of an OpenAI-compatible server
+    (engine.base_url)."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     quantization: Quantization = "none"

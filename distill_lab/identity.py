@@ -73,12 +73,15 @@ def weights_of(model: ModelConfig) -> list[dict[str, Any]]:
     A directory or file: its content (`fingerprints`), wherever it stands. A hub id: the id, and the commit it leads to.
     Raises ModelError for a model that is not there.
     """
-    from distill_lab.models import base_of, is_adapter, resolve
+    from distill_lab.models import base_of, has_tokenizer, is_adapter, resolve
 
     place, settings = resolve(model.model), model.model_dump(exclude={"model", "revision"})
     path = Path(place)
     if path.exists():
         below = weights_of(base_of(model)) if path.is_dir() and is_adapter(place) else []
+        if path.is_file() and has_tokenizer(path.parent):
+            beside = sorted(path.parent.glob("*token*")) + sorted(path.parent.glob("chat_template*"))
+            settings["tokenizer"] = [plain(file) for file in beside if file.is_file()]
         return [{"files": plain(path), **settings}, *below]
     return [{"id": place, "commit": hub_commit(place, model.revision), **settings}]
 

@@ -14,13 +14,16 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Numbers of glibc's mallopt(3)."""
 DEFAULTS = {M_TRIM_THRESHOLD: 128 << 10, M_MMAP_THRESHOLD: 128 << 10, M_MMAP_MAX: 65536}
 
+SIGNS = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
+"""In what errors say. cuBLAS makes its workspace at the first product: a full GPU shows as one of its own errors."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the GPU's or the host's memory did not suffice."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)
-    return "DefaultCPUAllocator" in text or "out of memory" in text
+    return any(sign in text for sign in SIGNS)
 
 
 def free_memory() -> None:

@@ -8,11 +8,12 @@ Computes in bf16 or fp16 on a GPU, whichever it has, and on a CPU in fp32 or bf1
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def resolve(model: str) -> str:
-    """The directory a tiny: name or a local path stands for, as a string; a hub id is returned as it is.
+    """The directory or GGUF file a tiny: name or a local path stands for, as a string; a hub id is returned as it is.
 
     Raises ModelError for an unknown tiny: name, a directory that holds no model, a server's model, and anything that is
     no hub id either.
@@ -62,10 +63,17 @@ def resolve(model: str) -> str:
             raise ModelError(model, "this directory holds no model (no config.json); give the directory that has one")
         return str(path)
     if path.is_file():
-        raise ModelError(model, "this is a file; give the directory that holds config.json and the weights")
+        if is_gguf(str(path)):
+            return str(path)
+        raise ModelError(model, "this is a file; give the directory that holds config.json and the weights, or a .gguf")
     if not HUB_ID.fullmatch(model) or model.startswith("."):
         raise ModelError(model, "no such directory, and not a Hugging Face id (owner/name) either; check the path")
     return model
+
+
+def is_gguf(path: str) -> bool:
+    """Whether a path is that of a model in one file, as llama.cpp writes it."""
+    return path.lower().endswith(".gguf") and Path(path).is_file()
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -93,15 +101,20 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
         arguments: dict[str, Any] = {**hub, "output_loading_info": True}
         skeleton = _skeleton(path, hub)
         weights = count_weights(skeleton)
-        quantization = choose_quantization(config.quantization, weights, device)
+        quantization = _quantization(config, path, weights, device)
         if quantization != "none":
             arguments["quantization_config"] = _bitsandbytes(config, quantization, skeleton)
+        elif is_gguf(path):
+            arguments |= _unpacked()
         full = training and quantization == "none"
         arguments["dtype"] = torch.float32 if full else DTYPES[_dtype(config, quantization, skeleton, device)]
         if not full:
             arguments["device_map"] = "auto" if is_spread(weights, quantization, device) else {"": device}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **arguments)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(_place(path), **arguments)
         model, info = loaded
+        _check_vocabulary(config, tokenizer, model)
+        if is_gguf(path):
+            _forget_packing(model)
     if info["missing_keys"]:
         missing = sorted(str(key) for key in info["missing_keys"])
         raise ModelError(config.model, f"{len(missing)} weights are missing ({missing[0]}, ...); download it again")
@@ -166,7 +179,7 @@ def settled(config: ModelConfig) -> ModelConfig:
     device = best_device()
     with _loading(config):
         skeleton = _skeleton(path, _hub_arguments(path, config))
-        quantization = choose_quantization(config.quantization, count_weights(skeleton), device)
+        quantization = _quantization(config, path, count_weights(skeleton), device)
         dtype = _dtype(config, quantization, skeleton, device)
     return config.model_copy(update={"quantization": quantization, "dtype": dtype})
 
@@ -177,6 +190,33 @@ def unrounded(config: ModelConfig) -> ModelConfig:
     return config if asked else config.model_copy(update={"dtype": "fp32"})
 
 
+def _quantization(config: ModelConfig, path: str, weights: Weights, device: torch.device) -> Quantization:
+    """What the weights are quantized to; those of a GGUF file never: transformers unpacks them."""
+    if not is_gguf(path):
+        return choose_quantization(config.quantization, weights, device)
+    if config.quantization in ("8bit", "4bit"):
+        remedy = "use quantization none, or the model as a directory"
+        raise ModelError(config.model, f"{config.quantization} weights cannot be made of a GGUF file's; {remedy}")
+    return "none"
+
+
+def _unpacked() -> dict[str, Any]:
+    """Ask for a GGUF file's weights as plain tensors; transformers before 5.23 knows no other way."""
+    from transformers.utils import quantization_config
+
+    kind = getattr(quantization_config, "GgufConfig", None)
+    return {"quantization_config": kind(dequantize=True)} if kind else {}
+
+
+def _forget_packing(model: PreTrainedModel) -> None:
+    """Unpacked weights are ordinary ones: to be trained, saved and adapted as those of any directory."""
+    for name in ("is_quantized", "hf_quantizer", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
 def _dtype(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel, device: torch.device) -> Dtype:
     """What to compute in; quantized weights on a CPU in fp32, which its kernels are made for."""
     if config.dtype == "auto" and quantization != "none" and device.type == "cpu":
@@ -185,7 +225,9 @@ def _dtype(config: ModelConfig, quantization: Quantization, skeleton: PreTrained
 
 
 def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(path, **hub)
+    if is_gguf(path) and has_tokenizer(Path(path).parent):
+        hub = {name: value for name, value in hub.items() if name != "gguf_file"}
+    tokenizer = AutoTokenizer.from_pretrained(_place(path), **hub)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(config.model, "its tokenizer has no padding and no end token; set pad_token")
@@ -193,11 +235,31 @@ def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTraine
     return tokenizer
 
 
+def _place(path: str) -> str:
+    """What from_pretrained takes: of a GGUF file its directory, the file is an argument of its own."""
+    return str(Path(path).parent) if is_gguf(path) else path
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer stands in a directory; beside a GGUF file it takes the place of the one in the file."""
+    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            config.model,
+            f"its tokenizer has {len(tokenizer)} tokens and the model {rows}: it is another model's. Of a GGUF file the "
+            "tokenizer in its directory is taken: put the file into a directory without one to use the file's own",
+        )
+
+
 def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
     """The model its config describes, without weights."""
     trust = {"trust_remote_code": hub["trust_remote_code"]}
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **hub), **trust)
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_place(path), **hub), **trust)
 
 
 def linear_names(config: ModelConfig) -> list[str]:
@@ -261,6 +323,10 @@ def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
     arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if Path(path).is_dir():
         return arguments
+    if is_gguf(path):
+        if find_spec("gguf") is None:
+            raise ModelError(config.model, "GGUF files need the package gguf; pip install gguf")
+        return {**arguments, "gguf_file": Path(path).name}
     from huggingface_hub import constants, model_info, try_to_load_from_cache
 
     # Taken from the hub's client because that client has moved from one HTTP library to another between versions.
@@ -305,6 +371,19 @@ def quiet_peft() -> Iterator[None]:
 
 
 @contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """Without the bar that transformers draws while it unpacks a GGUF file, which its own setting does not reach."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    before = reader.tqdm
+    reader.tqdm = functools.partial(before, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = before
+
+
+@contextmanager
 def _loading(config: ModelConfig) -> Iterator[None]:
     """Without progress bars (only faces print); what goes wrong while loading becomes a ModelError with a remedy."""
     from safetensors import SafetensorError
@@ -312,7 +391,7 @@ def _loading(config: ModelConfig) -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        with quiet_peft():
+        with quiet_peft(), _quiet_gguf() if is_gguf(config.model) else nullcontext():
             yield
     except ModelError:
         raise

@@ -76,9 +76,9 @@ def test_unknown_names_are_refused_with_a_remedy(name: str, remedy: str) -> None
 def test_directories_without_a_model_and_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no config\.json"):
         resolve(str(tmp_path))
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="this is a file; give the directory"):
-        resolve(str(tmp_path / "model.gguf"))
+        resolve(str(tmp_path / "model.safetensors"))
 
 
 class Hub(BaseHTTPRequestHandler):

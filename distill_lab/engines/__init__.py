@@ -75,6 +75,8 @@ def chosen_engine(model: ModelConfig, config: EngineConfig) -> str:
     if server := api_engine(model.model):
         return server
     if config.engine == "auto":
+        if model.model.lower().endswith(".gguf"):
+            return "transformers"
         return max(engine_names(), key=lambda name: _module(name).preference())
     if config.engine not in engine_names():
         raise UserError(f"no engine {config.engine!r}; there are: auto, {', '.join(engine_names())}")

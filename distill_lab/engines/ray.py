@@ -32,7 +32,7 @@ def load(model: ModelConfig, config: EngineConfig) -> RayEngine:
     from distill_lab.cluster.pool import RayEngine, connect
 
     folder = Path(model.model).expanduser()
-    if folder.is_dir():
+    if folder.exists():
         # A worker may have another current folder.
         model = model.model_copy(update={"model": str(folder.resolve())})
     connect()

@@ -121,7 +121,7 @@ def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrai
 
     model, tokenizer = load_model(unrounded(student))
     folder = Path(student.model).expanduser()
-    name = str(folder.resolve()) if folder.is_dir() else student.model
+    name = str(folder.resolve()) if folder.exists() else student.model
     return add_adapters(model, config.lora, name=name, seed=config.seed), tokenizer
 
 
