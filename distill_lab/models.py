@@ -9,6 +9,7 @@ Computes in bf16 or fp16 on a GPU, whichever it has, and on a CPU in fp32 or bf1
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import re
 import warnings
@@ -210,11 +211,10 @@ def _unpacked() -> dict[str, Any]:
 
 def _forget_packing(model: PreTrainedModel) -> None:
     """Unpacked weights are ordinary ones: to be trained, saved and adapted as those of any directory."""
-    for name in ("is_quantized", "hf_quantizer", "quantization_method"):
-        if hasattr(model, name):
-            delattr(model, name)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    places: list[tuple[Any, str]] = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
+    for place, name in [*places, (model.config, "quantization_config")]:
+        if hasattr(place, name):
+            delattr(place, name)
 
 
 def _dtype(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel, device: torch.device) -> Dtype:
@@ -246,7 +246,8 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+    embeddings: Any = model.get_input_embeddings()
+    rows = embeddings.weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             config.model,
@@ -373,8 +374,7 @@ def quiet_peft() -> Iterator[None]:
 @contextmanager
 def _quiet_gguf() -> Iterator[None]:
     """Without the bar that transformers draws while it unpacks a GGUF file, which its own setting does not reach."""
-    from transformers import modeling_gguf_pytorch_utils as reader
-
+    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     before = reader.tqdm
     reader.tqdm = functools.partial(before, disable=True)
     try:
