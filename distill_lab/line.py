@@ -31,7 +31,7 @@ from distill_lab.identity import model_inputs
 from distill_lab.measure import LATENCY_TOKENS, REASONING_TOKENS
 from distill_lab.prompt_data import write_references
 from distill_lab.prompts import read_prompts
-from distill_lab.publish import published, training_losses
+from distill_lab.publish import Speeds, published, training_losses
 from distill_lab.request_cache import RequestCache
 from distill_lab.run import Run, read_jsonl, write_json
 from distill_lab.steps import count_steps
@@ -281,7 +281,7 @@ class Line:
             next((score.n for score in scores.values()), 0),
         )
 
-        def summarized(speeds: dict[str, Any]) -> dict[str, Any]:
+        def summarized(speeds: Speeds) -> dict[str, Any]:
             summary = summarize(
                 self.run.recipe, num_scored, scores=scores, speeds=speeds, gain=gain, steps=steps,
                 metric=metric if scores else None, losses=losses,

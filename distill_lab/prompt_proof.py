@@ -26,7 +26,7 @@ from distill_lab.graders import grading, metric_of
 from distill_lab.label_report import item_lines, label_report, predictions, render_label_report
 from distill_lab.line import LABELS, Line, choose_grader, model_inputs, timing_note
 from distill_lab.prompt_data import has_gold, write_asked, write_references
-from distill_lab.publish import published, training_losses
+from distill_lab.publish import Speeds, published, training_losses
 from distill_lab.run import Run, write_json
 from distill_lab.types import Counts
 
@@ -90,7 +90,7 @@ def prove(
     found = _label_results(run, models, items, labels) if grader == "label" else None
     losses = training_losses(run, models["student"])
 
-    def summarized(speeds: dict[str, Any]) -> dict[str, Any]:
+    def summarized(speeds: Speeds) -> dict[str, Any]:
         summary = summarize(
             run.recipe, scores["student"].n, scores=scores, speeds=speeds, gain=gain, metric=metric, losses=losses
         )

@@ -101,6 +101,7 @@ def test_what_was_given_is_found_in_every_spelling() -> None:
 
 def test_data_of_the_family_keeps_its_slice_and_its_own_test() -> None:
     presets = import_module("distill_lab.recipes.system1").PRESETS
+    base: Any
     base, why, notes = start(presets, asked=None, given={"data": "tiny:problems"})
     assert (base.data.split, base.test.path) == ("distill[:16000]", "")
     assert "tiny" in why
