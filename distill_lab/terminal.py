@@ -117,9 +117,10 @@ class Terminal(Watch):
         with self._lock:
             now = self._clock()
             first = self._count.first if self._count else (now, done)
-            if seconds_left == BY_PACE:
+            by_pace = seconds_left == BY_PACE
+            if by_pace:
                 seconds_left = _left(now - first[0], done - first[1], total - done)
-            self._count = _Count(done, total, detail, seconds_left, first)
+            self._count = _Count(done, total, detail, seconds_left, first, by_pace)
             self._doing = None
             self._show_life()
         self.tick()
@@ -177,7 +178,7 @@ class Terminal(Watch):
         if count and not (doing and count.detail.startswith("reading")):
             parts.append(count.detail)
         left = count.seconds_left if count else None
-        if doing and doing.done is not None and doing.total:
+        if doing and doing.done is not None and doing.total and (count is None or count.by_pace):
             since, first = self._doing_since
             left = _left(now - since, doing.done - first, doing.total - doing.done)
         if left:
@@ -279,6 +280,8 @@ class _Count:
     seconds_left: float | None
     first: tuple[float, int]
     """When the stage first said how far it was, and how far that was: what loading took says nothing of the pace."""
+    by_pace: bool
+    """Whether the caller left the time left to the pace; where it measures that itself, a part's pace is not the whole's."""
 
 
 def _left(seconds: float, news: int, left: int) -> float | None:

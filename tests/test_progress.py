@@ -365,7 +365,7 @@ def test_while_a_shared_prompt_is_read_the_line_shows_that_and_the_time(talking:
     activity.report("reading the shared prompt", 100, 600)
     clock.now += 9
     activity.report("reading the shared prompt", 200, 600)
-    assert face.lines[1:] == ["  0/20, reading the shared prompt 200 of 600, about 24 s left"]
+    assert face.lines[1:] == ["  0/20, reading the shared prompt 200 of 600, 12 s so far"]
     clock.now += 10
     face.progress(0, 20, detail="20 tokens in 20 answers, 3 tok/s", seconds_left=None)
     assert face.lines[2:] == ["  0/20, 20 tokens in 20 answers, 3 tok/s, 22 s so far"]
