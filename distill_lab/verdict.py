@@ -139,7 +139,7 @@ def _verdict(
 
 def advice(*, worse: bool, losses: tuple[float, float] | None) -> list[str]:
     """What to try where the student fell below its base, or the validation loss rose while it trained."""
-    rose = losses is not None and losses[1] > losses[0]
+    rose = losses is not None and round(losses[1], 3) > round(losses[0], 3)  # as they are shown
     if not worse and not rose:
         return []
     signs = ["the score fell below the base student's"] if worse else []

@@ -77,6 +77,7 @@ def test_advice_where_the_validation_loss_rose() -> None:
     assert "rose from 0.113 to 0.427" in line
     assert all(flag in line for flag in ("more training rows", "--train.learning-rate", "--train.num-epochs"))
     assert decide(EXACT, scores, n=9, losses=(0.427, 0.113))["advice"] == []
+    assert decide(EXACT, scores, n=9, losses=(0.5811, 0.5812))["advice"] == []
 
 
 def test_nothing_scored() -> None:
