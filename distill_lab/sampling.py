@@ -21,6 +21,9 @@ BLOCK = 256
 HEAD = 128
 """top_p looks at this many likeliest tokens first, and at eight times as many where they do not reach its sum."""
 
+MOST_LOGITS = 1 << 24
+"""Logits that are filtered and drawn from at once."""
+
 
 def uniforms(seed: int, prompt_id: str, sample: int, *, block: int) -> np.ndarray:
     """The numbers in [0, 1) for steps block*BLOCK .. (block+1)*BLOCK-1 of one completion, float64 [BLOCK].
@@ -68,7 +71,10 @@ def next_tokens(logits_BV: torch.Tensor, sampling: SamplingConfig, uniform_B: to
     assert uniform_B is not None
     if logits_BV.device.type == "mps":  # has no float64
         return draw(filtered(logits_BV.float().cpu(), sampling), uniform_B.cpu()).to(logits_BV.device)
-    return draw(filtered(logits_BV.float(), sampling), uniform_B)
+    # Some rows at a time: filters and draws hold several fp64 tensors of this size, 1.2 GB each for 1,024 rows of a Qwen.
+    size = max(1, MOST_LOGITS // logits_BV.shape[1])
+    parts = zip(logits_BV.split(size), uniform_B.split(size), strict=True)
+    return torch.cat([draw(filtered(part_BV.float(), sampling), part_B) for part_BV, part_B in parts])
 
 
 def _cut(logits_BV: torch.Tensor, floor_B1: torch.Tensor) -> torch.Tensor:

@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from distill_lab import sampling as sampling_module
 from distill_lab.chat import prompt_ids, split_thinking
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engines import engine_names, load_engine
@@ -200,6 +201,27 @@ def test_draws_follow_the_exact_probabilities() -> None:
     pairs = (tokens[:-1] * 6 + tokens[1:]).bincount(minlength=36).view(6, 6)[kept][:, kept]
     contingency: Any = stats.chi2_contingency(pairs.numpy())
     assert contingency.pvalue > 0.01
+
+
+def test_many_rows_are_drawn_in_parts_with_the_same_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_BV = 3 * torch.randn(50, 2000, generator=torch.Generator().manual_seed(0))
+    uniform_B = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sizes: list[int] = []
+
+    def counted(logits_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+        sizes.append(logits_BV.numel())
+        return draw(logits_BV, uniform_B)
+
+    monkeypatch.setattr(sampling_module, "draw", counted)
+    for fields in ({"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.7, "top_k": 20, "top_p": 0.8}):
+        sampling = SamplingConfig.model_validate(fields)
+        whole = sampling_module.next_tokens(logits_BV, sampling, uniform_B)
+        monkeypatch.setattr(sampling_module, "MOST_LOGITS", 14_000)
+        sizes.clear()
+        assert torch.equal(sampling_module.next_tokens(logits_BV, sampling, uniform_B), whole)
+        assert max(sizes) <= 14_000
+        assert len(sizes) == 8
+        monkeypatch.setattr(sampling_module, "MOST_LOGITS", 1 << 24)
 
 
 def test_draws_at_the_ends_of_the_interval_have_a_probability() -> None:

@@ -50,8 +50,8 @@ class Choice:
 
     def next(self, rows: Sequence[Row], logits_BV: torch.Tensor, *, first: int = 0) -> torch.Tensor:
         """The next token of `rows`, which stand from `first` on. int64 [B]."""
-        if self._seen_BV is not None or self._sampling.temperature:
-            logits_BV = logits_BV.float()  # as `generate` does: penalties and draws are not rounded to half precision
+        if self._seen_BV is not None:
+            logits_BV = logits_BV.float()  # as `generate` does: a penalty is not rounded to half precision
         if self._seen_BV is not None:
             seen_BV = self._seen_BV[first : first + len(rows)]
             logits_BV = penalize(logits_BV, seen_BV, self._sampling.repetition_penalty)
