@@ -5,6 +5,7 @@
 Paths count by what is in them, never by name, place or time, so that a copy is the same. Of a model's directory the files
 that loading it reads count: notes, a GGUF file or a model card beside them change nothing. The digests of large files are
 remembered in the user's cache folder by path, size, times and inode, so that gigabytes are read once and not at each step.
+`differences` says what differs between two such values.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from distill_lab.cache_folder import cache_folder, is_off
 LARGE = 1 << 26
 """Bytes from which on a file's digest is remembered; reading less takes no time."""
 MOST_REMEMBERED = 1_000
+MOST_DIFFERENCES = 6
+"""Named in a message."""
 SETTLED_S = 2.0
 """A file written less than this many seconds ago may change again without a change of its times: it is read each time."""
 BLOCK = 1 << 22
@@ -82,6 +85,30 @@ def counts(folder: Path, name: str) -> bool:
     if name.endswith(".py"):  # code of the model's own, where its config names it
         return b"auto_map" in (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else False
     return MODEL_FILE.fullmatch(name) is not None
+
+
+def differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """What differs between two JSON values, each as `place (was, is now)`; digests as "other content"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found = []
+        for name in [*old, *(name for name in new if name not in old)]:
+            found += differences(old.get(name), new.get(name), f"{place}.{name}" if place else str(name))
+        return found
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [each for pair in zip(old, new, strict=True) for each in differences(*pair, place)]
+    if old == new:
+        return []
+    how = "other content" if _is_digest(old) or _is_digest(new) else f"{_short(old)}, now {_short(new)}"
+    return [f"{place} ({how})"]
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _file_digest(path: Path) -> str:

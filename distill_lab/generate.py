@@ -12,13 +12,11 @@ that were there are dropped. After a kill that concerns the prompts that were un
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from queue import Queue
@@ -30,9 +28,10 @@ from distill_lab.config import SamplingConfig
 from distill_lab.engines import Engine
 from distill_lab.errors import DataError, UserError
 from distill_lab.generation_progress import Progress, Tracker
+from distill_lab.outputs import writing
 from distill_lab.prompts import read_prompts
 from distill_lab.request_cache import KEY_BYTES, RequestCache
-from distill_lab.run import JsonlAppender, read_jsonl, write_jsonl
+from distill_lab.run import JsonlAppender, read_jsonl, whole_rows, write_jsonl
 from distill_lab.types import Completion, Counts, Prompt
 
 LOOKED_UP = 256
@@ -62,9 +61,10 @@ def generate(
     completion.
     """
     todo = _Todo(prompts, sampling.num_samples)
+    with writing(path):
+        todo.read(path)  # before the first byte is touched: it may be another file
     with _File(path):  # cuts off a line torn by a kill
         pass
-    todo.read(path)
     tracker = Tracker(total=todo.total, done=todo.done, max_new_tokens=sampling.max_new_tokens, on_progress=on_progress)
     tracker.report()
     try:
@@ -104,22 +104,6 @@ def _from_cache(cache: RequestCache, todo: _Todo, sampling: SamplingConfig) -> I
             asked += [(prompt.id, sample, key) for sample, key in enumerate(keys) if todo.is_missing(prompt.id, sample)]
         rows = cache.find([key for *_, key in asked])
         yield [Completion.from_json({**rows[key], "id": id_, "sample": n}) for id_, n, key in asked if key in rows]
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the system says against a file that is written becomes a UserError that names it and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "make room: what is in it stays, and the same command goes on from there"
-        elif isinstance(error, (FileExistsError, NotADirectoryError)):
-            remedy = "a part of its path is no folder: choose another place for it"
-        else:
-            remedy = "mend that, or choose another place for it"
-        place = f": {error.filename}" if error.filename else ""
-        raise UserError(f"{path} cannot be written ({error.strerror or error}{place}); {remedy}") from error
 
 
 class _File(JsonlAppender):
@@ -187,7 +171,7 @@ class _Todo:
 
     def read(self, path: Path) -> None:
         """Take over what stands in the completions file. Raises DataError, UserError for completions of other prompts."""
-        for number, row in enumerate(read_jsonl(path), start=1):
+        for number, row in enumerate(whole_rows(path) if path.exists() else (), start=1):
             try:
                 completion = Completion.from_json(row)
             except KeyError as error:

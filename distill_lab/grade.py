@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +21,7 @@ from typing import Any
 from distill_lab import activity
 from distill_lab.errors import DataError, UserError
 from distill_lab.graders import Grader, OneByOne, Pair, load_grader
+from distill_lab.outputs import remove_work, work_folder
 from distill_lab.prompts import read_prompts
 from distill_lab.run import JsonlAppender, fingerprint, parse_json_object, read_jsonl
 from distill_lab.types import Completion, Grade, Prompt
@@ -174,7 +174,7 @@ def write_resumable(
     `inputs` is everything the rows depend on (Paths count by content): rows that an earlier execution with the same
     inputs left in `<path>.work/` are kept and not made again.
     """
-    work = path.with_name(path.name + ".work")
+    work = work_folder(path)
     partial = work / f"{fingerprint(inputs)[:16]}.jsonl"
     with JsonlAppender(partial) as file:  # cuts off a line torn by a kill
         with partial.open("rb") as old:
@@ -188,12 +188,12 @@ def write_resumable(
                     on_progress(done, total)
         finally:
             if not done:
-                shutil.rmtree(work)
+                remove_work(path)
     if not done:
         path.write_bytes(b"")
         return
     partial.replace(path)
-    shutil.rmtree(work)
+    remove_work(path)
 
 
 def _places(path: Path) -> dict[tuple[str, int], int]:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from distill_lab.config import EngineConfig, ModelConfig
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engines import api_engine, settled
 from distill_lab.errors import ModelError
 from distill_lab.fingerprints import plain
@@ -48,6 +48,21 @@ def as_computed(model: ModelConfig, engine: EngineConfig) -> ModelConfig:
         return settled(model, engine) if known else model
     except ModelError:
         return model  # one that cannot be read; loading it will say so
+
+
+def asked_model(model: ModelConfig, engine: EngineConfig) -> dict[str, Any]:
+    """As `model_inputs`, with dtype and quantization as they were asked for.
+
+    For the output of a command, which nobody tells what an earlier execution chose.
+    """
+    if api_engine(model.model):
+        return model_inputs(model, engine)
+    return {"model": weights_of(model), "engine": engine_settings(engine)}
+
+
+def answer_inputs(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> dict[str, Any]:
+    """What a model's answers depend on besides the prompts."""
+    return {**asked_model(model, engine), "sampling": sampling.model_dump()}
 
 
 def engine_settings(engine: EngineConfig) -> dict[str, Any]:

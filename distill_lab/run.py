@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -24,7 +24,9 @@ from typing import Any
 
 from distill_lab import activity
 from distill_lab.errors import DataError, UserError
-from distill_lab.fingerprints import fingerprint, path_fingerprint
+from distill_lab.fingerprints import MOST_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
+from distill_lab.locks import locked, take_lock
+from distill_lab.outputs import check_work, remove_output, remove_work, writing
 from distill_lab.types import Counts
 from distill_lab.watch import Watch
 
@@ -35,14 +37,12 @@ VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "da
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    temporary.open("xb").close()  # with the rights that the user's umask gives a new file
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,11 +54,31 @@ def write_json(path: Path, data: Any) -> None:
         temporary.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Put a copy of a file in the place of `path`, at once; a reader never sees half a file."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, one at a time. Raises DataError naming file and line for anything else."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
+                yield parse_json_object(line, str(path), number)
+
+
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_jsonl`, of a file that rows are appended to: a last line that a kill has torn is left out.
+
+    Raises DataError, too, where the end of the file is no beginning of a row: then it is no such file.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if not line.startswith((b'{"', b"\0")) and line != b"{":  # some file systems leave zeros after a crash
+                    raise DataError(str(path), number, "not a JSON object; this file is left as it is")
+            elif line.strip():
                 yield parse_json_object(line, str(path), number)
 
 
@@ -151,7 +171,10 @@ class Run:
         """Create or reopen `directory`. Raises UserError where another process holds it or another recipe made it."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(directory)
+        lock = take_lock(
+            directory / ".lock",
+            busy=f"{directory} is in use by another process; wait for it or choose another --run directory",
+        )
         try:
             stages, models = _old_stages(directory / "run.json", recipe)
             manifest = {
@@ -188,8 +211,15 @@ class Run:
         `inputs` is everything the result depends on. Finished with the same inputs and the output still as it was
         left: skipped. Interrupted with the same inputs: `work` is called with what it left, to go on from there. Other
         inputs: the old output is removed first. Returns the output's path. `output` may be an absolute path outside
-        the directory; raises UserError where something stands there that this run did not make.
+        the directory. Raises UserError where something stands there that this run did not make, or where it would have
+        to be removed and someone else's files are in it; those are no reason to make it again.
         """
+        with self._held(output):
+            return self._stage(name, output, plain(inputs), work, about or {})
+
+    def _stage(
+        self, name: str, output: str, inputs: Any, work: Callable[[Path], Counts | None], about: Mapping[str, Any]
+    ) -> Path:
         path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
         last = stages.get(name)
         if last and last["key"] == key and last["status"] == "done" and last["output"] == path_fingerprint(path):
@@ -199,14 +229,19 @@ class Run:
         self.check_free(name, output)
         if last and not self._is_at(last, output):
             last = None
+        why = ""
         if not (last and last["key"] == key and last["status"] == "running"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            shutil.rmtree(path.with_name(path.name + ".work"), ignore_errors=True)
+            why = _why_again(last, key, inputs)
+            check_work(path)
+            remove_output(path, last.get("files") if last else None)
+            remove_work(path)
             last = None
         seconds = last["seconds"] if last else 0.0
-        stages[name] = {"key": key, "at": output, "status": "running", "seconds": seconds, **(about or {})}
+        stages[name] = {"key": key, "at": output, "status": "running", "seconds": seconds, "inputs": inputs, **about}
         self._save()
         self.watch.stage(name)
+        if why:
+            self.watch.note(why)
         start = time.monotonic()
         counts = work(path)
         assert path.exists(), f"stage {name} did not write {path}"
@@ -214,6 +249,7 @@ class Run:
             "status": "done",
             "seconds": round(seconds + time.monotonic() - start, 3),
             "output": path_fingerprint(path),
+            **({"files": files_of(path)} if path.is_dir() else {}),
             "counts": counts.to_json() if counts else None,
         }
         self._save()
@@ -241,6 +277,18 @@ class Run:
         self._manifest["models"][model] = dict(settings)
         self._save()
 
+    @contextmanager
+    def _held(self, output: str) -> Iterator[None]:
+        """The run's lock holds what is in its directory; an output elsewhere has a lock of its own."""
+        path = self.path(output)
+        if path.is_relative_to(self.directory):
+            yield
+            return
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            yield
+
     def counts(self, stage: str) -> Counts:
         """The counts a finished stage recorded; it must have some."""
         return Counts(**self._manifest["stages"][stage]["counts"])
@@ -262,6 +310,17 @@ class Run:
         self._lock.close()
 
 
+def _why_again(last: Mapping[str, Any] | None, key: str, inputs: Any) -> str:
+    """Why a stage that was done before is done again; empty where it was not, or where that is not known."""
+    if last is None:
+        return ""
+    if last["key"] == key:
+        return "made again: what it had written was changed or removed"
+    found = differences(last["inputs"], inputs) if isinstance(last.get("inputs"), dict) else []
+    more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
+    return f"made again, as there are other inputs: {', '.join(found[:MOST_DIFFERENCES])}{more}" if found else ""
+
+
 def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The stages and models an earlier execution recorded in `run.json`, none where there was none."""
     if not path.exists():
@@ -276,26 +335,6 @@ def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]
     if old_recipe != recipe:
         raise UserError(f"{path.parent} holds a {old_recipe} run; give this {recipe} run another --run directory")
     return stages, models
-
-
-def _take_lock(directory: Path) -> Any:
-    """An exclusive lock on the directory, held while the returned file is open and freed by the system if we die."""
-    file = (directory / ".lock").open("a+")
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(
-            f"{directory} is in use by another process; wait for it or choose another --run directory"
-        ) from None
-    return file
 
 
 def installed_versions() -> dict[str, str]:

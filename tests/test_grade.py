@@ -89,7 +89,7 @@ def test_a_stop_in_the_middle_loses_nothing(stage: Any, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         stage(*inputs, path, grader)
     assert not path.exists()
-    (partial,) = (tmp_path / "out.jsonl.work").iterdir()
+    (partial,) = (tmp_path / "out.jsonl.work").glob("*.jsonl")
     partial.write_bytes(partial.read_bytes() + b'{"torn": ')
     result = stage(*inputs, path, grader, on_progress=lambda done, total: seen.append((done, total)))
     assert grader.given == number

@@ -4,7 +4,8 @@ In: a model and data with gold answers (or reference completions), and maybe a b
 every prompt, output and grade, one JSON object a line; the score on the screen, of several samples pass@k and the majority
 vote too. `<out>` minus its suffix plus .completions.jsonl holds the raw completions. With --predictions FILE also
 `{"question", "generated_text", "prediction", "gold_answer"}`, for which the data needs no gold answers. With --grader label
-a line per answer as it comes, the confusion matrix and the worst labels, all of it in `<out>` with .results.json.
+a line per answer as it comes, the confusion matrix and the worst labels, all of it in `<out>` with .results.json. The same
+command goes on where it stopped; another model, other prompts or settings need another --out, or --overwrite.
 
     distill eval --model tiny:student --data tiny:instructions --data.split "test[:200]" --out eval/base.jsonl
     distill eval --base_model BASE --lora_model ADAPTERS --test_file test_questions.jsonl --output_file predictions.jsonl
@@ -12,6 +13,8 @@ a line per answer as it comes, the confusion matrix and the worst labels, all of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +55,9 @@ class Config(settings.Config):
     """How the model answers."""
     engine: EngineConfig = EngineConfig()
     """What generates."""
+    overwrite: bool = False
+    """Replace what this command wrote of another model, with other settings or of other prompts. Other files are never
+    touched."""
 
 
 def main(config: Config) -> None:
@@ -61,15 +67,15 @@ def main(config: Config) -> None:
     from distill_lab.cot_files import take_gold, write_predictions
     from distill_lab.data import write_prompts
     from distill_lab.errors import UserError
+    from distill_lab.outputs import writing
     from distill_lab.preflight import check_asked, check_grader, check_writable
     from distill_lab.reasoning import add_instruction
+    from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
 
     out = config.out or (config.predictions and config.predictions.with_suffix(".items.jsonl"))
     if out is None:
         raise UserError("nowhere to write the items; give --out items.jsonl, or --predictions predictions.jsonl")
-    if config.predictions and config.predictions.resolve() in (Path(config.data.path).resolve(), out.resolve()):
-        raise UserError(f"{config.predictions}: that is another file of this command; give it another name")
     check_grader(config.grader, config.engine)
     for model in (config.model, *([config.model.model_copy(update={"model": config.base})] if config.base else [])):
         check_asked(model, config.engine, config.sampling)
@@ -77,44 +83,103 @@ def main(config: Config) -> None:
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")
     with tempfile.TemporaryDirectory() as folder:
-        questions, gold, bare = (Path(folder) / f"{name}.jsonl" for name in ("questions", "gold", "bare"))
-        terminal.note(f"prompts: {write_prompts(config.data, questions)}")
-        add_instruction(questions, prompts, config.instruction)
-        if config.predictions is None:
-            _scores(config, prompts, out, terminal)
-            return
-        files: list[Path] = []
-        if take_gold(prompts, gold, gold=True).kept:
-            _scores(config, gold, out, terminal)
-            files.append(out)
-        if num_bare := take_gold(prompts, bare, gold=False).kept:
-            answers = out.with_suffix(".bare.completions.jsonl")
-            _answer(config, config.model, bare, answers, terminal)
-            terminal.print(f"{num_bare} prompts have no gold answer: predictions, no score")
-            files.append(answers)
-        terminal.note(f"{write_predictions(questions, *files, config.predictions)}, in {config.predictions}")
+        names = ("questions", "asked", "gold", "bare")
+        questions, asked, gold, bare = (Path(folder) / f"{name}.jsonl" for name in names)
+        with writing(questions):
+            terminal.note(f"prompts: {write_prompts(config.data, questions)}")
+            add_instruction(questions, asked, config.instruction)
+        grader = _grader(config, asked, gold)
+        with _holding(config, asked, out, grader):
+            with writing(prompts):
+                copy_file(asked, prompts)
+            if config.predictions is None:
+                _scores(config, prompts, out, grader, terminal)
+                return
+            files: list[Path] = []
+            if take_gold(prompts, gold, gold=True).kept:
+                _scores(config, gold, out, grader, terminal)
+                files.append(out)
+            if num_bare := take_gold(prompts, bare, gold=False).kept:
+                answers = out.with_suffix(".bare.completions.jsonl")
+                _answer(config, config.model, bare, answers, terminal)
+                terminal.print(f"{num_bare} prompts have no gold answer: predictions, no score")
+                files.append(answers)
+            with writing(config.predictions):
+                written = write_predictions(questions, *files, config.predictions)
+            terminal.note(f"{written}, in {config.predictions}")
 
 
-def _scores(config: Config, prompts: Path, out: Path, terminal: Terminal) -> None:
-    """The model's score and, where there is a base, that one's and the gain."""
-    from distill_lab.compare import paired
+def _grader(config: Config, prompts: Path, gold: Path) -> str:
+    """The grader by its name."""
+    from distill_lab.cot_files import take_gold
     from distill_lab.errors import UserError
     from distill_lab.line import choose_grader
     from distill_lab.preflight import check_gold
     from distill_lab.reasoning import final_answer_grader
-    from distill_lab.verdict import CHANCE
 
+    if config.predictions is not None:
+        if not take_gold(prompts, gold, gold=True).kept:
+            return config.grader  # nothing is graded
+        prompts = gold
     grader = choose_grader(prompts) if config.grader == "auto" else config.grader
     grader = final_answer_grader(prompts) if grader == FINAL_ANSWER else grader
     try:
         check_gold(prompts, grader)
     except UserError as error:
         raise UserError(f"{error}; for answers without a score give --predictions FILE") from None
-    _score(config, config.model, prompts, out, grader, terminal)
+    return grader
+
+
+@contextmanager
+def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[None]:
+    """All files of the command held, those of the base model under a key of their own."""
+    from distill_lab.claims import claim
+    from distill_lab.graders import grader_inputs
+    from distill_lab.identity import answer_inputs, shown_name
+
+    with ExitStack() as stack:
+        for model, items in _models(config, out):
+            files = [items, items.with_suffix(".completions.jsonl")]
+            if items == out:
+                files += [out.with_suffix(".prompts.jsonl"), out.with_suffix(".bare.completions.jsonl")]
+                files += [config.predictions] if config.predictions else []
+            if grader == LABEL:
+                files.append(items.with_suffix(".results.json"))
+            claimed = claim(
+                items,
+                "eval",
+                inputs={
+                    **answer_inputs(model, config.engine, config.sampling),
+                    "prompts": prompts,
+                    "grader": grader_inputs(grader, config.engine),
+                },
+                files=files,
+                appended=[path for path in files if path.name.endswith(".completions.jsonl")],
+                reads=[Path(config.data.path)],
+                shown={"model": shown_name(model)},
+                overwrite=config.overwrite,
+            )
+            stack.enter_context(claimed)
+        yield
+
+
+def _models(config: Config, out: Path) -> list[tuple[ModelConfig, Path]]:
+    """The models to score, each with the file of its items: the one asked for and, where there is one, the base."""
+    models = [(config.model, out)]
     if config.base:
-        base, items = config.model.model_copy(update={"model": config.base}), out.with_suffix(".base.jsonl")
-        _score(config, base, prompts, items, grader, terminal)
-        result = paired(items, out)
+        models.append((config.model.model_copy(update={"model": config.base}), out.with_suffix(".base.jsonl")))
+    return models
+
+
+def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
+    """The model's score and, where there is a base, that one's and the gain."""
+    from distill_lab.compare import paired
+    from distill_lab.verdict import CHANCE
+
+    for model, items in _models(config, out):
+        _score(config, model, prompts, items, grader, terminal)
+    if config.base:
+        result = paired(out.with_suffix(".base.jsonl"), out)
         low, high = result.ci95
         terminal.print(
             f"gain over {config.base}: {100 * result.gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "

@@ -4,7 +4,8 @@ In: a data set (any adapter, file or hub id) and a model. Out: a JSONL file with
 (`id, sample, content, thinking, finish_reason, num_tokens`), written as they are done; the prompts stand beside it as
 `<out>.prompts.jsonl`. With --cot FILE also the whole answers as `{"question", "cot"}`. The same command again asks only
 what is missing, and what ended in an error; what another run asked the same model already comes from the cache
-(`distill cache`).
+(`distill cache`). Another model, sampling or other prompts need another --out, or --overwrite: `<out>.key.json` says what
+the answers were made with.
 
     distill generate --model tiny:teacher --data tiny:problems --data.split "test[:20]" --out answers.jsonl
     distill generate --teacher_model MODEL --input_file raw_questions.jsonl --output_file cot_dataset.jsonl
@@ -43,6 +44,8 @@ class Config(settings.Config):
     """What generates."""
     cache: bool = True
     """Take answers to the same requests from the cache, and keep new ones there."""
+    overwrite: bool = False
+    """Replace what this command wrote with another model, sampling or prompts. Other files are never touched."""
 
 
 def main(config: Config) -> None:
@@ -50,15 +53,19 @@ def main(config: Config) -> None:
     import tempfile
     from contextlib import nullcontext
 
+    from distill_lab.claims import claim
     from distill_lab.cot_files import write_cot_dataset
     from distill_lab.data import write_prompts
     from distill_lab.engines import load_engine
     from distill_lab.errors import UserError
-    from distill_lab.generate import generate, writing
+    from distill_lab.generate import generate
+    from distill_lab.identity import answer_inputs, shown_name
+    from distill_lab.outputs import writing
     from distill_lab.own_sampling import resolve_sampling
     from distill_lab.preflight import check_asked, check_writable
     from distill_lab.reasoning import add_instruction
     from distill_lab.request_cache import RequestCache
+    from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
 
     out = config.out or (config.cot and config.cot.with_suffix(".completions.jsonl"))
@@ -66,35 +73,46 @@ def main(config: Config) -> None:
         raise UserError("nowhere to write the answers; give --out answers.jsonl, or --cot cot_dataset.jsonl")
     if config.cot is not None and config.cot.suffix != ".jsonl":
         raise UserError(f"{config.cot}: what --cot (--output-file) writes is JSONL; name it .jsonl")
-    if config.cot is not None and config.cot.resolve() in (Path(config.data.path).resolve(), out.resolve()):
-        raise UserError(f"{config.cot}: that is another file of this command; give --cot (--output-file) another name")
     check_asked(config.model, config.engine, config.sampling)
     check_writable(out)
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")
+    files = [out, prompts, *([config.cot] if config.cot else [])]
     with writing(out):  # before any work
         out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        questions = Path(folder) / "questions.jsonl"
+        questions, asked = Path(folder) / "questions.jsonl", Path(folder) / "asked.jsonl"
         with writing(questions):
             terminal.note(f"prompts: {write_prompts(config.data, questions)}, in {prompts}")
-        with writing(prompts):
-            add_instruction(questions, prompts, config.instruction)
+            add_instruction(questions, asked, config.instruction)
         sampling, note = resolve_sampling(config.model, config.sampling)
         if note:
             terminal.note(note)
-        terminal.stage(f"answers of {config.model.model}")
-        cached = RequestCache(config.model, config.engine, on_note=terminal.note) if config.cache else nullcontext()
-        with cached as cache:
-            counts = generate(
-                prompts,
-                out,
-                lambda: load_engine(config.model, config.engine, on_note=terminal.note),
-                sampling,
-                cache=cache,
-                on_progress=terminal.generated,
-            )
-        terminal.note(f"{counts}, in {out}")
-        if config.cot is not None:
-            with writing(config.cot):
-                terminal.note(f"{write_cot_dataset(questions, out, config.cot)}, in {config.cot}")
+        holding = claim(
+            out,
+            "generate",
+            inputs={**answer_inputs(config.model, config.engine, sampling), "prompts": asked},
+            files=files,
+            appended=[out],
+            reads=[Path(config.data.path)],
+            shown={"model": shown_name(config.model)},
+            overwrite=config.overwrite,
+        )
+        with holding:
+            with writing(prompts):
+                copy_file(asked, prompts)
+            terminal.stage(f"answers of {config.model.model}")
+            cached = RequestCache(config.model, config.engine, on_note=terminal.note) if config.cache else nullcontext()
+            with cached as cache:
+                counts = generate(
+                    prompts,
+                    out,
+                    lambda: load_engine(config.model, config.engine, on_note=terminal.note),
+                    sampling,
+                    cache=cache,
+                    on_progress=terminal.generated,
+                )
+            terminal.note(f"{counts}, in {out}")
+            if config.cot is not None:
+                with writing(config.cot):
+                    terminal.note(f"{write_cot_dataset(questions, out, config.cot)}, in {config.cot}")

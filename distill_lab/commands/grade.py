@@ -2,6 +2,7 @@
 
 In: prompts.jsonl with gold answers, and completions of them. Out: `<out>`, a JSONL file with the completions and
 `"grade": {"score", "answer", "status"}` each; how many could be graded on the screen. Stopped, the same command goes on.
+Other completions or another grader need another --out, or --overwrite.
 
     distill grade --prompts answers.prompts.jsonl --completions answers.jsonl --grader numeric --out graded.jsonl
 """
@@ -27,26 +28,37 @@ class Config(settings.Config):
     """A file name in distill_lab/graders: exact, numeric, math, label, overlap; judge:MODEL asks a model."""
     engine: EngineConfig = EngineConfig()
     """What runs the judge."""
+    overwrite: bool = False
+    """Replace what this command wrote of other completions or with another grader. Other files are never touched."""
 
 
 def main(config: Config) -> None:
     """Grade, and print the counts by status."""
+    from distill_lab.claims import claim
     from distill_lab.errors import UserError
     from distill_lab.grade import grade
-    from distill_lab.graders import load_grader
+    from distill_lab.graders import grader_inputs, load_grader
     from distill_lab.preflight import check_grader, check_writable
     from distill_lab.terminal import Terminal
 
     for path in (config.prompts, config.completions):
         if not path.is_file():
             raise UserError(f"{path}: no such file; `distill generate` writes prompts and completions")
-    if config.out.exists() and config.out.resolve() in (config.prompts.resolve(), config.completions.resolve()):
-        raise UserError(f"{config.out}: that is one of the inputs; give --out another name")
-    terminal = Terminal()
     check_grader(config.grader, config.engine)
     check_writable(config.out)
-    grader = load_grader(config.grader, config.engine)
-    terminal.stage(f"grades of {config.completions}, by {config.grader}")
-    tally = grade(config.prompts, config.completions, config.out, grader, on_progress=terminal.progress)
-    terminal.print(f"{tally}; mean score {tally.score:.3f}")
-    terminal.note(f"every completion with its grade is in {config.out}")
+    grader_is = grader_inputs(config.grader, config.engine)
+    holding = claim(
+        config.out,
+        "grade",
+        inputs={"prompts": config.prompts, "completions": config.completions, "grader": grader_is},
+        files=[config.out],
+        reads=[config.prompts, config.completions],
+        overwrite=config.overwrite,
+    )
+    with holding:
+        terminal = Terminal()
+        grader = load_grader(config.grader, config.engine)
+        terminal.stage(f"grades of {config.completions}, by {config.grader}")
+        tally = grade(config.prompts, config.completions, config.out, grader, on_progress=terminal.progress)
+        terminal.print(f"{tally}; mean score {tally.score:.3f}")
+        terminal.note(f"every completion with its grade is in {config.out}")

@@ -21,17 +21,31 @@ class Config(settings.Config):
     """Directory of the adapters, and the quantization they were trained on."""
     out: Path
     """Where the merged model goes."""
+    overwrite: bool = False
+    """Replace what this command wrote of other adapters. Other files are never touched."""
 
 
 def main(config: Config) -> None:
     """Merge, and say where the model is."""
-    from distill_lab.errors import UserError
+    from distill_lab.claims import claim
+    from distill_lab.identity import model_inputs, shown_name
     from distill_lab.terminal import Terminal
     from distill_lab.train.lora import merge_directory
 
-    if config.out.exists():
-        raise UserError(f"{config.out} exists; remove it or choose another --out")
     terminal = Terminal()
-    terminal.stage(f"merging {config.adapter.model}")
-    merge_directory(config.adapter, config.out)
-    terminal.note(f"the merged model is in {config.out}")
+    holding = claim(
+        config.out,
+        "merge",
+        inputs=model_inputs(config.adapter),
+        files=[config.out],
+        reads=[Path(config.adapter.model)],
+        shown={"model": shown_name(config.adapter)},
+        overwrite=config.overwrite,
+    )
+    with holding as claimed:
+        if claimed.done:
+            terminal.note(f"{config.out} was merged from the same adapters before; there is nothing to do")
+            return
+        terminal.stage(f"merging {config.adapter.model}")
+        merge_directory(config.adapter, config.out)
+        terminal.note(f"the merged model is in {config.out}")

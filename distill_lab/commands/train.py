@@ -3,7 +3,7 @@
 In: a JSONL or Parquet file of `{"prompt": [messages], "completion": [messages]}` (what `distill system1` writes as
 train.jsonl, and what TRL, LLaMA-Factory and Axolotl read), or with --data any data set that brings its answers along
 (`{"question", "cot"}`), and a base student. Out: a Hugging Face model directory. The same command again goes on from the
-last whole checkpoint.
+last whole checkpoint; other rows, models or settings need another --out, or --overwrite.
 
     distill train --student tiny:student --rows runs/system1/train.jsonl --out my-student
     distill train --student_model MODEL --cot_dataset cot_dataset.jsonl --output_dir my-adapters     4 bits, LoRA r 8
@@ -51,24 +51,60 @@ class Config(settings.Config):
     """How it is trained."""
     thinking: bool | None = None
     """Passed to the chat template as enable_thinking; None leaves its default."""
+    overwrite: bool = False
+    """Replace what this command trained from other rows, another model or with other settings. Other files are never
+    touched."""
 
 
 def main(config: Config) -> None:
     """Train, with a progress bar."""
-    from distill_lab.errors import UserError
-    from distill_lab.preflight import check_loads, check_training, check_writable
-    from distill_lab.terminal import Terminal
-    from distill_lab.train.trainer import train_student
+    import os
+    import tempfile
+    from contextlib import nullcontext
 
-    if config.out.exists():
-        raise UserError(f"{config.out} exists; remove it or choose another --out")
+    from distill_lab.claims import claim
+    from distill_lab.errors import UserError
+    from distill_lab.identity import shown_name
+    from distill_lab.outputs import writing
+    from distill_lab.preflight import check_loads, check_training, check_writable
+    from distill_lab.run import copy_file
+    from distill_lab.terminal import Terminal
+    from distill_lab.train.trainer import training_inputs
+
     if (config.rows is None) == (not config.data.path):
         raise UserError("what is to be trained on? give --rows train.jsonl, or --data for a data set with answers")
+    if config.rows is not None and not config.rows.is_file():
+        raise UserError(f"{config.rows}: no such file; `distill system1` writes one as train.jsonl")
     check_writable(config.out)
     check_loads(config.student)
     check_training(config.student, config.train)
     terminal = Terminal()
-    rows = config.rows or _rows(config, terminal)
+    copied = config.out.with_name(f"{config.out.name}.rows.jsonl")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = config.rows or _rows(config, Path(folder), copied, terminal)
+        holding = claim(
+            config.out,
+            "train",
+            inputs=training_inputs(config.student, rows, config.train, thinking=config.thinking),
+            files=[config.out] if config.rows else [config.out, copied],
+            reads=[config.rows or Path(config.data.path), Path(config.student.model)],
+            shown={"model": shown_name(config.student)},
+            overwrite=config.overwrite,
+        )
+        # Of several processes that train together the first one holds the output for all.
+        with holding if int(os.environ.get("RANK", "0")) == 0 else nullcontext() as claimed:
+            if claimed is not None and claimed.done:
+                terminal.note(f"{config.out} was trained with the same settings before; there is nothing to do")
+                return
+            if config.rows is None:
+                with writing(copied):
+                    copy_file(rows, copied)
+            _train(config, config.rows or copied, terminal)
+
+
+def _train(config: Config, rows: Path, terminal: Terminal) -> None:
+    from distill_lab.train.trainer import train_student
+
     terminal.stage(f"training {config.student.model}")
     result = train_student(
         config.student, rows, config.out, config.train, thinking=config.thinking, on_log=terminal.log
@@ -80,18 +116,14 @@ def main(config: Config) -> None:
     terminal.note(f"the student is in {config.out}")
 
 
-def _rows(config: Config, terminal: Terminal) -> Path:
+def _rows(config: Config, folder: Path, copied: Path, terminal: Terminal) -> Path:
     """Training rows from a data set whose rows bring their answers along."""
-    import tempfile
-
     from distill_lab.data import write_prompts
     from distill_lab.reasoning import add_instruction
     from distill_lab.training_set import write_training_set
 
-    rows = config.out.with_name(f"{config.out.name}.rows.jsonl")
-    with tempfile.TemporaryDirectory() as folder:
-        data, prompts = Path(folder) / "data.jsonl", Path(folder) / "prompts.jsonl"
-        terminal.note(f"data: {write_prompts(config.data, data)}")
-        add_instruction(data, prompts, config.instruction)
-        terminal.note(f"training rows: {write_training_set(prompts, rows)}, in {rows}")
+    data, prompts, rows = (folder / f"{name}.jsonl" for name in ("data", "prompts", "rows"))
+    terminal.note(f"data: {write_prompts(config.data, data)}")
+    add_instruction(data, prompts, config.instruction)
+    terminal.note(f"training rows: {write_training_set(prompts, rows)}, in {copied}")
     return rows

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
-from distill_lab.config import EngineConfig
+from distill_lab.config import EngineConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.types import Completion, Grade, Prompt
 
@@ -139,6 +139,16 @@ def _module(stem: str) -> ModuleType:
     if stem not in names():
         raise UserError(f"no grader {stem!r}; there are {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{stem}")
+
+
+def grader_inputs(name: str, engine: EngineConfig) -> Any:
+    """What grades depend on besides what is graded: the grader's name, and of a judge the model. Raises as `find_grader`."""
+    _, argument = find_grader(name)
+    if argument is None:
+        return name
+    from distill_lab.identity import asked_model
+
+    return {"name": name.partition(":")[0], **asked_model(ModelConfig(model=argument), engine)}
 
 
 def gold_answer(prompt: Prompt, grader: str) -> str:

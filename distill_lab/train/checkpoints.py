@@ -1,21 +1,28 @@
 """Checkpoints that are whole or do not count: a seal written last, and the newest checkpoint whose seal holds.
 
 A kill while the trainer saves leaves a directory that looks like a checkpoint. Each finished one is therefore sealed with
-the size and CRC-32 of every file; one without a seal, or with a file that is not as sealed, is never resumed from.
+the size and CRC-32 of every file; one without a seal, or with files that are not as sealed, is never resumed from. The
+work directory is marked as the lab's (`outputs.work_folder`); what someone else put there is neither read nor removed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from distill_lab.outputs import MARK, PARTIAL, remove_work, work_folder
 from distill_lab.run import write_json
 
-SEAL = "seal.json"
+SEAL, KEY = "seal.json", "key.json"
+KEPT = (KEY, "dtype.json")
+"""Files of a training beside its checkpoints."""
+CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,12}")
 BLOCK = 1 << 20
 
 
@@ -43,7 +50,11 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None where it is exactly as it was sealed."""
     if not (checkpoint / SEAL).is_file():
         return "the process ended while it was written"
-    files: dict[str, list[int]] = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+    files = _read(checkpoint / SEAL)
+    if not isinstance(files, dict) or not files or not all(map(_is_sealed, files.values())):
+        return f"{SEAL} is damaged"
+    if others := {str(path.relative_to(checkpoint)) for path in _files(checkpoint)} - set(files):
+        return f"{min(others)} is not in {SEAL}"
     for name, (size, crc32) in files.items():
         path = checkpoint / name
         if not path.is_file():
@@ -68,13 +79,38 @@ def newest_whole(work: Path, *, remove: bool = True) -> Found:
     return Found(None, skipped)
 
 
-def keep_only(work: Path, key: str) -> None:
-    """Make the directory `work`, without checkpoints unless they belong to `key`."""
-    marker = work / "key.json"
-    if work.is_dir() and (not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != key):
-        shutil.rmtree(work)
-    if not marker.is_file():
-        write_json(marker, key)
+def keep_only(out: Path, key: str) -> list[str]:
+    """Make the work directory of `out`, without checkpoints unless they belong to `key`; returns what was removed, as
+    sentences.
+
+    Raises UserError where a directory of its name is not the lab's.
+    """
+    work = work_folder(out)
+    old = _read(work / KEY)
+    removed = []
+    if old != key:
+        for checkpoint in _newest_first(work):
+            why = "of other settings" if isinstance(old, str) else f"without a whole {KEY}"
+            removed.append(f"{checkpoint} was removed: it is a checkpoint {why}")
+            shutil.rmtree(checkpoint)
+        for name in KEPT:
+            (work / name).unlink(missing_ok=True)
+        write_json(work / KEY, key)
+    return removed
+
+
+def remove_finished(out: Path) -> list[str]:
+    """Remove the work directory of a training that has ended; returns the names of what others put there, which stays."""
+    work = work_folder(out)
+    for checkpoint in _newest_first(work):
+        shutil.rmtree(checkpoint)
+    shutil.rmtree(work / PARTIAL, ignore_errors=True)
+    for name in KEPT:
+        (work / name).unlink(missing_ok=True)
+    left = sorted(path.name for path in work.iterdir() if path.name != MARK)
+    if not left:
+        remove_work(out)
+    return left
 
 
 def remove_all_but_newest(work: Path, number: int) -> None:
@@ -84,7 +120,24 @@ def remove_all_but_newest(work: Path, number: int) -> None:
 
 
 def _newest_first(work: Path) -> list[Path]:
-    return sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    """The checkpoints in a work directory; files, links and other names that look like them are no checkpoints."""
+    found = [
+        path for path in work.glob("checkpoint-*")
+        if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]  # fmt: skip
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+
+
+def _read(path: Path) -> Any:
+    """What a JSON file holds, None where it is damaged or missing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _is_sealed(state: Any) -> bool:
+    return isinstance(state, list) and len(state) == 2 and all(type(number) is int for number in state)
 
 
 def _files(checkpoint: Path) -> list[Path]:

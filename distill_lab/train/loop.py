@@ -23,6 +23,7 @@ from distill_lab import activity
 from distill_lab.config import TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.memory import free_memory, is_out_of_memory
+from distill_lab.outputs import PARTIAL, remove_output
 from distill_lab.precision import compute_dtype
 from distill_lab.train import loss_forward
 from distill_lab.train.bf16_passes import Bf16Passes
@@ -267,7 +268,7 @@ class StudentTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if not sharded and not self.config.lora.r:
             model.to(compute_dtype(self.args.device))
-        partial = out.with_name(f".{out.name}.partial")
+        partial = Path(self.args.output_dir) / PARTIAL
         if self.args.should_save and partial.exists():
             shutil.rmtree(partial)
         self.accelerator.wait_for_everyone()
@@ -285,8 +286,7 @@ class StudentTrainer(Trainer):
             plain: Any = merged(model.float() if self.bf16_passes is not None else model)
             plain.to(compute_dtype(self.args.device)).save_pretrained(partial)
         make_portable(partial, tokenizer, getattr(model, "generation_config", None))
-        if out.exists():
-            shutil.rmtree(out)
+        remove_output(out)
         partial.rename(out)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

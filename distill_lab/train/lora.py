@@ -20,6 +20,7 @@ from distill_lab import activity
 from distill_lab.config import LoraConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve, unrounded
+from distill_lab.outputs import PARTIAL, remove_output, remove_work, work_folder
 from distill_lab.tied import untie_for
 from distill_lab.train.portable import make_portable
 
@@ -77,7 +78,7 @@ def merge_directory(adapter: ModelConfig, out: Path) -> None:
         raise UserError(f"{adapter.model}: no adapters (adapter_config.json and no config.json); nothing to merge")
     base, _ = load_model(unrounded(base_of(adapter)))
     tokenizer = load_tokenizer(adapter)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = work_folder(out) / PARTIAL
     activity.report(f"merging the adapters into {out}")
     untie_for(path, base)
     with quiet_peft():
@@ -85,7 +86,9 @@ def merge_directory(adapter: ModelConfig, out: Path) -> None:
     plain = merged(adapted)
     plain.save_pretrained(partial)
     make_portable(partial, tokenizer, plain.generation_config)
+    remove_output(out)
     partial.rename(out)
+    remove_work(out)
 
 
 def merged(model: PeftModel) -> PreTrainedModel:

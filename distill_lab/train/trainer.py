@@ -9,12 +9,12 @@ interruption goes on from the newest whole one and ends with the same weights.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from torch import nn
@@ -27,9 +27,10 @@ from distill_lab.errors import UserError
 from distill_lab.identity import weights_of
 from distill_lab.memory import kept_heap
 from distill_lab.models import best_device, load_model, unrounded
+from distill_lab.outputs import check_removable
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_forward
-from distill_lab.train.checkpoints import keep_only, newest_whole
+from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
 from distill_lab.train.loop import OnLog, StudentTrainer
 from distill_lab.train.loss_forward import Objective, cross_entropy_objective
 from distill_lab.train.plan import make_plan, training_arguments, with_dtype
@@ -99,13 +100,14 @@ def train_student(
             seed=config.seed,
             thinking=thinking,
         )
-    key = {
-        "train": config.model_dump(exclude=NOT_IN_KEY),
-        "model": weights_of(student),
-        "rows": rows,
-        "thinking": thinking,
-    }
-    return train_model(model, tokenizer, data, out, config, key=fingerprint(key), on_log=on_log, start=start)
+    key = fingerprint(training_inputs(student, rows, config, thinking=thinking))
+    return train_model(model, tokenizer, data, out, config, key=key, on_log=on_log, start=start)
+
+
+def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> dict[str, Any]:
+    """All that a trained student depends on."""
+    settings = config.model_dump(exclude=NOT_IN_KEY)
+    return {"model": weights_of(student), "rows": rows, "train": settings, "thinking": thinking}
 
 
 def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -144,9 +146,11 @@ def train_model(
     start = time.monotonic() if start is None else start
     log = on_log or (lambda row: None)
     work = out.with_name(out.name + ".work")
+    check_removable(out)
     state = PartialState(cpu=best_device().type == "cpu")
     with state.main_process_first():
-        keep_only(work, key)
+        for removed in keep_only(out, key):
+            log({"note": removed})
         found = newest_whole(work, remove=state.is_main_process)
         config = with_dtype(config, model, work)
     for name, reason in found.skipped.items():
@@ -171,8 +175,8 @@ def train_model(
         before, after = trainer.validation_losses()
         trainer.save(out, tokenizer)
     state.wait_for_everyone()
-    if state.is_main_process:
-        shutil.rmtree(work)
+    if state.is_main_process and (left := remove_finished(out)):
+        log({"note": f"{work} stays: {', '.join(left)} in it is not what training wrote"})
     return TrainResult(
         num_rows=data.num_rows,
         dropped=data.dropped,

@@ -1,0 +1,62 @@
+"""Locks between processes: a file that one process holds, freed by the system if that process dies.
+
+lock = take_lock(directory / ".lock", busy="runs/demo is in use ...")      until lock.close()
+with locked(Path("answers.jsonl")): ...                                    .answers.jsonl.lock beside it, meanwhile
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from distill_lab.errors import UserError
+
+
+def take_lock(file: Path, *, busy: str) -> Any:
+    """An exclusive lock, held while the returned file is open. Raises UserError(busy) where another process holds it."""
+    held = file.open("a+")
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(held.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            import fcntl
+
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        held.close()
+        raise UserError(busy) from None
+    return held
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold an output that is written for several minutes. Raises UserError where another process does."""
+    file = output.with_name(f".{output.name}.lock")
+    busy = f"{output} is being written by another process; wait for it or choose another name"
+    while True:
+        held = take_lock(file, busy=busy)
+        # Whoever held it before may have removed the file between our opening it and our lock on it.
+        if _is_the_same(held, file):
+            break
+        held.close()
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            file.unlink()
+        held.close()
+        if os.name == "nt":
+            with suppress(OSError):
+                file.unlink()
+
+
+def _is_the_same(held: Any, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(held.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
