@@ -40,6 +40,8 @@ class Reply:
     """Break the connection instead."""
     stall: bool = False
     """Say nothing until the server is closed."""
+    raw: bytes | None = None
+    """The whole response, status line and headers, as it goes over the wire; then the connection ends."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,10 @@ class HostileServer:
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             handler.close_connection = True
             handler.connection.close()
+            return
+        if reply.raw is not None:
+            handler.wfile.write(reply.raw)
+            handler.close_connection = True
             return
         if reply.stall:
             self.closed.wait(60)

@@ -157,7 +157,7 @@ def test_an_output_can_be_moved_with_its_key(
 
 # --- files of the user's
 
-TRAIN = ("train", "--student", "tiny:student", "--train.max-steps", "1", "--train.max-length", "64")
+TRAIN = ("train", "--student", "tiny:student", "--train.max-steps", "2", "--train.max-length", "64")
 
 
 def commands(data: Path, out: Path) -> list[list[Any]]:

@@ -15,7 +15,7 @@ LAYERS = (
         "ground",
         "errors types config run prompts chat control_tokens answers watch hardware precision memory "
         "yaml_config presets tiny engine_died nvidia vllm_install orphans cache_folder fingerprints activity "
-        "cut_answers locks outputs claims".split(),
+        "cut_answers locks outputs claims redact".split(),
     ),
     (
         "plug-ins",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from distill_lab.errors import UserError
+from distill_lab.redact import Redactor
 
 TIMEOUT_S = 10.0
 REMEDY = "check inference.base_url and api_key, or name the model in models.teacher"
@@ -22,7 +23,9 @@ def first_model(base_url: str) -> str:
     try:
         answer = httpx2.get(f"{base_url}/models", headers=headers, timeout=TIMEOUT_S)
         answer.raise_for_status()
-        name = answer.json()["data"][0]["id"]
+        name = str(answer.json()["data"][0]["id"])
+        if Redactor(key)(name) != name:
+            raise ValueError("it repeats the key")
     except httpx2.HTTPStatusError as error:
         reason = f"answers {error.response.status_code} when asked for its models"
     except httpx2.HTTPError as error:
@@ -30,5 +33,5 @@ def first_model(base_url: str) -> str:
     except (ValueError, LookupError, TypeError):
         reason = "names no model"
     else:
-        return str(name)
+        return name
     raise UserError(f"{base_url} {reason}; {REMEDY}")

@@ -18,6 +18,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,6 +30,7 @@ from distill_lab.chat_completions import Refused, error_message, one_line, reque
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import ModelError, UserError
 from distill_lab.http_retry import FIRST_WAIT_S, Pace, backoff_s, retry_after_s
+from distill_lab.redact import Redactor
 from distill_lab.types import Completion, Prompt
 
 PREFIX = "openai:"
@@ -41,8 +43,6 @@ MOST_BYTES = 1 << 24
 """An answer larger than this is not read to its end."""
 MOST_IN_A_ROW = 20
 """As many different prompts failing for one reason, with no answer between, are the server's fault: the run stops."""
-SHORTEST_SECRET = 8
-"""A shorter OPENAI_API_KEY is a placeholder (EMPTY, ollama), which may well occur in an answer."""
 
 WITHOUT_NEUTRAL = {"api.openai.com"}
 """Servers known to refuse fields beyond OpenAI's protocol."""
@@ -87,7 +87,7 @@ class OpenAIEngine:
         self, model: str, config: EngineConfig, *, base_url: str, key: str = "", first_wait_s: float = FIRST_WAIT_S
     ) -> None:
         self.model, self.config, self.base_url, self.first_wait_s = model, config, base_url, first_wait_s
-        self._key = key
+        self._key, self._redact = key, Redactor(key)
 
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
@@ -96,10 +96,23 @@ class OpenAIEngine:
         model, or fails at every prompt; error completions that came right before that are left out, so that the
         same command asks for them again.
         """
-        return iterate(
+        completions: Iterator[Completion] = iterate(
             lambda deliver: _Requests(self, self._key, sampling, deliver).run(prompts),
             room=self.config.max_concurrency,
         )
+        try:
+            for completion in completions:
+                yield self._without_key(completion)
+        except Exception as error:
+            # Whatever a server made a library say, the key is not in it when it leaves here.
+            said = self._redact(str(error))
+            if said == str(error):
+                raise
+            raise (UserError if isinstance(error, UserError) else RuntimeError)(said) from None
+
+    def _without_key(self, completion: Completion) -> Completion:
+        thinking, error = (text and self._redact(text) for text in (completion.thinking, completion.error))
+        return replace(completion, content=self._redact(completion.content), thinking=thinking, error=error)
 
 
 class _Again(Exception):
@@ -126,7 +139,7 @@ class _Requests:
 
     def __init__(self, engine: OpenAIEngine, key: str, sampling: SamplingConfig, deliver: Deliver[Completion]) -> None:
         self._config, self._model, self._first_wait_s = engine.config, engine.model, engine.first_wait_s
-        self._sampling, self._deliver, self._key = sampling, deliver, key
+        self._sampling, self._deliver, self._key, self._redact = sampling, deliver, key, engine._redact
         self._url = f"{engine.base_url}/chat/completions"
         self._extra = json.loads(engine.config.extra_body or "{}")
         self._neutral = urlsplit(engine.base_url).hostname not in WITHOUT_NEUTRAL
@@ -218,7 +231,7 @@ class _Requests:
         return Refused(f"{failure} ({tries})", kind="given up")
 
     async def _ask(self, client: httpx2.AsyncClient, payload: bytes) -> dict[str, Any]:
-        """The JSON object of one successful response, without the key in it. Raises _Again, Refused and UserError."""
+        """The JSON object of one successful response. Raises _Again, Refused and UserError."""
         sent_at = time.monotonic()
         try:
             # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes with the answer.
@@ -227,15 +240,15 @@ class _Requests:
         except TimeoutError:
             raise _Again(f"no whole answer within {self._config.timeout_s:g} s") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            reason = f"{self._url} cannot be reached ({one_line(str(error)) or type(error).__name__})"
+            reason = f"{self._url} cannot be reached ({self._said(error)})"
             if not self._reached:
                 raise UserError(f"{reason}; is the server up, and is this its address?") from None
             raise _Again(reason, unreachable=True) from None
         except httpx2.RequestError as error:
-            raise _Again(f"the connection broke ({one_line(str(error)) or type(error).__name__})") from None
+            raise _Again(f"the connection broke ({self._said(error)})") from None
         self._reached = True
         try:
-            data = self._scrub(json.loads(body))
+            data = json.loads(body)
         except (ValueError, RecursionError):
             data = None
         error = data.get("error") if isinstance(data, dict) else None
@@ -246,11 +259,12 @@ class _Requests:
         if status < 300:  # routers report their upstream's failure like this
             code = error.get("code") if isinstance(error, dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else 500
-        words = one_line(error_message(data) or self._scrub(body.decode(errors="replace"))) or "no reason given"
+        # The key is taken out before the text is shortened, or half of it could be left at the end.
+        words = one_line(self._redact(error_message(data) or body.decode(errors="replace"))) or "no reason given"
         reason = f"HTTP {status}: {words}"
         if status < 400:
-            place = self._scrub(headers.get("location", "nowhere"))
-            raise UserError(f"{self._url} redirects to {one_line(place)}; give the address that answers as base_url")
+            place = one_line(self._redact(headers.get("location", "nowhere")))
+            raise UserError(f"{self._url} redirects to {place}; give the address that answers as base_url")
         if status in (401, 402, 403, 404) or (isinstance(error, dict) and error.get("code") == "insufficient_quota"):
             raise UserError(f"{self._url}: {reason}\n{self._remedy(status)}; then the same command goes on from here")
         if status not in (408, 409, 425, 429) and status < 500:
@@ -301,14 +315,6 @@ class _Requests:
             return f"set OPENAI_API_KEY to a key that may use {self._model}" + ("" if self._key else " (it is not set)")
         return "the account behind OPENAI_API_KEY has no credit left: add some, or use another one"
 
-    def _scrub(self, value: Any) -> Any:
-        """A JSON value without the key, should the server repeat it."""
-        if len(self._key) < SHORTEST_SECRET:
-            return value
-        if isinstance(value, str):
-            return value.replace(self._key, "***")
-        if isinstance(value, list):
-            return [self._scrub(item) for item in value]
-        if isinstance(value, dict):
-            return {name: self._scrub(item) for name, item in value.items()}
-        return value
+    def _said(self, error: Exception) -> str:
+        """What a library says of a connection, which may repeat what the server sent."""
+        return one_line(self._redact(str(error))) or type(error).__name__

@@ -268,7 +268,7 @@ class StudentTrainer(Trainer):
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         if not sharded and not self.config.lora.r:
             model.to(compute_dtype(self.args.device))
-        partial = Path(self.args.output_dir) / PARTIAL
+        partial = Path(str(self.args.output_dir)) / PARTIAL
         if self.args.should_save and partial.exists():
             shutil.rmtree(partial)
         self.accelerator.wait_for_everyone()
