@@ -519,3 +519,72 @@ def test_a_run_that_was_copied_does_not_train_again(tmp_path: Path) -> None:
             run.stage("answers", "answers.jsonl", inputs=model_inputs(ModelConfig(model=str(student))), work=Work())
             assert run.skipped == (["student", "answers"] if place == "new" else [])
     assert made == [1]
+
+
+# --- what the user puts into a run's directory
+
+
+def test_a_file_of_the_users_in_the_students_directory_stays(tmp_path: Path) -> None:
+    made, heard = [], []
+
+    class Ear(Watch):
+        def note(self, text: str) -> None:
+            heard.append(text)
+
+    def train(path: Path) -> None:
+        made.append(1)
+        model_folder(path)
+
+    def run_it(setting: int) -> None:
+        with open_run(tmp_path / "run", watch=Ear()) as run:
+            run.stage("student", "student", inputs={"train": {"lr": setting}}, work=train)
+
+    run_it(1)
+    mine = tmp_path / "run" / "student" / "student-q4.gguf"
+    mine.write_text("hours of work")
+    run_it(1)
+    assert made == [1]
+    with pytest.raises(UserError, match=r"student holds|holds files .* student-q4\.gguf"):
+        run_it(2)
+    assert mine.read_text() == "hours of work"
+    assert (mine.parent / "model.safetensors").exists()
+    mine.unlink()
+    run_it(2)
+    assert made == [1, 1]
+    assert "made again, as there are other inputs: train.lr (1, now 2)" in heard
+
+
+def test_a_foreign_work_folder_in_a_run_is_not_removed(tmp_path: Path) -> None:
+    with open_run(tmp_path) as run:
+        run.stage("rows", "rows.jsonl", inputs={"k": 1}, work=Work())
+    (tmp_path / "rows.jsonl.work").mkdir()
+    (tmp_path / "rows.jsonl.work" / "thesis.txt").write_text("years of work")
+    with open_run(tmp_path) as run, pytest.raises(UserError, match=r"rows\.jsonl\.work .* is not this lab's"):
+        run.stage("rows", "rows.jsonl", inputs={"k": 2}, work=Work())
+    assert (tmp_path / "rows.jsonl.work" / "thesis.txt").read_text() == "years of work"
+    assert list(read_jsonl(tmp_path / "rows.jsonl")) == [{"row": 0}]
+
+
+def test_two_runs_do_not_write_one_student(tmp_path: Path) -> None:
+    out = tmp_path / "student"
+
+    def other(path: Path) -> None:
+        with open_run(tmp_path / "b") as second, pytest.raises(UserError, match="written by another process"):
+            second.stage("student", str(out), inputs={}, work=Work())
+        model_folder(path)
+
+    with open_run(tmp_path / "a") as first:
+        first.stage("student", str(out), inputs={}, work=other)
+    assert not list(tmp_path.glob(".*.lock"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_files_get_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        write_json(tmp_path / "a.json", {})
+        os.umask(0o022)
+        write_json(tmp_path / "b.json", {})
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "b.json")] == [0o600, 0o644]
