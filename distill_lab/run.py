@@ -168,7 +168,8 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path, *, recipe: str, config: Mapping[str, Any], watch: Watch | None = None) -> Run:
-        """Create or reopen `directory`. Raises UserError where another process holds it or another recipe made it."""
+        """Create or reopen `directory`. Raises UserError where another process holds it, another recipe made it, or
+        files that a run would write over are someone else's."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = take_lock(
@@ -176,6 +177,7 @@ class Run:
             busy=f"{directory} is in use by another process; wait for it or choose another --run directory",
         )
         try:
+            _check_place(directory)
             stages, models = _old_stages(directory / "run.json", recipe)
             manifest = {
                 "recipe": recipe,
@@ -319,6 +321,16 @@ def _why_again(last: Mapping[str, Any] | None, key: str, inputs: Any) -> str:
     found = differences(last["inputs"], inputs) if isinstance(last.get("inputs"), dict) else []
     more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
     return f"made again, as there are other inputs: {', '.join(found[:MOST_DIFFERENCES])}{more}" if found else ""
+
+
+def _check_place(directory: Path) -> None:
+    """Raise UserError where a directory that is no run's holds a file that a run writes when it ends."""
+    for name in ("summary.json", "report.html", "training.json", "evaluation_results.json"):
+        if (directory / name).exists() and not (directory / "run.json").exists():
+            raise UserError(
+                f"{directory / name} exists, and {directory} is not a run's directory: the run would write over it; choose "
+                "another --run directory, or move it elsewhere"
+            )
 
 
 def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:

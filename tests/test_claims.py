@@ -72,7 +72,7 @@ def test_what_was_made_with_other_settings_is_refused_by_name(
         (asked(command, data, out, second), f"model ({first}, now {second})"),
         (asked(command, data, out, first, "--sampling.max-new-tokens", "5"), "sampling.max_new_tokens (4, now 5)"),
         (asked(command, data, out, first, "--instruction", "Think."), "prompts (other content)"),
-        (asked(command, data, out, "no-such/model"), f"model ({first}, now no-such/model)"),
+        (asked(command, data, out, "tiny:student"), f"model ({first}, now tiny:student)"),
     ]
     if command == "eval":
         changes.append((asked(command, data, out, first, "--grader", "numeric"), "grader (exact, now numeric)"))

@@ -565,6 +565,15 @@ def test_a_foreign_work_folder_in_a_run_is_not_removed(tmp_path: Path) -> None:
     assert list(read_jsonl(tmp_path / "rows.jsonl")) == [{"row": 0}]
 
 
+@pytest.mark.parametrize("name", ["summary.json", "report.html", "training.json"])
+def test_a_directory_with_results_of_someone_else_is_no_runs(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} exists, and .* is not a run's directory"):
+        open_run(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "run.json").exists()
+
+
 def test_two_runs_do_not_write_one_student(tmp_path: Path) -> None:
     out = tmp_path / "student"
 
