@@ -297,7 +297,7 @@ def _parse() -> argparse.Namespace:
     for path, remedy in ((arguments.data, "--data"), (arguments.tokenizer, "--tokenizer")):
         if not path.exists():
             raise SystemExit(f"{path}: not there; give it with {remedy}, or set DISTILL_LAB_SHARED")
-    # The lab chooses fp32 on a CPU and bf16 on a GPU; the others follow.
+    # All contenders alike; what bf16 gives the lab on a CPU is measured by benchmarks.train_dtype.
     arguments.bf16 = torch.cuda.is_available()
     if arguments.bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise SystemExit(

@@ -84,6 +84,7 @@ def lab(spec: dict[str, Any], clock: Clock) -> None:
         save_steps=1_000_000,
         validation_fraction=0.0,
         max_steps=spec["steps"],
+        dtype="bf16" if spec["bf16"] else "fp32",
         lora=LoraConfig(r=LORA_RANK, alpha=LORA_ALPHA) if spec["mode"] == "lora" else LoraConfig(),
         **spec["settings"],
     )
