@@ -175,11 +175,12 @@ def _from_yaml(base: Config, path: str | None) -> Config:
         return base
     from pydantic import ValidationError
 
+    from distill_lab.config import AS_GIVEN
     from distill_lab.errors import UserError
     from distill_lab.yaml_config import merged, read_yaml
 
     try:
-        return type(base).model_validate(merged(base.model_dump(), read_yaml(Path(path))))
+        return type(base).model_validate(merged(base.model_dump(context=AS_GIVEN), read_yaml(Path(path))))
     except ValidationError as error:
         problems = [f"{path}: {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
         raise UserError("\n".join(problems)) from None

@@ -213,15 +213,16 @@ class Line:
         from distill_lab.hardware import device_name
         from distill_lab.memory import memory_returned
         from distill_lab.models import best_device
-        from distill_lab.train.thinking import leave_out_thinking
         from distill_lab.train.trainer import train_student
+        from distill_lab.train.training_log import NAME as TRAINING_LOG
 
-        with memory_returned():
-            result = train_student(student, rows, path, train, thinking=thinking, on_log=self.watch.log)
-        self.run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
-        if thinking is False:
-            leave_out_thinking(path)
         beside = path.parent if path.is_relative_to(self.run.directory) else self.run.directory
+        log_file = beside / TRAINING_LOG
+        with memory_returned():
+            result = train_student(
+                student, rows, path, train, thinking=thinking, on_log=self.watch.log, log_file=log_file
+            )
+        self.run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
         write_json(beside / "training.json", asdict(result))
         if result.validation_loss_before is not None and result.validation_loss_after is not None:
             self.watch.note(

@@ -93,6 +93,16 @@ def test_flags_beat_yaml_beats_preset(tmp_path: Path) -> None:
     assert config.train.weight_decay == system1.PRESETS["tiny"].train.weight_decay != TrainConfig().weight_decay
 
 
+def test_a_learning_rate_left_open_follows_what_flags_and_yaml_train(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for yaml, flags in (("num_test: 3\n", ["--train.lora.r", "4"]), ("train:\n  lora:\n    r: 4\n", [])):
+        file.write_text(yaml)
+        base = cli._from_yaml(system1.Config(), str(file))
+        config = cli._flags(system1.Config, base, flags, prog="distill", description="")
+        assert config.train.peak_learning_rate == 2e-4
+    assert system1.Config().train.peak_learning_rate == 2e-5
+
+
 def test_short_forms_and_equals_signs() -> None:
     spelled = cli._spell_out(system1.Config, ["--teacher=a/b", "--student", "c", "--relabel", "--data.split", "train"])
     assert spelled == ["--teacher.model=a/b", "--student.model", "c", "--relabel", "--data.split", "train"]

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
+from distill_lab.config import AS_GIVEN, LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.models import load_model
+from distill_lab.preflight import check_model, check_training
 from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.lora import add_adapters, merge_directory, merged
@@ -23,6 +25,7 @@ from distill_lab.train.trainer import train_student
 from tests.test_trainer import toy_rows, train_and_kill
 
 LORA = TrainConfig(
+    dtype="fp32",
     learning_rate=5e-3,
     tokens_per_batch=128,
     num_epochs=3,
@@ -179,3 +182,86 @@ def test_the_frozen_head_costs_no_gradient(student: ModelConfig, rows: Path, tmp
     assert result.steps > 3
     names = load_file(tmp_path / "student" / "adapter_model.safetensors").keys()
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in names} == {"q_proj"}
+
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "mlp_only_layers": [1]},
+    "Qwen2Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                 "shared_expert_intermediate_size": 16},
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+def random_mixture(folder: Path, kind: str, **changes: Any) -> ModelConfig:
+    """A random mixture of experts with the tiny tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(FAMILY / "student")
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None,
+    }  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(**settings | MIXTURES[kind] | changes)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return ModelConfig(model=str(folder))
+
+
+@pytest.fixture(params=list(MIXTURES))
+def mixture(request: pytest.FixtureRequest, tmp_path: Path) -> ModelConfig:
+    return random_mixture(tmp_path / "moe", request.param)
+
+
+def test_adapters_leave_experts_and_router_alone(mixture: ModelConfig, rows: Path, tmp_path: Path) -> None:
+    logs: list[dict[str, Any]] = []
+    # peft takes no dropout on experts that are held in one tensor.
+    config = with_lora(dropout=0.05).model_copy(update={"max_steps": 2})
+    result = train_student(mixture, rows, tmp_path / "student", config, on_log=logs.append)
+    weights = load_file(tmp_path / "student" / "adapter_model.safetensors")
+    layers = {name.split(".lora_")[0].rpartition(".")[2] for name in weights}
+    assert layers == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    number = sum(weight.numel() for weight in weights.values())
+    assert result.num_trained == number
+    base, _ = load_model(mixture)
+    total = base.num_parameters()
+    assert next(row["note"] for row in logs if row.get("note", "").startswith("training ")) == (
+        f"training adapters of rank 4: {number:,} weights beside {total:,} frozen ones ({number / total:.2%}), "
+        "learning rate 0.005"
+    )
+    attached, _ = load_model(ModelConfig(model=str(tmp_path / "student")))
+    assert (logits(attached) - logits(base)).abs().max() > 0
+    for target in ("gate", "experts", "down_proj", "gate_up_proj"):
+        with pytest.raises(UserError, match=rf"outside of its experts and their router, {target}, which .* q_proj"):
+            train_student(mixture, rows, tmp_path / "no", with_lora(targets=("q_proj", target)))
+
+
+def test_a_mixture_in_few_bits_is_refused_before_a_teacher_is_asked(tmp_path: Path) -> None:
+    mixture = random_mixture(
+        tmp_path / "moe", "Qwen3Moe", hidden_size=64, num_experts=16, moe_intermediate_size=64, mlp_only_layers=[]
+    )
+    for quantization in ("4bit", "8bit"):
+        student = ModelConfig(model=mixture.model, quantization=quantization)
+        with pytest.raises(
+            UserError, match=rf"(?s)Invalid student model.*{quantization} would reach only .* GB without"
+        ):
+            check_model(student, role="student", example="X")
+    with pytest.raises(UserError, match="experts and their router, gate, which"):
+        check_training(mixture, with_lora(targets=("q_proj", "gate")))
+
+
+@pytest.mark.parametrize(("r", "rate", "used"), [(0, None, 2e-5), (4, None, 2e-4), (4, 1e-5, 1e-5), (0, 1e-5, 1e-5)])
+def test_the_learning_rate_fits_what_is_trained(
+    student: ModelConfig, rows: Path, tmp_path: Path, r: int, rate: float | None, used: float
+) -> None:
+    logs: list[dict[str, Any]] = []
+    config = TrainConfig(learning_rate=rate, max_steps=1, warmup_ratio=0, lora=LoraConfig(r=r))
+    result = train_student(student, rows, tmp_path / "student", config, on_log=logs.append)
+    assert result.learning_rate == used
+    assert next(row["learning_rate"] for row in logs if "learning_rate" in row) <= used
+    note = next(row["note"] for row in logs if row.get("note", "").startswith("training "))
+    assert f"learning rate {used:g}" in note
+    assert ("at which adapters learn little" in note) == (r > 0 and used == 1e-5)
+    # Records say the number; settings that more is put on leave it open.
+    assert config.model_dump()["learning_rate"] == used
+    assert config.model_dump(context=AS_GIVEN)["learning_rate"] == rate
+    assert config.model_copy(update={"lora": LoraConfig(r=8)}).peak_learning_rate == (rate or 2e-4)

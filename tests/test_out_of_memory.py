@@ -14,6 +14,7 @@ from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.models import load_model
 from distill_lab.run import write_jsonl
+from distill_lab.train.checkpoints import damage
 from distill_lab.train.loss_forward import Objective, cross_entropy_objective
 from distill_lab.train.packing import cut
 from distill_lab.train.rows import read_rows
@@ -21,7 +22,12 @@ from distill_lab.train.trainer import train_model
 from tests.test_trainer import toy_rows
 
 CONFIG = TrainConfig(
-    learning_rate=1e-3, tokens_per_batch=256, gradient_accumulation_steps=3, logging_steps=1, validation_fraction=0
+    dtype="fp32",
+    learning_rate=1e-3,
+    tokens_per_batch=256,
+    gradient_accumulation_steps=3,
+    logging_steps=1,
+    validation_fraction=0,
 )
 
 
@@ -72,7 +78,7 @@ def test_halved_micro_batches_give_the_same_student(student: Path, tmp_path: Pat
     expected, before = train(student, tmp_path / "whole", limited(10_000, calls=whole))
     calls: list[int] = []
     found, after = train(student, tmp_path / "halved", limited(max(whole) // 3, calls=calls, backward=backward))
-    notes = [row["note"] for row in after if "note" in row]
+    notes = [row["note"] for row in after if "out of memory" in row.get("note", "")]
     assert len(notes) >= 2
     assert notes[0] == "out of memory: micro-batches of 128 tokens, 2 times as many to a step"
     assert notes[1] == "out of memory: micro-batches of 64 tokens, 4 times as many to a step"
@@ -90,6 +96,64 @@ def test_one_row_that_does_not_fit_stops_with_remedies(student: Path, tmp_path: 
     with pytest.raises(UserError, match=r"step 1: out of memory even with one row at a time; lower --train\.tokens"):
         train(student, tmp_path / "student", objective)
     assert not (tmp_path / "student").exists()
+
+
+def test_an_optimizer_without_room_for_its_state_says_what_needs_less(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW makes its state, 8 bytes a weight, in its first step; this one runs out in its second."""
+    steps: list[int] = []
+    real = torch.optim.AdamW.step
+
+    def step(self: Any, *arguments: Any, **settings: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 520.00 MiB")
+        return real(self, *arguments, **settings)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr("tests.test_out_of_memory.CONFIG", CONFIG.model_copy(update={"save_steps": 1.0}))
+    with pytest.raises(
+        UserError, match=r"step 2: out of memory in the optimizer's step; AdamW .*adamw_8bit.*lora\.r 16"
+    ):
+        train(student, tmp_path / "student", cross_entropy_objective)
+    assert not (tmp_path / "student").exists()
+    assert damage(tmp_path / "student.work" / "checkpoint-1") is None
+
+
+def test_a_validation_without_memory_is_cut_into_parts(student: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", toy_rows())
+    config = CONFIG.model_copy(update={"validation_fraction": 0.3, "max_steps": 1})
+    losses = []
+    for most in (10_000, 30):
+        calls: list[int] = []
+
+        def objective(
+            hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any], most: int = most, calls: list[int] = calls
+        ) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                calls.append(len(hidden_NH))
+                if len(hidden_NH) > most:
+                    raise torch.OutOfMemoryError("out of memory")
+            return cross_entropy_objective(hidden_NH, head, batch)
+
+        model, tokenizer = load_model(ModelConfig(model=str(student)), training=True)
+        data = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=512, validation_fraction=0.3, seed=0)
+        result = train_model(model, tokenizer, data, tmp_path / str(most), config, key="k", objective=objective)
+        losses.append((result.validation_loss_before, result.validation_loss_after))
+        assert max(calls) > 30
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_a_validation_row_that_does_not_fit_stops_with_remedies(student: Path, tmp_path: Path) -> None:
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    write_jsonl(tmp_path / "rows.jsonl", toy_rows())
+    model, tokenizer = load_model(ModelConfig(model=str(student)), training=True)
+    data = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=512, validation_fraction=0.3, seed=0)
+    with pytest.raises(UserError, match=r"out of memory in the validation even with one row at a time; lower --train"):
+        train_model(model, tokenizer, data, tmp_path / "student", CONFIG, key="k", objective=objective)
 
 
 def test_other_errors_are_raised_as_they_are(student: Path, tmp_path: Path) -> None:

@@ -17,21 +17,24 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill_lab.chat import encode
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.models import load_model
-from distill_lab.run import write_jsonl
+from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.train import checkpoints
 from distill_lab.train.loop import StudentTrainer
-from distill_lab.train.plan import make_plan, training_arguments
+from distill_lab.train.plan import make_plan, micro_batches, training_arguments
 from distill_lab.train.rows import read_rows
 from distill_lab.train.trainer import train_student
 
 COLOURS = ["red", "green", "blue", "white"]
-FAST = TrainConfig(learning_rate=5e-3, tokens_per_batch=128, num_epochs=3, logging_steps=1, validation_fraction=0.1)
+FAST = TrainConfig(
+    dtype="fp32", learning_rate=5e-3, tokens_per_batch=128, num_epochs=3, logging_steps=1, validation_fraction=0.1
+)
 
 
 def toy_rows(number: int = 40) -> list[dict[str, Any]]:
@@ -145,6 +148,7 @@ def test_training_lowers_the_validation_loss_and_leaves_a_student(
     assert "training_args.bin" not in names
     losses = [row for row in logs if "loss" in row]
     assert [row["step"] for row in losses] == list(range(1, result.steps + 1))
+    assert "seconds" not in losses[-1]
     assert losses[-1]["num_steps"] == result.steps
     assert losses[-1]["epoch"] == pytest.approx(3)
     assert result.train_loss == pytest.approx(sum(row["loss"] for row in losses) / result.steps)
@@ -178,7 +182,7 @@ def on_log(row):
         time.sleep(600)
 
 train_student(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]),
-              TrainConfig.model_validate_json(sys.argv[6]), on_log=on_log)
+              TrainConfig.model_validate_json(sys.argv[6]), on_log=on_log, log_file=Path(sys.argv[3] + ".jsonl"))
 """
 
 
@@ -207,7 +211,10 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(
     # Dropout draws random numbers, so their state must be restored too; accumulation ends in a short step.
     student = ModelConfig(model=str(random_model(hidden=32, layers=1, attention_dropout=0.1)))
     config = FAST.model_copy(update={"save_steps": 4, "gradient_accumulation_steps": 2, "max_grad_norm": 0.5})
-    whole = train_student(student, rows, tmp_path / "whole", config)
+    whole = train_student(student, rows, tmp_path / "whole", config, log_file=tmp_path / "whole.jsonl")
+    curve = list(read_jsonl(tmp_path / "whole.jsonl"))
+    assert [row["step"] for row in curve if "loss" in row] == list(range(1, whole.steps + 1))
+    assert [row["step"] for row in curve if "validation_loss" in row] == [0, whole.steps]
     assert whole.steps > 11
     train_and_kill(student, rows, tmp_path / "killed", config, step=10)
     work = tmp_path / "killed.work"
@@ -221,8 +228,19 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     for name, step in (("killed", 8), ("torn", 4)):
         logs: list[dict[str, Any]] = []
-        result = train_student(student, rows, tmp_path / name, config, on_log=logs.append)
+        log = tmp_path / f"{name}.jsonl"
+        if name == "killed":
+            assert [row["step"] for row in read_jsonl(log) if "loss" in row][-1] == 10
+        result = train_student(student, rows, tmp_path / name, config, on_log=logs.append, log_file=log)
         assert result.resumed_from == step
+        # Neither gaps nor the same step twice, and the time goes on from where it was.
+        lines = list(read_jsonl(log))
+        timed = ("tokens_per_s", "seconds")
+        assert [{k: v for k, v in row.items() if k not in timed} for row in lines] == [
+            {k: v for k, v in row.items() if k not in timed} for row in curve
+        ]
+        seconds = [row["seconds"] for row in lines]
+        assert seconds == sorted(seconds)
         assert [row["step"] for row in logs if "loss" in row] == list(range(step + 1, whole.steps + 1))
         weights = load_file(tmp_path / name / "model.safetensors")
         assert weights.keys() == expected.keys()
@@ -232,7 +250,7 @@ def test_killed_and_resumed_gives_the_weights_of_an_uninterrupted_run(
         assert result.validation_loss_after == whole.validation_loss_after
         if name == "torn":
             assert result.skipped_checkpoints == {"checkpoint-8": "the process ended while it was written"}
-            notes = [row["note"] for row in logs if "note" in row]
+            notes = [row["note"] for row in logs if "passed over" in row.get("note", "")]
             assert len(notes) == 1
             assert "torn.work/checkpoint-8 was passed over" in notes[0]
             assert "checkpoint-4" in notes[0]
@@ -267,6 +285,85 @@ def test_bf16_passes_train_fp32_weights(student: ModelConfig, rows: Path, tmp_pa
     assert all(
         weight.dtype == torch.float32 for weight in load_file(tmp_path / "student" / "model.safetensors").values()
     )
+
+
+def test_short_trainings_log_often_enough_and_the_first_step(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
+    for steps, logged in ((4, [1, 2, 3, 4]), (25, [1, *range(2, 26, 2), 25])):
+        config = FAST.model_copy(update={"max_steps": steps, "logging_steps": 10, "tokens_per_batch": 64})
+        log = tmp_path / f"{steps}.jsonl"
+        result = train_student(student, rows, tmp_path / str(steps), config, log_file=log)
+        lines = [row for row in read_jsonl(log) if "loss" in row]
+        assert [row["step"] for row in lines] == logged
+        weights = [step - before for step, before in zip(logged, [0, *logged], strict=False)]
+        mean = sum(row["loss"] * weight for row, weight in zip(lines, weights, strict=True)) / steps
+        assert result.train_loss == pytest.approx(mean)
+        assert lines[0].keys() == {
+            "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_s", "seconds"
+        }  # fmt: skip
+
+
+def test_no_file_but_a_training_log_is_overwritten(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("my notes\n")
+    with pytest.raises(UserError, match=r"log\.jsonl exists and is no training log"):
+        train_student(student, rows, tmp_path / "student", FAST, log_file=log)
+    assert log.read_text() == "my notes\n"
+    assert not (tmp_path / "student.work").exists()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_bad_loss_is_never_saved_though_it_is_read_at_log_time(
+    student: ModelConfig, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """On a GPU the loss is read with the log, so that no pass waits for it: told here by a mode that sees every read."""
+    reads: list[str] = []
+    passed: list[str] = []
+    calls: list[int] = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default and passed:
+                reads.append("read")
+            return func(*args, **(kwargs or {}))
+
+    made, computed = StudentTrainer.__init__, StudentTrainer.compute_loss
+
+    def init(self: StudentTrainer, *arguments: Any, **settings: Any) -> None:
+        made(self, *arguments, **settings)
+        self._checks_at_once = at_once
+
+    def compute_loss(self: StudentTrainer, model: Any, inputs: Any, **settings: Any) -> Any:
+        def spoiled(**batch: Any) -> torch.Tensor:
+            calls.append(1)
+            total = model(**batch) * (float("nan") if len(calls) == 3 else 1.0)
+            passed.append("forward")  # transformers itself reads, to find out where packed rows begin
+            return total
+
+        spoiled.training = True  # pyright: ignore[reportFunctionMemberAccess]
+        passed.clear()
+        with Reads():
+            return computed(self, spoiled, inputs, **settings)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(StudentTrainer, "__init__", init)
+    monkeypatch.setattr(StudentTrainer, "compute_loss", compute_loss)
+    config = FAST.model_copy(update={"max_steps": 60, "logging_steps": 5, "save_steps": 4})
+    with pytest.raises(UserError, match=r"step 3: the loss is nan"):
+        train_student(student, rows, tmp_path / "student", config)
+    assert len(calls) == (3 if at_once else 4)
+    assert bool(reads) == at_once
+    assert not (tmp_path / "student").exists()
+    assert not list((tmp_path / "student.work").glob("checkpoint-*"))
+
+
+def test_no_checkpoint_is_written_only_to_be_deleted(
+    student: ModelConfig, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sealed: list[str] = []
+    monkeypatch.setattr(
+        "distill_lab.train.hooks.seal", lambda folder: (sealed.append(folder.name), checkpoints.seal(folder))
+    )
+    train_student(student, rows, tmp_path / "student", FAST.model_copy(update={"max_steps": 6, "save_steps": 3}))
+    assert sealed == ["checkpoint-3"]
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
@@ -317,8 +414,37 @@ def test_the_plan_follows_epochs_and_steps() -> None:
     assert (len(more.batches), more.num_steps) == (20, 7)
     assert more.batches[:8] == one.batches
     assert more.batches[8:16] != one.batches
-    exact = make_plan(lengths, config.model_copy(update={"max_steps": 10}), num_processes=2)
-    assert (len(exact.batches), exact.num_steps) == (60, 10)
+    exact = make_plan(lengths, config.model_copy(update={"max_steps": 10}))
+    assert (len(exact.batches), exact.num_steps) == (30, 10)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3, 4, 8, 16])
+@pytest.mark.parametrize("mix", [True, False])
+def test_a_step_has_the_same_rows_on_any_number_of_processes(accumulation: int, mix: bool) -> None:
+    lengths = [20 + 37 * index % 180 for index in range(150)]
+    config = TrainConfig(tokens_per_batch=1000, gradient_accumulation_steps=accumulation, num_epochs=1.7)
+    alone = make_plan(lengths, config, mix=mix)
+    assert alone.num_steps > 1
+
+    def rows_of_steps(plan: Any, processes: int) -> list[list[int]]:
+        each = micro_batches(config, processes) * processes
+        steps = [plan.batches[first : first + each] for first in range(0, len(plan.batches), each)]
+        return [sorted(row for batch in step for bin_ in batch for row in bin_) for step in steps]
+
+    for processes in (2, 3, 8):
+        plan = make_plan(lengths, config, mix=mix, num_processes=processes)
+        assert plan.num_steps == alone.num_steps
+        assert plan.tokens_until.tolist() == alone.tokens_until.tolist()
+        assert plan.batches_per_epoch == alone.batches_per_epoch
+        # Every process takes equally many to a step, the last one included.
+        assert len(plan.batches) % processes == 0
+        assert rows_of_steps(plan, processes) == rows_of_steps(alone, 1)
+        tokens = [sum(lengths[row] for bin_ in batch for row in bin_) for batch in plan.batches]
+        assert max(tokens) <= 1000
+        if accumulation % processes == 0 and alone.num_steps * accumulation == len(alone.batches):
+            assert plan.batches == alone.batches
+        if not mix:
+            assert all(len(bin_) == 1 for batch in plan.batches for bin_ in batch)
 
 
 def test_rows_are_counted_split_by_prompt_and_never_cut(student: ModelConfig, tmp_path: Path) -> None:

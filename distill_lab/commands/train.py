@@ -2,8 +2,9 @@
 
 In: a JSONL or Parquet file of `{"prompt": [messages], "completion": [messages]}` (what `distill system1` writes as
 train.jsonl, and what TRL, LLaMA-Factory and Axolotl read), or with --data any data set that brings its answers along
-(`{"question", "cot"}`), and a base student. Out: a Hugging Face model directory. The same command again goes on from the
-last whole checkpoint; other rows, models or settings need another --out, or --overwrite.
+(`{"question", "cot"}`), and a base student. Out: a Hugging Face model directory, and <out>.training_log.jsonl with the loss
+of its steps. The same command again goes on from the last whole checkpoint; other rows, models or settings need another
+--out, or --overwrite.
 
     distill train --student tiny:student --rows runs/system1/train.jsonl --out my-student
     distill train --student_model MODEL --cot_dataset cot_dataset.jsonl --output_dir my-adapters     4 bits, LoRA r 8
@@ -20,6 +21,7 @@ from distill_lab.config import DataConfig, ModelConfig, TrainConfig
 if TYPE_CHECKING:
     from distill_lab.terminal import Terminal
 
+# What the CoT summary names: all linear layers of Qwen2.5 but gate_proj.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 QLORA = (
     *("--student.quantization", "4bit", "--train.lora.r", "8", "--train.lora.alpha", "16"),
@@ -70,7 +72,9 @@ def main(config: Config) -> None:
     from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
     from distill_lab.train.trainer import training_inputs
+    from distill_lab.train.training_log import check_is_log, log_beside
 
+    check_is_log(log_beside(config.out))
     if (config.rows is None) == (not config.data.path):
         raise UserError("what is to be trained on? give --rows train.jsonl, or --data for a data set with answers")
     if config.rows is not None and not config.rows.is_file():
@@ -104,15 +108,18 @@ def main(config: Config) -> None:
 
 def _train(config: Config, rows: Path, terminal: Terminal) -> None:
     from distill_lab.train.trainer import train_student
+    from distill_lab.train.training_log import log_beside
 
+    log_file = log_beside(config.out)
     terminal.stage(f"training {config.student.model}")
     result = train_student(
-        config.student, rows, config.out, config.train, thinking=config.thinking, on_log=terminal.log
+        config.student, rows, config.out, config.train, thinking=config.thinking, on_log=terminal.log, log_file=log_file
     )
     dropped = "".join(f", {number} dropped: {reason}" for reason, number in result.dropped.items() if number)
     before, after = result.validation_loss_before, result.validation_loss_after
     validation = f", validation loss {before:.3f} -> {after:.3f} nats per token" if before and after else ""
     terminal.note(f"{result.num_rows} rows{dropped}, {result.steps} steps, {result.seconds:.0f} s{validation}")
+    terminal.note(f"losses, step by step: {log_file}")
     terminal.note(f"the student is in {config.out}")
 
 

@@ -37,7 +37,7 @@ from distill_lab.types import Counts
 from distill_lab.watch import Watch
 
 LORA = LoraConfig(r=8, alpha=16, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
-"""The adapters of the CoT summary."""
+"""The adapters that the CoT summary asks for. It names all linear layers of Qwen2.5 but gate_proj; `all-linear` has it."""
 
 
 class Config(settings.RecipeConfig):

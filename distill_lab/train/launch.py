@@ -43,6 +43,7 @@ def train_in_processes(
     *,
     thinking: bool | None,
     on_log: Callable[[dict[str, Any]], None],
+    log_file: Path | None = None,
 ) -> TrainResult:
     """As `train_student`, in `config.num_processes` processes. Raises the UserError that one of them stopped with."""
     from distill_lab.memory import free_memory
@@ -54,6 +55,7 @@ def train_in_processes(
         "out": str(out.absolute()),
         "config": config.model_dump(),
         "thinking": thinking,
+        "log_file": str(log_file.absolute()) if log_file else None,
     }
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(SETTINGS / f"{config.sharding}.yaml")]
@@ -115,6 +117,7 @@ def main(job: str) -> int:
                 TrainConfig(**given["config"]),
                 thinking=given["thinking"],
                 on_log=on_log,
+                log_file=Path(given["log_file"]) if given["log_file"] else None,
             )
     except UserError as error:
         tell({"error": str(error)})

@@ -6,6 +6,7 @@ A planned training (`plan.py`) -> steps, each loss divided by the trained tokens
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -16,23 +17,24 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from distill_lab import activity
 from distill_lab.config import TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.memory import free_memory, is_out_of_memory
-from distill_lab.outputs import PARTIAL, remove_output
 from distill_lab.precision import compute_dtype
+from distill_lab.run import write_json
 from distill_lab.train import loss_forward
 from distill_lab.train.bf16_passes import Bf16Passes
-from distill_lab.train.checkpoints import remove_all_but_newest, seal
+from distill_lab.train.hooks import Hooks
 from distill_lab.train.loss_forward import Objective
 from distill_lab.train.packing import IndexedBatch, Row, collate, cut
 from distill_lab.train.plan import Plan, make_plan
 from distill_lab.train.portable import make_portable
 from distill_lab.train.rows import Rows
+from distill_lab.train.training_log import TrainingLog
 
 OnLog = Callable[[dict[str, Any]], None]
 """Called with `{"step", "num_steps", "epoch", ...}` and `loss`, `grad_norm`, `learning_rate`, `tokens_per_s`, or with
@@ -40,8 +42,10 @@ OnLog = Callable[[dict[str, Any]], None]
 VALIDATION_LOSS = "validation_loss"
 ADAPTER = "adapter"
 """Folder of the adapters beside the weights they were merged into."""
-NUM_CHECKPOINTS = 2
-"""Kept while training: should the newest be damaged, there is one before it."""
+SMALLER_PASSES = (
+    "lower --train.tokens-per-batch or --train.max-length, or use --train.gradient-checkpointing, --train.lora.r 16, "
+    "--student.quantization 4bit"
+)
 
 
 class StudentTrainer(Trainer):
@@ -57,6 +61,7 @@ class StudentTrainer(Trainer):
         plan: Plan,
         objective: Objective,
         on_log: OnLog,
+        log_file: Path | None = None,
     ) -> None:
         attention: Any = getattr(model, "config")._attn_implementation  # noqa: B009 - wrappers pass it on, unknown to types
         self.flat = "flash" in str(attention)
@@ -74,13 +79,23 @@ class StudentTrainer(Trainer):
             train_dataset=range(len(plan.batches)),  # pyright: ignore[reportArgumentType]
             eval_dataset=self.validation or None,  # pyright: ignore[reportArgumentType]
             data_collator=lambda numbers: self._numbered(numbers[0]),
-            callbacks=[_Hooks(self)],
+            callbacks=[Hooks(self)],
         )
         self.remove_callback(PrinterCallback)
         # The sum is divided here, by the tokens of the whole step; the base class must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._clock = (0, time.monotonic())
+        self._log_file = TrainingLog(log_file if self.is_world_process_zero() else None)
+        self._began = time.monotonic()
+        """When training began, had it never been interrupted."""
+        self._checks_at_once = self.args.device.type == "cpu"
+        """Whether a loss is looked at as soon as it is there; on a GPU that would stop it after every forward pass."""
+        self._first_bad_step = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        """The first step with a loss that is not finite; 0: none."""
+        self._validation_parts = 1
+        self.in_optimizer = False
+        """Whether the optimizer is taking its step."""
         self.in_place = self.accelerator.num_processes == 1 and not self.args.fp16 and not self.is_deepspeed_enabled
         """Whether head and embeddings add to their gradients themselves: nobody else does, and the loss's scale is known."""
         self.bf16_passes = self._with_bf16_passes(model, objective)
@@ -92,6 +107,8 @@ class StudentTrainer(Trainer):
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._step: list[int] = []
         """Numbers of the micro-batches that the running step has come to."""
+        self._saved_dtype: torch.dtype | None = None
+        """What weights gathered from several GPUs are written in; None: in what they are trained in."""
 
     def _with_bf16_passes(self, model: nn.Module, objective: Objective) -> Bf16Passes | None:
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -153,6 +170,23 @@ class StudentTrainer(Trainer):
             self._halve()
             again = self._step
 
+    def train(self, *arguments: Any, **settings: Any) -> Any:
+        """As the base class; memory that runs out between the passes is a UserError that says what to do."""
+        try:
+            return super().train(*arguments, **settings)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        trained = sum(weight.numel() for weight in self._weights)
+        if not self.in_optimizer:
+            raise self._out_of_memory("between the passes", SMALLER_PASSES)
+        raise self._out_of_memory(
+            "in the optimizer's step",
+            f"AdamW keeps 8 bytes for each of the {trained:,} trained weights ({8 * trained / 1e9:.2f} GB); use "
+            "--train.optim adamw_8bit (a quarter of that), --train.lora.r 16 (adapters alone are trained) or "
+            "--train.gradient-checkpointing (leaves more memory beside the passes)",
+        )
+
     def _in_parts(self, model: nn.Module, number: int, num_items_in_batch: Any) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         for part in cut(self.plan.batches[number], self.parts):
@@ -170,14 +204,16 @@ class StudentTrainer(Trainer):
             what = (
                 "even with one row at a time" if self.parts >= rows else f"with {self.config.tokens_per_batch} tokens"
             )
-            raise UserError(
-                f"step {self.state.global_step + 1}: out of memory {what}; lower --train.tokens-per-batch or "
-                "--train.max-length, or use --train.gradient-checkpointing, --train.lora.r 16, --student.quantization 4bit. "
-                f"Checkpoints of earlier steps are in {self.args.output_dir}"
-            )
+            raise self._out_of_memory(what, SMALLER_PASSES)
         self.parts *= 2
         tokens = self.config.tokens_per_batch // self.parts
         self.on_log({"note": f"out of memory: micro-batches of {tokens} tokens, {self.parts} times as many to a step"})
+
+    def _out_of_memory(self, where: str, remedy: str) -> UserError:
+        return UserError(
+            f"step {self.state.global_step + 1}: out of memory {where}; {remedy}. "
+            f"Checkpoints of earlier steps are in {self.args.output_dir}"
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -185,7 +221,11 @@ class StudentTrainer(Trainer):
         """The micro-batch's share of the step's loss. DDP and FSDP average gradients, hence the number of processes."""
         scale = {"loss_scale": 1 / num_items_in_batch} if self.in_place and model.training else {}
         total = model(**inputs, **scale)
-        if not torch.isfinite(total):
+        if not self._checks_at_once:
+            step = self.state.global_step + 1
+            bad = ~torch.isfinite(total.detach()) & (self._first_bad_step == 0)
+            self._first_bad_step = torch.where(bad, step, self._first_bad_step)
+        elif not torch.isfinite(total):
             raise self._diverged("loss", total.item(), self.state.global_step + 1)
         loss = total * self.accelerator.num_processes / num_items_in_batch
         return (loss, {}) if return_outputs else loss
@@ -203,11 +243,10 @@ class StudentTrainer(Trainer):
         for first in range(0, len(self.validation), world):
             index = first + rank
             activity.report("validation loss, batch", first + 1, len(self.validation))
-            batch = self._collate(self.validation[min(index, len(self.validation) - 1)], self.data.validation)
-            loss = model(**self._prepare_inputs(batch))
+            sums = self._validate(model, self.validation[min(index, len(self.validation) - 1)])
             # Sharded models need every process to run; a batch beyond the last one only keeps them in step.
             if index < len(self.validation):
-                totals += torch.stack([loss.float(), torch.tensor(float(len(batch["labels_N"])), device=loss.device)])
+                totals += sums
         model.train(was_training)
         summed: Any = self.accelerator.reduce(totals, "sum")
         nats, tokens = summed.tolist()
@@ -216,11 +255,36 @@ class StudentTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(metrics))
         return metrics
 
+    def _validate(self, model: nn.Module, batch: IndexedBatch) -> torch.Tensor:
+        """Nats and trained tokens of one batch, [2], cut smaller where the memory does not take it whole."""
+        while True:
+            sums = torch.zeros(2, device=self.args.device)
+            try:
+                for part in cut(batch, self._validation_parts):
+                    inputs = self._collate(part, self.data.validation)
+                    loss = model(**self._prepare_inputs(inputs)).float()
+                    sums += torch.stack([loss, loss.new_tensor(len(inputs["labels_N"]))])
+                return sums
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            sums = inputs = loss = None
+            free_memory()
+            rows = sum(len(bin_) for bin_ in batch)
+            if self.accelerator.num_processes > 1 or self._validation_parts >= rows:
+                one = self._validation_parts >= rows
+                raise self._out_of_memory(
+                    f"in the validation{' even with one row at a time' if one else ''}", SMALLER_PASSES
+                )
+            self._validation_parts *= 2
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trackers and `on_log` see epochs over the rows; the base class knows the whole plan as one."""
         step = self.state.global_step
-        per_step = self.config.gradient_accumulation_steps * self.accelerator.num_processes
-        self.state.epoch = step * per_step / self.plan.batches_per_epoch
+        self.state.epoch = step * self.config.gradient_accumulation_steps / self.plan.batches_per_epoch
+        # Before anything is saved: every checkpoint, and the student, follows a log line.
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise self._diverged("loss", logs["loss"], int(self._first_bad_step) or step)
         # fp16 scales the loss up until gradients overflow, and skips those steps: there alone it is no fault.
         if not math.isfinite(logs.get("grad_norm", 0.0)) and not self.args.fp16:
             raise self._diverged("gradient norm", logs["grad_norm"], step)
@@ -233,11 +297,14 @@ class StudentTrainer(Trainer):
             self._clock = (step, now)
         super().log(logs, start_time)
         if "loss" in logs or VALIDATION_LOSS in logs:
+            entry = self.state.log_history[-1]
+            entry["seconds"] = round(time.monotonic() - self._began, 3)
+            self._log_file.add(entry)
             self.on_log({**logs, "step": step, "num_steps": self.plan.num_steps})
 
     def _diverged(self, what: str, value: float, step: int) -> UserError:
         return UserError(
-            f"step {step}: the {what} is {value}; lower the learning rate (now {self.config.learning_rate:g}). "
+            f"step {step}: the {what} is {value}; lower the learning rate (now {self.config.peak_learning_rate:g}). "
             f"Checkpoints of earlier steps are in {self.args.output_dir}"
         )
 
@@ -258,74 +325,75 @@ class StudentTrainer(Trainer):
         after = losses.get(self.plan.num_steps)
         return losses[0], self.evaluate()[VALIDATION_LOSS] if after is None else after
 
-    def save(self, out: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Model and tokenizer to `out`, all at once."""
-        activity.report(f"saving the student to {out}")
+    def save(self, partial: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Model and tokenizer to `partial`; returns whether it still has to be merged there, from its folder adapter/.
+
+        Sharded weights can only be put together by all processes at once, so merging is left to one of them afterwards.
+        """
+        activity.report("saving the student")
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         loss_forward.uninstall(model)
         if self.bf16_passes is not None:
             self.bf16_passes.remove()
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if not sharded and not self.config.lora.r:
-            model.to(compute_dtype(self.args.device))
-        partial = Path(str(self.args.output_dir)) / PARTIAL
+        merge = self.config.lora.r > 0 and self.config.lora.merge
+        if not self.config.lora.r:
+            if sharded:
+                self._saved_dtype = compute_dtype(self.args.device)
+            else:
+                model.to(compute_dtype(self.args.device))
         if self.args.should_save and partial.exists():
             shutil.rmtree(partial)
         self.accelerator.wait_for_everyone()
-        weights = partial / ADAPTER if self.config.lora.merge else partial
+        weights = partial / ADAPTER if merge else partial
         self.save_model(str(weights))
         if not self.args.should_save:
-            return
+            return False
         (weights / "training_args.bin").unlink()
+        if self._saved_dtype:
+            settings = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+            write_json(weights / "config.json", settings | {"dtype": str(self._saved_dtype).removeprefix("torch.")})
         if self.config.lora.r:
             (weights / "README.md").unlink()  # a form that nobody has filled in
-        if self.config.lora.merge:
+        if merge and not sharded:
             from distill_lab.train.lora import merged
 
             # Merged in fp32: many a change is smaller than what half precision resolves.
             plain: Any = merged(model.float() if self.bf16_passes is not None else model)
             plain.to(compute_dtype(self.args.device)).save_pretrained(partial)
+        if merge and sharded:
+            tokenizer.save_pretrained(weights)
+            return True
         make_portable(partial, tokenizer, getattr(model, "generation_config", None))
-        remove_output(out)
-        partial.rename(out)
+        return False
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         # Gathered from several GPUs, a tied weight stands under each of its names.
         tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {})
-        state_dict = state_dict and {name: weight for name, weight in state_dict.items() if name not in tied}
+        dtype = self._saved_dtype
+        state_dict = state_dict and {
+            name: weight.to(dtype) if dtype and weight.is_floating_point() else weight
+            for name, weight in state_dict.items()
+            if name not in tied
+        }
         super()._save(output_dir, state_dict)
+
+    def release(self) -> None:
+        """Let go of model, gradients and optimizer; the trainer is not usable afterwards.
+
+        The callbacks and the trainer refer to each other, and the accelerator to all it has prepared: without this they
+        stay in memory until Python happens to collect cycles, while the next model loads.
+        """
+        self.callback_handler.callbacks.clear()
+        self.accelerator.free_memory()
+
+    def begin_log(self) -> None:
+        """Write the log up to here, and count time from what it says."""
+        history = self.state.log_history
+        past = next((entry["seconds"] for entry in reversed(history) if "seconds" in entry), 0.0)
+        self._began = time.monotonic() - past
+        self._log_file.begin(history)
 
     def start_clock(self) -> None:
         """Speed is counted from here."""
         self._clock = (self.state.global_step, time.monotonic())
-
-
-class _Hooks(TrainerCallback):
-    """What happens around the steps: the first validation loss, whole log windows, sealed checkpoints."""
-
-    def __init__(self, trainer: StudentTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_optimizer_step(args, state, control)  # weights may have come from a checkpoint
-        if state.global_step == 0 and self.trainer.validation:
-            self.trainer.evaluate()
-        self.trainer.start_clock()
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.bf16_passes is not None:
-            self.trainer.bf16_passes.refresh()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if control.should_save:
-            activity.report(f"saving a checkpoint after step {state.global_step}")
-        # A log window never spans a checkpoint: what was logged before an interruption and after it adds up.
-        if control.should_save or state.global_step >= state.max_steps:
-            control.should_log = True
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.accelerator.wait_for_everyone()
-        if args.should_save:
-            work = Path(args.output_dir)
-            seal(work / f"checkpoint-{state.global_step}")
-            remove_all_but_newest(work, NUM_CHECKPOINTS)

@@ -22,31 +22,21 @@ from distill_lab.errors import UserError
 from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve, unrounded
 from distill_lab.outputs import PARTIAL, remove_output, remove_work, work_folder
 from distill_lab.tied import untie_for
+from distill_lab.train.loop import ADAPTER
 from distill_lab.train.portable import make_portable
-
-ALL = "all-linear"
-"""Every linear layer but the output head."""
+from distill_lab.train.targets import adapter_targets
 
 
-def add_adapters(model: PreTrainedModel, config: LoraConfig, *, name: str, seed: int) -> PeftModel:
+def add_adapters(
+    model: PreTrainedModel, config: LoraConfig, *, name: str, seed: int, revision: str | None = None
+) -> PeftModel:
     """`model` with fp32 adapters on `config.targets`, everything else frozen, in training mode.
 
-    seed: of the adapters' first weights. name: what the adapters are said to belong to (hub id, directory or tiny: name).
-    Raises UserError where a target is not a linear layer of the model, or is its output head.
+    seed: of the adapters' first weights. name, revision: the base model that the adapters record (hub id, directory or
+    tiny: name). Raises UserError where a target is not a linear layer of the model, is its output head, or belongs to the
+    experts or the router of a mixture.
     """
-    linear = {path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    known = {path.rpartition(".")[2] for path in linear}
-    unknown = [target for target in config.targets if target not in known and target != ALL]
-    if unknown:
-        raise UserError(
-            f"lora.targets: {name} has no linear layer {', '.join(unknown)}; it has {', '.join(sorted(known))} (or {ALL})"
-        )
-    head = next((path for path, layer in model.named_modules() if layer is model.get_output_embeddings()), None)
-    if head is not None and head.rpartition(".")[2] in config.targets:
-        raise UserError(
-            f"lora.targets: {head} is the output head of {name}; the loss is computed from the head's own weights a part of "
-            "the vocabulary at a time, so adapters on it would not be trained. Leave it out of --train.lora.targets"
-        )
+    targets = adapter_targets(model, config.targets, name=name)
     layers: Any = model.modules()
     for layer in layers:
         # bitsandbytes repacks weights for inference at the first pass in evaluation mode, and gradients end at those.
@@ -56,13 +46,14 @@ def add_adapters(model: PreTrainedModel, config: LoraConfig, *, name: str, seed:
         r=config.r,
         lora_alpha=config.alpha,
         lora_dropout=config.dropout,
-        target_modules=ALL if ALL in config.targets else list(config.targets),
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(seed)
     with quiet_peft():
         adapted: Any = get_peft_model(model, settings)
     adapted.peft_config["default"].base_model_name_or_path = name
+    adapted.peft_config["default"].revision = revision
     # Embeddings are never trained; left to itself peft would ask the hub whether they have been resized.
     adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted.train()
@@ -76,19 +67,34 @@ def merge_directory(adapter: ModelConfig, out: Path) -> None:
     path = resolve(adapter.model)
     if not is_adapter(path):
         raise UserError(f"{adapter.model}: no adapters (adapter_config.json and no config.json); nothing to merge")
-    base, _ = load_model(unrounded(base_of(adapter)))
-    tokenizer = load_tokenizer(adapter)
     partial = work_folder(out) / PARTIAL
     activity.report(f"merging the adapters into {out}")
-    untie_for(path, base)
-    with quiet_peft():
-        adapted = PeftModel.from_pretrained(base, path)
-    plain = merged(adapted)
-    plain.save_pretrained(partial)
-    make_portable(partial, tokenizer, plain.generation_config)
+    _merge(adapter.model_copy(update={"model": path}), partial)
     remove_output(out)
     partial.rename(out)
     remove_work(out)
+
+
+def merge_beside(student: ModelConfig, folder: Path) -> None:
+    """Merge the adapters in `folder`/adapter, which were trained on `student`, and write the model to `folder` itself."""
+    adapter = folder / ADAPTER
+    _merge(student.model_copy(update={"model": str(adapter)}), folder)
+    for path in list(adapter.iterdir()):
+        # What belongs to the whole model stands beside it now.
+        if not path.name.startswith("adapter_"):
+            path.unlink()
+
+
+def _merge(adapter: ModelConfig, out: Path) -> None:
+    base, tokenizer = load_model(unrounded(base_of(adapter)))
+    if (Path(adapter.model) / "tokenizer_config.json").is_file():
+        tokenizer = load_tokenizer(adapter)
+    untie_for(adapter.model, base)
+    with quiet_peft():
+        adapted = PeftModel.from_pretrained(base, adapter.model)
+    plain = merged(adapted)
+    plain.save_pretrained(out)
+    make_portable(out, tokenizer, plain.generation_config)
 
 
 def merged(model: PeftModel) -> PreTrainedModel:

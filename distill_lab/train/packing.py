@@ -46,6 +46,9 @@ class Row:
         return len(self.input_ids)
 
 
+_NOTHING = Row(np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, bool))
+
+
 def shifted(encoded: Encoded) -> Row:
     """The row of a conversation. The shift by one between tokens and what they predict happens here and nowhere else."""
     ids = np.asarray(encoded.input_ids, dtype=np.int32)
@@ -136,8 +139,11 @@ def collate(bins: Sequence[Sequence[Row]], *, flat: bool = False) -> dict[str, t
     stands right of the rows, where causal attention does not look. A batch with one row per bin needs no separation at
     all; positions then go on through the padding, which lets attention run without any mask.
 
+    A batch without rows is one token of padding that trains nothing: where processes step together, none may stay away.
+
     flat: everything in one line ([1, T]) with the row boundaries FlashAttention takes, for models that use it.
     """
+    bins = bins or [[_NOTHING]]
     if flat:
         bins = [[row for bin_ in bins for row in bin_]]
     fills = [sum(len(row) for row in bin_) for bin_ in bins]

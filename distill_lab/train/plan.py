@@ -6,6 +6,7 @@ interrupted training goes on with exactly the batches it would have seen.
 
 from __future__ import annotations
 
+import heapq
 import json
 import math
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ from distill_lab.hardware import fastest_dtype
 from distill_lab.models import best_device
 from distill_lab.precision import compute_dtype, linear_shapes
 from distill_lab.run import write_json
-from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches
+from distill_lab.train.packing import IndexedBatch, choose_width, cut, epoch_batches
 
+MIN_LOG_LINES = 10
+"""A training of few steps logs more often than every `logging_steps`, so that its curve has this many points."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TIMED_ROWS = (128,)
 """Rows of the products that are timed: passes over whole micro-batches have many."""
@@ -32,17 +35,31 @@ TIMED_ROWS = (128,)
 
 @dataclass(frozen=True)
 class Plan:
-    """The batches of a whole training in their order; the same for the same rows, settings and number of processes."""
+    """The batches of a whole training in their order; the same for the same rows, settings and number of processes.
+
+    The rows of a step do not depend on the number of processes, so neither does the number of steps, nor the loss.
+    """
 
     batches: list[IndexedBatch]
+    """Of all processes, which take them in turn; one may be empty, where a step has fewer rows than processes."""
     num_steps: int
     tokens_until: np.ndarray
     """int64, [num_steps + 1]: tokens of all steps before step i, padding not counted."""
     batches_per_epoch: int
+    """Micro-batches of `tokens_per_batch` tokens that all rows make, `gradient_accumulation_steps` of which are a step."""
+
+
+def micro_batches(config: TrainConfig, num_processes: int) -> int:
+    """How many micro-batches each process takes to a step, whose tokens are the same for any number of processes."""
+    return math.ceil(config.gradient_accumulation_steps / num_processes)
 
 
 def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, num_processes: int = 1) -> Plan:
-    """Lay out all epochs: every epoch packs and orders its rows anew. `lengths`: tokens of each row."""
+    """Lay out all epochs: every epoch packs and orders its rows again. `lengths`: tokens of each row.
+
+    A step has the rows of `gradient_accumulation_steps` micro-batches of `tokens_per_batch` tokens, whatever the number of
+    processes. Each process takes its share: fewer of these micro-batches, or, where there are not enough, smaller ones.
+    """
     width = choose_width(lengths, config.tokens_per_batch) if mix else max(lengths)
 
     def epoch(number: int) -> list[IndexedBatch]:
@@ -50,7 +67,7 @@ def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, 
             lengths, tokens_per_batch=config.tokens_per_batch, width=width, seed=config.seed, epoch=number, mix=mix
         )
 
-    per_step = config.gradient_accumulation_steps * num_processes
+    per_step = config.gradient_accumulation_steps
     batches = epoch(0)
     batches_per_epoch = len(batches)
     wanted = math.ceil(config.num_epochs * batches_per_epoch) if config.max_steps < 0 else config.max_steps * per_step
@@ -61,7 +78,12 @@ def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, 
     del batches[wanted:]
     tokens = [sum(lengths[index] for bin_ in batch for index in bin_) for batch in batches]
     steps = [sum(tokens[first : first + per_step]) for first in range(0, len(tokens), per_step)]
-    return Plan(batches, len(steps), np.cumsum([0, *steps]), batches_per_epoch)
+    dealt = [
+        share
+        for first in range(0, len(batches), per_step)
+        for share in _deal(batches[first : first + per_step], num_processes, lengths, mix=mix)
+    ]
+    return Plan(dealt, len(steps), np.cumsum([0, *steps]), batches_per_epoch)
 
 
 def with_dtype(config: TrainConfig, model: nn.Module, work: Path) -> TrainConfig:
@@ -80,8 +102,28 @@ def with_dtype(config: TrainConfig, model: nn.Module, work: Path) -> TrainConfig
     return config.model_copy(update={"dtype": json.loads(file.read_text(encoding="utf-8"))})
 
 
-def training_arguments(work: Path, config: TrainConfig, num_steps: int, *, validate: bool) -> TrainingArguments:
-    """What `transformers.Trainer` is told. The plan is one epoch to it. validate: whether there are held-out rows."""
+def _deal(step: list[IndexedBatch], num_processes: int, lengths: Sequence[int], *, mix: bool) -> list[IndexedBatch]:
+    """A step's micro-batches as equally many for each process: as they are where they divide evenly, else cut smaller."""
+    number = math.ceil(len(step) / num_processes) * num_processes
+    if number == len(step):
+        return step
+    bins = [bin_ for batch in step for bin_ in batch]
+    if len(bins) >= number:
+        return cut(bins, number)
+    # Fewer bins than shares: longest row first, each to the share that has the fewest tokens so far.
+    shares: list[list[int]] = [[] for _ in range(number)]
+    loads = [(0, index) for index in range(number)]
+    for row in sorted((row for bin_ in bins for row in bin_), key=lambda row: -lengths[row]):
+        tokens, index = loads[0]
+        shares[index].append(row)
+        heapq.heapreplace(loads, (tokens + lengths[row], index))
+    return [([share] if mix else [[row] for row in share]) if share else [] for share in shares]
+
+
+def training_arguments(
+    work: Path, config: TrainConfig, num_steps: int, *, validate: bool, num_processes: int = 1
+) -> TrainingArguments:
+    """The settings of `transformers.Trainer`, for which the plan is one epoch. validate: whether rows are held out."""
     device = best_device()
     automatic = compute_dtype(device) if device.type == "cuda" else torch.float32
     dtype = DTYPES.get(config.dtype, automatic)
@@ -95,15 +137,16 @@ def training_arguments(work: Path, config: TrainConfig, num_steps: int, *, valid
         per_device_train_batch_size=1,
         num_train_epochs=1,
         max_steps=num_steps,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
+        gradient_accumulation_steps=micro_batches(config, num_processes),
+        learning_rate=config.peak_learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
         lr_scheduler_kwargs={"min_lr_rate": config.min_lr_rate} if "min_lr" in config.lr_scheduler_type else None,
         warmup_steps=math.ceil(config.warmup_ratio * num_steps),
         optim=config.optim,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        logging_steps=config.logging_steps,
+        logging_steps=min(config.logging_steps, max(1, num_steps // MIN_LOG_LINES)),
+        logging_first_step=True,
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=_steps(config.save_steps, num_steps),

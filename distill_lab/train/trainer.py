@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
-from distill_lab.config import ModelConfig, TrainConfig
+from distill_lab.config import ADAPTER_LEARNING_RATE, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.identity import weights_of
-from distill_lab.memory import kept_heap
+from distill_lab.memory import free_memory, kept_heap
 from distill_lab.models import best_device, load_model, unrounded
-from distill_lab.outputs import check_removable
+from distill_lab.outputs import PARTIAL, check_removable, remove_output
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_forward
 from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
@@ -35,7 +35,10 @@ from distill_lab.train.loop import OnLog, StudentTrainer
 from distill_lab.train.loss_forward import Objective, cross_entropy_objective
 from distill_lab.train.plan import make_plan, training_arguments, with_dtype
 from distill_lab.train.rows import Rows, read_rows
+from distill_lab.train.thinking import leave_out_thinking
+from distill_lab.train.training_log import check_is_log
 
+LOW_ADAPTER_RATE = 5e-5
 NOT_IN_KEY = {"logging_steps", "save_steps", "report_to"}
 """Settings that may change between an interruption and its resumption."""
 
@@ -59,6 +62,10 @@ class TrainResult:
     validation_loss_after: float | None
     seconds: float
     """Of this call; an interrupted call before it is not counted."""
+    num_trained: int
+    """Weights that were trained."""
+    learning_rate: float
+    """At its peak."""
     resumed_from: int = 0
     """The step this call went on from."""
     skipped_checkpoints: dict[str, str] | None = None
@@ -75,21 +82,46 @@ def train_student(
     *,
     thinking: bool | None = None,
     on_log: OnLog | None = None,
+    log_file: Path | None = None,
 ) -> TrainResult:
     """Train `student` on `rows` and leave it in `out`, which appears at once when everything is done.
 
-    thinking: passed to the chat template as `enable_thinking`. Computes in fp32 or bf16 on a CPU, whichever is
-    faster there, in bf16 or fp16 on a GPU, with fp32 weights either way, which a CPU saves as they are and a GPU in what it
-    computed in. With `config.lora` only adapters are trained, on frozen weights that
+    thinking: passed to the chat template as `enable_thinking`; with False, the template of the student in `out` has that as
+    its default. log_file: where each logged step is written, one JSON object per line (`training_log.py`), while training
+    goes on. Computes in fp32 or bf16 on a CPU, whichever is faster there, in bf16 or fp16 on a GPU, with fp32 weights either
+    way, which a CPU saves as they are and a GPU in what it computed in. With `config.lora` only adapters are trained, on
+    frozen weights that
     may be quantized; `out` then holds the adapters, or with `lora.merge` a plain model and the adapters in adapter/. Raises
     UserError (NoData, DataError, ModelError) for what the user can mend: unusable rows, quantized weights without adapters,
     a loss that is not a number, too little memory.
     """
     if config.num_processes > 1 and not launch.inside():
         log = on_log or (lambda row: None)
-        return launch.train_in_processes(student, rows, out, config, thinking=thinking, on_log=log)
+        return launch.train_in_processes(student, rows, out, config, thinking=thinking, on_log=log, log_file=log_file)
+    if log_file:
+        check_is_log(log_file)
     start = time.monotonic()
     PartialState(cpu=best_device().type == "cpu")  # chooses this process's GPU
+    try:
+        return _train_loaded(
+            student, rows, out, config, thinking=thinking, on_log=on_log, log_file=log_file, start=start
+        )
+    finally:
+        # After the call, whose frame holds the model: the next one loads where this one stood.
+        free_memory()
+
+
+def _train_loaded(
+    student: ModelConfig,
+    rows: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    thinking: bool | None,
+    on_log: OnLog | None,
+    log_file: Path | None,
+    start: float,
+) -> TrainResult:
     model, tokenizer = _load(student, config)
     with activity.doing(f"reading the training rows of {rows}"):
         data = read_rows(
@@ -100,8 +132,12 @@ def train_student(
             seed=config.seed,
             thinking=thinking,
         )
+    if thinking is False:
+        leave_out_thinking(tokenizer)
     key = fingerprint(training_inputs(student, rows, config, thinking=thinking))
-    return train_model(model, tokenizer, data, out, config, key=key, on_log=on_log, start=start)
+    return train_model(
+        model, tokenizer, data, out, config, key=key, on_log=on_log, start=start, student=student, log_file=log_file
+    )
 
 
 def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> dict[str, Any]:
@@ -124,7 +160,7 @@ def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrai
     model, tokenizer = load_model(unrounded(student))
     folder = Path(student.model).expanduser()
     name = str(folder.resolve()) if folder.exists() else student.model
-    return add_adapters(model, config.lora, name=name, seed=config.seed), tokenizer
+    return add_adapters(model, config.lora, name=name, revision=student.revision, seed=config.seed), tokenizer
 
 
 def train_model(
@@ -138,10 +174,13 @@ def train_model(
     objective: Objective = cross_entropy_objective,
     on_log: OnLog | None = None,
     start: float | None = None,
+    student: ModelConfig | None = None,
+    log_file: Path | None = None,
 ) -> TrainResult:
     """As `train_student`, for a model and rows that are loaded already (LoRA, other objectives).
 
     key: what the result depends on; checkpoints of another key are thrown away. `model` is not usable afterwards.
+    student: how `model` was loaded; needed to merge adapters that were trained on weights split over several GPUs.
     """
     start = time.monotonic() if start is None else start
     log = on_log or (lambda row: None)
@@ -160,36 +199,72 @@ def train_model(
         log({"note": f"{data.num_spelled} rows spell control tokens of the student; they are trained as plain text"})
     if config.dtype == "bf16" and best_device().type == "cpu":
         log({"note": "computing in bf16, with weights, loss and optimizer in fp32"})
+    num_trained, sizes = trained_weights(model, config)
+    log({"note": sizes})
     loss_forward.check_head(model)
     mix = loss_forward.rows_stay_apart(model)
     if not mix:
         log({"note": f"{type(model).__name__} lets packed rows see each other: one row per bin, slower"})
     plan = make_plan([len(row) for row in data.training], config, mix=mix, num_processes=state.num_processes)
-    args = training_arguments(work, config, plan.num_steps, validate=bool(data.validation))
-    trainer = StudentTrainer(model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=log)
+    args = training_arguments(
+        work, config, plan.num_steps, validate=bool(data.validation), num_processes=state.num_processes
+    )
+    trainer = StudentTrainer(
+        model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=log, log_file=log_file
+    )
     if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})
     heap = kept_heap() if args.device.type == "cpu" else nullcontext()
     with _quiet(), heap:
         trainer.train(resume_from_checkpoint=str(found.checkpoint) if found.checkpoint else None)
         before, after = trainer.validation_losses()
-        trainer.save(out, tokenizer)
+        partial = work / PARTIAL
+        unmerged = trainer.save(partial, tokenizer)
+    train_loss = trainer.train_loss()
     state.wait_for_everyone()
-    if state.is_main_process and (left := remove_finished(out)):
-        log({"note": f"{work} stays: {', '.join(left)} in it is not what training wrote"})
+    trainer.release()
+    del trainer, model
+    if state.is_main_process:
+        if unmerged:
+            from distill_lab.train.lora import merge_beside
+
+            assert student is not None, "sharded adapters are merged onto the student they were trained on"
+            free_memory()
+            merge_beside(student, partial)
+        remove_output(out)
+        partial.rename(out)
+        if left := remove_finished(out):
+            log({"note": f"{work} stays: {', '.join(left)} in it is not what training wrote"})
     return TrainResult(
         num_rows=data.num_rows,
         dropped=data.dropped,
         steps=plan.num_steps,
         tokens=int(plan.tokens_until[-1]),
-        train_loss=trainer.train_loss(),
+        train_loss=train_loss,
         validation_loss_before=before,
         validation_loss_after=after,
         seconds=round(time.monotonic() - start, 3),
+        num_trained=num_trained,
+        learning_rate=config.peak_learning_rate,
         resumed_from=int(found.checkpoint.name.rpartition("-")[2]) if found.checkpoint else 0,
         skipped_checkpoints=found.skipped,
         dtype="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
     )
+
+
+def trained_weights(model: nn.Module, config: TrainConfig) -> tuple[int, str]:
+    """How many weights of `model` will be trained, and a sentence that says so, with the learning rate."""
+    number = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    rate = f"learning rate {config.peak_learning_rate:g}"
+    if not config.lora.r:
+        return number, f"training all {number:,} weights, {rate}"
+    counted: Any = model
+    total = counted.get_nb_trainable_parameters()[1] - number  # those in 4 bits at their unpacked number
+    text = f"training adapters of rank {config.lora.r}: {number:,} weights beside {total:,} frozen ones"
+    text += f" ({number / total:.2%}), {rate}"
+    if config.peak_learning_rate < LOW_ADAPTER_RATE:
+        text += f", at which adapters learn little (their default is {ADAPTER_LEARNING_RATE:g})"
+    return number, text
 
 
 @contextmanager

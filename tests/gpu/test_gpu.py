@@ -63,9 +63,7 @@ def test_on_the_gpu(name: str, scratch: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in ON_CPU_ELSEWHERE])
-def test_the_check_itself_on_a_cpu(name: str, scratch: Path, request: pytest.FixtureRequest) -> None:
-    if name == "moe":
-        request.applymarker(pytest.mark.xfail(reason="all-linear still reaches the router of a mixture of experts"))
+def test_the_check_itself_on_a_cpu(name: str, scratch: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("the check runs on the GPU here")
     figures = CHECKS[name](Setting(scratch, small=True))

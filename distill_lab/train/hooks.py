@@ -1,0 +1,66 @@
+"""What happens around the steps of a training: the first validation loss, whole log windows, sealed checkpoints.
+
+The events of `transformers.Trainer` -> calls of `loop.StudentTrainer`, and checkpoints on the disk that are sealed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from distill_lab import activity
+from distill_lab.train.checkpoints import remove_all_but_newest, seal
+
+if TYPE_CHECKING:
+    from distill_lab.train.loop import StudentTrainer
+
+NUM_CHECKPOINTS = 2
+"""Kept while training: should the newest be damaged, there is one before it."""
+
+
+class Hooks(TrainerCallback):
+    """What happens around the steps: the first validation loss, whole log windows, sealed checkpoints."""
+
+    def __init__(self, trainer: StudentTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin the log, and take the first validation loss unless training goes on from a checkpoint."""
+        self.trainer.begin_log()
+        self.on_optimizer_step(args, state, control)  # weights may have come from a checkpoint
+        if state.global_step == 0 and self.trainer.validation:
+            self.trainer.evaluate()
+        self.trainer.start_clock()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Know that memory which runs out from here on is the optimizer's."""
+        self.trainer.in_optimizer = True
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Round the new weights for the passes that compute in bf16."""
+        self.trainer.in_optimizer = False
+        if self.trainer.bf16_passes is not None:
+            self.trainer.bf16_passes.refresh()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Log before anything is saved, and write no checkpoint that nobody would read."""
+        finished = state.global_step >= state.max_steps
+        # A log window never spans a checkpoint: what was logged before an interruption and after it adds up.
+        if control.should_save or finished:
+            control.should_log = True
+        # The student is saved next, and its checkpoint would be deleted at once: 12 bytes a weight to write and check.
+        # Adapters are small, and what follows may be a merge, which needs far more memory.
+        if finished and not self.trainer.config.lora.r:
+            control.should_save = False
+        if control.should_save:
+            activity.report(f"saving a checkpoint after step {state.global_step}")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Seal the checkpoint when all processes have written theirs, and remove older ones."""
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            work = Path(args.output_dir)
+            seal(work / f"checkpoint-{state.global_step}")
+            remove_all_but_newest(work, NUM_CHECKPOINTS)
