@@ -263,14 +263,19 @@ def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_place(path), **hub), **trust)
 
 
-def linear_names(config: ModelConfig) -> list[str]:
-    """The names of the model's linear layers, from its config alone; of adapters, those of their base. Raises ModelError."""
+def without_weights(config: ModelConfig) -> PreTrainedModel:
+    """The model that a config describes, on no device; of adapters, their base. Raises ModelError.
+
+    Also where its weights cannot be held in the bits that are asked for, as `load_model` would.
+    """
     path = resolve(config.model)
     if is_adapter(path):
-        return linear_names(base_of(config))
+        return without_weights(base_of(config))
     with _loading(config):
         skeleton = _skeleton(path, _hub_arguments(path, config))
-    return [name for name, layer in skeleton.named_modules() if isinstance(layer, torch.nn.Linear)]
+        if config.quantization in ("4bit", "8bit"):
+            _bitsandbytes(config, config.quantization, skeleton)
+    return skeleton
 
 
 def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel) -> Any:

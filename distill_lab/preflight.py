@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +80,12 @@ def check_model(config: ModelConfig, *, role: str, example: str) -> None:
 
 
 def check_loads(config: ModelConfig) -> None:
-    """Raise ModelError where the model is not there, has no tokenizer, or its quantization needs a missing package."""
-    from distill_lab.models import load_tokenizer
+    """Raise ModelError if the model is not there, has no tokenizer, or cannot be held in the bits that are asked for."""
+    from distill_lab.models import load_tokenizer, without_weights
 
     load_tokenizer(config)
-    if config.quantization in ("4bit", "8bit") and find_spec("bitsandbytes") is None:
-        raise ModelError(
-            config.model, f"quantization {config.quantization} needs bitsandbytes; pip install bitsandbytes"
-        )
+    if config.quantization in ("4bit", "8bit"):
+        without_weights(config)
 
 
 def check_asked(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> None:
@@ -215,15 +212,10 @@ def _check_optimizer(train: TrainConfig) -> None:
 
 
 def _check_targets(student: ModelConfig, train: TrainConfig) -> None:
-    """Refuse adapters for layers of which the student has none."""
-    targets = train.lora.targets
-    if not train.lora.r or targets == ("all-linear",):
+    """Refuse adapters for layers that the student does not have, or that never get any."""
+    if not train.lora.r or train.lora.targets == ("all-linear",):
         return
-    from distill_lab.models import linear_names
+    from distill_lab.models import without_weights
+    from distill_lab.train.targets import adapter_targets
 
-    names = linear_names(student)
-    if not any(f".{name}".endswith(f".{target}") for name in names for target in targets):
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-        raise UserError(
-            f"--train.lora.targets {' '.join(targets)}: {student.model} has no such layers; it has {known}, or all-linear"
-        )
+    adapter_targets(without_weights(student), train.lora.targets, name=student.model)

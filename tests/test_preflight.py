@@ -24,7 +24,7 @@ BAD = {
     "--train.lr-scheduler-type warmup_stable_decay": "needs settings there are no flags for",
     "--train.max-steps 0": "--train.max-steps 0 trains nothing",
     "--student.quantization 8bit --train.lora.r 0": "8bit weights cannot be trained; train adapters on them",
-    "--train.lora.r 4 --train.lora.targets wq wk": "tiny:student has no such layers; it has down_proj, gate_proj",
+    "--train.lora.r 4 --train.lora.targets wq wk": "tiny:student has no linear layer wq, wk; it has down_proj, gate_proj",
     "--grader numerik": "no grader 'numerik'; there are exact",
     "--grader judge:no-such/judge": "Invalid judge model: no-such/judge",
     "--grader judge:openai:big": "which server?",
