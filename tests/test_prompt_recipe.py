@@ -290,7 +290,7 @@ def test_self_distillation_on_free_text_without_gold_holds_one_set_of_weights(
         monkeypatch.setattr(module, "load_model", counted)
     # Each takes long and has its own test in test_measure.
     monkeypatch.setattr(distill_lab.measure, "NUM_LATENCIES", 2)
-    monkeypatch.setattr(distill_lab.measure, "peak_memory", lambda models, prompts, sampling: dict.fromkeys(models))
+    monkeypatch.setattr(distill_lab.measure, "peak_memory", lambda models, prompts, **settings: dict.fromkeys(models))
     rules, texts = tmp_path / "style.txt", tmp_path / "texts.txt"
     rules.write_text("Answer briefly.")
     texts.write_text("".join(f"Make this upper case: pear {number}\n" for number in range(30)))
