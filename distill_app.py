@@ -90,6 +90,7 @@ def label_with_teacher(
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     asked = [(item["instruction"], item.get("input") or "") for item in items]
     answers = ask(teacher_model, tokenizer, asked, sampling, steps=mode == "system2", batch_size=batch_size)
+    _free_memory()
     for reason in ("error", "length"):
         if number := sum(answer.finish_reason == reason for answer in answers):
             why = "failed" if reason == "error" else f"were cut at {max_new_tokens} tokens"
@@ -384,8 +385,16 @@ def compare_models(
         found = ask(model, tokenizer, [(prompt, "") for prompt in prompts], sampling, steps=label == "System 2")
         for place, answer in zip(answers, found, strict=True):
             place[label] = with_thinking(answer) if label == "System 2" else answer
-        del model
+        del model, tokenizer
+        _free_memory()
     print(render_comparison([Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]))
+
+
+def _free_memory() -> None:
+    """Give the GPU's memory back that nothing uses any more: the next model, or the training's own process, needs it."""
+    from distill_lab.memory import free_memory
+
+    free_memory()
 
 
 def _is_there(path: str) -> bool:

@@ -201,6 +201,9 @@ class LoraConfig(Config):
 class TrainConfig(Config):
     """How the student is trained."""
 
+    method: Literal["auto", "full", "lora", "qlora"] = "auto"
+    """Train all weights (full), adapters (lora), or adapters on 4-bit weights (qlora); auto: the first that fits the
+    memory, where need be with gradient checkpointing, 8-bit AdamW and smaller micro-batches. lora.r alone means lora."""
     num_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows."""
     max_steps: int = -1

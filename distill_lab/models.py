@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
@@ -254,6 +261,13 @@ def _check_vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, m
             f"its tokenizer has {len(tokenizer)} tokens and the model {rows}: it is another model's. Of a GGUF file the "
             "tokenizer in its directory is taken: put the file into a directory without one to use the file's own",
         )
+
+
+def load_config(config: ModelConfig) -> PreTrainedConfig:
+    """What a model's config.json says. Raises ModelError."""
+    path = resolve(config.model)
+    with _loading(config):
+        return AutoConfig.from_pretrained(path, **_hub_arguments(path, config))
 
 
 def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:

@@ -23,7 +23,15 @@ def command(config: str, *, relabel: bool = False) -> list[str]:
 
 
 def run_process(command: list[str], *, on_line: Callable[[str], None]) -> int:
-    """Run a command to its end; it is ended with us, so that no training is left running alone."""
+    """Run a command to its end; it is ended with us, so that no training is left running alone.
+
+    What this process no longer uses of the GPU is given back first: the command needs it. Progress comes as lines now and
+    then, though a notebook says of itself that it shows colors: a bar would be a line at every refresh.
+    """
+    if "torch" in sys.modules:
+        from distill_lab.memory import free_memory
+
+        free_memory()
     root = str(Path(distill_lab.__file__).resolve().parent.parent)
     places = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     from distill_lab.memory import free_memory
@@ -31,7 +39,13 @@ def run_process(command: list[str], *, on_line: Callable[[str], None]) -> int:
     free_memory()  # a kernel's models, deleted, would still be kept from the process
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": places, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+        env={
+            **os.environ,
+            "PYTHONPATH": places,
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8",
+            "TTY_COMPATIBLE": "0",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",

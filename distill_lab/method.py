@@ -1,0 +1,289 @@
+"""How a student is trained so that it fits: settings and a machine -> the first method that its memory holds, and why.
+
+    method = choose_method(ModelConfig(model="Qwen/Qwen2.5-1.5B-Instruct"), TrainConfig(), machine=this_machine())
+    method.student, method.train, method.line
+
+The order is full fine-tune, + gradient checkpointing, + 8-bit AdamW, LoRA, LoRA + checkpointing, and both on 4-bit weights
+(QLoRA). Each is first tried with smaller micro-batches, more of them to a step, so that a step's tokens stay the same.
+What was set is kept and only checked: adapters, quantization, an optimizer. Nothing is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from distill_lab.config import ModelConfig, Quantization, TrainConfig
+from distill_lab.errors import UserError
+from distill_lab.machine import Machine
+from distill_lab.memory_plan import Memory, generation_memory, gigabytes, training_memory
+from distill_lab.model_shape import Shape, shape_of
+
+RANK, ALPHA = 16, 32
+"""Of the adapters that are chosen here."""
+ADAPTER_RATE = 10
+"""Adapters learn best at about ten times the learning rate of a full fine-tune ("LoRA Without Regret", Schulman et al. 2025)."""
+MIN_TOKENS = 1024
+"""Micro-batches are not made smaller than this, or than the longest row: small ones leave a GPU idle."""
+EIGHT_BIT = "adamw_8bit"
+BITS: dict[Quantization, str] = {"8bit": "8-bit", "4bit": "4-bit"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A choice that fits."""
+
+    student: ModelConfig
+    """As it is loaded for the training."""
+    train: TrainConfig
+    memory: Memory
+    usable: float
+    """Bytes there are."""
+    line: str
+    """The choice in one sentence."""
+    changed: bool
+    """Whether it differs from what was asked for."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For run.json."""
+        return {
+            "student": self.student.model_dump(),
+            "train": self.train.model_dump(),
+            "line": self.line,
+            "needs_bytes": round(self.memory.total),
+            "usable_bytes": round(self.usable),
+        }
+
+
+def choose_method(student: ModelConfig, train: TrainConfig, *, machine: Machine, shape: Shape | None = None) -> Method:
+    """The first method that fits. Raises UserError with the remedy where none does, or where settings contradict.
+
+    shape: of the student, where it is known already.
+    """
+    check_combination(student, train)
+    shape = shape or shape_of(student)
+    tried: list[tuple[ModelConfig, TrainConfig, Memory]] = []
+    for candidate, wanted in candidates(student, train, machine):
+        for settings in smaller_batches(wanted):
+            need = _need(shape, candidate, settings, machine)
+            tried.append((candidate, settings, need))
+            if need.total <= machine.usable and need.host <= _host(machine):
+                return _found(student, train, tried, machine, shape)
+    raise UserError(_misfit(student, train, tried, machine))
+
+
+def check_combination(student: ModelConfig, train: TrainConfig) -> None:
+    """Raise UserError for settings that contradict each other."""
+    if train.method == "full" and train.lora.r:
+        raise UserError(
+            "train.method full trains all weights, but train.lora.r gives adapters; leave out one of the two"
+        )
+    adapters = train.lora.r or train.method in ("lora", "qlora")
+    if not adapters and student.quantization in BITS:
+        raise UserError(
+            f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
+            "(--train.lora.r 16), or use quantization none"
+        )
+    if train.method == "qlora" and student.quantization not in ("auto", "4bit", "none"):
+        raise UserError(f"train.method qlora is on 4-bit weights, but student.quantization is {student.quantization}")
+
+
+def candidates(student: ModelConfig, train: TrainConfig, machine: Machine) -> Iterator[tuple[ModelConfig, TrainConfig]]:
+    """Student and training settings, in the order they are tried; each keeps what was set."""
+    free = train.method == "auto" and not train.lora.r
+    if free or train.method == "full":
+        full = student.model_copy(update={"quantization": "none"})
+        base = train.model_copy(update={"method": "full"})
+        yield full, base
+        checkpointed = base.model_copy(update={"gradient_checkpointing": True})
+        yield full, checkpointed
+        if train.optim == TrainConfig.model_fields["optim"].default and has_8bit_adamw(machine):
+            yield full, checkpointed.model_copy(update={"optim": EIGHT_BIT})
+        if train.method == "full":
+            return
+    bits: tuple[Quantization, ...] = (
+        ("none", "4bit") if free or student.quantization == "auto" else (student.quantization,)
+    )
+    if train.method == "qlora":
+        bits = ("4bit",)
+    for quantization in bits:
+        if quantization != "none" and not can_quantize(machine):
+            continue
+        adapted = _with_adapters(train, "none" if quantization == "none" else quantization)
+        chosen = student.model_copy(update={"quantization": quantization})
+        yield chosen, adapted
+        yield chosen, adapted.model_copy(update={"gradient_checkpointing": True})
+
+
+def smaller_batches(train: TrainConfig) -> Iterator[TrainConfig]:
+    """`train`, then with half the tokens of a micro-batch and twice as many of them to a step, and so on."""
+    yield train
+    least, factor = max(MIN_TOKENS, train.max_length), 2
+    while train.tokens_per_batch // factor >= least:
+        update = {
+            "tokens_per_batch": train.tokens_per_batch // factor,
+            "gradient_accumulation_steps": train.gradient_accumulation_steps * factor,
+        }
+        yield train.model_copy(update=update)
+        factor *= 2
+
+
+def can_quantize(machine: Machine) -> bool:
+    """Whether weights can be held in 4 or 8 bits: bitsandbytes has kernels for CUDA and for CPUs."""
+    return machine.device in ("cuda", "cpu") and find_spec("bitsandbytes") is not None
+
+
+def has_8bit_adamw(machine: Machine) -> bool:
+    """Whether bitsandbytes can take a step of its 8-bit AdamW there. On a CPU it is tried, for versions differ."""
+    if not can_quantize(machine):
+        return False
+    return machine.device == "cuda" or _takes_8bit_steps()
+
+
+def _takes_8bit_steps() -> bool:
+    import torch
+
+    try:
+        from bitsandbytes.optim import AdamW8bit
+
+        weight = torch.nn.Parameter(torch.zeros(8192))
+        weight.grad = torch.ones_like(weight)
+        AdamW8bit([weight]).step()
+    except (ImportError, NotImplementedError, RuntimeError, AttributeError):
+        return False
+    return bool(weight.detach().abs().sum() > 0)
+
+
+def fitting_quantization(
+    shape: Shape, machine: Machine, *, new_tokens: int = 512, wanted: Quantization = "auto", num_gpus: int = 1
+) -> tuple[Quantization, Memory] | None:
+    """How a model that only answers is held so that it fits: as wanted; auto: the first of none, 8bit, 4bit; else None."""
+    tries: tuple[Quantization, ...] = ("none", "8bit", "4bit") if wanted == "auto" else (wanted,)
+    for quantization in tries:
+        if quantization != "none" and not can_quantize(machine):
+            continue
+        need = answering(shape, machine, quantization, new_tokens)
+        if need.total <= machine.usable * num_gpus:
+            return quantization, need
+    return None
+
+
+def answering(shape: Shape, machine: Machine, quantization: Quantization, new_tokens: int = 512) -> Memory:
+    """What one prompt at a time takes; the engine asks as many at once as the memory holds besides."""
+    tokens = min(new_tokens, shape.context or new_tokens)
+    return generation_memory(
+        shape, quantization=quantization, compute=machine.compute, prompt_tokens=1024, new_tokens=tokens
+    )
+
+
+def _with_adapters(train: TrainConfig, quantization: Quantization) -> TrainConfig:
+    """`train` with adapters: those that were given, else new ones at their own learning rate."""
+    method = "lora" if quantization == "none" else "qlora"
+    if train.lora.r:
+        return train.model_copy(update={"method": method})
+    rate = train.learning_rate
+    if rate is not None and train.method == "auto":
+        rate = ADAPTER_RATE * rate
+    lora = train.lora.model_copy(update={"r": RANK, "alpha": ALPHA})
+    return train.model_copy(update={"method": method, "lora": lora, "learning_rate": rate})
+
+
+def _need(shape: Shape, student: ModelConfig, train: TrainConfig, machine: Machine) -> Memory:
+    compute = machine.compute if train.dtype == "auto" else train.dtype
+    return training_memory(
+        shape,
+        train,
+        quantization=student.quantization,
+        compute=compute,
+        shards=train.num_processes if train.sharding == "fsdp2" else 1,
+        gpu=machine.device == "cuda",
+    )
+
+
+def _host(machine: Machine) -> float:
+    return machine.usable_ram if machine.device == "cuda" else float("inf")
+
+
+def _found(
+    student: ModelConfig,
+    train: TrainConfig,
+    tried: list[tuple[ModelConfig, TrainConfig, Memory]],
+    machine: Machine,
+    shape: Shape,
+) -> Method:
+    chosen, settings, need = tried[-1]
+    if settings.lora.r and not train.lora.r and not settings.lora.merge:
+        # A full fine-tune was wanted, which leaves a plain model: so do adapters, where that can be asked here afterwards.
+        merge = answering(shape, machine, "none").total <= machine.usable and machine.device != "mps"
+        settings = settings.model_copy(update={"lora": settings.lora.model_copy(update={"merge": merge})})
+    have, words, size = gigabytes(machine.usable), describe(chosen, settings), gigabytes(need.total)
+    line = f"{words}, {size} of {have}"
+    if len(tried) > 1:
+        line = f"{describe(*tried[0][:2])} needs {gigabytes(tried[0][2].total)} of {have}: {words}, {size}"
+        if settings.tokens_per_batch != train.tokens_per_batch:
+            steps = settings.gradient_accumulation_steps
+            line += f" with micro-batches of {settings.tokens_per_batch} tokens, {steps} to a step"
+        if settings.learning_rate != train.learning_rate:
+            line += f", learning rate {settings.learning_rate:g}"
+    return Method(chosen, settings, need, machine.usable, line, changed=len(tried) > 1)
+
+
+def describe(student: ModelConfig, train: TrainConfig) -> str:
+    """A method in words, as `LoRA r 16 on 4-bit weights with checkpointing`."""
+    if train.lora.r:
+        text = f"LoRA r {train.lora.r}"
+        text += f" on {BITS[student.quantization]} weights" if student.quantization in BITS else ""
+    else:
+        text = "full fine-tune"
+    extras = ["checkpointing"] if train.gradient_checkpointing else []
+    extras += ["8-bit AdamW"] if train.optim == EIGHT_BIT else []
+    return text + (f" with {' and '.join(extras)}" if extras else "")
+
+
+def _misfit(
+    student: ModelConfig,
+    train: TrainConfig,
+    tried: list[tuple[ModelConfig, TrainConfig, Memory]],
+    machine: Machine,
+) -> str:
+    chosen, settings, need = min(tried, key=lambda each: each[2].total)
+    tokens, have = max(settings.tokens_per_batch, settings.max_length), gigabytes(machine.usable)
+    text = (
+        f"{student.model} cannot be trained in the memory of {machine}: {describe(chosen, settings)}, micro-batches of "
+        f"{tokens} tokens, needs {gigabytes(need.total)} of {have}"
+    )
+    if need.total <= machine.usable:
+        text = (
+            f"{student.model} cannot be loaded for training: that takes {gigabytes(need.host)} of host memory, and "
+            f"{gigabytes(machine.usable_ram)} can be used"
+        )
+    remedies = []
+    if train.method == "full":
+        remedies.append("use --train.method auto")
+    if student.quantization == "none" and train.lora.r and can_quantize(machine):
+        remedies.append("use --student.quantization 4bit")
+    if train.optim not in (EIGHT_BIT, TrainConfig.model_fields["optim"].default):
+        remedies.append(f"use --train.optim {EIGHT_BIT}")
+    remedies += [f"lower --train.max-length (now {train.max_length})", "choose a smaller --student"]
+    return f"{text}; {', '.join(remedies[:-1])} or {remedies[-1]}"
+
+
+def check_answering(model: ModelConfig, *, machine: Machine, new_tokens: int, role: str, num_gpus: int = 1) -> None:
+    """Raise UserError where a model that is to answer does not fit the machine as its quantization says."""
+    shape = shape_of(model)
+    if fitting_quantization(shape, machine, new_tokens=new_tokens, wanted=model.quantization, num_gpus=num_gpus):
+        return
+    tries: list[Quantization] = ["none", "8bit", "4bit"] if model.quantization == "auto" else [model.quantization]
+    possible = [each for each in tries if each == "none" or can_quantize(machine)]
+    need = min(answering(shape, machine, each, new_tokens).total for each in possible or ["none"])
+    remedies = [f"choose a smaller --{role}"]
+    if model.quantization in ("none", "8bit") and fitting_quantization(shape, machine, new_tokens=new_tokens):
+        remedies.insert(0, f"use --{role}.quantization auto")
+    if role == "teacher":
+        remedies.append("ask a server (--teacher openai:NAME)")
+    have = gigabytes(machine.usable * num_gpus)
+    raise UserError(
+        f"{model.model} does not fit {machine}: it needs {gigabytes(need)} of {have}; {' or '.join(remedies)}"
+    )
