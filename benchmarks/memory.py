@@ -134,9 +134,8 @@ def child(case: str, model: str) -> dict[str, Any]:
             raise _Done
 
     peak.reset()
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.suppress(_Done):
-            train_model(loaded, tokenizer, data, Path(folder) / "out", train, key="memory", on_log=on_log)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Done):
+        train_model(loaded, tokenizer, data, Path(folder) / "out", train, key="memory", on_log=on_log)
     need = training_memory(shape, train, tokens=number, compute=compute, gpu=device.type == "cuda")
     return {"estimate": need.total, "measured": peak.bytes(), "parts": need.parts}
 

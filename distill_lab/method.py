@@ -24,7 +24,8 @@ from distill_lab.model_shape import Shape, shape_of
 RANK, ALPHA = 16, 32
 """Of the adapters that are chosen here."""
 ADAPTER_RATE = 10
-"""Adapters learn best at about ten times the learning rate of a full fine-tune ("LoRA Without Regret", Schulman et al. 2025)."""
+"""Adapters learn best at about ten times the learning rate of a full fine-tune (Schulman et al. 2025, LoRA Without
+Regret)."""
 MIN_TOKENS = 1024
 """Micro-batches are not made smaller than this, or than the longest row: small ones leave a GPU idle."""
 EIGHT_BIT = "adamw_8bit"

@@ -154,9 +154,7 @@ def measure(config: Any, *, name: str, trust_remote_code: bool = False) -> Shape
         name=name,
         num_parameters=model.num_parameters(),
         embedding=embedding.weight.numel(),
-        untied_head=0
-        if head is None or head.weight is embedding.weight or text.tie_word_embeddings
-        else head.weight.numel(),
+        untied_head=0 if tied else head.weight.numel(),
         linears=tuple(Linear(*key, count) for key, count in sorted(found.items())),
         num_layers=text.num_hidden_layers,
         hidden=text.hidden_size,
