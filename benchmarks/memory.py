@@ -80,7 +80,8 @@ def child(case: str, model: str) -> dict[str, Any]:
     from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
     from distill_lab.memory_plan import generation_memory, training_memory
     from distill_lab.model_shape import shape_of
-    from distill_lab.models import best_device, compute_dtype
+    from distill_lab.models import best_device
+    from distill_lab.precision import compute_dtype
     from distill_lab.train.packing import Row
     from distill_lab.train.rows import Rows
     from distill_lab.train.trainer import _load, train_model
@@ -91,9 +92,10 @@ def child(case: str, model: str) -> dict[str, Any]:
     device = best_device()
     names: dict[Any, Any] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     compute: Any = "bf16" if "bf16" in words else names[compute_dtype(device)]
-    torch.ones(8, 8) @ torch.ones(8, 8)
+    torch.ones(8, 8).sum().item()
     peak = _Peak()
     if words[0] == "generate":
+        from distill_lab.chat import prompt_ids
         from distill_lab.config import EngineConfig, SamplingConfig
         from distill_lab.engines.transformers import load
         from distill_lab.types import Prompt
@@ -105,7 +107,7 @@ def child(case: str, model: str) -> dict[str, Any]:
         peak.reset()
         sampling = SamplingConfig(max_new_tokens=NEW_TOKENS)
         list(engine.generate(prompts, sampling, min_new_tokens=NEW_TOKENS))
-        length = len(engine.tokenizer.apply_chat_template(prompts[0].messages, add_generation_prompt=True)["input_ids"])
+        length = len(prompt_ids(engine.tokenizer, prompts[0].messages))
         need = generation_memory(
             shape, compute=compute, rows=number, prompt_tokens=length, new_tokens=NEW_TOKENS, sampled=False
         )

@@ -80,6 +80,47 @@ class Line:
             return chosen
         return model.model_copy(update={field: before[field] for field in ("dtype", "quantization")})
 
+    def fitted(
+        self, student: ModelConfig, train: TrainConfig, *, teacher: ModelConfig | None = None, new_tokens: int = 512
+    ) -> tuple[ModelConfig, TrainConfig]:
+        """Student and training settings that fit this machine, chosen once in a run and recorded in run.json.
+
+        Before the first answer is paid for; teacher: also checked, if it runs here. Raises UserError with the remedy where
+        nothing fits, and where what an earlier execution on another machine chose does not fit this one.
+        """
+        from distill_lab.hardware import device_name
+        from distill_lab.machine import this_machine
+        from distill_lab.method import check_answering, choose_method, still_fits
+        from distill_lab.models import best_device
+
+        machine, here = this_machine(), device_name(best_device())
+        if teacher and not api_engine(teacher.model) and self.engine.engine != "ray":
+            vllm = self.engine.engine == "vllm"
+            gpus = self.engine.tensor_parallel_size if vllm else machine.num_gpus
+            settled = self.settled(teacher)
+            check_answering(settled, machine=machine, new_tokens=new_tokens, role="teacher", num_gpus=gpus)
+        settings = {
+            "student": student.model_dump(exclude_defaults=True),
+            "train": train.model_dump(exclude_defaults=True),
+        }
+        name = f"training {json.dumps(settings, sort_keys=True)}"
+        before = self.run.recorded(name)
+        if before is None:
+            found = choose_method(student, train, machine=machine)
+            self.run.record(name, {**found.to_json(), "on": here})
+            if found.changed or found.memory.total > found.usable / 2:
+                self.watch.note(f"training {student.model}: {found.line}")
+            return found.student, found.train
+        kept = ModelConfig.model_validate(before["student"]), TrainConfig.model_validate(before["train"])
+        need = still_fits(*kept, machine=machine) if before["on"] != here else None
+        if need is not None:
+            raise UserError(
+                f"{self.run.directory}: the training was laid out on {before['on']} ({before['line']}), and needs "
+                f"{need.total / 1e9:.1f} GB of the {machine.usable / 1e9:.1f} GB here ({here}); go on there, or give "
+                "another --run directory"
+            )
+        return kept
+
     def prompts(self, name: str, data: DataConfig) -> Path:
         """Source -> prompts: `<name>.jsonl`. Zero rows are not an error here."""
         local = Path(data.path).expanduser()
@@ -376,6 +417,11 @@ def trained(out: Path, student: ModelConfig, train: TrainConfig) -> ModelConfig:
     adapters = train.lora.r and not train.lora.merge
     quantization = student.quantization if adapters else "none"
     return ModelConfig(model=str(out), quantization=quantization, dtype=student.dtype)
+
+
+def untrained(asked: ModelConfig, fitted: ModelConfig, train: TrainConfig) -> ModelConfig:
+    """The base student beside a trained one: as it was asked for, or on the quantized weights that its adapters stay on."""
+    return fitted if train.lora.r and not train.lora.merge else asked
 
 
 def _bits(model: ModelConfig) -> str:

@@ -46,12 +46,16 @@ class Machine:
         return {"cuda": "this GPU", "mps": "this Mac", "cpu": "this machine"}[self.device]
 
 
-def host_memory() -> int:
-    """Bytes of this machine's memory, or of its container's share."""
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files with a container's limit, of cgroup version 2 and 1."""
+
+
+def host_memory(limits: tuple[str, ...] = LIMITS) -> int:
+    """Bytes of this machine's memory, or of its container's share, which the files `limits` give."""
     import psutil
 
     found = [psutil.virtual_memory().total]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for path in limits:
         try:
             found.append(int(Path(path).read_text(encoding="ascii")))
         except (OSError, ValueError):  # no such file, or "max": no limit
@@ -63,7 +67,8 @@ def this_machine() -> Machine:
     """The machine this process runs on."""
     import torch
 
-    from distill_lab.models import best_device, compute_dtype
+    from distill_lab.models import best_device
+    from distill_lab.precision import compute_dtype
 
     device, ram = best_device(), host_memory()
     memory, num_gpus = ram, 1

@@ -28,6 +28,8 @@ ADAPTER_RATE = 10
 Regret)."""
 MIN_TOKENS = 1024
 """Micro-batches are not made smaller than this, or than the longest row: small ones leave a GPU idle."""
+PROMPT_TOKENS = 1024
+"""Of a prompt, for models that answer."""
 EIGHT_BIT = "adamw_8bit"
 BITS: dict[Quantization, str] = {"8bit": "8-bit", "4bit": "4-bit"}
 
@@ -131,6 +133,13 @@ def smaller_batches(train: TrainConfig) -> Iterator[TrainConfig]:
         factor *= 2
 
 
+def with_batches(train: TrainConfig, tokens: int, steps: int) -> TrainConfig:
+    """`train` with `steps` micro-batches of `tokens` tokens to a step, cut smaller where `train` allows no more at once."""
+    parts = -(-tokens // train.tokens_per_batch)
+    update = {"tokens_per_batch": -(-tokens // parts), "gradient_accumulation_steps": steps * parts}
+    return train.model_copy(update=update)
+
+
 def can_quantize(machine: Machine) -> bool:
     """Whether weights can be held in 4 or 8 bits: bitsandbytes has kernels for CUDA and for CPUs."""
     return machine.device in ("cuda", "cpu") and find_spec("bitsandbytes") is not None
@@ -147,7 +156,7 @@ def _takes_8bit_steps() -> bool:
     import torch
 
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
 
         weight = torch.nn.Parameter(torch.zeros(8192))
         weight.grad = torch.ones_like(weight)
@@ -157,25 +166,45 @@ def _takes_8bit_steps() -> bool:
     return bool(weight.detach().abs().sum() > 0)
 
 
-def fitting_quantization(
-    shape: Shape, machine: Machine, *, new_tokens: int = 512, wanted: Quantization = "auto", num_gpus: int = 1
-) -> tuple[Quantization, Memory] | None:
-    """How a model that only answers is held so that it fits: as wanted; auto: the first of none, 8bit, 4bit; else None."""
-    tries: tuple[Quantization, ...] = ("none", "8bit", "4bit") if wanted == "auto" else (wanted,)
-    for quantization in tries:
-        if quantization != "none" and not can_quantize(machine):
-            continue
-        need = answering(shape, machine, quantization, new_tokens)
-        if need.total <= machine.usable * num_gpus:
-            return quantization, need
-    return None
+def answering(
+    shape: Shape, model: ModelConfig, machine: Machine, *, new_tokens: int = 512
+) -> tuple[ModelConfig, Memory]:
+    """A model that only answers, with what its `auto` means there, and the memory that one prompt at a time takes.
 
+    The engine asks as many at once as the memory holds besides.
+    """
+    from distill_lab.precision import Weights, fitting_level
 
-def answering(shape: Shape, machine: Machine, quantization: Quantization, new_tokens: int = 512) -> Memory:
-    """What one prompt at a time takes; the engine asks as many at once as the memory holds besides."""
+    quantization = model.quantization
+    if quantization == "auto":
+        weights = Weights(shape.num_parameters, shape.embedding + shape.untied_head, shape.num_linear)
+        quantization = fitting_level(weights, machine.memory) if machine.device == "cuda" else "none"
+    compute = machine.compute if model.dtype == "auto" else model.dtype
     tokens = min(new_tokens, shape.context or new_tokens)
-    return generation_memory(
-        shape, quantization=quantization, compute=machine.compute, prompt_tokens=1024, new_tokens=tokens
+    need = generation_memory(
+        shape, quantization=quantization, compute=compute, prompt_tokens=PROMPT_TOKENS, new_tokens=tokens
+    )
+    return model.model_copy(update={"quantization": quantization}), need
+
+
+def check_answering(model: ModelConfig, *, machine: Machine, new_tokens: int, role: str, num_gpus: int = 1) -> None:
+    """Raise UserError where a model that is to answer does not fit the machine, or the GPUs its weights are spread over."""
+    shape, usable = shape_of(model), machine.usable * num_gpus
+    chosen, need = answering(shape, model, machine, new_tokens=new_tokens)
+    if need.total <= usable:
+        return
+    remedies = [f"choose a smaller --{role}"]
+    for level in ("8bit", "4bit"):
+        packed = chosen.model_copy(update={"quantization": level})
+        if can_quantize(machine) and answering(shape, packed, machine, new_tokens=new_tokens)[1].total <= usable:
+            remedies.insert(0, f"use --{role}.quantization {level}")
+            break
+    if role == "teacher":
+        remedies.append("ask a server (--teacher openai:NAME)")
+    held = f" in {BITS[chosen.quantization]} weights" if chosen.quantization in BITS else ""
+    raise UserError(
+        f"{model.model}{held} does not fit {machine}: it needs {gigabytes(need.total)} of {gigabytes(usable)}; "
+        f"{' or '.join(remedies)}"
     )
 
 
@@ -217,7 +246,8 @@ def _found(
     chosen, settings, need = tried[-1]
     if settings.lora.r and not train.lora.r and not settings.lora.merge:
         # A full fine-tune was wanted, which leaves a plain model: so do adapters, where that can be asked here afterwards.
-        merge = answering(shape, machine, "none").total <= machine.usable and machine.device != "mps"
+        plain = ModelConfig(model=student.model)
+        merge = answering(shape, plain, machine)[1].total <= machine.usable
         settings = settings.model_copy(update={"lora": settings.lora.model_copy(update={"merge": merge})})
     have, words, size = gigabytes(machine.usable), describe(chosen, settings), gigabytes(need.total)
     line = f"{words}, {size} of {have}"
@@ -271,20 +301,7 @@ def _misfit(
     return f"{text}; {', '.join(remedies[:-1])} or {remedies[-1]}"
 
 
-def check_answering(model: ModelConfig, *, machine: Machine, new_tokens: int, role: str, num_gpus: int = 1) -> None:
-    """Raise UserError where a model that is to answer does not fit the machine as its quantization says."""
-    shape = shape_of(model)
-    if fitting_quantization(shape, machine, new_tokens=new_tokens, wanted=model.quantization, num_gpus=num_gpus):
-        return
-    tries: list[Quantization] = ["none", "8bit", "4bit"] if model.quantization == "auto" else [model.quantization]
-    possible = [each for each in tries if each == "none" or can_quantize(machine)]
-    need = min(answering(shape, machine, each, new_tokens).total for each in possible or ["none"])
-    remedies = [f"choose a smaller --{role}"]
-    if model.quantization in ("none", "8bit") and fitting_quantization(shape, machine, new_tokens=new_tokens):
-        remedies.insert(0, f"use --{role}.quantization auto")
-    if role == "teacher":
-        remedies.append("ask a server (--teacher openai:NAME)")
-    have = gigabytes(machine.usable * num_gpus)
-    raise UserError(
-        f"{model.model} does not fit {machine}: it needs {gigabytes(need)} of {have}; {' or '.join(remedies)}"
-    )
+def still_fits(student: ModelConfig, train: TrainConfig, *, machine: Machine) -> Memory | None:
+    """What a method that was chosen elsewhere needs on this machine; None where it has that much."""
+    need = _need(shape_of(student), student, train, machine)
+    return None if need.total <= machine.usable and need.host <= _host(machine) else need

@@ -79,13 +79,24 @@ def choose_quantization(wanted: Quantization, weights: Weights, device: torch.de
     """What `auto` means here: the first of none, 8bit and 4bit with which the weights fit the GPU; none without one."""
     if wanted != "auto":
         return wanted
-    if device.type != "cuda" or weights.share < LEAST_QUANTIZED:
+    return fitting_level(weights, total_memory(device)) if device.type == "cuda" else "none"
+
+
+def fitting_level(weights: Weights, memory: float) -> Quantization:
+    """The first of none, 8bit and 4bit with which the weights fit a GPU of `memory` bytes; none where neither packs them."""
+    if weights.share < LEAST_QUANTIZED:
         return "none"
+<<<<<<< HEAD
     room = FULL_SHARE * total_memory(device)
     for level in BYTES:
         if weights.bytes(level) <= room:
             return level
     return "4bit"
+=======
+    room = FULL_SHARE * memory
+    levels: tuple[Quantization, ...] = ("none", "8bit", "4bit")
+    return next((level for level in levels if weights.bytes(level) <= room), levels[-1])
+>>>>>>> dd2b831 (Choose a run's training method before the teacher is paid)
 
 
 def is_spread(weights: Weights, quantization: Quantization, device: torch.device) -> bool:

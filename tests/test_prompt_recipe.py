@@ -59,8 +59,8 @@ def answer(name: str, content: str, reason: Any = "stop") -> Completion:
 def test_the_defaults_are_the_documents() -> None:
     """But for alpha, which the document sets to 16: at half the rank the adapters would learn at half their rate."""
     config = prompt.Config()
-    assert config.teacher.model == "Qwen/Qwen3-30B-A3B-Thinking-2507"
-    assert config.student.model == "Qwen/Qwen3-30B-A3B-Instruct-2507"
+    assert config.teacher.model == "Qwen/Qwen3-4B-Thinking-2507"
+    assert config.student.model == "Qwen/Qwen3-4B-Instruct-2507"
     train = config.train
     assert (train.lora.r, train.lora.alpha, train.lora.targets) == (32, 32, ("all-linear",))
     assert (train.learning_rate, train.lr_scheduler_type, train.min_lr_rate) == (2e-4, "cosine_with_min_lr", 0.1)
@@ -338,9 +338,7 @@ def test_bad_settings_end_before_anything_is_written(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     with pytest.raises(NoData, match="No data for prompt distillation"):
         prompt.run(tiny(data=DataConfig(path="tiny:labels", split="distill[:0]")), tmp_path / "run")
-    with pytest.raises(
-        UserError, match="Invalid student model: no/such model\nExample: Qwen/Qwen3-30B-A3B-Instruct-2507"
-    ):
+    with pytest.raises(UserError, match="Invalid student model: no/such model\nExample: Qwen/Qwen3-4B-Instruct-2507"):
         prompt.run(tiny(student=ModelConfig(model="no/such model")), tmp_path / "other")
 
 

@@ -29,7 +29,7 @@ from distill_lab.config import (
 )
 from distill_lab.cot_files import take_gold, write_cot_dataset, write_predictions, write_questions
 from distill_lab.errors import NoData
-from distill_lab.line import Line, student_path, trained
+from distill_lab.line import Line, student_path, trained, untrained
 from distill_lab.preflight import check_before, check_test
 from distill_lab.reasoning import add_instruction, final_answer_grader
 from distill_lab.run import Run
@@ -112,6 +112,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         data = line.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for CoT distillation")
+        student, train = line.fitted(
+            config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
+        )
         test = line.test_prompts(data, config.test, config.num_test)
         questions = line.training_prompts(data, test)
         step(run, "raw questions", "raw_questions.jsonl", write_questions, questions, answers=False)
@@ -126,11 +129,11 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             completions = line.answers("teacher solutions", config.teacher, prompts, config.sampling)
             step(run, "cot dataset", "cot_dataset.jsonl", write_cot_dataset, questions, completions)
         rows = line.training_set(prompts, completions)
-        out = line.student(config.student, rows, config.train, output=student_path(config.out), thinking=thinking)
+        out = line.student(student, rows, train, output=student_path(config.out), thinking=thinking)
         models = {
             "teacher": config.teacher,
-            "base": config.student,
-            "student": trained(out, config.student, config.train),
+            "base": untrained(config.student, student, train),
+            "student": trained(out, student, train),
         }
         grader = final_answer_grader(gold) if config.grader == "auto" else config.grader
         summary = line.prove(models, gold, config.test_sampling, grader=grader, measure_speed=config.measure)

@@ -33,7 +33,8 @@ from distill_lab.config import (
 )
 from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
-from distill_lab.line import Line, student_path, trained
+from distill_lab.line import Line, student_path, trained, untrained
+from distill_lab.method import with_batches
 from distill_lab.preflight import check_before
 from distill_lab.prompt_data import (
     read_labels,
@@ -55,7 +56,7 @@ TRAIN = TrainConfig(
 )  # fmt: skip
 """The document's settings; one epoch. Alpha equals the rank: at half of it adapters learn at half their rate."""
 AT_ONCE = SamplingConfig(max_new_tokens=512, thinking=False)
-TEACHER, STUDENT = "Qwen/Qwen3-30B-A3B-Thinking-2507", "Qwen/Qwen3-30B-A3B-Instruct-2507"
+TEACHER, STUDENT = "Qwen/Qwen3-4B-Thinking-2507", "Qwen/Qwen3-4B-Instruct-2507"
 
 
 class Config(settings.RecipeConfig):
@@ -63,9 +64,9 @@ class Config(settings.RecipeConfig):
 
     prompt_file: str = ""
     """The system prompt to distil, a text file; tiny:labels: the rules prompt of the embedded family's task."""
-    teacher: ModelConfig = ModelConfig(model=TEACHER)
+    teacher: ModelConfig = ModelConfig(model=TEACHER, quantization="auto")
     """The model that is asked under the prompt, and thinks where its chat template lets it."""
-    student: ModelConfig = ModelConfig(model=STUDENT)
+    student: ModelConfig = ModelConfig(model=STUDENT, quantization="auto")
     """The model that is to answer without either; the teacher's own name for self-distillation."""
     data: DataConfig = DataConfig(path="")
     """The texts the teacher answers."""
@@ -115,7 +116,8 @@ PRESETS = {
     ),
     "qwen3": Config(sampling=QWEN3_THINKING.model_copy(update={"max_new_tokens": 8192})),
     "qwen2.5": Config(
-        teacher=ModelConfig(model="Qwen/Qwen2.5-7B-Instruct"), student=ModelConfig(model="Qwen/Qwen2.5-7B-Instruct")
+        teacher=ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto"),
+        student=ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto"),
     ),
 }  # fmt: skip
 
@@ -137,6 +139,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         data = with_gold(run, "data", line.prompts("data", config.data), "" if config.test.path else config.gold)
         if not run.counts("data").kept:
             raise NoData("No data for prompt distillation")
+        student, train = line.fitted(
+            config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
+        )
         test = line.test_prompts(data, config.test, config.num_test)
         test = with_gold(run, "test", test, config.gold if config.test.path else "")
         prompts = line.training_prompts(data, test)
@@ -145,16 +150,20 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         line.warn(dropped_warning(run.counts("readable answers")))
         step(run, "messages", "messages.jsonl", write_messages, answered)
         rows = line.training_set(answered, None)
-        thinking, train = config.test_sampling.thinking, config.train
+        thinking = config.test_sampling.thinking
         if config.rows_per_batch:
             tokens = tokens_per_batch(config.student, rows, num_rows=config.rows_per_batch, thinking=thinking)
-            train = train.model_copy(update={"tokens_per_batch": tokens})
-        out = line.student(config.student, rows, train, output=student_path(config.out), thinking=thinking)
+            train = with_batches(train, tokens, config.train.gradient_accumulation_steps)
+        out = line.student(student, rows, train, output=student_path(config.out), thinking=thinking)
         if not next(iter(test.open("rb")), b""):
             return line.prove({}, test, config.test_sampling, grader=config.grader, measure_speed=False)
         return prove(
             line,
-            {"teacher": config.teacher, "base": config.student, "student": trained(out, config.student, train)},
+            {
+                "teacher": config.teacher,
+                "base": untrained(config.student, student, train),
+                "student": trained(out, student, train),
+            },
             test,
             system=system,
             labels=labels,

@@ -17,7 +17,7 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
-from distill_lab.line import Line, student_path, trained
+from distill_lab.line import Line, student_path, trained, untrained
 from distill_lab.preflight import check_before, check_test
 from distill_lab.run import Run
 from distill_lab.watch import Watch
@@ -91,6 +91,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         data = line.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for System 1 distillation")
+        student, train = line.fitted(
+            config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
+        )
         test = line.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
         prompts = line.training_prompts(data, test)
@@ -98,7 +101,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         if config.relabel:
             completions = line.answers("teacher answers", config.teacher, prompts, config.sampling)
         rows = line.training_set(prompts, completions)
-        out = line.student(config.student, rows, config.train, output=student_path(config.out), thinking=False)
-        student = trained(out, config.student, config.train)
-        models = {"teacher": config.teacher, "base": config.student, "student": student}
+        out = line.student(student, rows, train, output=student_path(config.out), thinking=False)
+        base = untrained(config.student, student, train)
+        models = {"teacher": config.teacher, "base": base, "student": trained(out, student, train)}
         return line.prove(models, test, config.test_sampling, grader=config.grader, measure_speed=config.measure)

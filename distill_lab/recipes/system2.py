@@ -27,7 +27,7 @@ from distill_lab.config import (
 )
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
-from distill_lab.line import Line, student_path, trained
+from distill_lab.line import Line, student_path, trained, untrained
 from distill_lab.preflight import check_before, check_test
 from distill_lab.reasoning import (
     add_instruction,
@@ -128,6 +128,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         data = line.prompts("data", source)
         if not run.counts("data").kept:
             raise NoData("No data for System 2 distillation")
+        student, train = line.fitted(
+            config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
+        )
         if not config.relabel:
             data = chosen_traces(run, config, data)
         test = line.test_prompts(data, config.test, config.num_test)
@@ -143,9 +146,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         if config.export:
             run.stage("export", export_path(config.export), inputs={"rows": rows}, work=lambda path: export(rows, path))
         thinking = None if has_thinking(rows) else False
-        out = line.student(config.student, rows, config.train, output=student_path(config.out), thinking=thinking)
-        student = trained(out, config.student, config.train)
-        models = {"teacher": config.teacher, "base": config.student, "student": student}
+        out = line.student(student, rows, train, output=student_path(config.out), thinking=thinking)
+        base = untrained(config.student, student, train)
+        models = {"teacher": config.teacher, "base": base, "student": trained(out, student, train)}
         sampling = config.test_sampling
         if sampling.thinking is None:
             sampling = sampling.model_copy(update={"thinking": thinking})

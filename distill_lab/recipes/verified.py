@@ -26,7 +26,7 @@ from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluate import evaluate
 from distill_lab.graders import grading
-from distill_lab.line import Line, trained
+from distill_lab.line import Line, trained, untrained
 from distill_lab.preflight import check_before, check_test
 from distill_lab.prompts import read_prompts
 from distill_lab.reasoning import add_instruction, final_answer_grader
@@ -119,6 +119,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         data = line.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for verified distillation")
+        fitted, train = line.fitted(
+            config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
+        )
         test = line.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
         prompts = asked(line, "questions", line.training_prompts(data, test), config.instruction)
@@ -130,9 +133,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             work=lambda path: held_out.sample(prompts, path, num_rows=run.counts("questions").kept),
         )
         grader = choose_grader(prompts, test) if config.grader == "auto" else config.grader
-        done = rounds(line, config, prompts, validation, grader)
+        done = rounds(line, config.model_copy(update={"student": fitted, "train": train}), prompts, validation, grader)
         student = max(done, key=lambda each: each["validation_score"] or 0.0)["student"]
-        models = {"teacher": config.teacher, "base": config.student, "student": student}
+        models = {"teacher": config.teacher, "base": untrained(config.student, fitted, train), "student": student}
         if config.out:
             source = Path(student.model)
             run.stage("copy", place, inputs={"student": source}, work=lambda path: copy(source, path))
