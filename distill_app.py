@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Mode = Literal["system1", "system2"]
+NAMES = ("config.json", "adapter_config.json")  # one of them is in every model's directory
 NO_DATA, NO_DATA_SYS2 = "No data for System 1 distillation", "No data for System 2 distillation"
 
 
@@ -57,11 +58,8 @@ def read_json(path: str) -> Any:
     return prepare.read_json(path)
 
 
-# The teacher
-
-
 def load_teacher(model_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The teacher and its tokenizer, in 8 bits where its full weights would not fit the GPU. Raises ModelError."""
+    """The teacher and its tokenizer, in 8 or 4 bits where its full weights would not fit the GPU. Raises ModelError."""
     from distill_lab.models import load_model
 
     return load_model(ModelConfig(model=model_name, quantization="auto"))
@@ -87,10 +85,12 @@ def label_with_teacher(
     Asked in the teacher's chat template (see `format_prompt` for teachers without one). An instruction the teacher could
     not take, or did not finish within max_new_tokens, gets an empty output, which training leaves out and counts.
     """
+    from distill_lab import memory
+
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     asked = [(item["instruction"], item.get("input") or "") for item in items]
     answers = ask(teacher_model, tokenizer, asked, sampling, steps=mode == "system2", batch_size=batch_size)
-    _free_memory()
+    memory.free_memory()
     for reason in ("error", "length"):
         if number := sum(answer.finish_reason == reason for answer in answers):
             why = "failed" if reason == "error" else f"were cut at {max_new_tokens} tokens"
@@ -99,9 +99,6 @@ def label_with_teacher(
         {**item, "output": answer.content.strip() if answer.finish_reason == "stop" else ""}
         for item, answer in zip(items, answers, strict=True)
     ]
-
-
-# Data
 
 
 def prepare_system1_dataset(
@@ -175,9 +172,6 @@ def prepare_system2_dataset(
     print(f"Saved System 2 CoT data to {out_cot}")
 
 
-# EasyDistill
-
-
 def write_system1_config(
     teacher_model: str,
     student_model: str,
@@ -186,9 +180,10 @@ def write_system1_config(
     num_train_epochs: int = 1,
     config_path: str = presets.SYSTEM1_CONFIG,
     learning_rate: float = 2e-5,
+    how: dict[str, Any] | None = None,
 ) -> str:
-    """Write the EasyDistill config of a System 1 run (black-box distillation from a local teacher); returns its path."""
-    settings = {"num_epochs": num_train_epochs, "learning_rate": learning_rate}
+    """Write the EasyDistill config of a System 1 run; returns its path. how: learning_rate, method, lora_r of `System1`."""
+    settings = {"num_epochs": num_train_epochs, "learning_rate": learning_rate, **(how or {})}
     save_json(config_path, presets.system1_config(teacher_model, student_model, labeled_path, out_dir, **settings))
     print(f"Wrote System 1 KD config to {config_path}")
     return config_path
@@ -202,12 +197,14 @@ def write_system2_config(
     config_path: str = presets.SYSTEM2_CONFIG,
     learning_rate: float = 1e-5,
     max_length: int = 4096,
+    how: dict[str, Any] | None = None,
 ) -> str:
     """Write the EasyDistill config of a System 2 run (training on reasoning traces); returns its path.
 
     max_length: in tokens; longer rows are left out. Traces of verbosity 6 and more seldom fit the 1024 of short answers.
+    how: learning_rate, method and lora_r, as `System2` has them.
     """
-    settings = {"num_epochs": num_train_epochs, "learning_rate": learning_rate, "max_length": max_length}
+    settings = {"num_epochs": num_train_epochs, "max_length": max_length, "learning_rate": learning_rate, **(how or {})}
     save_json(config_path, presets.system2_config(student_model, cot_path, out_dir, **settings))
     print(f"Wrote System 2 KD config to {config_path}")
     return config_path
@@ -234,9 +231,8 @@ def run_easy_distill(config_path: str, relabel: bool = False) -> int:
 def distill_system1(config: dict[str, Any]) -> str | None:
     """The whole of System 1: check, prepare data where it is not prepared yet, write the config, run it.
 
-    config: the keys of `System1`, each with a default. Data files that are there already are used, unless they were made
-    of another data set or slice. Prints what goes on, a summary and the student's path, and returns that; None where
-    nothing was made: an empty slice, an invalid student, anything else that is said in one sentence.
+    config: the keys of `System1`, each with a default. Prepared data files are used, unless made of another data set or
+    slice. Prints what goes on, a summary and the student's path, and returns that; None where there is none.
     """
     return _said(lambda: _distill_system1(System1.model_validate(config)), System1)
 
@@ -244,9 +240,8 @@ def distill_system1(config: dict[str, Any]) -> str | None:
 def distill_system2(config: dict[str, Any]) -> str | None:
     """The whole of System 2: check, prepare the traces where they are not prepared yet, write the config, run it.
 
-    config: the keys of `System2`, each with a default. A prepared file that is there already is used, unless it was made
-    of other data or with other thresholds. Prints and returns as `distill_system1`; None, too, for data without questions
-    and reasoning (`Unexpected OmniThought schema, please inspect omni[0]`), and where no trace passes the thresholds.
+    config: the keys of `System2`, each with a default. A prepared file is used, unless it was made of other data or with
+    other thresholds. Prints and returns as `distill_system1`; None, too, where no trace passes the thresholds.
     """
     return _said(lambda: _distill_system2(System2.model_validate(config)), System2)
 
@@ -272,8 +267,8 @@ def _distill_system1(settings: System1) -> str | None:
     prepare = partial(prepare_system1_dataset, part, dataset=dataset)
     if not _ready((INSTRUCTIONS, LABELED), {"dataset": dataset, "slice": part}, prepare, no_data=NO_DATA):
         return None
-    models, out, rate = (settings.teacher_model, settings.student_model), settings.out_dir, settings.learning_rate
-    path = write_system1_config(*models, LABELED, out, settings.num_epochs, learning_rate=rate)
+    models, how = (settings.teacher_model, settings.student_model), settings.model_dump(include=presets.HOW)
+    path = write_system1_config(*models, LABELED, out := settings.out_dir, settings.num_epochs, how=how)
     return _summary("System 1", out) if run_easy_distill(path, relabel=settings.relabel) == 0 else None
 
 
@@ -286,8 +281,8 @@ def _distill_system2(settings: System2) -> str | None:
     prepare = partial(prepare_system2_dataset, part, rv_min, cd_min, dataset=dataset)
     if not _ready((COT,), source, prepare, no_data=NO_DATA_SYS2):
         return None
-    out, rate = settings.out_dir, settings.learning_rate
-    path = write_system2_config(settings.student_model, COT, out, settings.num_epochs, learning_rate=rate)
+    out, how = settings.out_dir, settings.model_dump(include=presets.HOW)
+    path = write_system2_config(settings.student_model, COT, out, settings.num_epochs, how=how)
     return _summary("System 2", out) if run_easy_distill(path) == 0 else None
 
 
@@ -309,7 +304,7 @@ def _summary(name: str, out_dir: str) -> str | None:
     """Say what a run made; its exit code alone proves nothing (EasyDistill's is 0 where training failed)."""
     from distill_lab.easydistill.job import training_summary
 
-    if not (Path(out_dir).expanduser() / "config.json").is_file():
+    if not any((Path(out_dir).expanduser() / name).is_file() for name in NAMES):
         print(f"The run ended, but there is no model in {out_dir}; its output above says why")
         return None
     if trained := training_summary(out_dir):
@@ -319,10 +314,8 @@ def _summary(name: str, out_dir: str) -> str | None:
 
 
 def load_student(model_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A distilled student and its tokenizer from its directory. Raises ModelError."""
-    from distill_lab.models import load_model
-
-    return load_model(ModelConfig(model=model_path))
+    """A distilled student and its tokenizer from its directory, loaded as a teacher is. Raises ModelError."""
+    return load_teacher(model_path)
 
 
 def infer_student(
@@ -358,10 +351,10 @@ def compare_models(
 ) -> None:
     """Print every model's greedy answer to every prompt, one below the other, each under its label.
 
-    A model is given loaded, with its tokenizer, or by path or name; a path of None leaves it out, and one that holds no
-    model gives the line `Model not found at <path>`. Models given by path are in memory one at a time. The System 2
-    student is asked to think step by step.
+    A model is given loaded, with its tokenizer, or by path or name (None leaves it out; one that holds no model gives the
+    line `Model not found at <path>`), and then in memory alone. The System 2 student is asked to think step by step.
     """
+    from distill_lab import memory
     from distill_lab.compare import Comparison, render_comparison, with_thinking
 
     models: list[tuple[str, str | None, Any, Any]] = [
@@ -386,15 +379,8 @@ def compare_models(
         for place, answer in zip(answers, found, strict=True):
             place[label] = with_thinking(answer) if label == "System 2" else answer
         del model, tokenizer
-        _free_memory()
+        memory.free_memory()  # the next model, or the training's own process, needs it
     print(render_comparison([Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]))
-
-
-def _free_memory() -> None:
-    """Give the GPU's memory back that nothing uses any more: the next model, or the training's own process, needs it."""
-    from distill_lab.memory import free_memory
-
-    free_memory()
 
 
 def _is_there(path: str) -> bool:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 CONTEXT = 0.5e9
-"""Bytes of a GPU that its driver and kernels take once a process uses it."""
+"""Bytes of a GPU that its driver and kernels take for each process that uses it."""
+PROCESSES = 2
+"""That may use a GPU at once: a notebook's kernel, or the run itself, beside the process that trains or measures."""
 RUNTIME = 1.5e9
 """Bytes of host memory that Python, torch, transformers and the system beside them take."""
 GPU_SHARE, CPU_SHARE, MPS_SHARE = 0.96, 0.92, 0.7
@@ -34,7 +36,7 @@ class Machine:
     def usable(self) -> float:
         """Bytes that one model's work can have on the device."""
         if self.device == "cuda":
-            return GPU_SHARE * self.memory - CONTEXT
+            return GPU_SHARE * self.memory - PROCESSES * CONTEXT
         return (CPU_SHARE if self.device == "cpu" else MPS_SHARE) * self.memory - RUNTIME
 
     @property

@@ -10,7 +10,7 @@ What was set is kept and only checked: adapters, quantization, an optimizer. Not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -294,7 +294,7 @@ def _misfit(
     if train.method == "full":
         remedies.append("use --train.method auto")
     if student.quantization == "none" and train.lora.r and can_quantize(machine):
-        remedies.append("use --student.quantization 4bit")
+        remedies.append("use --train.method qlora")
     if train.optim not in (EIGHT_BIT, TrainConfig.model_fields["optim"].default):
         remedies.append(f"use --train.optim {EIGHT_BIT}")
     remedies += [f"lower --train.max-length (now {train.max_length})", "choose a smaller --student"]
@@ -305,3 +305,17 @@ def still_fits(student: ModelConfig, train: TrainConfig, *, machine: Machine) ->
     """What a method that was chosen elsewhere needs on this machine; None where it has that much."""
     need = _need(shape_of(student), student, train, machine)
     return None if need.total <= machine.usable and need.host <= _host(machine) else need
+
+
+def preset_for(presets: Mapping[str, Any], machine: Machine) -> tuple[str, str]:
+    """Name of the recipe's preset that this machine begins with, and why: tiny where real sizes do not fit."""
+    name = next(name for name in presets if name != "tiny")
+    if machine.device == "cpu":
+        return "tiny", "no GPU here"
+    config = presets[name]
+    try:
+        check_answering(config.teacher, machine=machine, new_tokens=config.sampling.max_new_tokens, role="teacher")
+        choose_method(config.student, config.train, machine=machine)
+    except UserError as error:
+        return "tiny", f"preset {name} needs more: {error}"
+    return name, f"{machine} has {machine.memory / 1e9:.0f} GB"

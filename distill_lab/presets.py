@@ -72,8 +72,7 @@ def _choose(presets: Mapping[str, Config], asked: str | None, given: Mapping[str
         return None, f"this recipe's own defaults ({foreign[0]} is not of the tiny family; --preset starts elsewhere)"
     if given:
         return "tiny", "what was given is of the tiny family"
-    from distill_lab.hardware import has_gpu
+    from distill_lab.machine import this_machine
+    from distill_lab.method import preset_for
 
-    if has_gpu():
-        return next(name for name in presets if name != "tiny"), "this machine has a GPU"
-    return "tiny", "no GPU here"
+    return preset_for(presets, this_machine())

@@ -15,7 +15,7 @@ from distill_lab.known_models import known_models
 from distill_lab.line import Line, trained, untrained
 from distill_lab.machine import Machine, host_memory
 from distill_lab.memory_plan import training_memory
-from distill_lab.method import answering, check_answering, choose_method, smaller_batches, with_batches
+from distill_lab.method import answering, check_answering, choose_method, preset_for, smaller_batches, with_batches
 from distill_lab.model_shape import shape_of
 from distill_lab.models import load_model
 from distill_lab.run import Run, write_jsonl
@@ -90,7 +90,7 @@ def test_what_is_too_big_for_16_bits_gets_adapters_on_4_bit_weights_that_stay_ap
     assert not found.train.lora.merge  # merged in 16 bits, it could not be asked here
     assert trained(Path("out"), found.student, found.train).quantization == "4bit"
     assert untrained(seven, found.student, found.train).quantization == "4bit"
-    assert found.line.startswith("full fine-tune needs 205.9 GB of 13.9 GB: ")
+    assert found.line.startswith("full fine-tune needs 205.9 GB of 13.4 GB: ")
     with pytest.raises(
         UserError, match=r"cannot be trained in the memory of this GPU: LoRA r 16 on 4-bit weights with"
     ):
@@ -111,7 +111,7 @@ def test_what_was_set_is_only_checked() -> None:
     with pytest.raises(UserError, match=r"full fine-tune with checkpointing and 8-bit AdamW.*--train.method auto"):
         choose_method(STUDENT, LONG.model_copy(update={"method": "full"}), machine=T4)
     adapters = TrainConfig(lora=LoraConfig(r=32), learning_rate=3e-4)
-    with pytest.raises(UserError, match=r"LoRA r 32 with checkpointing.*--student.quantization 4bit"):
+    with pytest.raises(UserError, match=r"LoRA r 32 with checkpointing.*--train.method qlora"):
         choose_method(ModelConfig(model="Qwen/Qwen2.5-7B-Instruct"), adapters, machine=T4)
     packed = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="4bit")
     found = choose_method(packed, adapters, machine=T4)
@@ -161,6 +161,22 @@ def test_a_containers_limit_is_the_machines_memory(tmp_path: Path) -> None:
     assert host_memory((str(limit), str(tmp_path / "absent"))) == 1_000_000_000
     limit.write_text("max\n")
     assert host_memory((str(limit),)) > 1e9
+
+
+@pytest.mark.parametrize(
+    ("machine", "preset"),
+    [
+        (T4, "qwen2.5"),
+        (Machine("mps", 16e9, 16e9, "fp16"), "tiny"),  # no quantization on a Mac: 7B is 15 GB
+        (Machine("mps", 64e9, 64e9, "fp16"), "qwen2.5"),
+        (Machine("cuda", 4e9, 16e9, "fp16"), "tiny"),
+        (Machine("cpu", 64e9, 64e9, "fp32"), "tiny"),
+    ],
+)
+def test_real_sizes_are_begun_with_where_they_fit(machine: Machine, preset: str) -> None:
+    for recipe in ("system1", "system2", "verified"):
+        presets = importlib.import_module(f"distill_lab.recipes.{recipe}").PRESETS
+        assert preset_for(presets, machine)[0] == preset
 
 
 def test_a_run_keeps_its_method_and_refuses_a_machine_it_does_not_fit(

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from distill_lab import cli, hardware
+from distill_lab import cli
 from distill_lab.config import DataConfig, ModelConfig
+from distill_lab.machine import Machine
 from distill_lab.presets import given, start
 from distill_lab.watch import Watch
 
@@ -20,7 +21,8 @@ RECIPES = ("system1", "system2", "cot", "verified", "prompt")
 def started(recipe: str, line: str, monkeypatch: pytest.MonkeyPatch, *, gpu: bool = False) -> Any:
     """The settings that `distill RECIPE LINE` would run with; the recipe itself is not run."""
     module, found = import_module(f"distill_lab.recipes.{recipe}"), []
-    monkeypatch.setattr(hardware, "has_gpu", lambda: gpu)
+    here = Machine("cuda", 80e9, 128e9, "bf16") if gpu else Machine("cpu", 64e9, 64e9, "fp32")
+    monkeypatch.setattr("distill_lab.machine.this_machine", lambda: here)
 
     def caught(config: Any, directory: Path, *, watch: Watch) -> dict[str, Any]:
         found.append(config)

@@ -22,7 +22,7 @@ from distill_lab.config import DataConfig, EngineConfig, ModelConfig, TrainConfi
 from distill_lab.data import Records
 from distill_lab.easydistill.config import Job, read_job
 from distill_lab.easydistill.server import first_model
-from distill_lab.easydistill.training import max_length, train_config
+from distill_lab.easydistill.training import longest_batches, max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.identity import model_inputs
 from distill_lab.line import Line
@@ -54,13 +54,20 @@ def run(config: str | Path, *, relabel: bool = False, watch: Watch | None = None
         run.watch.note(f"run directory {run.directory}")
         for note in job.notes:
             run.watch.note(note)
+        teacher = None if job.teacher is None else _named(job.teacher, job.engine)
+        student, fitted = line.fitted(
+            job.student,
+            longest_batches(job.training, seed=job.seed),
+            teacher=teacher,
+            new_tokens=job.sampling.max_new_tokens,
+        )
         answers = None
         prompts = line.prompts("prompts", DataConfig(path=job.instructions or str(job.labelled)))
-        if job.teacher is not None:
-            answers = _teacher_answers(line, job, _named(job.teacher, job.engine), prompts, relabel)
+        if teacher is not None:
+            answers = _teacher_answers(line, job, teacher, prompts, relabel)
         rows = line.training_set(prompts, answers)
-        train, thinking = _settings(run, job, rows)
-        return line.student(job.student, rows, train, output=str(job.out.absolute()), thinking=thinking)
+        train, thinking = _settings(run, job, rows, fitted)
+        return line.student(student, rows, train, output=str(job.out.absolute()), thinking=thinking)
 
 
 def run_directory(out: str | Path) -> Path:
@@ -254,7 +261,7 @@ def _write_labelled(prompts: Path, answers: Path, labelled: Path, relabel: bool)
     return errors
 
 
-def _settings(run: Run, job: Job, rows: Path) -> tuple[TrainConfig, bool | None]:
+def _settings(run: Run, job: Job, rows: Path, fitted: TrainConfig) -> tuple[TrainConfig, bool | None]:
     """How the student is trained: measured row lengths and the config's `training`, worked out once."""
     inputs = {"rows": rows, "training": job.training.model_dump(), "seed": job.seed, **model_inputs(job.student)}
 
@@ -273,7 +280,7 @@ def _settings(run: Run, job: Job, rows: Path) -> tuple[TrainConfig, bool | None]
             seed=job.seed,
             thinking=thinking,
         )
-        train, note = train_config(job.training, [len(row) for row in read.training], seed=job.seed)
+        train, note = train_config(job.training, [len(row) for row in read.training], seed=job.seed, fitted=fitted)
         run.watch.note(note)
         write_json(path, {"train": train.model_dump(), "thinking": thinking})
 

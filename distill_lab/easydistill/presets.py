@@ -5,14 +5,22 @@ system1_config(settings.teacher_model, settings.student_model, "data/train_label
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from distill_lab.config import Config
+from distill_lab.config import Config, ModelConfig
+
+if TYPE_CHECKING:
+    from distill_lab.machine import Machine
 
 DATASET, DATASET_SYS2 = "alibaba-pai/DistilQwen_100k", "alibaba-pai/OmniThought"
 INSTRUCTIONS, LABELED, COT = "data/train_instructions.json", "data/train_labeled.json", "data/omnithought_cot.json"
 SYSTEM1_CONFIG, SYSTEM1_OUT = "configs/kd_black_box_qwen_0_5b.json", "./distilled-qwen2.5-0.5b"
 SYSTEM2_CONFIG, SYSTEM2_OUT = "configs/kd_cot_qwen_1_5b.json", "./distilled-qwen2.5-1.5b-cot"
+
+
+Method = Literal["auto", "full", "lora", "qlora"]
+HOW = {"learning_rate", "method", "lora_r"}
+"""Settings that say how a student is trained."""
 
 
 class System1(Config):
@@ -30,6 +38,11 @@ class System1(Config):
     """Passes over the rows."""
     learning_rate: float = 2e-5
     """Peak learning rate; the tiny family wants 4e-3."""
+    method: Method = "auto"
+    """full: train all weights; lora: adapters; qlora: adapters on 4-bit weights; auto: the first that fits the memory. The
+    student is a plain model, with adapters merged in, unless 16 bits of it would not fit the machine."""
+    lora_r: int = 0
+    """Rank of the adapters; 0: 16 where the method has adapters."""
     relabel: bool = False
     """The teacher writes new answers; off: the data set's own are used."""
     out_dir: str = SYSTEM1_OUT
@@ -53,12 +66,56 @@ class System2(Config):
     """Passes over the rows."""
     learning_rate: float = 1e-5
     """Peak learning rate; the tiny family wants 4e-3."""
+    method: Method = "auto"
+    """full: train all weights; lora: adapters; qlora: adapters on 4-bit weights; auto: the first that fits the memory. The
+    student is a plain model, with adapters merged in, unless 16 bits of it would not fit the machine."""
+    lora_r: int = 0
+    """Rank of the adapters; 0: 16 where the method has adapters."""
     out_dir: str = SYSTEM2_OUT
     """Where the student goes."""
 
 
+def choose_preset() -> tuple[str, str]:
+    """The notebook's models that this machine's memory holds, qwen2.5 or tiny, and why; in every cell, twice if need be."""
+    from distill_lab.errors import UserError
+    from distill_lab.machine import this_machine
+
+    machine = this_machine()
+    if machine.device == "cpu":
+        return "tiny", "no GPU here"
+    try:
+        check_fit(machine)
+    except UserError as error:
+        return "tiny", str(error)
+    return "qwen2.5", f"{machine} has {machine.memory / 1e9:.0f} GB"
+
+
+def check_fit(machine: Machine) -> None:
+    """Raise UserError unless the default teacher can answer and both default students can be trained there."""
+    from distill_lab.easydistill.training import Training, longest_batches
+    from distill_lab.method import check_answering, choose_method
+
+    first, second = System1(), System2()
+    teacher = ModelConfig(model=first.teacher_model, quantization="auto")
+    check_answering(teacher, machine=machine, new_tokens=512, role="teacher")
+    for student, config in (
+        (first.student_model, system1_config("", "", "", first.out_dir)),
+        (second.student_model, system2_config("", "", second.out_dir)),
+    ):
+        train = longest_batches(Training.model_validate(config["training"]), seed=0)
+        choose_method(ModelConfig(model=student), train, machine=machine)
+
+
 def system1_config(
-    teacher: str, student: str, labeled_path: str, out_dir: str, *, num_epochs: int = 1, learning_rate: float = 2e-5
+    teacher: str,
+    student: str,
+    labeled_path: str,
+    out_dir: str,
+    *,
+    num_epochs: int = 1,
+    learning_rate: float = 2e-5,
+    method: Method = "auto",
+    lora_r: int = 0,
 ) -> dict[str, Any]:
     """A black-box distillation from a local teacher."""
     return {
@@ -80,7 +137,9 @@ def system1_config(
             "max_new_tokens": 512,
         },
         "models": {"teacher": teacher, "student": student},
-        "training": _training(out_dir, num_epochs, max_length=512, learning_rate=learning_rate),
+        "training": _training(
+            out_dir, num_epochs, max_length=512, learning_rate=learning_rate, method=method, lora_r=lora_r
+        ),
     }
 
 
@@ -92,17 +151,25 @@ def system2_config(
     num_epochs: int = 1,
     learning_rate: float = 1e-5,
     max_length: int = 4096,
+    method: Method = "auto",
+    lora_r: int = 0,
 ) -> dict[str, Any]:
     """A training on reasoning traces of up to `max_length` tokens."""
     return {
         "job_type": "kd_sft",
         "dataset": {"labeled_path": cot_path, "seed": 123},
         "models": {"student": student},
-        "training": _training(out_dir, num_epochs, max_length=max_length, learning_rate=learning_rate),
+        "training": _training(
+            out_dir, num_epochs, max_length=max_length, learning_rate=learning_rate, method=method, lora_r=lora_r
+        ),
     }
 
 
-def _training(out_dir: str, num_epochs: int, *, max_length: int, learning_rate: float) -> dict[str, Any]:
+def _training(
+    out_dir: str, num_epochs: int, *, max_length: int, learning_rate: float, method: Method, lora_r: int
+) -> dict[str, Any]:
+    # EasyDistill knows neither key, so that they stand there only where they say something.
+    own: dict[str, Any] = {"method": method} if method != "auto" else {}
     return {
         "output_dir": out_dir,
         "num_train_epochs": num_epochs,
@@ -117,4 +184,6 @@ def _training(out_dir: str, num_epochs: int, *, max_length: int, learning_rate: 
         "lr_scheduler_type": "cosine",
         "bf16": False,
         "fp16": True,
+        **own,
+        **({"lora_r": lora_r} if lora_r else {}),
     }

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from distill_lab.config import Config, TrainConfig
+from distill_lab.config import Config, LoraConfig, TrainConfig
 from distill_lab.errors import UserError
 
 LEFT_TO_THE_LAB = tuple(
@@ -59,10 +59,33 @@ class Training(Config):
     gradient_checkpointing: bool = False
     report_to: str | tuple[str, ...] | None = None
     seed: int | None = None
+    method: Literal["auto", "full", "lora", "qlora"] = "auto"
+    """Of the lab alone: all weights, adapters, or adapters on 4-bit weights; auto: the first that fits the memory."""
+    lora_r: Annotated[int, Field(ge=0)] = 0
+    """Of the lab alone: rank of the adapters; 0: 16 where the method has adapters."""
 
 
-def train_config(training: Training, lengths: Sequence[int], *, seed: int) -> tuple[TrainConfig, str]:
+def longest_batches(training: Training, *, seed: int) -> TrainConfig:
+    """The trainer's settings before the rows are known, with the largest micro-batches they can lead to."""
+    longest = max_length(training)
+    tokens = max(training.per_device_train_batch_size * longest, MICRO_BATCH_TOKENS)
+    return TrainConfig(
+        method=training.method,
+        learning_rate=training.learning_rate,
+        max_length=longest,
+        tokens_per_batch=tokens,
+        gradient_checkpointing=training.gradient_checkpointing,
+        lora=LoraConfig(r=training.lora_r, alpha=2 * training.lora_r or 16, merge=training.lora_r > 0),
+        seed=seed,
+    )
+
+
+def train_config(
+    training: Training, lengths: Sequence[int], *, seed: int, fitted: TrainConfig | None = None
+) -> tuple[TrainConfig, str]:
     """The trainer's settings for rows of `lengths` tokens, and a sentence on the rows of a step.
+
+    fitted: what `longest_batches` became on this machine: its method, and no larger micro-batches than it has.
 
     EasyDistill's step is per_device_train_batch_size x gradient_accumulation_steps rows; ours is as many packed
     micro-batches as hold about that many rows.
@@ -72,6 +95,8 @@ def train_config(training: Training, lengths: Sequence[int], *, seed: int) -> tu
     wanted = training.per_device_train_batch_size * training.gradient_accumulation_steps
     mean = sum(lengths) / len(lengths)
     at_once = max(training.per_device_train_batch_size * mean, min(wanted * mean, MICRO_BATCH_TOKENS))
+    if fitted:
+        at_once = min(at_once, fitted.tokens_per_batch)
     trackers = (training.report_to,) if isinstance(training.report_to, str) else training.report_to or ()
     config = TrainConfig(
         learning_rate=training.learning_rate,
@@ -86,6 +111,9 @@ def train_config(training: Training, lengths: Sequence[int], *, seed: int) -> tu
         gradient_checkpointing=training.gradient_checkpointing,
         seed=seed,
     )
+    if fitted:
+        names = ("method", "lora", "optim", "gradient_checkpointing", "learning_rate")
+        config = config.model_copy(update={name: getattr(fitted, name) for name in names})
     batches = make_plan(lengths, config).batches_per_epoch
     accumulated = max(1, round(wanted * batches / len(lengths)))
     num_steps = math.ceil(batches * training.num_train_epochs / accumulated)
