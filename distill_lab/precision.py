@@ -86,17 +86,11 @@ def fitting_level(weights: Weights, memory: float) -> Quantization:
     """The first of none, 8bit and 4bit with which the weights fit a GPU of `memory` bytes; none where neither packs them."""
     if weights.share < LEAST_QUANTIZED:
         return "none"
-<<<<<<< HEAD
-    room = FULL_SHARE * total_memory(device)
+    room = FULL_SHARE * memory
     for level in BYTES:
         if weights.bytes(level) <= room:
             return level
     return "4bit"
-=======
-    room = FULL_SHARE * memory
-    levels: tuple[Quantization, ...] = ("none", "8bit", "4bit")
-    return next((level for level in levels if weights.bytes(level) <= room), levels[-1])
->>>>>>> dd2b831 (Choose a run's training method before the teacher is paid)
 
 
 def is_spread(weights: Weights, quantization: Quantization, device: torch.device) -> bool:
