@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from distill_lab.config import LoraConfig, ModelConfig, Quantization
-from distill_lab.models import load_model
+from distill_lab.models import load_model, load_tokenizer
 from distill_lab.train import merge
-from distill_lab.train.lora import add_adapters, merged
+from distill_lab.train.lora import add_adapters, merge_directory, merged
 from distill_lab.train.merge import can_write_merged, write_merged
 
 
@@ -82,3 +83,18 @@ def test_a_large_model_goes_to_several_files_and_no_more_than_one_waits_in_memor
     loaded: Any = type(again).from_pretrained(tmp_path / "out")
     for (name, weight), (_, other) in zip(loaded.named_parameters(), whole.named_parameters(), strict=True):
         torch.testing.assert_close(weight, other.to(weight.dtype), rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_directory_of_adapters_on_4_bits_is_merged_without_unpacking_the_model(
+    random_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = random_model(hidden=64, layers=2)
+    model = adapted(folder, "4bit")
+    model.save_pretrained(tmp_path / "adapters")
+    load_tokenizer(ModelConfig(model=str(folder))).save_pretrained(tmp_path / "adapters")
+    monkeypatch.setattr(PreTrainedModel, "dequantize", lambda self: pytest.fail("the whole model was unpacked"))
+    merge_directory(ModelConfig(model=str(tmp_path / "adapters"), quantization="4bit"), tmp_path / "out")
+    ids = torch.arange(1, 9)[None]
+    whole, _ = load_model(ModelConfig(model=str(tmp_path / "out"), dtype="fp32"))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids).logits, model.eval()(ids).logits, rtol=1e-3, atol=1e-3)

@@ -356,11 +356,11 @@ class StudentTrainer(Trainer):
         if self.config.lora.r:
             (weights / "README.md").unlink()  # a form that nobody has filled in
         if merge and not sharded:
-            from distill_lab.train.lora import merged
+            from distill_lab.train.lora import save_merged
 
             # Merged in fp32: many a change is smaller than what half precision resolves.
-            plain: Any = merged(model.float() if self.bf16_passes is not None else model)
-            plain.to(compute_dtype(self.args.device)).save_pretrained(partial)
+            full = model.float() if self.bf16_passes is not None else model
+            save_merged(full, partial, dtype=compute_dtype(self.args.device))
         if merge and sharded:
             tokenizer.save_pretrained(weights)
             return True

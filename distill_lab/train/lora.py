@@ -23,6 +23,7 @@ from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, 
 from distill_lab.outputs import PARTIAL, remove_output, remove_work, work_folder
 from distill_lab.tied import untie_for
 from distill_lab.train.loop import ADAPTER
+from distill_lab.train.merge import can_write_merged, write_merged
 from distill_lab.train.portable import make_portable
 from distill_lab.train.targets import adapter_targets
 
@@ -92,9 +93,21 @@ def _merge(adapter: ModelConfig, out: Path) -> None:
     untie_for(adapter.model, base)
     with quiet_peft():
         adapted = PeftModel.from_pretrained(base, adapter.model)
-    plain = merged(adapted)
-    plain.save_pretrained(out)
-    make_portable(out, tokenizer, plain.generation_config)
+    save_merged(adapted, out)
+    make_portable(out, tokenizer, base.generation_config)
+
+
+def save_merged(model: PeftModel, out: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write the plain model that computes what `model` does to `out`, in `dtype` (None: as it computes). It is used up.
+
+    Quantized weights are unpacked a layer at a time: the whole model in 16 bits need not fit the memory.
+    """
+    base: Any = model.get_base_model()
+    if getattr(base, "is_quantized", False) and can_write_merged(model):
+        write_merged(model, out, dtype=dtype or base.dtype)
+        return
+    plain: Any = merged(model)
+    (plain.to(dtype) if dtype else plain).save_pretrained(out)
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
