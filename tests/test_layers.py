@@ -32,6 +32,7 @@ LAYERS = (
     ("report", ["report"]),
     ("line", ["line", "prompt_proof", "publish"]),
     ("recipes", ["recipes", "easydistill"]),
+    ("documents", ["hardware_table"]),
     ("faces", "cli commands terminal".split()),
 )
 RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}
