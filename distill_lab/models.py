@@ -267,7 +267,7 @@ def load_config(config: ModelConfig) -> PreTrainedConfig:
     """What a model's config.json says. Raises ModelError."""
     path = resolve(config.model)
     with _loading(config):
-        return AutoConfig.from_pretrained(path, **_hub_arguments(path, config))
+        return AutoConfig.from_pretrained(_place(path), **_hub_arguments(path, config))
 
 
 def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
