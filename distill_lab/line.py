@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -97,8 +97,10 @@ class Line:
         if teacher and not api_engine(teacher.model) and self.engine.engine != "ray":
             vllm = self.engine.engine == "vllm"
             gpus = self.engine.tensor_parallel_size if vllm else machine.num_gpus
-            settled = self.settled(teacher)
-            check_answering(settled, machine=machine, new_tokens=new_tokens, role="teacher", num_gpus=gpus)
+            # Without a config nothing can be said of it: who loads it will, and answers that are there need no teacher.
+            with suppress(ModelError):
+                settled = self.settled(teacher)
+                check_answering(settled, machine=machine, new_tokens=new_tokens, role="teacher", num_gpus=gpus)
         settings = {
             "student": student.model_dump(exclude_defaults=True),
             "train": train.model_dump(exclude_defaults=True),

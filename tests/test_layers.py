@@ -14,14 +14,14 @@ LAYERS = (
     (
         "ground",
         "errors types config run prompts chat control_tokens answers watch hardware precision memory "
-        "yaml_config presets tiny engine_died nvidia vllm_install orphans cache_folder fingerprints activity "
-        "cut_answers locks outputs claims redact".split(),
+        "yaml_config tiny engine_died nvidia vllm_install orphans cache_folder fingerprints activity "
+        "cut_answers locks outputs claims redact known_models".split(),
     ),
     (
         "plug-ins",
         "adapters tied engines graders objectives train models sampling kv_cache stopping sources json_array "
         "traces background http_retry chat_completions decoding token_io cluster request_cache identity "
-        "own_sampling".split(),
+        "own_sampling machine model_shape memory_plan method presets".split(),
     ),
     (
         "stages",
