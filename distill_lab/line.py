@@ -22,7 +22,7 @@ from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingCo
 from distill_lab.cut_answers import cut_warning, dropped_warning
 from distill_lab.data import write_prompts
 from distill_lab.engines import api_engine, settled
-from distill_lab.errors import NoData, UserError
+from distill_lab.errors import ModelError, NoData, UserError
 from distill_lab.evaluate import Score, cut_share, evaluate
 from distill_lab.generate import Progress, generate
 from distill_lab.grade import grade
