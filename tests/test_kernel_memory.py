@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 import sys
 import weakref
 from typing import Any
 
 import pytest
-import torch
 
 import distill_app
 from distill_lab import memory
@@ -30,18 +30,18 @@ terminal.note("done")
 
 
 @pytest.fixture
-def freed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many models were alive each time memory was given back to the driver."""
-    found: list[int] = []
+def events(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What happened: "load", and each time memory was given back to the driver how many models were alive."""
+    found: list[Any] = []
+    loaded: list[weakref.ref[Any]] = []
+    kept = load_model
 
     def alive() -> None:
         gc.collect()
         found.append(sum(ref() is not None for ref in loaded))
 
-    loaded: list[weakref.ref[Any]] = []
-    kept = load_model
-
     def load(config: ModelConfig, **settings: Any) -> Any:
+        found.append("load")
         model, tokenizer = kept(config, **settings)
         loaded.append(weakref.ref(model))
         return model, tokenizer
@@ -51,7 +51,7 @@ def freed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def test_comparing_gives_each_models_memory_back_before_the_next_one_loads(freed: list[int]) -> None:
+def test_comparing_gives_each_models_memory_back_before_the_next_one_loads(events: list[Any]) -> None:
     distill_app.compare_models(
         ["Make this upper case: pear"],
         teacher_path="tiny:teacher",
@@ -59,17 +59,27 @@ def test_comparing_gives_each_models_memory_back_before_the_next_one_loads(freed
         system2_path="tiny:student",
         max_new_tokens=2,
     )
-    assert freed == [0, 0, 0]
+    loads = [place for place, event in enumerate(events) if event == "load"]
+    assert len(loads) == 3
+    for start, end in zip(loads, [*loads[1:], len(events)], strict=True):
+        assert events[start + 1 : end][-1] == 0  # the last thing before the next model, or at the end
 
 
-def test_a_process_starts_when_the_memory_is_given_back(freed: list[int]) -> None:
+def test_a_process_starts_when_the_memory_is_given_back(events: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = distill_app.load_teacher("tiny:teacher")
     distill_app.label_with_teacher(model, tokenizer, [{"instruction": "Say yes."}], max_new_tokens=2)
-    assert freed == [1]  # the teacher is the caller's; what its answers took is given back
+    assert events[0] == "load"
+    assert events[-1] == 1  # the teacher is the caller's; what its answers took is given back
     del model, tokenizer
+    start = subprocess.Popen
+
+    def popen(*args: Any, **settings: Any) -> Any:
+        events.append("process")
+        return start(*args, **settings)
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
     assert run_process([sys.executable, "-c", ""], on_line=print) == 0
-    assert freed == [1, 0]
-    assert isinstance(torch.__version__, str)
+    assert events[-2:] == [0, "process"]
 
 
 @pytest.mark.parametrize("color", ["1", ""])

@@ -120,7 +120,7 @@ def trained_as(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("distill_app.run_easy_distill", lambda path, **how: written.append(path) or 1)
     monkeypatch.setattr("distill_app._ready", lambda *args, **how: True)
-    monkeypatch.setattr("distill_lab.line.check_model", lambda *args, **how: None)
+    monkeypatch.setattr("distill_lab.preflight.check_model", lambda *args, **how: None)
     written: list[str] = []
     getattr(distill_app, function)(config)
     training = Training.model_validate(json.loads((tmp_path / written[0]).read_text())["training"])
