@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; to compile all of torch beforehand takes as long as the rest of the installation.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help install demo test install-vllm test-vllm install-interop test-interop test-gpu check format family clean
+.PHONY: help install demo test install-vllm test-vllm install-interop test-interop test-gpu test-real check format family clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -55,6 +55,9 @@ test-interop: $(VENV)/installed-dev install-interop  ## students as transformers
 
 test-gpu: $(VENV)/installed-dev  ## what needs a CUDA GPU (about half an hour); without one each check says so
 	$(BIN)/python -m pytest -rs tests/gpu
+
+test-real: $(VENV)/installed-dev  ## the lab on two real models: make test-real DIR=folder with a directory for each
+	DISTILL_LAB_REAL=$(abspath $(DIR)) $(BIN)/python -m pytest -rs tests/test_real.py
 
 check: $(VENV)/installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
