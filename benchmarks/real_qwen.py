@@ -37,7 +37,7 @@ from distill_lab.run import read_jsonl, write_json, write_jsonl
 PARTS = ("prompt", "verified", "system1", "speed")
 NUM_TRAIN_GROUPS, NUM_TEST_GROUPS = 40, 20
 """Groups of 15 translations: 600 sentences to learn from, 300 to test on; no group is on both sides."""
-NUM_PROBLEMS, NUM_TEST_PROBLEMS = 250, 150
+NUM_PROBLEMS, NUM_TEST_PROBLEMS = 200, 100
 NUM_INSTRUCTIONS = 200
 NUM_TIMED = 12
 """Test sentences that teacher and student answer in turns."""
@@ -130,14 +130,14 @@ def prompt_config(teacher: str, student: str, data: Path, out: Path) -> prompt.C
         test_sampling=SamplingConfig(max_new_tokens=16),
         rows_per_batch=16,
         train=TrainConfig(
-            num_epochs=3, learning_rate=2e-4, warmup_ratio=0.03, weight_decay=0.0, max_length=512, lora=LORA
+            num_epochs=2, learning_rate=2e-4, warmup_ratio=0.03, weight_decay=0.0, max_length=512, lora=LORA
         ),
         measure=False,
     )
 
 
 def verified_config(teacher: str, student: str, data: Path, out: Path) -> verified.Config:
-    """Correct solutions of 250 problems (two samples each) -> adapters; 150 other problems."""
+    """Correct solutions of 200 problems (two samples each) -> adapters; 100 other problems."""
     problems = str(find(data, "gsm8k_train.jsonl"))
     return verified.Config(
         teacher=ModelConfig(model=teacher),
@@ -163,7 +163,7 @@ def system1_config(teacher: str, student: str, data: Path, out: Path) -> system1
         relabel=True,
         sampling=SamplingConfig(max_new_tokens=256, temperature=0.7, top_p=0.8, top_k=20),
         test_sampling=SamplingConfig(max_new_tokens=256),
-        train=TrainConfig(num_epochs=2, learning_rate=2e-4, tokens_per_batch=2048, lora=LORA),
+        train=TrainConfig(learning_rate=2e-4, tokens_per_batch=1024, lora=LORA),
         measure=False,
     )
 
