@@ -40,6 +40,7 @@ def test_figures_agree_with_one_another(speeds: dict[str, Speed]) -> None:
         assert 0 < speed.mean_tokens <= 6
         assert speed.tokens_per_s * speed.seconds_per_answer == pytest.approx(speed.mean_tokens)
         assert 0 < speed.tokens_per_s_single * speed.seconds_per_answer_single <= 6
+        assert speed.latency_p95_s is not None
         assert 0 < speed.latency_p50_s <= speed.latency_p95_s
         # 128 tokens take longer than 6 by any clock, the same way.
         assert speed.latency_p50_s > speed.seconds_per_answer_single

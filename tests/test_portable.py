@@ -33,7 +33,6 @@ from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.lora import merge_directory
 from distill_lab.train.portable import with_old_names
-from distill_lab.train.thinking import leave_out_thinking
 from distill_lab.train.trainer import train_student
 from tests.test_trainer import toy_rows
 
@@ -212,10 +211,10 @@ def test_tokenizer_files_of_the_tiny_family_and_of_its_students(rows: Path, tmp_
         assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
         assert settings["chat_template"] == (folder / "chat_template.jinja").read_text(encoding="utf-8")
         assert not {"backend", "is_local", "local_files_only"} & settings.keys()
-    # A template changed later is changed in both places.
-    assert leave_out_thinking(tmp_path / "student")
-    settings = read(tmp_path / "student", "tokenizer_config.json")
-    assert settings["chat_template"] == (tmp_path / "student" / "chat_template.jinja").read_text(encoding="utf-8")
+    # A template that is changed for the student is changed in both places.
+    train_student(ModelConfig(model="tiny:student"), rows, tmp_path / "at once", SHORT, thinking=False)
+    settings = read(tmp_path / "at once", "tokenizer_config.json")
+    assert settings["chat_template"] == (tmp_path / "at once" / "chat_template.jinja").read_text(encoding="utf-8")
     assert "enable_thinking = false" in settings["chat_template"]
 
 

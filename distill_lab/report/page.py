@@ -189,8 +189,8 @@ def _tiles(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
     if summary["speedup"] is not None:
         batched, single = times(summary["speedup_batched"]), times(summary["speedup_single"])
         notes.append(f"{batched} in batches, {single} one at a time; the smaller counts")
-        per_token = [summary.get(f"speedup_per_token_{way}") for way in ("batched", "single")]
-        if all(per_token):
+        per_token = [ratio for way in ("batched", "single") if (ratio := summary.get(f"speedup_per_token_{way}"))]
+        if len(per_token) == 2:
             notes.append(f"per token: {times(per_token[0])} in batches, {times(per_token[1])} one at a time")
         notes += [text for text in (ran_on(summary["models"]),) if text]
     value = times(summary["speedup"]) if summary["speedup"] is not None else "–"
