@@ -229,7 +229,7 @@ def test_two_processes_train_as_one(student: ModelConfig, rows: Path, tmp_path: 
     one: list[dict[str, Any]] = []
     two: list[dict[str, Any]] = []
     train_student(student, rows, tmp_path / "one", BF16, on_log=one.append)
-    halves = BF16.model_copy(update={"num_processes": 2, "gradient_accumulation_steps": 1})
+    halves = BF16.model_copy(update={"num_processes": 2})
     train_student(student, rows, tmp_path / "two", halves, on_log=two.append)
     assert losses(two) == pytest.approx(losses(one), rel=5e-3)
 
@@ -250,7 +250,7 @@ def test_halved_micro_batches_give_the_same_losses(
 
 def test_adapters_are_trained_on_frozen_weights_in_bf16(rows: Path, tmp_path: Path) -> None:
     student = ModelConfig(model=str(FAMILY / "student"))
-    config = BF16.model_copy(update={"lora": LoraConfig(r=4, merge=True), "learning_rate": 5e-3})
+    config = BF16.model_copy(update={"lora": LoraConfig(r=4, alpha=16, merge=True), "learning_rate": 5e-3})
     found: dict[str, list[float]] = {}
     for dtype in ("fp32", "bf16"):
         logs: list[dict[str, Any]] = []

@@ -52,7 +52,7 @@ def test_own_data_and_models_take_the_recipes_defaults_as_from_python(
     assert config == kind(data=DataConfig(path="mine.jsonl"), **models)
     assert config.test.path == ""
     assert config.data.split == "train"
-    assert config.train.learning_rate < 1e-3
+    assert config.train.peak_learning_rate < 1e-3
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
