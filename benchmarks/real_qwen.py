@@ -235,8 +235,8 @@ def render(results: Mapping[str, Any]) -> Iterator[str]:
         cells = []
         for name in ("teacher", "base", "student"):
             model = summary["models"].get(name) or {}
-            low, high = model.get("ci95") or (None, None)
-            cells.append("-" if low is None else f"{model['score']:.1%} [{100 * low:.1f}, {100 * high:.1f}]")
+            interval = [f"{100 * end:.1f}" for end in model.get("ci95") or ()]
+            cells.append(f"{model['score']:.1%} [{', '.join(interval)}]" if interval else "-")
         retention = summary.get("retention")
         gain, p_value = summary.get("gain"), summary.get("p_value")
         yield (

@@ -112,7 +112,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[4, 8, 16, 32], help="batch sizes to try for generate")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
-    found = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.is_file() else {"rows": {}}
+    found: dict[str, Any] = {"rows": {}}
+    if arguments.out.is_file():
+        found = json.loads(arguments.out.read_text(encoding="utf-8"))
     for name in ("teacher", "student"):
         for dtype in DTYPES:
             if f"{name} {dtype}" in found["rows"]:
@@ -121,7 +123,7 @@ def main() -> None:
                 getattr(arguments, name), dtype, arguments.data, sizes=arguments.sizes, rounds=arguments.rounds
             )
             found["rows"][f"{name} {dtype}"] = row
-            found["threads"], found["torch"] = torch.get_num_threads(), torch.__version__
+            found["threads"], found["torch"] = torch.get_num_threads(), str(torch.__version__)
             write_json(arguments.out, found)
             gc.collect()
     rows = found["rows"]

@@ -64,7 +64,7 @@ def test_greedy_answers_in_fp32_are_those_of_generate(system: str) -> None:
             torch.tensor([ids]), do_sample=False, max_new_tokens=40, repetition_penalty=1.0, top_k=None, top_p=None,
             temperature=None, eos_token_id=engine.io.end_ids,
         )[0, len(ids) :].tolist()  # fmt: skip
-        assert found[prompt.id].content == engine.tokenizer.decode(made, skip_special_tokens=True).strip()
+        assert found[prompt.id].content == str(engine.tokenizer.decode(made, skip_special_tokens=True)).strip()
 
 
 def test_bf16_gives_the_same_next_token_almost_always() -> None:
