@@ -44,7 +44,8 @@ def device_name(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)}, {total_memory(device) / 1e9:.0f} GB"
     if device.type != "cpu":
         return f"{device.type} of {platform.machine()}"
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def total_memory(device: torch.device) -> int:

@@ -82,7 +82,8 @@ def headline(summary: Mapping[str, Any], *, short: bool = False) -> str:
     """The result in one sentence. short: the first half of it."""
     text, speedup = summary["result"], summary["speedup"]
     if speedup is not None and not short:
-        text += f"; it answers {times(speedup)} as fast" if ":" in text else f" and answers {times(speedup)} as fast"
+        goes_on = text.startswith("The student ") and ":" not in text
+        text += f"{' and' if goes_on else '; the student'} answers {times(speedup)} as fast"
     return text + "."
 
 
