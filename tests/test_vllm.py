@@ -330,8 +330,7 @@ def test_an_engine_whose_process_was_killed_says_so() -> None:
 def test_an_engine_ends_with_its_last_reference_and_with_the_program() -> None:
     code = """
         import weakref
-        from distill_lab import vllm_install
-from distill_lab.config import EngineConfig, ModelConfig
+        from distill_lab.config import EngineConfig, ModelConfig
         from distill_lab.engines import load_engine
 
         def load():
