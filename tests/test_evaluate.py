@@ -71,7 +71,8 @@ def test_binary_score_and_file(score: Any, tmp_path: Path) -> None:
             completion(3, ""),
         ],
     )
-    assert result == Score(4, 0.25, wilson(1, 4), (4 + 4 + 16 + 4) / 4, truncated=1, unparseable=1, missing=0)
+    tokens = (4 + 4 + 16 + 4) / 4
+    assert result == Score(4, 0.25, wilson(1, 4), tokens, truncated=1, unparseable=1, missing=0, cut_share=0.25)
     rows = list(read_jsonl(tmp_path / "eval/m.jsonl"))
     assert [row["id"] for row in rows] == ["test-0", "test-1", "test-2", "test-3"]
     assert rows[0] == {
