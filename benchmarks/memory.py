@@ -72,6 +72,26 @@ class _Done(Exception):
     """The last step is over."""
 
 
+def _warm_up(*, lora: bool, compute: Any) -> None:
+    """Train the tiny student for a step and let it answer: what is imported and set up only once belongs to no model."""
+    from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+    from distill_lab.engines.transformers import load
+    from distill_lab.memory import free_memory
+    from distill_lab.run import write_jsonl
+    from distill_lab.train.trainer import train_student
+    from distill_lab.types import Prompt
+
+    student = ModelConfig(model="tiny:student")
+    messages: Any = [{"role": "user", "content": "Say yes."}]
+    row = {"prompt": messages, "completion": [{"role": "assistant", "content": "Yes."}]}
+    train = TrainConfig(max_steps=1, validation_fraction=0, dtype=compute, lora=LoraConfig(r=4 * lora))
+    with tempfile.TemporaryDirectory() as folder:
+        write_jsonl(Path(folder) / "rows.jsonl", [row] * 4)
+        train_student(student, Path(folder) / "rows.jsonl", Path(folder) / "out", train)
+    list(load(student, EngineConfig()).generate([Prompt("0", messages)], SamplingConfig(max_new_tokens=2)))
+    free_memory()
+
+
 def child(case: str, model: str) -> dict[str, Any]:
     """Run one case; returns the estimate and the peak, in bytes."""
     import numpy as np
@@ -92,7 +112,7 @@ def child(case: str, model: str) -> dict[str, Any]:
     device = best_device()
     names: dict[Any, Any] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     compute: Any = "bf16" if "bf16" in words else names[compute_dtype(device)]
-    torch.ones(8, 8).sum().item()
+    _warm_up(lora=words[0] == "lora", compute=compute)
     peak = _Peak()
     if words[0] == "generate":
         from distill_lab.chat import prompt_ids

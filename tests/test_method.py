@@ -207,7 +207,7 @@ def test_a_small_machine_trains_adapters_by_itself_and_leaves_a_plain_model(
     student = ModelConfig(model=str(random_model(hidden=64, layers=2)))
     train = TrainConfig(max_steps=1, max_length=64, tokens_per_batch=1024, validation_fraction=0)
     checkpointed = train.model_copy(update={"gradient_checkpointing": True})
-    usable = training_memory(shape_of(student), checkpointed, compute="fp32").total - 1
+    usable = training_memory(shape_of(student), checkpointed, compute="fp32", gpu=False).total - 1
     monkeypatch.setattr(Machine, "usable", property(lambda self: usable))
     monkeypatch.setattr("distill_lab.machine.this_machine", lambda: Machine("cpu", 0, 0, "fp32"))
     monkeypatch.setattr("distill_lab.method.has_8bit_adamw", lambda machine: False)
