@@ -24,6 +24,7 @@ from distill_lab.chat import encode
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.models import load_model
+from distill_lab.outputs import work_folder
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.train import checkpoints
 from distill_lab.train.loop import StudentTrainer
@@ -397,8 +398,8 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_step(student: ModelConf
 
 
 def test_other_settings_or_rows_start_anew(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
-    work = tmp_path / "student.work"
-    (work / "checkpoint-1").mkdir(parents=True)
+    work = work_folder(tmp_path / "student")
+    (work / "checkpoint-1").mkdir()
     (work / "key.json").write_text('"of another training"\n')
     result = train_student(student, rows, tmp_path / "student", FAST.model_copy(update={"max_steps": 2}))
     assert (result.steps, result.resumed_from, result.skipped_checkpoints) == (2, 0, {})
