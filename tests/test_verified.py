@@ -87,7 +87,7 @@ def test_the_report_and_the_table_show_tokens(whole: tuple[Path, dict[str, Any]]
     assert table[0].split() == ["Model", "Accuracy", "Correct", "Total", "Avg", "tokens", "Median", "tokens"]
     teacher = summary["models"]["teacher"]
     assert table[1].split()[:4] == ["Teacher", f"{teacher['score']:.1%}", str(round(5 * teacher["score"])), "5"]
-    assert any(line.startswith("accuracy gain") for line in table)
+    assert any(line.startswith("numeric answer gain over the base student") for line in table)
 
 
 def test_a_budget_selects_anew_from_the_same_answers(tmp_path: Path) -> None:
