@@ -146,8 +146,9 @@ def test_no_data_and_nothing_correct_are_said(tmp_path: Path) -> None:
     with pytest.raises(NoData, match=r"^No data for verified distillation$"):
         verified.run(tiny(data=DataConfig(path="tiny:problems", split="distill[:0]")), tmp_path / "none")
     write_jsonl(tmp_path / "bare.jsonl", [{"question": f"What is {n} + 1?"} for n in range(12)])
+    bare = DataConfig(path=str(tmp_path / "bare.jsonl"))
     with pytest.raises(UserError, match="without a gold answer"):
-        verified.run(tiny(data=DataConfig(path=str(tmp_path / "bare.jsonl"))), tmp_path / "bare")
+        verified.run(tiny(data=bare, test=DataConfig(path="")), tmp_path / "bare")
     with pytest.raises(NoData, match=r"no correct solution to learn from .*20 in, 0 kept") as caught:
         verified.run(
             tiny(
