@@ -309,6 +309,9 @@ def test_auto_takes_the_faster_dtype_and_keeps_it(
     assert plan.with_dtype(config, model, work).dtype == "bf16"
     assert plan.with_dtype(config, model, work).dtype == "bf16"
     assert len(asked) == 1
+    for damaged in ("", "{", '"fp8"', "[1]"):
+        (work / "dtype.json").write_text(damaged, encoding="utf-8")
+        assert plan.with_dtype(config, model, work).dtype == "fp32"
     assert train_student(student, rows, tmp_path / "other", config).dtype == "fp32"
     assert train_student(student, rows, tmp_path / "asked", BF16.model_copy(update={"max_steps": 1})).dtype == "bf16"
 

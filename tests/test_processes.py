@@ -29,7 +29,7 @@ CONFIG = TrainConfig(
     dtype="fp32", learning_rate=1e-3, tokens_per_batch=512, gradient_accumulation_steps=2, num_epochs=2, logging_steps=1,
     save_steps=3, validation_fraction=0.1,
 )  # fmt: skip
-LIMIT_S = 300
+LIMIT_S = 240
 """Seconds after which a training in two processes, which takes some 30, has hung."""
 SPLIT = """
 import json, os, sys

@@ -50,7 +50,7 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None where it is exactly as it was sealed."""
     if not (checkpoint / SEAL).is_file():
         return "the process ended while it was written"
-    files = _read(checkpoint / SEAL)
+    files = read_json(checkpoint / SEAL)
     if not isinstance(files, dict) or not files or not all(map(_is_sealed, files.values())):
         return f"{SEAL} is damaged"
     if others := {str(path.relative_to(checkpoint)) for path in _files(checkpoint)} - set(files):
@@ -86,7 +86,7 @@ def keep_only(out: Path, key: str) -> list[str]:
     Raises UserError where a directory of its name is not the lab's.
     """
     work = work_folder(out)
-    old = _read(work / KEY)
+    old = read_json(work / KEY)
     removed = []
     if old != key:
         for checkpoint in _newest_first(work):
@@ -128,7 +128,7 @@ def _newest_first(work: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     """What a JSON file holds, None where it is damaged or missing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

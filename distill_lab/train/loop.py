@@ -32,7 +32,7 @@ from distill_lab.train.hooks import Hooks
 from distill_lab.train.loss_forward import Objective
 from distill_lab.train.packing import IndexedBatch, Row, collate, cut
 from distill_lab.train.plan import Plan, make_plan
-from distill_lab.train.portable import make_portable
+from distill_lab.train.portable import ADAPTER, make_portable
 from distill_lab.train.rows import Rows
 from distill_lab.train.training_log import TrainingLog
 
@@ -40,8 +40,6 @@ OnLog = Callable[[dict[str, Any]], None]
 """Called with `{"step", "num_steps", "epoch", ...}` and `loss`, `grad_norm`, `learning_rate`, `tokens_per_s`, or with
 `validation_loss`, or with `note`: a sentence for the user."""
 VALIDATION_LOSS = "validation_loss"
-ADAPTER = "adapter"
-"""Folder of the adapters beside the weights they were merged into."""
 SMALLER_PASSES = (
     "lower --train.tokens-per-batch or --train.max-length, or use --train.gradient-checkpointing, --train.lora.r 16, "
     "--student.quantization 4bit"

@@ -22,9 +22,8 @@ from distill_lab.errors import UserError
 from distill_lab.models import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve, unrounded
 from distill_lab.outputs import PARTIAL, remove_output, remove_work, work_folder
 from distill_lab.tied import untie_for
-from distill_lab.train.loop import ADAPTER
 from distill_lab.train.merge import can_write_merged, write_merged
-from distill_lab.train.portable import make_portable
+from distill_lab.train.portable import ADAPTER, make_portable
 from distill_lab.train.targets import adapter_targets
 
 

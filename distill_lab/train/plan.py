@@ -7,7 +7,6 @@ interrupted training goes on with exactly the batches it would have seen.
 from __future__ import annotations
 
 import heapq
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from distill_lab.hardware import fastest_dtype
 from distill_lab.models import best_device
 from distill_lab.precision import compute_dtype, linear_shapes
 from distill_lab.run import write_json
+from distill_lab.train.checkpoints import read_json
 from distill_lab.train.packing import IndexedBatch, choose_width, cut, epoch_batches
 
 MIN_LOG_LINES = 10
@@ -89,17 +89,20 @@ def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, 
 def with_dtype(config: TrainConfig, model: nn.Module, work: Path) -> TrainConfig:
     """`config` with what dtype `auto` means for `model` on a CPU: the faster of fp32 and bf16, timed on its own shapes.
 
-    Kept in the directory `work`: a training that is resumed computes as it began, however busy the machine is then.
+    Kept in the directory `work`: a training that is resumed computes as it began, however busy the machine is then. Where
+    the file is damaged the dtype is timed again; checkpoints of the other one are then other settings' (`keep_only`).
     Quantized weights compute in fp32, which their kernels are made for.
     """
     if config.dtype != "auto" or best_device().type != "cpu":
         return config
     file = work / "dtype.json"
-    if not file.is_file():
+    kept = read_json(file)
+    if kept not in ("fp32", "bf16"):
         quantized = any(not weight.is_floating_point() for weight in model.parameters())
         fast = not quantized and fastest_dtype(linear_shapes(model), rows=TIMED_ROWS) == torch.bfloat16
-        write_json(file, "bf16" if fast else "fp32")
-    return config.model_copy(update={"dtype": json.loads(file.read_text(encoding="utf-8"))})
+        kept = "bf16" if fast else "fp32"
+        write_json(file, kept)
+    return config.model_copy(update={"dtype": kept})
 
 
 def _deal(step: list[IndexedBatch], num_processes: int, lengths: Sequence[int], *, mix: bool) -> list[IndexedBatch]:

@@ -22,6 +22,8 @@ from distill_lab.errors import UserError
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+ADAPTER = "adapter"
+"""Folder of the adapters, beside the weights they were merged into."""
 OF_LOADING = (
     "backend is_local local_files_only trust_remote_code revision cache_dir token force_download proxies subfolder "
     "name_or_path tokenizer_file device_map _commit_hash"
