@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
-from distill_lab.ask import ask, plain_prompt
 from distill_lab.config import Config, DataConfig, ModelConfig, SamplingConfig
 from distill_lab.easydistill import presets
 from distill_lab.easydistill.presets import COT, INSTRUCTIONS, LABELED, SYSTEM1_OUT, SYSTEM2_OUT, System1, System2
 from distill_lab.errors import ModelError, UserError
+from distill_lab.generation.ask import ask, plain_prompt
 from distill_lab.run import write_json
 from distill_lab.types import Completion
 
@@ -60,7 +60,7 @@ def read_json(path: str) -> Any:
 
 def load_teacher(model_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The teacher and its tokenizer, in 8 or 4 bits where its full weights would not fit the GPU. Raises ModelError."""
-    from distill_lab.models import load_model
+    from distill_lab.models.loading import load_model
 
     return load_model(ModelConfig(model=model_name, quantization="auto"))
 
@@ -152,7 +152,7 @@ def prepare_system2_dataset(
     thresholds.
     """
     from distill_lab.easydistill.prepare import record_source, trace_rows
-    from distill_lab.reasoning import UnexpectedSchema
+    from distill_lab.training_data.reasoning import UnexpectedSchema
 
     try:
         found = trace_rows(DataConfig(path=dataset, split=slice_str), rv_min=rv_min, cd_min=cd_min)
@@ -260,7 +260,7 @@ def _said(work: Callable[[], str | None], keys: type[Config]) -> str | None:
 
 
 def _distill_system1(settings: System1) -> str | None:
-    from distill_lab.preflight import check_model
+    from distill_lab.planning.preflight import check_model
 
     check_model(ModelConfig(model=settings.student_model), role="student", example=System1().student_model)
     dataset, part = settings.dataset, settings.dataset_slice
@@ -273,7 +273,7 @@ def _distill_system1(settings: System1) -> str | None:
 
 
 def _distill_system2(settings: System2) -> str | None:
-    from distill_lab.preflight import check_model
+    from distill_lab.planning.preflight import check_model
 
     check_model(ModelConfig(model=settings.student_model), role="student", example=System2().student_model)
     dataset, part, rv_min, cd_min = settings.dataset, settings.dataset_slice, settings.rv_min, settings.cd_min
@@ -330,7 +330,7 @@ def infer_student(
     (answer,) = ask(model, tokenizer, [(prompt, "")], sampling, steps=mode == "system2")
     if answer.finish_reason == "error":
         raise UserError(f"no answer: {answer.error}")
-    from distill_lab.compare import with_thinking
+    from distill_lab.evaluation.compare import with_thinking
 
     return (with_thinking(answer) if mode == "system2" else answer).content.strip()
 
@@ -355,7 +355,7 @@ def compare_models(
     line `Model not found at <path>`), and then in memory alone. The System 2 student is asked to think step by step.
     """
     from distill_lab import memory
-    from distill_lab.compare import Comparison, render_comparison, with_thinking
+    from distill_lab.evaluation.compare import Comparison, render_comparison, with_thinking
 
     models: list[tuple[str, str | None, Any, Any]] = [
         ("Teacher", teacher_path, teacher_model, teacher_tokenizer),
@@ -385,7 +385,7 @@ def compare_models(
 
 def _is_there(path: str) -> bool:
     """Whether a path or name leads to a model."""
-    from distill_lab.models import load_tokenizer, resolve
+    from distill_lab.models.loading import load_tokenizer, resolve
 
     try:
         if not Path(resolve(path)).is_dir():

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill_lab.evaluate import evaluate
+from distill_lab.evaluation.evaluate import evaluate
 from distill_lab.run import write_jsonl
 
 HOSTILE = (

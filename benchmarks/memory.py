@@ -75,10 +75,10 @@ class _Done(Exception):
 def _warm_up(*, lora: bool, compute: Any) -> None:
     """Train the tiny student for a step and let it answer: what is imported and set up only once belongs to no model."""
     from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-    from distill_lab.engines.transformers import load
+    from distill_lab.generation.engines.transformers import load
     from distill_lab.memory import free_memory
     from distill_lab.run import write_jsonl
-    from distill_lab.train.trainer import train_student
+    from distill_lab.train.student import train_student
     from distill_lab.types import Prompt
 
     student = ModelConfig(model="tiny:student")
@@ -98,13 +98,13 @@ def child(case: str, model: str) -> dict[str, Any]:
     import torch
 
     from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
-    from distill_lab.memory_plan import generation_memory, training_memory
-    from distill_lab.model_shape import shape_of
-    from distill_lab.models import best_device
-    from distill_lab.precision import compute_dtype
+    from distill_lab.models.loading import best_device
+    from distill_lab.models.precision import compute_dtype
+    from distill_lab.planning.memory_estimate import generation_memory, training_memory
+    from distill_lab.planning.model_shape import shape_of
     from distill_lab.train.packing import Row
     from distill_lab.train.rows import Rows
-    from distill_lab.train.trainer import _load, train_model
+    from distill_lab.train.student import _load, train_model
 
     words = case.split("/")
     config, number = ModelConfig(model=model), int(words[-1])
@@ -117,7 +117,7 @@ def child(case: str, model: str) -> dict[str, Any]:
     if words[0] == "generate":
         from distill_lab.chat import prompt_ids
         from distill_lab.config import EngineConfig, SamplingConfig
-        from distill_lab.engines.transformers import load
+        from distill_lab.generation.engines.transformers import load
         from distill_lab.types import Prompt
 
         engine = load(config, EngineConfig(batch_size=number))

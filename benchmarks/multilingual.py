@@ -26,14 +26,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distill_lab.answer_cost import render_costs
 from distill_lab.config import DataConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.engines.transformers import load
-from distill_lab.line import trained
-from distill_lab.prompts import read_prompts
+from distill_lab.data.prompts import read_prompts
+from distill_lab.evaluation.cost import render_costs
+from distill_lab.generation.engines.transformers import load
+from distill_lab.pipeline import trained
 from distill_lab.recipes import prompt
 from distill_lab.run import Run, write_json, write_jsonl
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
 from distill_lab.types import Counts
 
 LANGUAGES = "ar bg de el en es fr hi ru sw th tr ur vi zh".split()

@@ -29,8 +29,8 @@ from typing import Any
 
 from benchmarks.multilingual import LANGUAGES, NUM_REGULAR
 from distill_lab.config import DataConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.line import trained
-from distill_lab.prompts import read_prompts
+from distill_lab.data.prompts import read_prompts
+from distill_lab.pipeline import trained
 from distill_lab.recipes import prompt, system1, verified
 from distill_lab.run import read_jsonl, write_json, write_jsonl
 
@@ -177,7 +177,7 @@ RECIPES = {
 
 def one_at_a_time(config: prompt.Config, run: Path) -> dict[str, float]:
     """Seconds per answer of teacher under the rules and student without, in turns; `ratio`: median over sentences."""
-    from distill_lab.engines.transformers import load
+    from distill_lab.generation.engines.transformers import load
 
     models = {"teacher": config.teacher, "student": trained(run / "student", config.student, config.train)}
     files = {"teacher": run / "eval" / "with_rules.jsonl", "student": run / "eval" / "alone.jsonl"}

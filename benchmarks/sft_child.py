@@ -69,10 +69,10 @@ def peak_bytes() -> int:
 
 
 def lab(spec: dict[str, Any], clock: Clock) -> None:
-    """`distill_lab.train.trainer.train_student`, as a user calls it."""
+    """`distill_lab.train.student.train_student`, as a user calls it."""
     from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
     from distill_lab.train.plan import make_plan
-    from distill_lab.train.trainer import train_student
+    from distill_lab.train.student import train_student
 
     config = TrainConfig(
         learning_rate=SETTINGS["learning_rate"],

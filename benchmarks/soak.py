@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engines import Engine, load_engine
-from distill_lab.generate import generate
+from distill_lab.generation.engines import Engine, load_engine
+from distill_lab.generation.generate import generate
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Prompt
 from tests.hostile_server import HostileServer
@@ -95,7 +95,7 @@ def whole_ids(path: Path) -> list[str]:
 
 def soak_model(folder: Path, model: str, *, num_prompts: int, num_kills: int, batch_size: int) -> dict[str, int]:
     """With a model that runs here. Lives are forked, so that libraries are loaded once."""
-    import distill_lab.engines.transformers  # noqa: F401 - once, before the lives are forked
+    import distill_lab.generation.engines.transformers  # noqa: F401 - once, before the lives are forked
 
     log, config = folder / "asked.log", EngineConfig(engine="transformers", batch_size=batch_size)
 

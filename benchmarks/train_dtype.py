@@ -59,10 +59,10 @@ def child(spec: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
-    from distill_lab.models import load_tokenizer
+    from distill_lab.models.loading import load_tokenizer
     from distill_lab.train.plan import make_plan
     from distill_lab.train.rows import read_rows
-    from distill_lab.train.trainer import train_student
+    from distill_lab.train.student import train_student
 
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
@@ -96,7 +96,7 @@ def _keep_gradients(path: Path) -> None:
     """Write the gradients of the first step, before they are clipped, and end there."""
     from safetensors.torch import save_file
 
-    from distill_lab.train.loop import StudentTrainer
+    from distill_lab.train.trainer import StudentTrainer
 
     def keep(self: StudentTrainer, model: Any) -> Any:
         save_file({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}, path)
@@ -159,8 +159,8 @@ def compare_gradients(files: dict[str, Path]) -> dict[str, Any]:
 def main() -> None:
     """Measure what is asked for."""
     arguments = _parse()
-    from distill_lab.hardware import device_name
-    from distill_lab.models import best_device
+    from distill_lab.device import device_name
+    from distill_lab.models.loading import best_device
 
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "rows.jsonl"

@@ -85,7 +85,8 @@ def _folder(package: str) -> Path:
 
 
 def _names(package: str) -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules([str(_folder(package))]))
+    modules = pkgutil.iter_modules([str(_folder(package))])
+    return sorted(module.name for module in modules if not module.name.startswith("_"))
 
 
 def _spelled(name: str) -> str:
@@ -123,7 +124,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
         )
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     options, rest = _take_options(arguments, ("preset", "config", "run"))
-    from distill_lab.presets import given, start
+    from distill_lab.planning.presets import given, start
     from distill_lab.yaml_config import read_yaml
 
     yaml = read_yaml(Path(options["config"])) if "config" in options else {}

@@ -75,7 +75,7 @@ class DataConfig(Config):
     split: str = "train"
     """Split and slice as Hugging Face writes them: train, train[:1000], train[10%:20%]."""
     adapter: str = "auto"
-    """How a row becomes a prompt: a file name in distill_lab/adapters; auto recognises the row's fields."""
+    """How a row becomes a prompt: a file name in distill_lab/data/adapters; auto recognises the row's fields."""
     skip_invalid: bool = False
     """Set malformed rows aside and count them, instead of stopping at the first one."""
 
@@ -115,8 +115,8 @@ class EngineConfig(Config):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     engine: str = "auto"
-    """A file name in distill_lab/engines: transformers, vllm, ray; auto picks by what the machine has. Models named
-    openai:NAME are always asked over the network (openai_api)."""
+    """A file name in distill_lab/generation/engines: transformers, vllm, ray; auto picks by what the machine has.
+    Models named openai:NAME are always asked over the network (openai_api)."""
     batch_size: Annotated[int, Field(ge=0)] = 0
     """Most prompts in one batch; 0 lets the engine choose. Halved by itself when memory runs out."""
     base_url: str = ""

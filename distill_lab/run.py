@@ -24,11 +24,11 @@ from typing import Any
 
 from distill_lab import activity
 from distill_lab.errors import DataError, UserError
-from distill_lab.fingerprints import MOST_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
-from distill_lab.locks import locked, take_lock
-from distill_lab.outputs import check_work, remove_output, remove_work, writing
+from distill_lab.files.fingerprints import MOST_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
+from distill_lab.files.locks import locked, take_lock
+from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
+from distill_lab.progress import Watch
 from distill_lab.types import Counts
-from distill_lab.watch import Watch
 
 VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")
 

@@ -26,9 +26,9 @@ from rich.text import Text
 
 from distill_lab import activity
 from distill_lab.activity import Activity
-from distill_lab.generation_progress import Progress as Generated
+from distill_lab.generation.progress import Progress as Generated
+from distill_lab.progress import BY_PACE, Watch
 from distill_lab.run import read_jsonl
-from distill_lab.watch import BY_PACE, Watch
 
 PLAIN_EVERY_S, LONG_PLAIN_EVERY_S = 9.0, 30.0
 """Seconds between progress lines where there is no terminal to draw on (logs, CI), and after LONG_STAGE_S of a stage."""
@@ -356,8 +356,8 @@ def _memory(number: int) -> str:
 
 
 def _findings(summary: dict[str, Any]) -> Iterator[str]:
-    from distill_lab.compare import latency_tokens, no_p95, ran_on, times
-    from distill_lab.verdict import tenths
+    from distill_lab.evaluation.compare import latency_tokens, no_p95, ran_on, times
+    from distill_lab.evaluation.verdict import tenths
 
     metric = summary["metric"]["short"] if summary["metric"] else "score"
     for key, title in (("retention", "retention"), ("similarity", "similarity")):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from distill_lab import adapters
 from distill_lab.config import DataConfig
-from distill_lab.data import Records
+from distill_lab.data import adapters
+from distill_lab.data.records import Records
 from distill_lab.errors import UserError
 from distill_lab.tiny import tasks
 from distill_lab.types import Message, Record

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab.best_of_k import best_of_k, majority_answer, pass_at_k
 from distill_lab.errors import UserError
+from distill_lab.evaluation.pass_at_k import best_of_k, majority_answer, pass_at_k
 from distill_lab.run import write_jsonl
 
 

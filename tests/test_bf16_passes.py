@@ -13,18 +13,18 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
-from distill_lab.models import load_model
+from distill_lab.models.loading import load_model
 from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train import plan
 from distill_lab.train.bf16_layers import linear, rms_norm, swiglu
 from distill_lab.train.bf16_passes import Bf16Passes
-from distill_lab.train.loop import StudentTrainer
-from distill_lab.train.loss_forward import add_embedding_gradients_in_place, cross_entropy_objective, install
+from distill_lab.train.loss_module import add_embedding_gradients_in_place, cross_entropy_objective, install
 from distill_lab.train.packing import collate
 from distill_lab.train.plan import make_plan, training_arguments
 from distill_lab.train.rows import read_rows
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
+from distill_lab.train.trainer import StudentTrainer
 from tests.test_out_of_memory import limited
 from tests.test_out_of_memory import train as train_limited
 from tests.test_trainer import any_head, toy_rows, train_and_kill

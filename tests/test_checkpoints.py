@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from distill_lab.errors import UserError
-from distill_lab.outputs import MARK
+from distill_lab.files.outputs import MARK
 from distill_lab.train import checkpoints
 
 KEY = "a" * 64

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from distill_lab import cli
-from distill_lab.claims import claim, key_path
 from distill_lab.errors import UserError
-from distill_lab.fingerprints import differences
+from distill_lab.files.claims import claim, key_path
+from distill_lab.files.fingerprints import differences
 from distill_lab.run import read_jsonl, write_jsonl
 from tests.test_run import model_folder
 

@@ -14,8 +14,8 @@ import pytest
 
 from distill_lab import cli
 from distill_lab.config import Config, ModelConfig, TrainConfig
+from distill_lab.device import has_gpu
 from distill_lab.errors import UserError
-from distill_lab.hardware import has_gpu
 from distill_lab.recipes import system1
 from distill_lab.terminal import Terminal, clean
 from distill_lab.yaml_config import merged, read_yaml

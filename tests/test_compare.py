@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from distill_lab.compare import (
+from distill_lab.errors import ModelError, UserError
+from distill_lab.evaluation.compare import (
     Comparison,
     Paired,
     compare_models,
@@ -22,9 +23,8 @@ from distill_lab.compare import (
     sign_flip,
     summarize,
 )
-from distill_lab.errors import ModelError, UserError
-from distill_lab.evaluate import Score, wilson
-from distill_lab.measure import Speed
+from distill_lab.evaluation.evaluate import Score, wilson
+from distill_lab.evaluation.speed import Speed
 from distill_lab.run import write_jsonl
 from distill_lab.types import Completion
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from distill_lab.objectives import cross_entropy
+from distill_lab.train.objectives import cross_entropy
 
 N, H, V = 37, 16, 101
 

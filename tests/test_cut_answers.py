@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab.compare import summarize
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.cut_answers import CUT, TOO_LONG, cut_reason, cut_warning, dropped_warning
-from distill_lab.evaluate import cut_share, evaluate
-from distill_lab.graders import metric_of
-from distill_lab.line import Line
+from distill_lab.evaluation.compare import summarize
+from distill_lab.evaluation.evaluate import cut_share, evaluate
+from distill_lab.evaluation.verdict import CUT_OFTEN, RETENTION_KPI
+from distill_lab.generation.cut_answers import CUT, TOO_LONG, cut_reason, cut_warning, dropped_warning
+from distill_lab.grading.graders import metric_of
+from distill_lab.pipeline import Line
+from distill_lab.progress import Watch
 from distill_lab.run import Run, write_jsonl
 from distill_lab.terminal import Terminal
 from distill_lab.types import Completion, Counts, Prompt
-from distill_lab.verdict import CUT_OFTEN, RETENTION_KPI
-from distill_lab.watch import Watch
 
 
 def scored(folder: Path, name: str, *, right: int, cut: int, total: int = 20):

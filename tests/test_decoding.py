@@ -24,15 +24,15 @@ from transformers import (
 )
 
 from distill_lab.config import ModelConfig, SamplingConfig
-from distill_lab.decoding import flat
-from distill_lab.decoding.attention import attend, attend_in_parts
-from distill_lab.decoding.cohort import Cohort
-from distill_lab.decoding.flat import FlatBatch, is_suitable
-from distill_lab.decoding.prefixes import Prefix, share
-from distill_lab.decoding.row import Row
-from distill_lab.engines import transformers as engine_module
-from distill_lab.engines.transformers import TransformersEngine
-from distill_lab.models import load_model
+from distill_lab.generation.decoding import flat
+from distill_lab.generation.decoding.attention import attend, attend_in_parts
+from distill_lab.generation.decoding.cohort import Cohort
+from distill_lab.generation.decoding.flat import FlatBatch, is_suitable
+from distill_lab.generation.decoding.prefixes import Prefix, share
+from distill_lab.generation.decoding.row import Row
+from distill_lab.generation.engines import transformers as engine_module
+from distill_lab.generation.engines.transformers import TransformersEngine
+from distill_lab.models.loading import load_model
 from distill_lab.types import Prompt
 
 from .test_engine import WORDS, assert_equals_generate, by_id, make_engine, make_prompts
@@ -127,7 +127,7 @@ def test_attention_in_parts_equals_that_of_torch() -> None:
 def test_attention_in_parts_with_few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     query, keys, values = (torch.randn(2, 2, 9, 8) for _ in range(3))
     whole = attend_in_parts(query, keys, values, 0.3, causal=True)
-    monkeypatch.setattr("distill_lab.decoding.attention.MOST_SCORES", 2 * 2 * 9 * 2)
+    monkeypatch.setattr("distill_lab.generation.decoding.attention.MOST_SCORES", 2 * 2 * 9 * 2)
     for part, expected in zip(attend_in_parts(query, keys, values, 0.3, causal=True), whole, strict=True):
         torch.testing.assert_close(part, expected)
 
@@ -205,7 +205,7 @@ def grouped(random_model: Callable[..., Path]) -> Path:
 def eager_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that small models share, split and merge where large ones would."""
     monkeypatch.setattr(engine_module, "extra_bytes", lambda device: 1)
-    monkeypatch.setattr("distill_lab.decoding.flat.extra_bytes", lambda device: 1500)
+    monkeypatch.setattr("distill_lab.generation.decoding.flat.extra_bytes", lambda device: 1500)
 
 
 @pytest.mark.usefixtures("eager_to_share")

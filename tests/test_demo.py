@@ -11,7 +11,7 @@ import pytest
 from distill_lab.commands import demo
 from distill_lab.config import DataConfig, TrainConfig
 from distill_lab.recipes import system1, system2
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
 
 
 def test_both_systems_are_shown_side_by_side(
@@ -31,7 +31,7 @@ def test_both_systems_are_shown_side_by_side(
         trained.append(arguments[2])
         return train_student(*arguments, **settings)
 
-    monkeypatch.setattr("distill_lab.train.trainer.train_student", train_here)
+    monkeypatch.setattr("distill_lab.train.student.train_student", train_here)
     assert demo.main(demo.Config(run=tmp_path)) == 0
     # System 2's was trained by the process beside this one, and only there.
     assert trained == [tmp_path / "system1" / "student"]

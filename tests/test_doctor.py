@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill_lab import nvidia, vllm_install
+from distill_lab import nvidia
 from distill_lab.commands import doctor
+from distill_lab.generation.engines import _vllm_install
 
 
 def fake_nvidia_smi(folder: Path, script: str) -> None:
@@ -64,6 +65,6 @@ def test_a_driver_without_gpus_is_no_gpu(tools: Path, script: str, capsys: pytes
 def test_where_vllm_is(
     found: str | None, expected: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(vllm_install, "installed", lambda: found)
+    monkeypatch.setattr(_vllm_install, "installed", lambda: found)
     doctor.main(doctor.Config())
     assert expected in capsys.readouterr().out

@@ -21,9 +21,9 @@ from distill_lab.easydistill.config import read_job
 from distill_lab.easydistill.job import answer_text, instruction_row, run, run_directory
 from distill_lab.easydistill.training import Training, train_config
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.progress import Watch
 from distill_lab.run import read_jsonl
 from distill_lab.train.plan import make_plan
-from distill_lab.watch import Watch
 
 WORDS = ["cat", "dog", "red", "hat", "fox", "saw", "axe", "kiwi", "pear", "lion", "boot", "duck"]
 ROWS = [{"instruction": f"Make this upper case: {a}, {b}"} for a in WORDS[:6] for b in WORDS[6:10]]
@@ -199,7 +199,7 @@ def test_rows_of_mixed_lengths_come_close() -> None:
 
 def test_rows_and_their_answers_survive_the_way_through_a_file(folder: Path) -> None:
     from distill_lab.config import DataConfig
-    from distill_lab.data import Records
+    from distill_lab.data.records import Records
 
     user = {"role": "user", "content": "Hi"}
     conversations = [

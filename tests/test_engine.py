@@ -30,15 +30,15 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from distill_lab import sampling as sampling_module
 from distill_lab.chat import prompt_ids, split_thinking
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engines import engine_names, load_engine
-from distill_lab.engines.transformers import TransformersEngine
 from distill_lab.errors import ModelError, UserError
-from distill_lab.kv_cache import GrowingLayer, growing_cache
-from distill_lab.models import load_model
-from distill_lab.sampling import BLOCK, draw, filtered, penalize, uniforms
+from distill_lab.generation.decoding import sampling as sampling_module
+from distill_lab.generation.decoding.kv_cache import GrowingLayer, growing_cache
+from distill_lab.generation.decoding.sampling import BLOCK, draw, filtered, penalize, uniforms
+from distill_lab.generation.engines import engine_names, load_engine
+from distill_lab.generation.engines.transformers import TransformersEngine
+from distill_lab.models.loading import load_model
 from distill_lab.types import Completion, Prompt
 
 WORDS = "apple two the price of has many buys gives how left 3 7 12 then and in total box 今天 naïve".split()

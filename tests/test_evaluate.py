@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binomtest
 
 from distill_lab.errors import DataError, UserError
-from distill_lab.evaluate import Score, bootstrap_mean, evaluate, read_score, wilson
+from distill_lab.evaluation.evaluate import Score, bootstrap_mean, evaluate, read_score, wilson
 from distill_lab.run import read_jsonl, write_jsonl
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from distill_lab import models
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.engines import chosen_engine, load_engine
 from distill_lab.errors import ModelError
-from distill_lab.models import load_model, load_tokenizer, resolve, settled
-from distill_lab.request_cache import model_key
-from distill_lab.train.trainer import train_student
+from distill_lab.generation.engines import chosen_engine, load_engine
+from distill_lab.generation.request_cache import model_key
+from distill_lab.models import loading
+from distill_lab.models.loading import load_model, load_tokenizer, resolve, settled
+from distill_lab.train.student import train_student
 from tests.test_engine import make_prompts
 
 gguf = pytest.importorskip("gguf")
@@ -184,6 +184,6 @@ def test_what_cannot_be_loaded_is_named(tokenizer: Any, tmp_path: Path, monkeypa
     make(tokenizer, path)
     with pytest.raises(ModelError, match=r"8bit.*GGUF"):
         load_model(ModelConfig(model=str(path), quantization="8bit"))
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install gguf"):
         load_model(ModelConfig(model=str(path)))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from distill_lab.errors import UserError
-from distill_lab.graders import load_grader, names
-from distill_lab.graders.exact import normalise, read_answer
-from distill_lab.graders.overlap import common_length, rouge_l, words
+from distill_lab.grading.graders import load_grader, names
+from distill_lab.grading.graders.exact import normalise, read_answer
+from distill_lab.grading.graders.overlap import common_length, rouge_l, words
 from distill_lab.types import Completion, FinishReason, Prompt
 
 

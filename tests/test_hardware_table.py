@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab import hardware_table
 from distill_lab.errors import UserError
+from distill_lab.planning import hardware_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "hardware.md"
@@ -15,7 +15,7 @@ DOCUMENT = ROOT / "docs" / "hardware.md"
 
 def test_the_tables_are_the_estimators() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert hardware_table.updated(text) == text, "run python -m distill_lab.hardware_table docs/hardware.md"
+    assert hardware_table.updated(text) == text, "run python -m distill_lab.planning.hardware_table docs/hardware.md"
 
 
 def test_every_machine_and_preset_has_a_row_and_fits_a_gpu() -> None:

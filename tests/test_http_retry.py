@@ -8,7 +8,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
-from distill_lab.http_retry import LONGEST_WAIT_S, Pace, backoff_s, retry_after_s
+from distill_lab.generation.engines._http_retry import LONGEST_WAIT_S, Pace, backoff_s, retry_after_s
 
 
 def test_waits_grow_with_jitter_up_to_a_bound() -> None:

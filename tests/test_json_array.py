@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from distill_lab import json_array as json_array_module
 from distill_lab.config import DataConfig
-from distill_lab.data import Records
+from distill_lab.data import _json_array as json_array_module
+from distill_lab.data.records import Records
 from distill_lab.errors import DataError
 
 

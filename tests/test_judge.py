@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from distill_lab.config import EngineConfig, SamplingConfig
-from distill_lab.graders import load_grader
-from distill_lab.graders.judge import Judge
+from distill_lab.grading.graders import load_grader
+from distill_lab.grading.graders.judge import Judge
 from distill_lab.types import Completion, FinishReason, Grade, Prompt
 
 PROMPT = Prompt("p-0", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Capital of France?"}])

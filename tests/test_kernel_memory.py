@@ -14,7 +14,7 @@ import distill_app
 from distill_lab import memory
 from distill_lab.config import ModelConfig
 from distill_lab.easydistill.process import run_process
-from distill_lab.models import load_model
+from distill_lab.models.loading import load_model
 
 BAR = """
 import time
@@ -46,7 +46,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         loaded.append(weakref.ref(model))
         return model, tokenizer
 
-    monkeypatch.setattr("distill_lab.models.load_model", load)
+    monkeypatch.setattr("distill_lab.models.loading.load_model", load)
     monkeypatch.setattr(memory, "free_memory", alive)
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from distill_lab.errors import UserError
-from distill_lab.graders import load_grader
+from distill_lab.grading.graders import load_grader
 from distill_lab.tiny import tasks
 from distill_lab.types import Completion, Grade, Prompt
 

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill_lab.config import AS_GIVEN, LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
-from distill_lab.models import load_model
-from distill_lab.preflight import check_model, check_training
+from distill_lab.models.loading import load_model
+from distill_lab.planning.preflight import check_model, check_training
 from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.lora import add_adapters, merge_directory, merged
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
 from tests.test_trainer import toy_rows, train_and_kill
 
 LORA = TrainConfig(

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from distill_lab.errors import UserError
-from distill_lab.graders import load_grader
-from distill_lab.graders import math as math_grader
-from distill_lab.graders._process import Helper
-from distill_lab.graders.math import cheap, too_much, tower
+from distill_lab.grading.graders import load_grader
+from distill_lab.grading.graders import math as math_grader
+from distill_lab.grading.graders._process import Helper
+from distill_lab.grading.graders.math import cheap, too_much, tower
 from distill_lab.types import Completion, Grade, Prompt
 
 pytest.importorskip("math_verify")
@@ -127,7 +127,7 @@ def test_threads_share_it() -> None:
 
 def test_a_module_that_cannot_start_says_so() -> None:
     with pytest.raises(UserError, match="the grader's process cannot work: it did not start"):
-        Helper("distill_lab.graders._no_such_module").ask({}, limit_s=1)
+        Helper("distill_lab.grading.graders._no_such_module").ask({}, limit_s=1)
 
 
 PROGRAM = """

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab import measure as measuring
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
-from distill_lab.measure import Speed, measure, peak_memory
+from distill_lab.evaluation import speed as measuring
+from distill_lab.evaluation.speed import Speed, measure, peak_memory
 from distill_lab.types import Prompt
 
 SAMPLING = SamplingConfig(max_new_tokens=6, num_samples=3)

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from distill_lab import measure as measuring
-from distill_lab.compare import no_p95, ran_on, summarize
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.decoding.slices import Slices
-from distill_lab.engines.transformers import TransformersEngine
 from distill_lab.errors import ModelError
-from distill_lab.line import timing_note
-from distill_lab.measure import Speed, measure
-from distill_lab.measure_plan import Pace, batch_within, make_plan
-from distill_lab.peak_memory import peak_memory
+from distill_lab.evaluation import speed as measuring
+from distill_lab.evaluation._speed_plan import Pace, batch_within, make_plan
+from distill_lab.evaluation.compare import no_p95, ran_on, summarize
+from distill_lab.evaluation.peak_memory import peak_memory
+from distill_lab.evaluation.speed import Speed, measure
+from distill_lab.generation.decoding.slices import Slices
+from distill_lab.generation.engines.transformers import TransformersEngine
+from distill_lab.pipeline import timing_note
 from distill_lab.types import Prompt
 
 
@@ -106,7 +106,7 @@ def slow_engines(random_model: Callable[..., Path], monkeypatch: pytest.MonkeyPa
 
         folder = random_model(initializer_range=0.15)
         monkeypatch.setattr(measuring, "_load", slowed)
-        monkeypatch.setattr("distill_lab.models.settled", lambda model: model)
+        monkeypatch.setattr("distill_lab.models.loading.settled", lambda model: model)
         monkeypatch.setattr(measuring.time, "perf_counter", clock)
         monkeypatch.setattr(measuring, "peak_memory", lambda models, *a, **k: dict.fromkeys(models, 1))
         return clock

@@ -12,8 +12,8 @@ import torch
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
 from distill_lab.run import write_jsonl
-from distill_lab.train.loop import StudentTrainer
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
+from distill_lab.train.trainer import StudentTrainer
 from tests.test_trainer import toy_rows
 
 CONFIG = TrainConfig(tokens_per_batch=512, max_steps=2, logging_steps=1, validation_fraction=0.1)

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
-from distill_lab.memory_plan import (
+from distill_lab.planning.memory_estimate import (
     CHUNK_ELEMENTS,
     MAX_CHUNK,
     MIN_CHUNK,
@@ -20,10 +20,10 @@ from distill_lab.memory_plan import (
     training_memory,
     weight_bytes,
 )
-from distill_lab.model_shape import measure, shape_of
-from distill_lab.objectives import cross_entropy
-from distill_lab.train import loss_forward
+from distill_lab.planning.model_shape import measure, shape_of
+from distill_lab.train import loss_module
 from distill_lab.train.lora import add_adapters
+from distill_lab.train.objectives import cross_entropy
 
 SIZES: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -45,7 +45,7 @@ def config_of(kind: str, layers: int, **more: Any) -> Any:
 
 def saved_bytes(model: Any, *, mixed: bool) -> int:
     """Bytes that the lab's forward keeps for the backward pass, weights and buffers excepted, shared tensors once."""
-    loss_forward.install(model)
+    loss_module.install(model)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     held: dict[int, int] = {}
     alive = []

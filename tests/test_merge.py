@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from distill_lab.config import LoraConfig, ModelConfig, Quantization
-from distill_lab.models import load_model, load_tokenizer
+from distill_lab.models.loading import load_model, load_tokenizer
 from distill_lab.train import merge
 from distill_lab.train.lora import add_adapters, merge_directory, merged
 from distill_lab.train.merge import can_write_merged, write_merged

@@ -11,13 +11,20 @@ import pytest
 
 from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
-from distill_lab.known_models import known_models
-from distill_lab.line import Line, trained, untrained
-from distill_lab.machine import Machine, host_memory
-from distill_lab.memory_plan import training_memory
-from distill_lab.method import answering, check_answering, choose_method, preset_for, smaller_batches, with_batches
-from distill_lab.model_shape import shape_of
-from distill_lab.models import load_model
+from distill_lab.models.loading import load_model
+from distill_lab.pipeline import Line, trained, untrained
+from distill_lab.planning.known_models import known_models
+from distill_lab.planning.machine import Machine, host_memory
+from distill_lab.planning.memory_estimate import training_memory
+from distill_lab.planning.method import (
+    answering,
+    check_answering,
+    choose_method,
+    preset_for,
+    smaller_batches,
+    with_batches,
+)
+from distill_lab.planning.model_shape import shape_of
 from distill_lab.run import Run, write_jsonl
 from tests.test_trainer import toy_rows
 
@@ -183,8 +190,8 @@ def test_a_run_keeps_its_method_and_refuses_a_machine_it_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fitted(machine: Machine, name: str) -> tuple[ModelConfig, TrainConfig]:
-        monkeypatch.setattr("distill_lab.machine.this_machine", lambda: machine)
-        monkeypatch.setattr("distill_lab.hardware.device_name", lambda device: name)
+        monkeypatch.setattr("distill_lab.planning.machine.this_machine", lambda: machine)
+        monkeypatch.setattr("distill_lab.device.device_name", lambda device: name)
         with Run.open(tmp_path / "run", recipe="system2", config={}) as run:
             return Line(run, engine=EngineConfig()).fitted(STUDENT, LONG)
 
@@ -209,8 +216,8 @@ def test_a_small_machine_trains_adapters_by_itself_and_leaves_a_plain_model(
     checkpointed = train.model_copy(update={"gradient_checkpointing": True})
     usable = training_memory(shape_of(student), checkpointed, compute="fp32", gpu=False).total - 1
     monkeypatch.setattr(Machine, "usable", property(lambda self: usable))
-    monkeypatch.setattr("distill_lab.machine.this_machine", lambda: Machine("cpu", 0, 0, "fp32"))
-    monkeypatch.setattr("distill_lab.method.has_8bit_adamw", lambda machine: False)
+    monkeypatch.setattr("distill_lab.planning.machine.this_machine", lambda: Machine("cpu", 0, 0, "fp32"))
+    monkeypatch.setattr("distill_lab.planning.method.has_8bit_adamw", lambda machine: False)
     rows = tmp_path / "rows.jsonl"
     write_jsonl(rows, toy_rows(8))
     with Run.open(tmp_path / "run", recipe="system1", config={}) as run:

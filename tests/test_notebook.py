@@ -15,9 +15,9 @@ import distill_app
 from distill_lab.config import ModelConfig
 from distill_lab.easydistill import presets
 from distill_lab.easydistill.training import Training, longest_batches
-from distill_lab.machine import CONTEXT, Machine
-from distill_lab.method import answering, choose_method
-from distill_lab.model_shape import shape_of
+from distill_lab.planning.machine import CONTEXT, Machine
+from distill_lab.planning.method import answering, choose_method
+from distill_lab.planning.model_shape import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -120,7 +120,7 @@ def trained_as(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("distill_app.run_easy_distill", lambda path, **how: written.append(path) or 1)
     monkeypatch.setattr("distill_app._ready", lambda *args, **how: True)
-    monkeypatch.setattr("distill_lab.preflight.check_model", lambda *args, **how: None)
+    monkeypatch.setattr("distill_lab.planning.preflight.check_model", lambda *args, **how: None)
     written: list[str] = []
     getattr(distill_app, function)(config)
     training = Training.model_validate(json.loads((tmp_path / written[0]).read_text())["training"])
@@ -164,7 +164,7 @@ def test_every_cell_fits_a_t4_with_12_gb_of_ram(
 def test_the_real_models_are_chosen_by_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     for machine, preset in ((COLAB, "qwen2.5"), (Machine("mps", 16e9, 16e9, "fp16"), "tiny"), (None, "tiny")):
         found = machine or Machine("cpu", 64e9, 64e9, "fp32")
-        monkeypatch.setattr("distill_lab.machine.this_machine", lambda found=found: found)
+        monkeypatch.setattr("distill_lab.planning.machine.this_machine", lambda found=found: found)
         assert presets.choose_preset()[0] == preset
 
 

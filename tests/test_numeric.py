@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab import adapters
 from distill_lab.answers import last_box, stated_answer
+from distill_lab.data import adapters
 from distill_lab.errors import UserError
-from distill_lab.graders import load_grader
-from distill_lab.graders._number import last_number, read_number
-from distill_lab.graders.numeric import worked_answer
+from distill_lab.grading.graders import load_grader
+from distill_lab.grading.graders._number import last_number, read_number
+from distill_lab.grading.graders.numeric import worked_answer
 from distill_lab.types import Completion, Grade, Prompt
 
 

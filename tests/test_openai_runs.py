@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from distill_lab.compare import compare_models
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engines import api_engine, load_engine
-from distill_lab.engines.openai_api import OpenAIEngine
 from distill_lab.errors import ModelError, UserError
-from distill_lab.line import Line
-from distill_lab.preflight import check_model
+from distill_lab.evaluation.compare import compare_models
+from distill_lab.generation.engines import api_engine, load_engine
+from distill_lab.generation.engines.openai_api import OpenAIEngine
+from distill_lab.pipeline import Line
+from distill_lab.planning.preflight import check_model
+from distill_lab.progress import Watch
 from distill_lab.run import Run, read_jsonl, write_jsonl
 from distill_lab.types import Completion
-from distill_lab.watch import Watch
 from tests.hostile_server import KEY, HostileServer, Reply, prompts
 
 SAMPLING = SamplingConfig(max_new_tokens=7)
@@ -78,8 +78,8 @@ def test_extra_fields_that_are_no_object_are_refused(text: str) -> None:
 
 
 def test_only_a_teacher_can_be_on_a_server(tmp_path: Path) -> None:
-    from distill_lab.measure import measure
-    from distill_lab.models import load_model, load_tokenizer
+    from distill_lab.evaluation.speed import measure
+    from distill_lab.models.loading import load_model, load_tokenizer
 
     model = ModelConfig(model="openai:m")
     for attempt in (

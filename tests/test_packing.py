@@ -25,7 +25,7 @@ from transformers import (
 
 from distill_lab.chat import Encoded
 from distill_lab.errors import UserError
-from distill_lab.train import loss_forward
+from distill_lab.train import loss_module
 from distill_lab.train.packing import Row, choose_width, collate, epoch_batches, pack, shifted
 
 SIZES: dict[str, Any] = {
@@ -186,13 +186,13 @@ def test_loss_and_gradients_equal_plain_transformers(kind: str, tied: bool, shap
         pack([len(row) for row in packed], width) if shape != "one row per bin" else [[i] for i in range(len(packed))]
     )
     assert tied != any(name == "lm_head.weight" for name in names)
-    loss_forward.install(model)
+    loss_module.install(model)
     batch = collate([[packed[index] for index in bin_] for bin_ in bins], flat=shape == "flat")
     loss = model(**batch)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for name, gradient, want in zip(names, torch.autograd.grad(loss, parameters), wanted, strict=True):
         torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5 * want.abs().max().item(), msg=name)
-    loss_forward.uninstall(model)
+    loss_module.uninstall(model)
     assert model(input_ids=batch["input_ids"]).logits.shape[-1] == 101
 
 
@@ -201,9 +201,9 @@ def test_heads_that_scale_or_cap_their_logits(kind: str) -> None:
     model = build(kind).eval()
     encoded, packed = rows(4)
     expected = loss_of_single_rows(model, encoded)
-    loss_forward.check_head(model)
-    mix = loss_forward.rows_stay_apart(model)
-    loss_forward.install(model)
+    loss_module.check_head(model)
+    mix = loss_module.rows_stay_apart(model)
+    loss_module.install(model)
     bins = [[row] for row in packed] if not mix else [packed[:2], packed[2:]]
     torch.testing.assert_close(model(**collate(bins)), expected, rtol=1e-5, atol=1e-4)
 
@@ -212,18 +212,18 @@ def test_a_head_of_another_kind_is_refused() -> None:
     model = build("qwen3").eval()
     model.lm_head.register_forward_hook(lambda module, inputs, output: output + torch.arange(101))
     with pytest.raises(UserError, match="Qwen3ForCausalLM: its logits"):
-        loss_forward.check_head(model)
+        loss_module.check_head(model)
     model.set_output_embeddings(torch.nn.Sequential(torch.nn.Linear(32, 101)))
     with pytest.raises(UserError, match="Sequential"):
-        loss_forward.install(model)
+        loss_module.install(model)
 
 
 def test_a_model_whose_rows_see_each_other_is_found_out() -> None:
     model = build("qwen3")
-    assert loss_forward.rows_stay_apart(model)
+    assert loss_module.rows_stay_apart(model)
     original = model.model.forward
     model.model.forward = lambda **batch: original(**{**batch, "use_cache": True})
-    assert not loss_forward.rows_stay_apart(model)
+    assert not loss_module.rows_stay_apart(model)
 
 
 def test_shift_keeps_what_is_trained() -> None:

@@ -11,14 +11,14 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PreTrainedModel
 
-from distill_lab.ask import ask
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.decoding import flat
-from distill_lab.engines import complete, load_engine
-from distill_lab.engines.transformers import TransformersEngine
 from distill_lab.errors import UserError
-from distill_lab.graders.judge import Judge
-from distill_lab.models import load_model
+from distill_lab.generation.ask import ask
+from distill_lab.generation.decoding import flat
+from distill_lab.generation.engines import complete, load_engine
+from distill_lab.generation.engines.transformers import TransformersEngine
+from distill_lab.grading.graders.judge import Judge
+from distill_lab.models.loading import load_model
 from distill_lab.types import Completion, Prompt
 from tests.test_engine import assert_equals_generate, by_id, make_prompts
 

@@ -28,12 +28,12 @@ from transformers import (
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
-from distill_lab.models import load_model
+from distill_lab.models.loading import load_model
 from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.lora import merge_directory
 from distill_lab.train.portable import with_old_names
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
 from tests.test_trainer import toy_rows
 
 SHORT = TrainConfig(learning_rate=1e-3, tokens_per_batch=128, max_steps=2, logging_steps=1, validation_fraction=0)

@@ -10,23 +10,24 @@ from typing import Any
 import pytest
 import torch
 
-from distill_lab import hardware, measure
+from distill_lab import device
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.decoding.attention import with_shared
-from distill_lab.decoding.choice import Choice
-from distill_lab.decoding.prefixes import Prefix
-from distill_lab.decoding.row import Row
-from distill_lab.engines.transformers import TransformersEngine
+from distill_lab.device import bf16_gain, fastest_dtype
 from distill_lab.errors import UserError
-from distill_lab.hardware import bf16_gain, fastest_dtype
-from distill_lab.line import Line
-from distill_lab.models import load_model, settled
-from distill_lab.request_cache import model_key
+from distill_lab.evaluation import speed
+from distill_lab.generation.decoding.attention import with_shared
+from distill_lab.generation.decoding.choice import Choice
+from distill_lab.generation.decoding.prefixes import Prefix
+from distill_lab.generation.decoding.row import Row
+from distill_lab.generation.engines.transformers import TransformersEngine
+from distill_lab.generation.request_cache import model_key
+from distill_lab.models.loading import load_model, settled
+from distill_lab.pipeline import Line
 from distill_lab.run import Run
 from distill_lab.types import Prompt
 from tests.test_engine import make_prompts
 
-ON_CPU = not hardware.has_gpu()
+ON_CPU = not device.has_gpu()
 BIG = [(2048, 8192), (8192, 2048)]
 TRANSFORMERS = EngineConfig(engine="transformers")
 pytestmark = pytest.mark.skipif(not ON_CPU, reason="a GPU's dtype is not timed")
@@ -34,19 +35,19 @@ pytestmark = pytest.mark.skipif(not ON_CPU, reason="a GPU's dtype is not timed")
 
 def claim(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
     """Models of any size are timed, with this outcome."""
-    monkeypatch.setattr(hardware, "LEAST_WEIGHTS", 0)
-    monkeypatch.setattr(hardware, "_gain", lambda *key: gain)
+    monkeypatch.setattr(device, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(device, "_gain", lambda *key: gain)
 
 
 def test_both_dtypes_are_timed_and_small_models_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     gain = bf16_gain(BIG)
     assert 0 < gain < 1000
-    assert fastest_dtype(BIG) == (torch.bfloat16 if gain >= hardware.LEAST_GAIN else torch.float32)
+    assert fastest_dtype(BIG) == (torch.bfloat16 if gain >= device.LEAST_GAIN else torch.float32)
 
     def never(*key: Any) -> float:
         raise AssertionError("timed")
 
-    monkeypatch.setattr(hardware, "_gain", never)
+    monkeypatch.setattr(device, "_gain", never)
     assert fastest_dtype([(96, 384)] * 20) == torch.float32
 
 
@@ -105,7 +106,7 @@ def test_a_run_records_the_choice_and_keeps_to_it(
     # Timed again the other way on the same machine, it stays; on another one that has no units it is refused.
     claim(monkeypatch, 0.1)
     assert settle().dtype == "bf16"
-    monkeypatch.setattr(hardware, "device_name", lambda device: "another machine")
+    monkeypatch.setattr(device, "device_name", lambda device: "another machine")
     with pytest.raises(UserError, match=r"was computed here in bf16.* on another machine it would be fp32.*dtype"):
         settle()
     assert settle(dtype="bf16").dtype == "bf16"
@@ -119,9 +120,9 @@ def test_measured_processes_compute_as_the_one_that_started_them(
     def jobs(models: Any, prompts: Any, **rest: Any) -> Any:
         raise UserError(json.dumps([model.dtype for model in models.values()]))
 
-    monkeypatch.setattr(measure, "peak_memory", jobs)
+    monkeypatch.setattr(speed, "peak_memory", jobs)
     with pytest.raises(UserError, match=r'\["bf16"\]'):
-        measure.measure(
+        speed.measure(
             {"one": ModelConfig(model=str(random_model()))}, make_prompts(1), sampling=SamplingConfig(max_new_tokens=2)
         )
 

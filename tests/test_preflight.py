@@ -12,7 +12,7 @@ import pytest
 from distill_lab import cli
 from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import UserError
-from distill_lab.preflight import check_gold, check_training, check_writable
+from distill_lab.planning.preflight import check_gold, check_training, check_writable
 from distill_lab.run import write_jsonl
 
 RECIPES = ("system1", "system2", "cot", "verified", "prompt")
@@ -52,9 +52,9 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return called
 
-    monkeypatch.setattr("distill_lab.engines.transformers.load", refuse("an engine"))
-    monkeypatch.setattr("distill_lab.engines.openai_api.OpenAIEngine.generate", refuse("a request"))
-    monkeypatch.setattr("distill_lab.train.trainer.train_student", refuse("a training"))
+    monkeypatch.setattr("distill_lab.generation.engines.transformers.load", refuse("an engine"))
+    monkeypatch.setattr("distill_lab.generation.engines.openai_api.OpenAIEngine.generate", refuse("a request"))
+    monkeypatch.setattr("distill_lab.train.student.train_student", refuse("a training"))
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -11,9 +11,9 @@ import pytest
 
 from distill_lab import cli
 from distill_lab.config import DataConfig, ModelConfig
-from distill_lab.machine import Machine
-from distill_lab.presets import given, start
-from distill_lab.watch import Watch
+from distill_lab.planning.machine import Machine
+from distill_lab.planning.presets import given, start
+from distill_lab.progress import Watch
 
 RECIPES = ("system1", "system2", "cot", "verified", "prompt")
 
@@ -22,7 +22,7 @@ def started(recipe: str, line: str, monkeypatch: pytest.MonkeyPatch, *, gpu: boo
     """The settings that `distill RECIPE LINE` would run with; the recipe itself is not run."""
     module, found = import_module(f"distill_lab.recipes.{recipe}"), []
     here = Machine("cuda", 80e9, 128e9, "bf16") if gpu else Machine("cpu", 64e9, 64e9, "fp32")
-    monkeypatch.setattr("distill_lab.machine.this_machine", lambda: here)
+    monkeypatch.setattr("distill_lab.planning.machine.this_machine", lambda: here)
 
     def caught(config: Any, directory: Path, *, watch: Watch) -> dict[str, Any]:
         found.append(config)

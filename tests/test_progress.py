@@ -16,14 +16,14 @@ from rich.console import Console
 from distill_lab import activity
 from distill_lab.activity import Activity, Decoding
 from distill_lab.config import SamplingConfig
-from distill_lab.decoding.slices import Slices
-from distill_lab.engines.transformers import TransformersEngine
-from distill_lab.generate import generate
-from distill_lab.generation_progress import Progress, Tracker
+from distill_lab.generation.decoding.slices import Slices
+from distill_lab.generation.engines.transformers import TransformersEngine
+from distill_lab.generation.generate import generate
+from distill_lab.generation.progress import Progress, Tracker
+from distill_lab.progress import Watch
 from distill_lab.run import Run, write_jsonl
 from distill_lab.terminal import Terminal, duration
 from distill_lab.types import Completion, Prompt
-from distill_lab.watch import Watch
 from tests.test_decoding import passes, with_system
 from tests.test_engine import assert_equals_generate, by_id, make_engine, make_prompts
 
@@ -75,7 +75,7 @@ def test_slices_follow_the_measured_pace() -> None:
 
 
 def test_long_prompts_are_read_in_slices_and_answered_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill_lab.engines.transformers.extra_bytes", lambda device: 1)
+    monkeypatch.setattr("distill_lab.generation.engines.transformers.extra_bytes", lambda device: 1)
     engine = make_engine(folder)
     prompts = [
         *with_system(make_prompts(9, longest=12), words=150),
@@ -315,7 +315,7 @@ def test_training_says_what_it_does_before_during_and_after_its_steps(
     random_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     from distill_lab.config import ModelConfig, TrainConfig
-    from distill_lab.train.trainer import train_student
+    from distill_lab.train.student import train_student
 
     rows = [
         {
@@ -344,7 +344,7 @@ def test_training_says_what_it_does_before_during_and_after_its_steps(
 
 
 def test_graders_that_look_at_each_answer_say_how_far_they_are(tmp_path: Path) -> None:
-    from distill_lab.grade import grade
+    from distill_lab.grading.grade import grade
 
     prompts = [Prompt(str(n), [{"role": "user", "content": "?"}], answer="1") for n in range(5)]
     write_jsonl(tmp_path / "p.jsonl", (each.to_json() for each in prompts))

@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 
-from distill_lab.answer_cost import Cost, compare_costs, render_costs
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.data import write_prompts
+from distill_lab.data.records import write_prompts
 from distill_lab.errors import DataError, NoData, UserError
-from distill_lab.prompt_data import (
+from distill_lab.evaluation.cost import Cost, compare_costs, render_costs
+from distill_lab.recipes import prompt
+from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.tiny.labels import LABELS, RULES
+from distill_lab.training_data.prompt_distillation import (
     read_answer,
     read_labels,
     read_system_prompt,
@@ -28,9 +31,6 @@ from distill_lab.prompt_data import (
     write_references,
     write_unread,
 )
-from distill_lab.recipes import prompt
-from distill_lab.run import read_jsonl, write_jsonl
-from distill_lab.tiny.labels import LABELS, RULES
 from distill_lab.types import Completion, Prompt
 
 ONCE = SamplingConfig(max_new_tokens=8, thinking=False)
@@ -272,12 +272,12 @@ def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
 def test_self_distillation_on_free_text_without_gold_holds_one_set_of_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import distill_lab.engines.transformers
-    import distill_lab.measure
-    import distill_lab.models
-    import distill_lab.train.trainer
+    import distill_lab.evaluation.speed
+    import distill_lab.generation.engines.transformers
+    import distill_lab.models.loading
+    import distill_lab.train.student
 
-    real, alive, most = distill_lab.models.load_model, weakref.WeakSet[Any](), [0]
+    real, alive, most = distill_lab.models.loading.load_model, weakref.WeakSet[Any](), [0]
 
     def counted(*arguments: Any, **settings: Any) -> Any:
         gc.collect()
@@ -286,11 +286,13 @@ def test_self_distillation_on_free_text_without_gold_holds_one_set_of_weights(
         most[0] = max(most[0], len(alive))
         return loaded
 
-    for module in (distill_lab.engines.transformers, distill_lab.train.trainer):
+    for module in (distill_lab.generation.engines.transformers, distill_lab.train.student):
         monkeypatch.setattr(module, "load_model", counted)
     # Each takes long and has its own test in test_measure.
-    monkeypatch.setattr(distill_lab.measure, "NUM_LATENCIES", 2)
-    monkeypatch.setattr(distill_lab.measure, "peak_memory", lambda models, prompts, **settings: dict.fromkeys(models))
+    monkeypatch.setattr(distill_lab.evaluation.speed, "NUM_LATENCIES", 2)
+    monkeypatch.setattr(
+        distill_lab.evaluation.speed, "peak_memory", lambda models, prompts, **settings: dict.fromkeys(models)
+    )
     rules, texts = tmp_path / "style.txt", tmp_path / "texts.txt"
     rules.write_text("Answer briefly.")
     texts.write_text("".join(f"Make this upper case: pear {number}\n" for number in range(30)))

@@ -15,14 +15,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from distill_lab import models
 from distill_lab.config import EngineConfig, ModelConfig
 from distill_lab.errors import ModelError
-from distill_lab.line import Line
+from distill_lab.generation.request_cache import model_key
 from distill_lab.memory import is_out_of_memory
-from distill_lab.models import load_model, settled
-from distill_lab.precision import Weights, choose_quantization, count_weights, is_spread
-from distill_lab.request_cache import model_key
+from distill_lab.models import loading
+from distill_lab.models.loading import load_model, settled
+from distill_lab.models.precision import Weights, choose_quantization, count_weights, is_spread
+from distill_lab.pipeline import Line
 from distill_lab.run import Run
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -33,7 +33,7 @@ TRANSFORMERS = EngineConfig(engine="transformers")
 
 def fake_gpu(monkeypatch: pytest.MonkeyPatch, total: float, *, free: float = 0.0, number: int = 1) -> None:
     """A GPU with `total` bytes of memory, of which `free` are free."""
-    monkeypatch.setattr(models, "best_device", lambda: GPU)
+    monkeypatch.setattr(loading, "best_device", lambda: GPU)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (int(free), int(total)))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device=None: SimpleNamespace(total_memory=int(total))
@@ -104,7 +104,7 @@ def test_quantization_that_would_miss_the_experts_is_refused_with_the_size(mixtu
 
 
 def test_auto_leaves_such_a_mixture_as_it_is(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = count_weights(models._skeleton(str(mixture), {"trust_remote_code": False}))
+    weights = count_weights(loading._skeleton(str(mixture), {"trust_remote_code": False}))
     assert 0 < weights.share < 0.3
     assert weights.bytes("4bit") > 0.8 * weights.bytes("none")
     fake_gpu(monkeypatch, 1000)

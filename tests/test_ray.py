@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
-from distill_lab.cluster.blocks import MOST, MOST_DEATHS, MOST_IN_A_ROW, Block, Blocks
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engines import load_engine
 from distill_lab.errors import UserError
+from distill_lab.generation.engines import load_engine
+from distill_lab.generation.engines._ray.blocks import MOST, MOST_DEATHS, MOST_IN_A_ROW, Block, Blocks
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Prompt
 
@@ -358,7 +358,7 @@ def test_without_ray_the_remedy_is_told() -> None:
 
 
 def test_ray_is_chosen_where_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distill_lab.engines import ray as module
+    from distill_lab.generation.engines import ray as module
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert module.preference() == 0

@@ -10,10 +10,17 @@ import pandas as pd
 import pytest
 
 from distill_lab.errors import DataError, NoData
+from distill_lab.evaluation.token_stats import read_stats
 from distill_lab.run import write_jsonl
-from distill_lab.selection import read_parquet, select, shuffle_answers, take_side, write_correct, write_parquet
-from distill_lab.token_stats import read_stats
 from distill_lab.train.rows import read_rows
+from distill_lab.training_data.selection import (
+    read_parquet,
+    select,
+    shuffle_answers,
+    take_side,
+    write_correct,
+    write_parquet,
+)
 
 GRADED = [
     ("a", 0, "2 + 2 = 4\nFinal Answer: 4", "stop", 1.0, "ok", 12),
@@ -95,7 +102,7 @@ def test_rows_are_training_rows_with_their_thinking(correct: Path) -> None:
 
 def test_the_trainer_reads_them(correct: Path) -> None:
     from distill_lab.config import ModelConfig
-    from distill_lab.models import load_tokenizer
+    from distill_lab.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(ModelConfig(model="tiny:student"))
     assert read_rows(correct, tokenizer, max_length=256, validation_fraction=0, seed=0).num_rows == 4

@@ -15,10 +15,10 @@ import torch
 
 from distill_lab import cli
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.engines import load_engine
 from distill_lab.errors import ModelError, UserError
+from distill_lab.generation.engines import load_engine
+from distill_lab.progress import Watch
 from distill_lab.recipes import cot, prompt, system1, verified
-from distill_lab.watch import Watch
 
 SHORT = SamplingConfig(max_new_tokens=12, thinking=False)
 TRAIN = TrainConfig(learning_rate=1e-4, tokens_per_batch=512, max_length=256, max_steps=1, save_steps=1)
@@ -101,13 +101,13 @@ def test_a_judge_is_loaded_once_and_gone_before_speeds(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads, alive = Loads(), []
-    monkeypatch.setattr("distill_lab.graders.judge.load_engine", loads.load)
+    monkeypatch.setattr("distill_lab.grading.graders.judge.load_engine", loads.load)
 
     def measured(*arguments: Any, **settings: Any) -> Any:
         alive.append(loads.alive)
         raise ModelError("tiny:teacher", "no room")
 
-    monkeypatch.setattr("distill_lab.measure.measure", measured)
+    monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
     changes = {"grader": "judge:tiny:student", "measure": True, "sampling": SHORT}
     if recipe == "system1":
         system1.run(small(system1, "instructions", **changes), tmp_path / "run")
@@ -140,7 +140,7 @@ def test_speeds_that_cannot_be_taken_are_a_note(
         )
         raise failure
 
-    monkeypatch.setattr("distill_lab.measure.measure", measured)
+    monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
     flags = ["--data.split", "distill[:40]", "--test.split", "test[:4]", "--train.max-steps", "1"]
     flags += ["--test-sampling.max-new-tokens", "12", "--sampling.max-new-tokens", "12"]
     assert cli.main(["system1", "--preset", "tiny", "--run", str(tmp_path / "run"), *flags]) == 0
@@ -161,7 +161,7 @@ def test_other_recipes_end_without_speeds_too(
     def measured(*arguments: Any, **settings: Any) -> Any:
         raise ModelError("tiny:teacher", "no room")
 
-    monkeypatch.setattr("distill_lab.measure.measure", measured)
+    monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
     train = recipe.PRESETS["tiny"].train.model_copy(update={"max_steps": 1})
     summary = recipe.run(small(recipe, task, measure=True, train=train), tmp_path / "run")
     assert summary["notes"][-1] == "Speed not measured: tiny:teacher: no room"

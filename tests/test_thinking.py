@@ -11,7 +11,7 @@ from distill_lab.chat import encode, prompt_ids
 from distill_lab.cli import main
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.tiny import FAMILY
-from distill_lab.train.thinking import leave_out_thinking
+from distill_lab.train.chat_template import leave_out_thinking
 
 ASK = [{"role": "user", "content": "Say yes."}]
 SAID = [{"role": "assistant", "content": "Yes"}]

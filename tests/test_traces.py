@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from distill_lab.config import DataConfig
-from distill_lab.data import write_prompts
+from distill_lab.data.records import write_prompts
+from distill_lab.data.traces import Trace, best, minimum_level, read_traces, reason_against, select_traces
 from distill_lab.errors import DataError, UserError
 from distill_lab.run import read_jsonl, write_jsonl
-from distill_lab.traces import Trace, best, minimum_level, read_traces, reason_against, select_traces
 
 
 def nested(rv: int, cd: int, *, verified: bool = True, text: str = "answer") -> dict[str, Any]:

@@ -23,14 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from distill_lab.chat import encode
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
-from distill_lab.models import load_model
-from distill_lab.outputs import work_folder
+from distill_lab.files.outputs import work_folder
+from distill_lab.models.loading import load_model
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.train import checkpoints
-from distill_lab.train.loop import StudentTrainer
 from distill_lab.train.plan import make_plan, micro_batches, training_arguments
 from distill_lab.train.rows import read_rows
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
+from distill_lab.train.trainer import StudentTrainer
 
 COLOURS = ["red", "green", "blue", "white"]
 FAST = TrainConfig(
@@ -73,7 +73,7 @@ def step_gradients(student: ModelConfig, rows: Path, tmp_path: Path, config: Tra
             return super()._clip_grad_norm(model)
 
     args = training_arguments(tmp_path / "work", config, plan.num_steps, validate=False)
-    from distill_lab.train.loss_forward import cross_entropy_objective as objective
+    from distill_lab.train.loss_module import cross_entropy_objective as objective
 
     Spy(model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=lambda row: None).train()
     assert plan.num_steps == 1

@@ -11,7 +11,7 @@ import pytest
 
 from distill_lab.errors import DataError
 from distill_lab.run import read_jsonl, write_jsonl
-from distill_lab.training_set import write_training_set
+from distill_lab.training_data.training_set import write_training_set
 from distill_lab.types import Completion, Counts, Message, Prompt
 
 FAMILY = Path(__file__).resolve().parent.parent / "distill_lab" / "tiny" / "family"

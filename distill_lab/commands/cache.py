@@ -23,7 +23,7 @@ from distill_lab import config as settings
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from distill_lab.request_cache import CacheFile, Held
+    from distill_lab.generation.request_cache import CacheFile, Held
     from distill_lab.terminal import Terminal
 
 
@@ -44,9 +44,9 @@ def main(config: Config) -> None:
     """Remove what is asked for, and show what is there."""
     import sqlite3
 
-    from distill_lab.cache_folder import VARIABLE, is_off
     from distill_lab.errors import UserError
-    from distill_lab.request_cache import CacheFile, cache_path, remove_file
+    from distill_lab.files.cache_folder import VARIABLE, is_off
+    from distill_lab.generation.request_cache import CacheFile, cache_path, remove_file
     from distill_lab.terminal import Terminal
 
     terminal = Terminal()

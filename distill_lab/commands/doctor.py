@@ -26,7 +26,7 @@ def main(config: Config) -> None:
     """Look and print."""
     import torch
 
-    from distill_lab import vllm_install
+    from distill_lab.generation.engines import _vllm_install
     from distill_lab.nvidia import nvidia_gpus, why_torch_sees_none
     from distill_lab.run import installed_versions
 
@@ -50,13 +50,13 @@ def main(config: Config) -> None:
         print(f"dtype       {_cpu_dtype()}")
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     print(f"hub         {'off (HF_HUB_OFFLINE is set)' if offline else 'on; HF_HUB_OFFLINE=1 turns it off'}")
-    found = vllm_install.installed()
+    found = _vllm_install.installed()
     if found is None:
-        print(f"vLLM        not in this environment ({sys.prefix}); {vllm_install.REMEDY}")
+        print(f"vLLM        not in this environment ({sys.prefix}); {_vllm_install.REMEDY}")
     else:
         fit = (
-            f"older than {vllm_install.OLDEST}, too old for the lab"
-            if vllm_install.is_too_old(found)
+            f"older than {_vllm_install.OLDEST}, too old for the lab"
+            if _vllm_install.is_too_old(found)
             else "used on a GPU unless told else"
         )
         print(f"vLLM        {found} in {sys.prefix}: {fit}")
@@ -65,7 +65,7 @@ def main(config: Config) -> None:
 
 def _cpu_dtype() -> str:
     """What generation computes in on this CPU, and what was timed."""
-    from distill_lab.hardware import LEAST_GAIN, LEAST_WEIGHTS, bf16_gain
+    from distill_lab.device import LEAST_GAIN, LEAST_WEIGHTS, bf16_gain
 
     gain = bf16_gain(QWEN * 28)
     chosen = "bf16" if gain >= LEAST_GAIN else "fp32"

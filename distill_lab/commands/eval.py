@@ -49,7 +49,7 @@ class Config(settings.Config):
     instruction: str = ""
     """Stands after every question."""
     grader: str = "auto"
-    """A file name in distill_lab/graders; auto: exact where every row has a gold answer, else overlap; final-answer:
+    """A file name in distill_lab/grading/graders; auto: exact where every row has a gold answer, else overlap; final-answer:
     numeric where all gold answers are numbers, else math."""
     sampling: SamplingConfig = SamplingConfig()
     """How the model answers."""
@@ -64,14 +64,14 @@ def main(config: Config) -> None:
     """Generate, grade, print the score."""
     import tempfile
 
-    from distill_lab.cot_files import take_gold, write_predictions
-    from distill_lab.data import write_prompts
+    from distill_lab.data.records import write_prompts
     from distill_lab.errors import UserError
-    from distill_lab.outputs import writing
-    from distill_lab.preflight import check_asked, check_grader, check_writable
-    from distill_lab.reasoning import add_instruction
+    from distill_lab.files.outputs import writing
+    from distill_lab.planning.preflight import check_asked, check_grader, check_writable
     from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
+    from distill_lab.training_data.cot_files import take_gold, write_predictions
+    from distill_lab.training_data.reasoning import add_instruction
 
     out = config.out or (config.predictions and config.predictions.with_suffix(".items.jsonl"))
     if out is None:
@@ -111,11 +111,11 @@ def main(config: Config) -> None:
 
 def _grader(config: Config, prompts: Path, gold: Path) -> str:
     """The grader by its name."""
-    from distill_lab.cot_files import take_gold
     from distill_lab.errors import UserError
-    from distill_lab.line import choose_grader
-    from distill_lab.preflight import check_gold
-    from distill_lab.reasoning import final_answer_grader
+    from distill_lab.pipeline import choose_grader
+    from distill_lab.planning.preflight import check_gold
+    from distill_lab.training_data.cot_files import take_gold
+    from distill_lab.training_data.reasoning import final_answer_grader
 
     if config.predictions is not None:
         if not take_gold(prompts, gold, gold=True).kept:
@@ -133,9 +133,9 @@ def _grader(config: Config, prompts: Path, gold: Path) -> str:
 @contextmanager
 def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[None]:
     """All files of the command held, those of the base model under a key of their own."""
-    from distill_lab.claims import claim
-    from distill_lab.graders import grader_inputs
-    from distill_lab.identity import answer_inputs, shown_name
+    from distill_lab.files.claims import claim
+    from distill_lab.grading.graders import grader_inputs
+    from distill_lab.models.identity import answer_inputs, shown_name
 
     with ExitStack() as stack:
         for model, items in _models(config, out):
@@ -173,8 +173,8 @@ def _models(config: Config, out: Path) -> list[tuple[ModelConfig, Path]]:
 
 def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
     """The model's score and, where there is a base, that one's and the gain."""
-    from distill_lab.compare import paired
-    from distill_lab.verdict import CHANCE
+    from distill_lab.evaluation.compare import paired
+    from distill_lab.evaluation.verdict import CHANCE
 
     for model, items in _models(config, out):
         _score(config, model, prompts, items, grader, terminal)
@@ -194,10 +194,10 @@ def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Ter
 def _answer(
     config: Config, model: ModelConfig, prompts: Path, path: Path, terminal: Terminal, *, live: bool = False
 ) -> None:
-    from distill_lab.engines import Engine, load_engine
-    from distill_lab.generate import generate
-    from distill_lab.label_report import LiveEngine
-    from distill_lab.own_sampling import resolve_sampling
+    from distill_lab.evaluation.labels import LiveEngine
+    from distill_lab.generation.engines import Engine, load_engine
+    from distill_lab.generation.generate import generate
+    from distill_lab.models.generation_config import resolve_sampling
 
     def engine() -> Engine:
         loaded = load_engine(model, config.engine, on_note=terminal.note)
@@ -212,10 +212,10 @@ def _answer(
 
 
 def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
-    from distill_lab.best_of_k import best_of_k
-    from distill_lab.cut_answers import cut_warning
-    from distill_lab.evaluate import evaluate
-    from distill_lab.graders import metric_of
+    from distill_lab.evaluation.evaluate import evaluate
+    from distill_lab.evaluation.pass_at_k import best_of_k
+    from distill_lab.generation.cut_answers import cut_warning
+    from distill_lab.grading.graders import metric_of
 
     answers = out.with_suffix(".completions.jsonl")
     _answer(config, model, prompts, answers, terminal, live=grader == LABEL)
@@ -236,7 +236,7 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
 
 
 def _label_results(model: ModelConfig, items: Path, terminal: Terminal) -> None:
-    from distill_lab.label_report import label_report, predictions, render_label_report
+    from distill_lab.evaluation.labels import label_report, predictions, render_label_report
     from distill_lab.run import write_json
 
     report, path = label_report(items), items.with_suffix(".results.json")

@@ -53,20 +53,20 @@ def main(config: Config) -> None:
     import tempfile
     from contextlib import nullcontext
 
-    from distill_lab.claims import claim
-    from distill_lab.cot_files import write_cot_dataset
-    from distill_lab.data import write_prompts
-    from distill_lab.engines import load_engine
+    from distill_lab.data.records import write_prompts
     from distill_lab.errors import UserError
-    from distill_lab.generate import generate
-    from distill_lab.identity import answer_inputs, shown_name
-    from distill_lab.outputs import writing
-    from distill_lab.own_sampling import resolve_sampling
-    from distill_lab.preflight import check_asked, check_writable
-    from distill_lab.reasoning import add_instruction
-    from distill_lab.request_cache import RequestCache
+    from distill_lab.files.claims import claim
+    from distill_lab.files.outputs import writing
+    from distill_lab.generation.engines import load_engine
+    from distill_lab.generation.generate import generate
+    from distill_lab.generation.request_cache import RequestCache
+    from distill_lab.models.generation_config import resolve_sampling
+    from distill_lab.models.identity import answer_inputs, shown_name
+    from distill_lab.planning.preflight import check_asked, check_writable
     from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
+    from distill_lab.training_data.cot_files import write_cot_dataset
+    from distill_lab.training_data.reasoning import add_instruction
 
     out = config.out or (config.cot and config.cot.with_suffix(".completions.jsonl"))
     if out is None:

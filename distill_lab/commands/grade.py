@@ -25,7 +25,7 @@ class Config(settings.Config):
     out: Path
     """Where the graded completions go (.jsonl)."""
     grader: str = "exact"
-    """A file name in distill_lab/graders: exact, numeric, math, label, overlap; judge:MODEL asks a model."""
+    """A file name in distill_lab/grading/graders: exact, numeric, math, label, overlap; judge:MODEL asks a model."""
     engine: EngineConfig = EngineConfig()
     """What runs the judge."""
     overwrite: bool = False
@@ -34,11 +34,11 @@ class Config(settings.Config):
 
 def main(config: Config) -> None:
     """Grade, and print the counts by status."""
-    from distill_lab.claims import claim
     from distill_lab.errors import UserError
-    from distill_lab.grade import grade
-    from distill_lab.graders import grader_inputs, load_grader
-    from distill_lab.preflight import check_grader, check_writable
+    from distill_lab.files.claims import claim
+    from distill_lab.grading.grade import grade
+    from distill_lab.grading.graders import grader_inputs, load_grader
+    from distill_lab.planning.preflight import check_grader, check_writable
     from distill_lab.terminal import Terminal
 
     for path in (config.prompts, config.completions):

@@ -25,8 +25,8 @@ def main(config: Config) -> None:
     """Print the table."""
     from rich.table import Table
 
+    from distill_lab.evaluation.verdict import tenths
     from distill_lab.terminal import Terminal
-    from distill_lab.verdict import tenths
 
     terminal = Terminal()
     table = Table(

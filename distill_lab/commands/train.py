@@ -64,14 +64,14 @@ def main(config: Config) -> None:
     import tempfile
     from contextlib import nullcontext
 
-    from distill_lab.claims import claim
     from distill_lab.errors import UserError
-    from distill_lab.identity import shown_name
-    from distill_lab.outputs import writing
-    from distill_lab.preflight import check_loads, check_training, check_writable
+    from distill_lab.files.claims import claim
+    from distill_lab.files.outputs import writing
+    from distill_lab.models.identity import shown_name
+    from distill_lab.planning.preflight import check_loads, check_training, check_writable
     from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
-    from distill_lab.train.trainer import training_inputs
+    from distill_lab.train.student import training_inputs
     from distill_lab.train.training_log import check_is_log, log_beside
 
     check_is_log(log_beside(config.out))
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
 
 
 def _train(config: Config, rows: Path, terminal: Terminal) -> None:
-    from distill_lab.train.trainer import train_student
+    from distill_lab.train.student import train_student
     from distill_lab.train.training_log import log_beside
 
     log_file = log_beside(config.out)
@@ -125,9 +125,9 @@ def _train(config: Config, rows: Path, terminal: Terminal) -> None:
 
 def _rows(config: Config, folder: Path, copied: Path, terminal: Terminal) -> Path:
     """Training rows from a data set whose rows bring their answers along."""
-    from distill_lab.data import write_prompts
-    from distill_lab.reasoning import add_instruction
-    from distill_lab.training_set import write_training_set
+    from distill_lab.data.records import write_prompts
+    from distill_lab.training_data.reasoning import add_instruction
+    from distill_lab.training_data.training_set import write_training_set
 
     data, prompts, rows = (folder / f"{name}.jsonl" for name in ("data", "prompts", "rows"))
     terminal.note(f"data: {write_prompts(config.data, data)}")

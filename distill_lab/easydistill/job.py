@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, TrainConfig
-from distill_lab.data import Records
+from distill_lab.data.records import Records
+from distill_lab.data.sources import open_source
 from distill_lab.easydistill.config import Job, read_job
 from distill_lab.easydistill.server import first_model
 from distill_lab.easydistill.training import longest_batches, max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
-from distill_lab.identity import model_inputs
-from distill_lab.line import Line
-from distill_lab.preflight import check_model
+from distill_lab.models.identity import model_inputs
+from distill_lab.pipeline import Line
+from distill_lab.planning.preflight import check_model
+from distill_lab.progress import Watch
 from distill_lab.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
-from distill_lab.sources import open_source
 from distill_lab.types import Completion, Counts, Message, Prompt
-from distill_lab.watch import Watch
 
 EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
 API_KEY = "OPENAI_API_KEY"
@@ -121,7 +121,7 @@ def _check(job: Job, relabel: bool) -> None:
     if next(iter(Records(DataConfig(path=source))), None) is None:
         raise NoData(f"{source}: no rows, so there is nothing to distil; prepare the data first")
     check_model(job.student, role="student", example=EXAMPLE)
-    from distill_lab.models import load_tokenizer
+    from distill_lab.models.loading import load_tokenizer
 
     if not load_tokenizer(job.student).chat_template:
         raise UserError(
@@ -266,7 +266,7 @@ def _settings(run: Run, job: Job, rows: Path, fitted: TrainConfig) -> tuple[Trai
     inputs = {"rows": rows, "training": job.training.model_dump(), "seed": job.seed, **model_inputs(job.student)}
 
     def work(path: Path) -> None:
-        from distill_lab.models import load_tokenizer
+        from distill_lab.models.loading import load_tokenizer
         from distill_lab.train.rows import read_rows
 
         # A student of answers without thinking is trained, and asked, with the think block closed.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from distill_lab.config import Config, ModelConfig
 
 if TYPE_CHECKING:
-    from distill_lab.machine import Machine
+    from distill_lab.planning.machine import Machine
 
 DATASET, DATASET_SYS2 = "alibaba-pai/DistilQwen_100k", "alibaba-pai/OmniThought"
 INSTRUCTIONS, LABELED, COT = "data/train_instructions.json", "data/train_labeled.json", "data/omnithought_cot.json"
@@ -78,7 +78,7 @@ class System2(Config):
 def choose_preset() -> tuple[str, str]:
     """The notebook's models that this machine's memory holds, qwen2.5 or tiny, and why; in every cell, twice if need be."""
     from distill_lab.errors import UserError
-    from distill_lab.machine import this_machine
+    from distill_lab.planning.machine import this_machine
 
     machine = this_machine()
     if machine.device == "cpu":
@@ -93,7 +93,7 @@ def choose_preset() -> tuple[str, str]:
 def check_fit(machine: Machine) -> None:
     """Raise UserError unless the default teacher can answer and both default students can be trained there."""
     from distill_lab.easydistill.training import Training, longest_batches
-    from distill_lab.method import check_answering, choose_method
+    from distill_lab.planning.method import check_answering, choose_method
 
     first, second = System1(), System2()
     teacher = ModelConfig(model=first.teacher_model, quantization="auto")

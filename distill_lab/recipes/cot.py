@@ -27,14 +27,14 @@ from distill_lab.config import (
     SamplingConfig,
     TrainConfig,
 )
-from distill_lab.cot_files import take_gold, write_cot_dataset, write_predictions, write_questions
 from distill_lab.errors import NoData
-from distill_lab.line import Line, student_path, trained, untrained
-from distill_lab.preflight import check_before, check_test
-from distill_lab.reasoning import add_instruction, final_answer_grader
+from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.planning.preflight import check_before, check_test
+from distill_lab.progress import Watch
 from distill_lab.run import Run
+from distill_lab.training_data.cot_files import take_gold, write_cot_dataset, write_predictions, write_questions
+from distill_lab.training_data.reasoning import add_instruction, final_answer_grader
 from distill_lab.types import Counts
-from distill_lab.watch import Watch
 
 LORA = LoraConfig(r=8, alpha=16, dropout=0.05, targets=("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"))
 """The adapters that the CoT summary asks for. It names all linear layers of Qwen2.5 but gate_proj; `all-linear` has it."""
@@ -62,7 +62,7 @@ class Config(settings.RecipeConfig):
     test_sampling: SamplingConfig = SamplingConfig(max_new_tokens=512)
     """How the models answer the test, greedy unless said otherwise."""
     grader: str = "auto"
-    """A file name in distill_lab/graders; auto: numeric where all gold answers are numbers, else math."""
+    """A file name in distill_lab/grading/graders; auto: numeric where all gold answers are numbers, else math."""
     engine: EngineConfig = EngineConfig()
     """What generates."""
     train: TrainConfig = TrainConfig(

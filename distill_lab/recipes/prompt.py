@@ -31,12 +31,15 @@ from distill_lab.config import (
     SamplingConfig,
     TrainConfig,
 )
-from distill_lab.cut_answers import dropped_warning
 from distill_lab.errors import NoData, UserError
-from distill_lab.line import Line, student_path, trained, untrained
-from distill_lab.method import with_batches
-from distill_lab.preflight import check_before
-from distill_lab.prompt_data import (
+from distill_lab.generation.cut_answers import dropped_warning
+from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.planning.method import with_batches
+from distill_lab.planning.preflight import check_before
+from distill_lab.progress import Watch
+from distill_lab.recipes._prompt_proof import prove, step
+from distill_lab.run import Run
+from distill_lab.training_data.prompt_distillation import (
     read_labels,
     read_system_prompt,
     tokens_per_batch,
@@ -46,9 +49,6 @@ from distill_lab.prompt_data import (
     write_messages,
     write_unread,
 )
-from distill_lab.prompt_proof import prove, step
-from distill_lab.run import Run
-from distill_lab.watch import Watch
 
 TRAIN = TrainConfig(
     learning_rate=2e-4, lr_scheduler_type="cosine_with_min_lr", min_lr_rate=0.1, warmup_ratio=0.03, weight_decay=0.0,
@@ -85,8 +85,8 @@ class Config(settings.RecipeConfig):
     test_sampling: SamplingConfig = AT_ONCE
     """How base student and student answer the test; they are trained to be asked so."""
     grader: str = "auto"
-    """label, exact, judge:MODEL or another file name in distill_lab/graders; auto: label where there are labels, else
-    exact where every test row has a gold answer, else overlap. Without gold answers the teacher's are the reference."""
+    """label, exact, judge:MODEL or another file name in distill_lab/grading/graders; auto: label where there are labels,
+    else exact where every test row has a gold answer, else overlap. Without gold answers the teacher's are the reference."""
     engine: EngineConfig = EngineConfig()
     """What generates."""
     rows_per_batch: Annotated[int, Field(ge=0)] = 4

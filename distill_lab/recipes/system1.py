@@ -17,10 +17,10 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
-from distill_lab.line import Line, student_path, trained, untrained
-from distill_lab.preflight import check_before, check_test
+from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.planning.preflight import check_before, check_test
+from distill_lab.progress import Watch
 from distill_lab.run import Run
-from distill_lab.watch import Watch
 
 
 class Config(settings.RecipeConfig):
@@ -43,7 +43,7 @@ class Config(settings.RecipeConfig):
     test_sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, thinking=False)
     """How the models answer the test, greedy unless said otherwise."""
     grader: str = "auto"
-    """A file name in distill_lab/graders; auto: exact where every test row has a gold answer, else overlap."""
+    """A file name in distill_lab/grading/graders; auto: exact where every test row has a gold answer, else overlap."""
     engine: EngineConfig = EngineConfig()
     """What generates."""
     train: TrainConfig = TrainConfig()

@@ -25,11 +25,14 @@ from distill_lab.config import (
     SamplingConfig,
     TrainConfig,
 )
+from distill_lab.data.traces import select_traces
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
-from distill_lab.line import Line, student_path, trained, untrained
-from distill_lab.preflight import check_before, check_test
-from distill_lab.reasoning import (
+from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.planning.preflight import check_before, check_test
+from distill_lab.progress import Watch
+from distill_lab.run import Run, read_jsonl, write_json
+from distill_lab.training_data.reasoning import (
     add_instruction,
     final_answer_grader,
     has_thinking,
@@ -38,9 +41,6 @@ from distill_lab.reasoning import (
     threshold_note,
     with_summaries,
 )
-from distill_lab.run import Run, read_jsonl, write_json
-from distill_lab.traces import select_traces
-from distill_lab.watch import Watch
 
 
 class Config(settings.RecipeConfig):
@@ -76,7 +76,8 @@ class Config(settings.RecipeConfig):
     test_sampling: SamplingConfig = SamplingConfig(max_new_tokens=4096)
     """How the models answer the test, greedy unless said otherwise; thinking: as the student learned it."""
     grader: str = "auto"
-    """A file name in distill_lab/graders; auto: numeric, else math, where the final answers are known, else overlap."""
+    """A file name in distill_lab/grading/graders; auto: numeric, else math, where the final answers are
+    known, else overlap."""
     engine: EngineConfig = EngineConfig()
     """What generates."""
     train: TrainConfig = TrainConfig(learning_rate=1e-5, max_length=4096)

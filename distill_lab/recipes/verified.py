@@ -19,22 +19,22 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distill_lab import config as settings
-from distill_lab import held_out
-from distill_lab.best_of_k import best_of_k
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.cut_answers import dropped_warning
+from distill_lab.data import splits
+from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import NoData, UserError
-from distill_lab.evaluate import evaluate
-from distill_lab.graders import grading
-from distill_lab.line import Line, trained, untrained
-from distill_lab.preflight import check_before, check_test
-from distill_lab.prompts import read_prompts
-from distill_lab.reasoning import add_instruction, final_answer_grader
+from distill_lab.evaluation.evaluate import evaluate
+from distill_lab.evaluation.pass_at_k import best_of_k
+from distill_lab.evaluation.token_stats import read_stats, render_models, stats_json, with_tokens
+from distill_lab.generation.cut_answers import dropped_warning
+from distill_lab.grading.graders import grading
+from distill_lab.pipeline import Line, trained, untrained
+from distill_lab.planning.preflight import check_before, check_test
+from distill_lab.progress import Watch
 from distill_lab.run import Run
-from distill_lab.selection import BudgetBy, Keep, select, shuffle_answers, take_side, write_correct
-from distill_lab.token_stats import read_stats, render_models, stats_json, with_tokens
+from distill_lab.training_data.reasoning import add_instruction, final_answer_grader
+from distill_lab.training_data.selection import BudgetBy, Keep, select, shuffle_answers, take_side, write_correct
 from distill_lab.types import Counts
-from distill_lab.watch import Watch
 
 
 class Config(settings.RecipeConfig):
@@ -51,7 +51,7 @@ class Config(settings.RecipeConfig):
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=2048, temperature=0.7, num_samples=4)
     """How the teacher solves the questions; num_samples: how often each."""
     grader: str = "auto"
-    """A file name in distill_lab/graders; auto: numeric where all gold answers are numbers, else math."""
+    """A file name in distill_lab/grading/graders; auto: numeric where all gold answers are numbers, else math."""
     min_score: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The grade from which a solution counts as correct; below 1 for graders with shades, such as judge."""
     keep: Keep = "all"
@@ -130,7 +130,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             "validation questions",
             "validation.jsonl",
             inputs={"prompts": prompts},
-            work=lambda path: held_out.sample(prompts, path, num_rows=run.counts("questions").kept),
+            work=lambda path: splits.sample(prompts, path, num_rows=run.counts("questions").kept),
         )
         grader = choose_grader(prompts, test) if config.grader == "auto" else config.grader
         done = rounds(line, config.model_copy(update={"student": fitted, "train": train}), prompts, validation, grader)

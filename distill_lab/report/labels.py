@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_lab.compare import times
-from distill_lab.label_report import NUM_EXAMPLES, NUM_WORST, LabelReport, label_report
+from distill_lab.evaluation.compare import times
+from distill_lab.evaluation.labels import NUM_EXAMPLES, NUM_WORST, LabelReport, label_report
+from distill_lab.evaluation.verdict import percent
 from distill_lab.report.figure import LABELS
 from distill_lab.report.text import shown
-from distill_lab.verdict import percent
 
 
 def cost_section(summary: Mapping[str, Any]) -> str:

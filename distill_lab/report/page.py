@@ -13,7 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from distill_lab.compare import (
+from distill_lab.errors import UserError
+from distill_lab.evaluation.compare import (
     LATENCY_GOALS_S,
     SPEEDUP_KPI,
     STEPS_KPI,
@@ -25,23 +26,14 @@ from distill_lab.compare import (
     retention_interval,
     times,
 )
-from distill_lab.errors import UserError
-from distill_lab.evaluate import Score, read_score
-from distill_lab.report.figure import (
-    LABELS,
-    STYLE,
-    count,
-    headline,
-    inline_svg,
-    score_panel,
-    speed_panel,
-)
+from distill_lab.evaluation.evaluate import Score, read_score
+from distill_lab.evaluation.verdict import RETENTION_GOAL, RETENTION_KPI, percent, tenths
+from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
 from distill_lab.report.labels import cost_section, labels_section
 from distill_lab.report.style import PAGE_STYLE
 from distill_lab.report.text import shown
 from distill_lab.report.tokens import tokens_section
 from distill_lab.run import atomic_path, read_jsonl
-from distill_lab.verdict import RETENTION_GOAL, RETENTION_KPI, percent, tenths
 
 MOST_CHARS = 1500
 """Longer texts are cut on the page, with a mark; the eval files hold them whole."""

@@ -11,10 +11,10 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from distill_lab.compare import times
+from distill_lab.evaluation.compare import times
+from distill_lab.evaluation.verdict import percent
 from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg
 from distill_lab.report.text import shown
-from distill_lab.verdict import percent
 
 NUM_BINS = 30
 ROW, TOP, BARS = 92, 30, 54

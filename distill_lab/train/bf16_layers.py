@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from distill_lab.objectives.cross_entropy import add_rounded
+from distill_lab.train.objectives.cross_entropy import add_rounded
 
 SLICE = 1 << 17
 """Elements that elementwise work is done on at once: half a MB in fp32, so that a few such tensors fit the cache."""

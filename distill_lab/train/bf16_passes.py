@@ -20,7 +20,7 @@ from torch import nn
 
 from distill_lab.train import row_attention
 from distill_lab.train.bf16_layers import linear, rms_norm, swiglu
-from distill_lab.train.loss_forward import decoder_and_head
+from distill_lab.train.loss_module import decoder_and_head
 
 TOLERANCE = 2e-2
 """Largest relative difference between a layer and the one that takes its place: that of bf16."""

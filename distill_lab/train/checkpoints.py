@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_lab.outputs import MARK, PARTIAL, remove_work, work_folder
+from distill_lab.files.outputs import MARK, PARTIAL, remove_work, work_folder
 from distill_lab.run import write_json
 
 SEAL, KEY = "seal.json", "key.json"

@@ -14,7 +14,7 @@ from distill_lab import activity
 from distill_lab.train.checkpoints import remove_all_but_newest, seal
 
 if TYPE_CHECKING:
-    from distill_lab.train.loop import StudentTrainer
+    from distill_lab.train.trainer import StudentTrainer
 
 NUM_CHECKPOINTS = 2
 """Kept while training: should the newest be damaged, there is one before it."""

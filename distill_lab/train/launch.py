@@ -1,7 +1,7 @@
 """Training in several processes: one per GPU (or CPU), on this machine, started and watched from here.
 
 What `train_student` takes -> the same result, trained under `accelerate launch` with one of the settings in
-`distill_lab/launch/`. Several machines: start `accelerate launch ... -m distill_lab.cli train ...` on each of them instead.
+`accelerate/`. Several machines: start `accelerate launch ... -m distill_lab.cli train ...` on each of them instead.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from distill_lab.train.trainer import TrainResult
+    from distill_lab.train.student import TrainResult
 
-SETTINGS = Path(__file__).resolve().parent.parent / "launch"
+SETTINGS = Path(__file__).resolve().parent / "accelerate"
 """accelerate's settings, one file per `TrainConfig.sharding`."""
 MARK = "\x1edistill "
 """Begins a line that a training process writes for the one that started it."""
@@ -47,7 +47,7 @@ def train_in_processes(
 ) -> TrainResult:
     """As `train_student`, in `config.num_processes` processes. Raises the UserError that one of them stopped with."""
     from distill_lab.memory import free_memory
-    from distill_lab.train.trainer import TrainResult
+    from distill_lab.train.student import TrainResult
 
     job = {
         "student": student.model_dump(),
@@ -91,7 +91,7 @@ def train_in_processes(
 
 def main(job: str) -> int:
     """One of the processes."""
-    from distill_lab.train.trainer import train_student
+    from distill_lab.train.student import train_student
 
     given = json.loads(job)
     is_first = os.environ["RANK"] == "0"

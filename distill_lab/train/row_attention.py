@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from distill_lab.decoding.attention import OF_OTHER_ATTENTION, Unsuitable
+from distill_lab.generation.decoding.attention import OF_OTHER_ATTENTION, Unsuitable
 
 NAME = "distill_lab_rows"
 TOLERANCE = 1e-3

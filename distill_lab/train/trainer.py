@@ -1,281 +1,397 @@
-"""One trainer for every objective: base student and training rows -> a trained student in a directory.
+"""The training loop: `transformers.Trainer` with packed batches, a loss that is a sum, and checkpoints that can be trusted.
 
-    result = train_student(ModelConfig(model="tiny:student"), Path("train.jsonl"), Path("student"), TrainConfig())
-
-Data in: rows `{"prompt": [...], "completion": [...]}` (JSONL or Parquet). Data out: a Hugging Face directory with
-safetensors weights and the tokenizer. Between the two, `<out>.work/` holds sealed checkpoints; the same call after an
-interruption goes on from the newest whole one and ends with the same weights.
+A planned training (`plan.py`) -> steps, each loss divided by the trained tokens of its whole step -> the model on disk.
+`trainer.train_model` is the way in.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from distill_lab import activity
-from distill_lab.config import ADAPTER_LEARNING_RATE, ModelConfig, TrainConfig
+from distill_lab.config import TrainConfig
 from distill_lab.errors import UserError
-from distill_lab.identity import weights_of
-from distill_lab.memory import free_memory, kept_heap
-from distill_lab.models import best_device, load_model, unrounded
-from distill_lab.outputs import PARTIAL, check_removable, remove_output
-from distill_lab.run import fingerprint
-from distill_lab.train import launch, loss_forward
-from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
-from distill_lab.train.loop import OnLog, StudentTrainer
-from distill_lab.train.loss_forward import Objective, cross_entropy_objective
-from distill_lab.train.plan import make_plan, training_arguments, with_dtype
-from distill_lab.train.rows import Rows, read_rows
-from distill_lab.train.thinking import leave_out_thinking
-from distill_lab.train.training_log import check_is_log
+from distill_lab.memory import free_memory, is_out_of_memory
+from distill_lab.models.precision import compute_dtype
+from distill_lab.run import write_json
+from distill_lab.train import loss_module
+from distill_lab.train.bf16_passes import Bf16Passes
+from distill_lab.train.hooks import Hooks
+from distill_lab.train.loss_module import Objective
+from distill_lab.train.packing import IndexedBatch, Row, collate, cut
+from distill_lab.train.plan import Plan, make_plan
+from distill_lab.train.portable import ADAPTER, make_portable
+from distill_lab.train.rows import Rows
+from distill_lab.train.training_log import TrainingLog
 
-LOW_ADAPTER_RATE = 5e-5
-NOT_IN_KEY = {"logging_steps", "save_steps", "report_to"}
-"""Settings that may change between an interruption and its resumption."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a training did."""
-
-    num_rows: int
-    """Rows used, those held out for validation included."""
-    dropped: dict[str, int]
-    """Rows left out, by reason."""
-    steps: int
-    """Optimizer steps."""
-    tokens: int
-    """Tokens the student read while training, prompts included, padding not."""
-    train_loss: float
-    """Mean over the steps of the loss, in nats per trained token."""
-    validation_loss_before: float | None
-    """In nats per trained token; None where no rows were held out."""
-    validation_loss_after: float | None
-    seconds: float
-    """Of this call; an interrupted call before it is not counted."""
-    num_trained: int
-    """Weights that were trained."""
-    learning_rate: float
-    """At its peak."""
-    resumed_from: int = 0
-    """The step this call went on from."""
-    skipped_checkpoints: dict[str, str] | None = None
-    """Damaged checkpoints that were passed over: name -> what was wrong."""
-    dtype: str = "fp32"
-    """What the passes computed in; weights, loss and optimizer states are in fp32 in any case."""
+OnLog = Callable[[dict[str, Any]], None]
+"""Called with `{"step", "num_steps", "epoch", ...}` and `loss`, `grad_norm`, `learning_rate`, `tokens_per_s`, or with
+`validation_loss`, or with `note`: a sentence for the user."""
+VALIDATION_LOSS = "validation_loss"
+SMALLER_PASSES = (
+    "lower --train.tokens-per-batch or --train.max-length, or use --train.gradient-checkpointing, --train.lora.r 16, "
+    "--student.quantization 4bit"
+)
 
 
-def train_student(
-    student: ModelConfig,
-    rows: Path,
-    out: Path,
-    config: TrainConfig,
-    *,
-    thinking: bool | None = None,
-    on_log: OnLog | None = None,
-    log_file: Path | None = None,
-) -> TrainResult:
-    """Train `student` on `rows` and leave it in `out`, which appears at once when everything is done.
+class StudentTrainer(Trainer):
+    """`transformers.Trainer` with packed batches, a loss that is a sum, and checkpoints that can be trusted."""
 
-    thinking: passed to the chat template as `enable_thinking`; with False, the template of the student in `out` has that as
-    its default. log_file: where each logged step is written, one JSON object per line (`training_log.py`), while training
-    goes on. Computes in fp32 or bf16 on a CPU, whichever is faster there, in bf16 or fp16 on a GPU, with fp32 weights either
-    way, which a CPU saves as they are and a GPU in what it computed in. With `config.lora` only adapters are trained, on
-    frozen weights that
-    may be quantized; `out` then holds the adapters, or with `lora.merge` a plain model and the adapters in adapter/. Raises
-    UserError (NoData, DataError, ModelError) for what the user can mend: unusable rows, quantized weights without adapters,
-    a loss that is not a number, too little memory.
-    """
-    if config.num_processes > 1 and not launch.inside():
-        log = on_log or (lambda row: None)
-        return launch.train_in_processes(student, rows, out, config, thinking=thinking, on_log=log, log_file=log_file)
-    if log_file:
-        check_is_log(log_file)
-    start = time.monotonic()
-    PartialState(cpu=best_device().type == "cpu")  # chooses this process's GPU
-    try:
-        return _train_loaded(
-            student, rows, out, config, thinking=thinking, on_log=on_log, log_file=log_file, start=start
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        args: TrainingArguments,
+        config: TrainConfig,
+        data: Rows,
+        plan: Plan,
+        objective: Objective,
+        on_log: OnLog,
+        log_file: Path | None = None,
+    ) -> None:
+        attention: Any = getattr(model, "config")._attn_implementation  # noqa: B009 - wrappers pass it on, unknown to types
+        self.flat = "flash" in str(attention)
+        self.config, self.data, self.plan, self.on_log = config, data, plan, on_log
+        self.validation: list[IndexedBatch] = []
+        if data.validation:
+            lengths = [len(row) for row in data.validation]
+            self.validation = make_plan(lengths, config.model_copy(update={"num_epochs": 1.0, "max_steps": -1})).batches
+        loss_module.install(model, objective)
+        if config.compile:
+            loss_module.compile_layers(model)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=range(len(plan.batches)),  # pyright: ignore[reportArgumentType]
+            eval_dataset=self.validation or None,  # pyright: ignore[reportArgumentType]
+            data_collator=lambda numbers: self._numbered(numbers[0]),
+            callbacks=[Hooks(self)],
         )
-    finally:
-        # After the call, whose frame holds the model: the next one loads where this one stood.
+        self.remove_callback(PrinterCallback)
+        # The sum is divided here, by the tokens of the whole step; the base class must not divide it again.
+        self.model_accepts_loss_kwargs = True
+        self.loss_is_scaled_for_ga = True
+        self._clock = (0, time.monotonic())
+        self._log_file = TrainingLog(log_file if self.is_world_process_zero() else None)
+        self._began = time.monotonic()
+        """When training began, had it never been interrupted."""
+        self._checks_at_once = self.args.device.type == "cpu"
+        """Whether a loss is looked at as soon as it is there; on a GPU that would stop it after every forward pass."""
+        self._first_bad_step = torch.zeros((), dtype=torch.int64, device=self.args.device)
+        """The first step with a loss that is not finite; 0: none."""
+        self._validation_parts = 1
+        self.in_optimizer = False
+        """Whether the optimizer is taking its step."""
+        self.in_place = self.accelerator.num_processes == 1 and not self.args.fp16 and not self.is_deepspeed_enabled
+        """Whether head and embeddings add to their gradients themselves: nobody else does, and the loss's scale is known."""
+        self.bf16_passes = self._with_bf16_passes(model, objective)
+        """The layers that compute in bf16 on a CPU, or None where autocast or nothing does."""
+        if self.in_place:
+            loss_module.add_embedding_gradients_in_place(model)
+        self.parts = 1
+        """Into how many parts each micro-batch is cut; doubled when the memory runs out."""
+        self._weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self._step: list[int] = []
+        """Numbers of the micro-batches that the running step has come to."""
+        self._saved_dtype: torch.dtype | None = None
+        """What weights gathered from several GPUs are written in; None: in what they are trained in."""
+
+    def _with_bf16_passes(self, model: nn.Module, objective: Objective) -> Bf16Passes | None:
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not self.args.bf16 or self.args.device.type != "cpu" or self.config.compile or sharded:
+            return None
+        passes = Bf16Passes(model, in_place=self.in_place)
+        loss_module.install(model, objective, head_copy=passes.head_copy)
+        self.flat = self.flat or passes.rows
+        return passes
+
+    def _collate(self, batch: IndexedBatch, rows: Sequence[Row]) -> dict[str, Any]:
+        return collate([[rows[index] for index in bin_] for bin_ in batch], flat=self.flat)
+
+    def _numbered(self, number: int) -> dict[str, Any]:
+        return {**self._collate(self.plan.batches[number], self.data.training), "number": number}
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The planned batches in their order, dealt out to the processes in turn."""
+        numbers: Any = self.train_dataset
+        return self.accelerator.prepare(
+            DataLoader(numbers, batch_size=1, collate_fn=self.data_collator, pin_memory=self.args.dataloader_pin_memory)
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of one step, and its trained tokens over all of them and all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step = []
+        trained = sum(len(batch["labels_N"]) for batch in batches)
+        if self.in_place:
+            return batches, trained
+        return batches, self.accelerator.reduce(torch.tensor(trained, device=device), "sum")
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of one micro-batch, cut smaller where the memory does not take it whole.
+
+        The loss is a sum, so the parts' gradients add up to the whole one's. A failed backward pass leaves gradients half
+        added: the step's earlier micro-batches are computed again with it.
+        """
+        number = inputs.pop("number")
+        self._step.append(number)
+        batches = self.config.gradient_accumulation_steps
+        activity.report(
+            "training, micro-batch" if batches > 1 else "training, step",
+            self.state.global_step * batches + len(self._step),
+            self.plan.num_steps * batches,
+        )
+        again: list[int] = []
+        while True:
+            try:
+                for earlier in again[:-1]:
+                    self._in_parts(model, earlier, num_items_in_batch)
+                if self.parts == 1 and not again:
+                    return super().training_step(model, inputs, num_items_in_batch)
+                return self._in_parts(model, number, num_items_in_batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            inputs = {}
+            self._halve()
+            again = self._step
+
+    def train(self, *arguments: Any, **settings: Any) -> Any:
+        """As the base class; memory that runs out between the passes is a UserError that says what to do."""
+        try:
+            return super().train(*arguments, **settings)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        trained = sum(weight.numel() for weight in self._weights)
+        if not self.in_optimizer:
+            raise self._out_of_memory("between the passes", SMALLER_PASSES)
+        raise self._out_of_memory(
+            "in the optimizer's step",
+            f"AdamW keeps 8 bytes for each of the {trained:,} trained weights ({8 * trained / 1e9:.2f} GB); use "
+            "--train.optim adamw_8bit (a quarter of that), --train.lora.r 16 (adapters alone are trained) or "
+            "--train.gradient-checkpointing (leaves more memory beside the passes)",
+        )
+
+    def _in_parts(self, model: nn.Module, number: int, num_items_in_batch: Any) -> torch.Tensor:
+        total = torch.zeros((), device=self.args.device)
+        for part in cut(self.plan.batches[number], self.parts):
+            inputs = self._collate(part, self.data.training)
+            total += super().training_step(model, inputs, num_items_in_batch)
+        return total
+
+    def _halve(self) -> None:
+        """Cut micro-batches into twice as many parts. Raises UserError where that is no remedy."""
+        for weight in self._weights:
+            weight.grad = None
         free_memory()
-
-
-def _train_loaded(
-    student: ModelConfig,
-    rows: Path,
-    out: Path,
-    config: TrainConfig,
-    *,
-    thinking: bool | None,
-    on_log: OnLog | None,
-    log_file: Path | None,
-    start: float,
-) -> TrainResult:
-    model, tokenizer = _load(student, config)
-    with activity.doing(f"reading the training rows of {rows}"):
-        data = read_rows(
-            rows,
-            tokenizer,
-            max_length=config.max_length,
-            validation_fraction=config.validation_fraction,
-            seed=config.seed,
-            thinking=thinking,
-        )
-    if thinking is False:
-        leave_out_thinking(tokenizer)
-    key = fingerprint(training_inputs(student, rows, config, thinking=thinking))
-    return train_model(
-        model, tokenizer, data, out, config, key=key, on_log=on_log, start=start, student=student, log_file=log_file
-    )
-
-
-def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> dict[str, Any]:
-    """All that a trained student depends on."""
-    settings = config.model_dump(exclude=NOT_IN_KEY)
-    return {"model": weights_of(student), "rows": rows, "train": settings, "thinking": thinking}
-
-
-def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """All weights to be trained, or frozen weights (quantized where asked) and the adapters to be trained."""
-    if not config.lora.r:
-        if student.quantization in ("4bit", "8bit"):
-            raise UserError(
-                f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
-                "(--train.lora.r 16), or use quantization none"
+        rows = max(sum(len(bin_) for bin_ in self.plan.batches[number]) for number in self._step)
+        if self.accelerator.num_processes > 1 or self.parts >= rows:
+            what = (
+                "even with one row at a time" if self.parts >= rows else f"with {self.config.tokens_per_batch} tokens"
             )
-        return load_model(student.model_copy(update={"quantization": "none"}), training=True)
-    from distill_lab.train.lora import add_adapters
+            raise self._out_of_memory(what, SMALLER_PASSES)
+        self.parts *= 2
+        tokens = self.config.tokens_per_batch // self.parts
+        self.on_log({"note": f"out of memory: micro-batches of {tokens} tokens, {self.parts} times as many to a step"})
 
-    model, tokenizer = load_model(unrounded(student))
-    folder = Path(student.model).expanduser()
-    name = str(folder.resolve()) if folder.exists() else student.model
-    return add_adapters(model, config.lora, name=name, revision=student.revision, seed=config.seed), tokenizer
+    def _out_of_memory(self, where: str, remedy: str) -> UserError:
+        return UserError(
+            f"step {self.state.global_step + 1}: out of memory {where}; {remedy}. "
+            f"Checkpoints of earlier steps are in {self.args.output_dir}"
+        )
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The micro-batch's share of the step's loss. DDP and FSDP average gradients, hence the number of processes."""
+        scale = {"loss_scale": 1 / num_items_in_batch} if self.in_place and model.training else {}
+        total = model(**inputs, **scale)
+        if not self._checks_at_once:
+            step = self.state.global_step + 1
+            bad = ~torch.isfinite(total.detach()) & (self._first_bad_step == 0)
+            self._first_bad_step = torch.where(bad, step, self._first_bad_step)
+        elif not torch.isfinite(total):
+            raise self._diverged("loss", total.item(), self.state.global_step + 1)
+        loss = total * self.accelerator.num_processes / num_items_in_batch
+        return (loss, {}) if return_outputs else loss
 
-def train_model(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Rows,
-    out: Path,
-    config: TrainConfig,
-    *,
-    key: str,
-    objective: Objective = cross_entropy_objective,
-    on_log: OnLog | None = None,
-    start: float | None = None,
-    student: ModelConfig | None = None,
-    log_file: Path | None = None,
-) -> TrainResult:
-    """As `train_student`, for a model and rows that are loaded already (LoRA, other objectives).
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = ""
+    ) -> dict[str, float]:
+        """Nats per trained token over the held-out rows, every token counted once on however many processes."""
+        model: Any = self.model_wrapped
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        was_training = model.training
+        model.eval()
+        totals = torch.zeros(2, device=self.args.device)
+        for first in range(0, len(self.validation), world):
+            index = first + rank
+            activity.report("validation loss, batch", first + 1, len(self.validation))
+            sums = self._validate(model, self.validation[min(index, len(self.validation) - 1)])
+            # Sharded models need every process to run; a batch beyond the last one only keeps them in step.
+            if index < len(self.validation):
+                totals += sums
+        model.train(was_training)
+        summed: Any = self.accelerator.reduce(totals, "sum")
+        nats, tokens = summed.tolist()
+        metrics = {VALIDATION_LOSS: nats / tokens}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(metrics))
+        return metrics
 
-    key: what the result depends on; checkpoints of another key are thrown away. `model` is not usable afterwards.
-    student: how `model` was loaded; needed to merge adapters that were trained on weights split over several GPUs.
-    """
-    start = time.monotonic() if start is None else start
-    log = on_log or (lambda row: None)
-    work = out.with_name(out.name + ".work")
-    check_removable(out)
-    state = PartialState(cpu=best_device().type == "cpu")
-    with state.main_process_first():
-        for removed in keep_only(out, key):
-            log({"note": removed})
-        found = newest_whole(work, remove=state.is_main_process)
-        config = with_dtype(config, model, work)
-    for name, reason in found.skipped.items():
-        chosen = found.checkpoint.name if found.checkpoint else "the beginning"
-        log({"note": f"{work / name} was passed over ({reason}); going on from {chosen}"})
-    if data.num_spelled:
-        log({"note": f"{data.num_spelled} rows spell control tokens of the student; they are trained as plain text"})
-    if config.dtype == "bf16" and best_device().type == "cpu":
-        log({"note": "computing in bf16, with weights, loss and optimizer in fp32"})
-    num_trained, sizes = trained_weights(model, config)
-    log({"note": sizes})
-    loss_forward.check_head(model)
-    mix = loss_forward.rows_stay_apart(model)
-    if not mix:
-        log({"note": f"{type(model).__name__} lets packed rows see each other: one row per bin, slower"})
-    plan = make_plan([len(row) for row in data.training], config, mix=mix, num_processes=state.num_processes)
-    args = training_arguments(
-        work, config, plan.num_steps, validate=bool(data.validation), num_processes=state.num_processes
-    )
-    trainer = StudentTrainer(
-        model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=log, log_file=log_file
-    )
-    if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
-        log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})
-    heap = kept_heap() if args.device.type == "cpu" else nullcontext()
-    with _quiet(), heap:
-        trainer.train(resume_from_checkpoint=str(found.checkpoint) if found.checkpoint else None)
-        before, after = trainer.validation_losses()
-        partial = work / PARTIAL
-        unmerged = trainer.save(partial, tokenizer)
-    train_loss = trainer.train_loss()
-    state.wait_for_everyone()
-    trainer.release()
-    del trainer, model
-    if state.is_main_process:
-        if unmerged:
-            from distill_lab.train.lora import merge_beside
-
-            assert student is not None, "sharded adapters are merged onto the student they were trained on"
+    def _validate(self, model: nn.Module, batch: IndexedBatch) -> torch.Tensor:
+        """Nats and trained tokens of one batch, [2], cut smaller where the memory does not take it whole."""
+        while True:
+            sums = torch.zeros(2, device=self.args.device)
+            try:
+                for part in cut(batch, self._validation_parts):
+                    inputs = self._collate(part, self.data.validation)
+                    loss = model(**self._prepare_inputs(inputs)).float()
+                    sums += torch.stack([loss, loss.new_tensor(len(inputs["labels_N"]))])
+                return sums
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            sums = inputs = loss = None
             free_memory()
-            merge_beside(student, partial)
-        remove_output(out)
-        partial.rename(out)
-        if left := remove_finished(out):
-            log({"note": f"{work} stays: {', '.join(left)} in it is not what training wrote"})
-    return TrainResult(
-        num_rows=data.num_rows,
-        dropped=data.dropped,
-        steps=plan.num_steps,
-        tokens=int(plan.tokens_until[-1]),
-        train_loss=train_loss,
-        validation_loss_before=before,
-        validation_loss_after=after,
-        seconds=round(time.monotonic() - start, 3),
-        num_trained=num_trained,
-        learning_rate=config.peak_learning_rate,
-        resumed_from=int(found.checkpoint.name.rpartition("-")[2]) if found.checkpoint else 0,
-        skipped_checkpoints=found.skipped,
-        dtype="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
-    )
+            rows = sum(len(bin_) for bin_ in batch)
+            if self.accelerator.num_processes > 1 or self._validation_parts >= rows:
+                one = self._validation_parts >= rows
+                raise self._out_of_memory(
+                    f"in the validation{' even with one row at a time' if one else ''}", SMALLER_PASSES
+                )
+            self._validation_parts *= 2
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trackers and `on_log` see epochs over the rows; the base class knows the whole plan as one."""
+        step = self.state.global_step
+        self.state.epoch = step * self.config.gradient_accumulation_steps / self.plan.batches_per_epoch
+        # Before anything is saved: every checkpoint, and the student, follows a log line.
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise self._diverged("loss", logs["loss"], int(self._first_bad_step) or step)
+        # fp16 scales the loss up until gradients overflow, and skips those steps: there alone it is no fault.
+        if not math.isfinite(logs.get("grad_norm", 0.0)) and not self.args.fp16:
+            raise self._diverged("gradient norm", logs["grad_norm"], step)
+        if "loss" in logs:
+            past, then = self._clock
+            now = time.monotonic()
+            logs["tokens_per_s"] = round(
+                float(self.plan.tokens_until[step] - self.plan.tokens_until[past]) / (now - then), 1
+            )
+            self._clock = (step, now)
+        super().log(logs, start_time)
+        if "loss" in logs or VALIDATION_LOSS in logs:
+            entry = self.state.log_history[-1]
+            entry["seconds"] = round(time.monotonic() - self._began, 3)
+            self._log_file.add(entry)
+            self.on_log({**logs, "step": step, "num_steps": self.plan.num_steps})
 
-def trained_weights(model: nn.Module, config: TrainConfig) -> tuple[int, str]:
-    """How many weights of `model` will be trained, and a sentence that says so, with the learning rate."""
-    number = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    rate = f"learning rate {config.peak_learning_rate:g}"
-    if not config.lora.r:
-        return number, f"training all {number:,} weights, {rate}"
-    counted: Any = model
-    total = counted.get_nb_trainable_parameters()[1] - number  # those in 4 bits at their unpacked number
-    text = f"training adapters of rank {config.lora.r}: {number:,} weights beside {total:,} frozen ones"
-    text += f" ({number / total:.2%}), {rate}"
-    if config.peak_learning_rate < LOW_ADAPTER_RATE:
-        text += f", at which adapters learn little (their default is {ADAPTER_LEARNING_RATE:g})"
-    return number, text
+    def _diverged(self, what: str, value: float, step: int) -> UserError:
+        return UserError(
+            f"step {step}: the {what} is {value}; lower the learning rate (now {self.config.peak_learning_rate:g}). "
+            f"Checkpoints of earlier steps are in {self.args.output_dir}"
+        )
 
+    def train_loss(self) -> float:
+        """Mean over the steps of the loss, those before an interruption included."""
+        total, last = 0.0, 0
+        for row in self.state.log_history:
+            if "loss" in row:
+                total += row["loss"] * (row["step"] - last)
+                last = row["step"]
+        return total / last
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Only faces print; transformers draws a bar for every file it saves, and warns of tied weights when it resumes."""
-    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if shown:
-            transformers_logging.enable_progress_bar()
+    def validation_losses(self) -> tuple[float | None, float | None]:
+        """Before the first and after the last step."""
+        if not self.validation:
+            return None, None
+        losses = {row["step"]: row[VALIDATION_LOSS] for row in self.state.log_history if VALIDATION_LOSS in row}
+        after = losses.get(self.plan.num_steps)
+        return losses[0], self.evaluate()[VALIDATION_LOSS] if after is None else after
+
+    def save(self, partial: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+        """Model and tokenizer to `partial`; returns whether it still has to be merged there, from its folder adapter/.
+
+        Sharded weights can only be put together by all processes at once, so merging is left to one of them afterwards.
+        """
+        activity.report("saving the student")
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        loss_module.uninstall(model)
+        if self.bf16_passes is not None:
+            self.bf16_passes.remove()
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        merge = self.config.lora.r > 0 and self.config.lora.merge
+        if not self.config.lora.r:
+            if sharded:
+                self._saved_dtype = compute_dtype(self.args.device)
+            else:
+                model.to(compute_dtype(self.args.device))
+        if self.args.should_save and partial.exists():
+            shutil.rmtree(partial)
+        self.accelerator.wait_for_everyone()
+        weights = partial / ADAPTER if merge else partial
+        self.save_model(str(weights))
+        if not self.args.should_save:
+            return False
+        (weights / "training_args.bin").unlink()
+        if self._saved_dtype:
+            settings = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+            write_json(weights / "config.json", settings | {"dtype": str(self._saved_dtype).removeprefix("torch.")})
+        if self.config.lora.r:
+            (weights / "README.md").unlink()  # a form that nobody has filled in
+        if merge and not sharded:
+            from distill_lab.train.lora import save_merged
+
+            # Merged in fp32: many a change is smaller than what half precision resolves.
+            full = model.float() if self.bf16_passes is not None else model
+            save_merged(full, partial, dtype=compute_dtype(self.args.device))
+        if merge and sharded:
+            tokenizer.save_pretrained(weights)
+            return True
+        make_portable(partial, tokenizer, getattr(model, "generation_config", None))
+        return False
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # Gathered from several GPUs, a tied weight stands under each of its names.
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", {})
+        dtype = self._saved_dtype
+        state_dict = state_dict and {
+            name: weight.to(dtype) if dtype and weight.is_floating_point() else weight
+            for name, weight in state_dict.items()
+            if name not in tied
+        }
+        super()._save(output_dir, state_dict)
+
+    def release(self) -> None:
+        """Let go of model, gradients and optimizer; the trainer is not usable afterwards.
+
+        The callbacks and the trainer refer to each other, and the accelerator to all it has prepared: without this they
+        stay in memory until Python happens to collect cycles, while the next model loads.
+        """
+        self.callback_handler.callbacks.clear()
+        self.accelerator.free_memory()
+
+    def begin_log(self) -> None:
+        """Write the log up to here, and count time from what it says."""
+        history = self.state.log_history
+        past = next((entry["seconds"] for entry in reversed(history) if "seconds" in entry), 0.0)
+        self._began = time.monotonic() - past
+        self._log_file.begin(history)
+
+    def start_clock(self) -> None:
+        """Speed is counted from here."""
+        self._clock = (self.state.global_step, time.monotonic())

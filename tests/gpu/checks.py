@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from distill_lab.models import best_device
-from distill_lab.precision import compute_dtype
+from distill_lab.models.loading import best_device
+from distill_lab.models.precision import compute_dtype
 
 T4_BYTES = 15_600_000_000
 """Memory of a T4: checks that must fit one limit a larger GPU to it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill_lab.vllm_install import installed
+from distill_lab.generation.engines._vllm_install import installed
 from tests.conftest import ROOT
 from tests.gpu.checks import CHECKS, Setting, load_all
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
-from distill_lab.models import load_model
-from distill_lab.train.trainer import train_student
+from distill_lab.models.loading import load_model
+from distill_lab.train.student import train_student
 from tests.gpu import shapes
 from tests.gpu.checks import Setting, check
 

@@ -34,14 +34,14 @@ from transformers import (
 
 from distill_lab.chat import prompt_ids
 from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.engines import load_engine
-from distill_lab.models import load_model
+from distill_lab.generation.engines import load_engine
+from distill_lab.models.loading import load_model
 from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.tiny.tasks import rows as task_rows
 from distill_lab.train.lora import merge_directory
 from distill_lab.train.portable import make_portable
-from distill_lab.train.trainer import train_student
+from distill_lab.train.student import train_student
 from distill_lab.types import Message, Prompt
 from tests.conftest import ROOT
 from tests.test_portable import base_model

@@ -1,0 +1,24 @@
+"""Alpaca rows: `{"instruction", "input", "output"}`; the user turn is the instruction, a blank line and the input.
+
+Honours `system` and `history` ([question, answer] pairs) where a row has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lab.data.adapters import _row
+from distill_lab.types import Record
+
+FIELDS = ("instruction", "input", "output", "response", "system", "history", "answer")
+
+
+def matches(row: Mapping[str, Any]) -> bool:
+    """Whether the row has an instruction and an input."""
+    return isinstance(row.get("instruction"), str) and isinstance(row.get("input"), str)
+
+
+def record(row: Mapping[str, Any], id: str) -> Record:
+    """The row as a Record. Raises ValueError with the reason for a malformed row."""
+    return _row.instruction(row, id, fields=FIELDS)

@@ -1,0 +1,23 @@
+"""DistilQwen_100k and EasyDistill files: `{"instruction", "output"}` (or "response"; without either: a bare prompt)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lab.data.adapters import _row
+from distill_lab.types import Record
+
+FIELDS = ("instruction", "output", "response", "system", "history", "answer")
+
+
+def matches(row: Mapping[str, Any]) -> bool:
+    """Whether the row has an instruction."""
+    return isinstance(row.get("instruction"), str)
+
+
+def record(row: Mapping[str, Any], id: str) -> Record:
+    """The row as a Record. Raises ValueError with the reason for a malformed row."""
+    if row.get("input"):
+        raise ValueError("field 'input' is filled, which this adapter does not read; use the adapter alpaca")
+    return _row.instruction(row, id, fields=FIELDS)

@@ -1,0 +1,29 @@
+r"""MATH rows (Hendrycks et al. 2021): `{"problem", "solution", "level", "type"}`.
+
+The solution is the completion; the gold answer is what its last `\boxed{...}` holds, or `answer` where the row has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lab.answers import last_box
+from distill_lab.data.adapters import _row
+from distill_lab.types import Record
+
+FIELDS = ("problem", "solution", "answer")
+
+
+def matches(row: Mapping[str, Any]) -> bool:
+    """Whether the row has a problem and its solution."""
+    return isinstance(row.get("problem"), str) and isinstance(row.get("solution"), str)
+
+
+def record(row: Mapping[str, Any], id: str) -> Record:
+    """The row as a Record. Raises ValueError with the reason for a malformed row."""
+    prompt = [{"role": "user", "content": _row.text(row, "problem")}]
+    solution = _row.text(row, "solution")
+    box = last_box(solution)
+    answer = _row.gold_answer(row, "answer") or (box[1] if box else None)
+    return _row.record(row, id, used=FIELDS, prompt=prompt, completion=[_row.assistant(solution)], answer=answer)

@@ -1,0 +1,49 @@
+"""OmniThought rows: `{"question", "reasoning": [traces]}`, and flat ones with `rv_score`/`cd_score` or EasyDistill's scores.
+
+The completion is the row's best trace (`distill_lab.data.traces.best` says which). All its traces stay in meta, under
+`traces`, so that `select_traces` can filter each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lab.data import traces
+from distill_lab.data.adapters import _row
+from distill_lab.types import Record
+
+FIELDS = (*traces.QUESTION, *traces.ANSWER, *traces.SCORES, "reasoning")
+
+
+def matches(row: Mapping[str, Any]) -> bool:
+    """Whether the row has a question with traces, or an instruction, an answer and a score of it."""
+    nested = isinstance(row.get("reasoning"), list) and isinstance(row.get("question"), str)
+    return nested or (
+        None not in traces.answer_fields(row) and any(row.get(name) is not None for name in traces.SCORES)
+    )
+
+
+def record(row: Mapping[str, Any], id: str) -> Record:
+    """The row as a Record. Raises ValueError with the reason for a malformed row."""
+    question, found = traces.read_traces(row)
+    best = traces.best(found)
+    used: set[str | None] = {"reasoning", "question"}
+    answer = None
+    if not isinstance(row.get("reasoning"), list):
+        used = {*traces.answer_fields(row), *traces.SCORES}
+        answer = None if "answer" in used else _row.gold_answer(row, "answer")
+        used.add("answer")
+        if "instruction" in row and isinstance(row.get("input"), str) and "input" not in used:
+            question = "\n\n".join(part for part in (question, row["input"]) if part.strip())
+            used.add("input")
+    kept = _row.record(
+        row,
+        id,
+        used=used,
+        prompt=[{"role": "user", "content": question}],
+        completion=None if best is None else [best.message()],
+        answer=answer,
+    )
+    kept.prompt.meta[traces.META] = [trace.to_json() for trace in found]
+    return kept

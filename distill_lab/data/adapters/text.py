@@ -1,0 +1,29 @@
+"""Texts to be labelled: `{"sentence"}` with an optional gold `label` (or `answer`), or `{"text", "label"}`; lines of a .txt.
+
+A row that has a text and no label is none: it may be a page of a corpus, which asks for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lab.data.adapters import _row
+from distill_lab.types import Record
+
+TEXT = ("sentence", "text")
+LABEL = ("label", "answer")
+FIELDS = (*TEXT, *LABEL)
+
+
+def matches(row: Mapping[str, Any]) -> bool:
+    """Whether the row has a sentence, or a text with a label."""
+    labelled = any(isinstance(row.get(field), (str, int, float)) for field in LABEL)
+    return isinstance(row.get("sentence"), str) or (labelled and isinstance(row.get("text"), str))
+
+
+def record(row: Mapping[str, Any], id: str) -> Record:
+    """The row as a Record. Raises ValueError with the reason for a malformed row."""
+    used = [_row.filled(row, *TEXT), _row.filled(row, *LABEL)]
+    prompt = [{"role": "user", "content": _row.text(row, used[0] or TEXT[0])}]
+    return _row.record(row, id, used=used, prompt=prompt, answer=_row.gold_answer(row, *LABEL))

@@ -1,0 +1,1 @@
+"""Models -> scores: evaluation, statistics, comparison, speed, cost, labels, token counts."""

@@ -1,0 +1,112 @@
+"""What an answer costs: tokens processed (prompt and completion) and seconds, of models that are asked in different ways.
+
+    cost = token_cost(teacher, prompts, completions, thinking=None)          tokens per answer, counted
+    print(render_costs(summary["cost"]))
+
+`measure` compares models on the same prompts, side by side in memory. Here each is asked with prompts of its own, and they
+are timed one after the other, so that never more than one model is in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.data.prompts import read_prompts
+from distill_lab.evaluation.compare import times
+from distill_lab.run import read_jsonl
+
+if TYPE_CHECKING:
+    from distill_lab.evaluation.speed import Speed
+
+NUM_MEASURED = 32
+"""Test prompts that speed is measured on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one answer takes, on average over prompts."""
+
+    prompt_tokens: float
+    """Tokens the model reads: system prompt, question, chat template."""
+    completion_tokens: float
+    """Tokens it writes, thinking and end token included."""
+    seconds: float | None = None
+    """One answer at a time; None where it was not measured."""
+
+    @property
+    def tokens(self) -> float:
+        """Tokens processed."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+def token_cost(model: ModelConfig, prompts: Path, completions: Path, *, thinking: bool | None) -> Cost:
+    """Tokens per answer: every prompt that has a completion as `model`'s chat template writes it, and that completion.
+
+    The seconds are left open. Raises ModelError where the tokenizer cannot be loaded.
+    """
+    from distill_lab.chat import prompt_ids
+    from distill_lab.models.loading import load_tokenizer
+
+    written = {row["id"]: row["num_tokens"] for row in read_jsonl(completions) if row["finish_reason"] != "error"}
+    tokenizer = load_tokenizer(model)
+    read = [
+        len(prompt_ids(tokenizer, prompt.messages, thinking=thinking))
+        for prompt in read_prompts(prompts)
+        if prompt.id in written
+    ]
+    return Cost(mean(read) if read else 0.0, mean(written.values()) if written else 0.0)
+
+
+def time_answers(model: ModelConfig, prompts: Path, sampling: SamplingConfig, *, budget_s: float) -> Speed:
+    """The speed of `model` on the first prompts of a file, alone in memory, in about `budget_s`. Raises as `measure`."""
+    from distill_lab.evaluation.speed import measure
+
+    asked = list(islice(read_prompts(prompts), NUM_MEASURED))
+    return measure({"model": model}, asked, sampling=sampling, budget_s=budget_s)["model"]
+
+
+def compare_costs(costs: Mapping[str, Cost], scores: Mapping[str, float]) -> dict[str, Any]:
+    """summary.json's `cost`: the costs of "teacher" and "student", and how many times more the teacher takes.
+
+    `accuracy` is the student's score over the teacher's; ratios with something unknown in them are null.
+    """
+    teacher, student = costs["teacher"], costs["student"]
+    return {
+        **{name: dataclasses.asdict(cost) | {"tokens": cost.tokens} for name, cost in costs.items()},
+        "ratio": {
+            "accuracy": scores["student"] / scores["teacher"] if scores.get("teacher") else None,
+            "tokens": teacher.tokens / student.tokens if student.tokens else None,
+            "seconds": teacher.seconds / student.seconds if teacher.seconds and student.seconds else None,
+        },
+    }
+
+
+def render_costs(summary: Mapping[str, Any]) -> str:
+    """The comparison as plain text: the teacher with prompt and thinking beside the student without."""
+    cost, ratio = summary["cost"], summary["cost"]["ratio"]
+    lines = [f"{'per answer':<22}{'teacher + prompt':>18}{'student alone':>16}{'ratio':>9}"]
+
+    def line(title: str, values: list[float | None], shape: str, shown: str) -> None:
+        cells = [format(value, shape) if value is not None else "-" for value in values]
+        lines.append(f"{title:<22}{cells[0]:>18}{cells[1]:>16}{shown:>9}")
+
+    def shown(of: str) -> str:
+        return "-" if ratio[of] is None else times(ratio[of], "x")
+
+    both = [cost["teacher"], cost["student"]]
+    scores = [(summary["models"].get(name) or {}).get("score") for name in ("teacher", "student")]
+    metric = summary.get("metric") or {"short": "score", "similarity": False}
+    known = ratio["accuracy"] is not None and not metric["similarity"]
+    line(metric["short"], scores, ".1%", f"{ratio['accuracy']:.2f}" if known else "-")
+    line("prompt tokens", [each["prompt_tokens"] for each in both], ",.1f", "-")
+    line("completion tokens", [each["completion_tokens"] for each in both], ",.1f", "-")
+    line("tokens processed", [each["tokens"] for each in both], ",.1f", shown("tokens"))
+    line("seconds, one at a time", [each["seconds"] for each in both], ".4f", shown("seconds"))
+    return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""How good a model is: prompts and its completions, graded -> eval/<model>.jsonl with every item, and a Score.
+
+    score = evaluate(run.path("test.jsonl"), run.path("test.student.jsonl"), run.path("eval/student.jsonl"), "exact")
+
+Each line of the file: `{"id", "sample", "prompt": [messages], "output", "thinking", "answer" (gold), "finish_reason",
+"num_tokens", "grade": {"score", "answer", "status"}}`. Nothing is left out: a prompt without a completion is in the
+file with score 0 and `finish_reason` "missing".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_lab.errors import UserError
+from distill_lab.grading.grade import Answers, Graded, OnProgress, write_resumable
+from distill_lab.grading.graders import Grader, load_grader
+from distill_lab.run import read_jsonl
+
+Z95 = 1.959963984540054
+"""The normal distribution's 97.5% quantile."""
+RESAMPLES = 10_000
+MISSING = "missing"
+"""`finish_reason` of an item no completion was found for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a model reached on a set of prompts."""
+
+    n: int
+    """Prompts, every one of them counted."""
+    score: float
+    """Mean grade in [0, 1]; where every grade is 0 or 1 that is the accuracy."""
+    ci95: tuple[float, float]
+    """95% interval of `score`: Wilson's for 0/1 grades, bootstrap percentiles over prompts otherwise."""
+    mean_tokens: float
+    """Generated tokens per completion, thinking included; missing completions are not in the mean."""
+    truncated: int
+    """Completions cut at the token limit; they score 0."""
+    unparseable: int
+    """Completions that ended but held no answer the grader could read; they score 0."""
+    missing: int
+    """Completions that are absent or failed; they score 0."""
+    timeouts: int = 0
+    """Completions over which the grader was stopped at its time limit; they score 0."""
+    cut_share: float = 0.0
+    """`truncated` over all completions, in [0, 1]; see `cut_answers`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    prompts: Path,
+    completions: Path,
+    path: Path,
+    grader: str | Grader,
+    *,
+    on_progress: OnProgress | None = None,
+) -> Score:
+    """Grade `completions` of `prompts`, write every item to `path` (atomically), and return the Score.
+
+    The gold answer is the prompt's own; where it has none, the completion that came with the data is the reference.
+    With several samples per prompt a prompt's score is the mean over its samples, and prompts stay the unit. `grader`
+    is a name (NAME:ARGUMENT for some) or a grader. A stop in the middle loses nothing: the same call goes on.
+    Raises UserError for an unknown grader, no prompts, a prompt without an answer, completions of other prompts, and
+    DataError for malformed or double rows.
+    """
+    grader = load_grader(grader) if isinstance(grader, str) else grader
+    answers = Answers(prompts, completions)
+
+    def rows(skip: int) -> Iterator[dict[str, Any]]:
+        return map(_item, answers.graded(grader, skip=skip, missing=True))
+
+    total = answers.num_prompts * answers.num_samples
+    write_resumable(path, ["eval", grader.name, prompts, completions], rows, total=total, on_progress=on_progress)
+    return read_score(path)
+
+
+def _item(graded: Graded) -> dict[str, Any]:
+    prompt, completion = graded.prompt, graded.completion
+    return {
+        "id": prompt.id,
+        "sample": graded.sample,
+        "prompt": prompt.messages,
+        "output": completion.content if completion else "",
+        "thinking": completion.thinking if completion else None,
+        "answer": prompt.answer,
+        "finish_reason": completion.finish_reason if completion else MISSING,
+        "num_tokens": completion.num_tokens if completion else 0,
+        "grade": dataclasses.asdict(graded.grade),
+    }
+
+
+def cut_share(completions: Path) -> float:
+    """Share of the completions in a file that the token limit cut; 0 where there are none."""
+    reasons = Counter(row["finish_reason"] for row in read_jsonl(completions))
+    return reasons["length"] / max(reasons.total(), 1)
+
+
+def read_score(path: Path) -> Score:
+    """The Score of an eval file. Raises UserError where it holds none."""
+    totals: dict[str, tuple[float, int]] = {}
+    reasons, statuses, num_tokens = Counter[str](), Counter[str](), 0
+    for row in read_jsonl(path):
+        total, number = totals.get(row["id"], (0.0, 0))
+        totals[row["id"]] = total + row["grade"]["score"], number + 1
+        reasons[row["finish_reason"]] += 1
+        if row["finish_reason"] in ("stop", "length"):
+            num_tokens += row["num_tokens"]
+        if row["finish_reason"] == "stop":
+            statuses[row["grade"]["status"]] += 1
+    if not totals:
+        raise UserError(f"{path}: no items in it; evaluate the model again")
+    scores = [total / number for total, number in totals.values()]
+    return Score(
+        n=len(scores),
+        score=sum(scores) / len(scores),
+        ci95=wilson(round(sum(scores)), len(scores)) if is_binary(scores) else bootstrap_mean(scores),
+        mean_tokens=num_tokens / max(reasons["stop"] + reasons["length"], 1),
+        truncated=reasons["length"],
+        unparseable=statuses["unparseable"],
+        missing=reasons[MISSING] + reasons["error"],
+        timeouts=statuses["timeout"],
+        cut_share=reasons["length"] / reasons.total(),
+    )
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion (Wilson 1927; Newcombe 1998, method 3: no continuity correction).
+
+    Unlike the textbook p ± 1.96 s it stays within [0, 1] and is not empty at 0 and n successes. Needs n >= 1.
+    """
+    assert 0 <= successes <= max(n, 1), (successes, n)
+    assert n >= 1, n
+    p, z2 = successes / n, Z95 * Z95
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # Rounding must not leave the range, nor move the ends that are exactly 0 and 1.
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return low, 1.0 if successes == n else min(1.0, centre + half)
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """95% percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13), 10,000 resamples, seeded."""
+    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+    low, high = np.percentile(resampled_counts(counts, seed=seed) @ distinct / len(values), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def resampled_counts(counts: np.ndarray, *, seed: int) -> np.ndarray:
+    """How often each distinct value comes up in each of 10,000 resamples: `[resamples, distinct]`.
+
+    The same distribution as drawing n items with replacement, in memory that grows with the distinct values only.
+    """
+    return np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+
+
+def is_binary(scores: Sequence[float]) -> bool:
+    """Whether every score is exactly 0 or 1."""
+    return all(score in (0.0, 1.0) for score in scores)

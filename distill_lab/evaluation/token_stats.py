@@ -1,0 +1,123 @@
+"""How many tokens solutions take: selections and eval files -> figures, overall and by level and type.
+
+read_stats(Path("correct.parquet"))["level"]["3"].median
+print(render_models(summary))                        the workflow's table: accuracy and tokens of each model
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from distill_lab.evaluation.compare import times
+from distill_lab.run import read_jsonl
+
+BY = ("level", "type")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """Tokens per solution, thinking and end token included."""
+
+    num: int
+    """Solutions."""
+    mean: float
+    median: float
+    shortest: int
+    longest: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num:,} solutions, tokens: mean {self.mean:.1f}, median {self.median:g}, "
+            f"{self.shortest} to {self.longest}"
+        )
+
+
+def token_stats(tokens: Sequence[int]) -> TokenStats:
+    """The figures of some solutions; at least one."""
+    assert tokens, "no solutions"
+    return TokenStats(len(tokens), float(mean(tokens)), float(median(tokens)), min(tokens), max(tokens))
+
+
+def read_stats(selection: Path) -> dict[str, dict[str, TokenStats]]:
+    """The figures of a selection (training_data/selection.py): `{"all": {"": ...}, "level": {...}, "type": {...}}`.
+
+    Rows without a level or type are left out of that grouping; a selection without rows has no figures.
+    """
+    from pyarrow import parquet
+
+    groups: dict[str, dict[str, list[int]]] = {name: defaultdict(list) for name in ("all", *BY)}
+    for row in parquet.read_table(selection, columns=["num_tokens", *BY]).to_pylist():
+        groups["all"][""].append(row["num_tokens"])
+        for by in BY:
+            if row[by] is not None:
+                groups[by][row[by]].append(row["num_tokens"])
+    return {by: {name: token_stats(tokens) for name, tokens in sorted(found.items())} for by, found in groups.items()}
+
+
+def stats_json(stats: Mapping[str, Mapping[str, TokenStats]]) -> dict[str, Any]:
+    """As JSON objects."""
+    return {by: {name: each.to_json() for name, each in found.items()} for by, found in stats.items()}
+
+
+def read_tokens(items: Path) -> list[int]:
+    """Tokens of every whole or cut answer of an eval file (`distill_lab.evaluation.evaluate`)."""
+    return [row["num_tokens"] for row in read_jsonl(items) if row["finish_reason"] in ("stop", "length")]
+
+
+def with_tokens(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """summary.json with `median_tokens` per model whose eval file is in `folder`, and the ratios of tokens and size.
+
+    token_ratio: mean tokens of student over base student; size_ratio: parameters of teacher over student; null where
+    one of the two was not measured.
+    """
+    models = {}
+    for name, model in summary["models"].items():
+        tokens = read_tokens(folder / f"{name}.jsonl") if model["score"] is not None else []
+        models[name] = model | {"median_tokens": float(median(tokens)) if tokens else None}
+
+    def ratio(over: str, under: str, field: str) -> float | None:
+        values = [(models.get(name) or {}).get(field) for name in (over, under)]
+        return values[0] / values[1] if values[0] and values[1] else None
+
+    return {
+        **summary,
+        "models": models,
+        "token_ratio": ratio("student", "base", "mean_tokens"),
+        "size_ratio": ratio("teacher", "student", "num_parameters"),
+    }
+
+
+def render_models(summary: Mapping[str, Any]) -> str:
+    """summary.json as the workflow's comparison: accuracy, counts and tokens per model, then what changed."""
+    metric = summary.get("metric") or {"name": "accuracy", "similarity": False}
+    title, counted = ("Overlap", False) if metric["similarity"] else ("Accuracy", True)
+    heads = f"{'Correct':>9}{'Total':>7}" if counted else f"{'Prompts':>9}"
+    lines = [f"{'Model':<14}{title:>9}{heads}{'Avg tokens':>12}{'Median tokens':>15}"]
+    names = {"teacher": "Teacher", "base": "Student base", "student": "Student"}
+    models, n = summary["models"], summary["n"]
+    for key, name in names.items():
+        model = models.get(key) or {}
+        if model.get("score") is not None:
+            counts = f"{round(model['score'] * n):>9,}{n:>7,}" if counted else f"{n:>9,}"
+            lines.append(
+                f"{name:<14}{model['score']:>9.1%}{counts}{model['mean_tokens']:>12.1f}{model['median_tokens']:>15g}"
+            )
+    if summary["gain"] is not None:
+        lines.append(f"{metric['name']} gain over the base student: {100 * summary['gain']:+.1f} points")
+    if summary.get("token_ratio") is not None:
+        lines.append(f"tokens of the student against the base student's: {summary['token_ratio']:.2f}x")
+    if summary["speedup"] is not None:
+        lines.append(f"speed of the student against the teacher's: {times(summary['speedup'], 'x')}")
+    if summary.get("size_ratio") is not None:
+        lines.append(f"size: {times(summary['size_ratio'], 'x')} smaller")
+    return "\n".join(lines)

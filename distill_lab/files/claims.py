@@ -1,0 +1,179 @@
+"""The output of a command and its key: what it was made with stands beside it, and nothing else is ever put in its place.
+
+    with claim(out, "generate", inputs={"model": ..., "sampling": ..., "prompts": Path(...)}, files=[out, ...]) as claimed:
+        ...                              writes the files; `claimed.done` says that they are whole already
+
+`<out>.key.json` holds the inputs (files by digest) and the files that the command writes. The same inputs: the command
+goes on with what is there. Other inputs: UserError that says what differs, unless `overwrite` is asked for. A file that is
+not in the key, or was changed after the lab wrote it, is the user's: UserError before the first byte is written. Another
+process on one of the files is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_lab import __version__
+from distill_lab.errors import UserError
+from distill_lab.files.fingerprints import MOST_DIFFERENCES, differences, path_fingerprint, plain
+from distill_lab.files.locks import locked
+from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
+from distill_lab.run import write_json
+
+MADE_BY = "qwen-distillation-lab"
+REMEDY = "choose another name for the output, or move that elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An output that this process holds."""
+
+    done: bool
+    """Whether an earlier execution with the same inputs ended, and every file is as it was left."""
+
+
+def key_path(out: Path) -> Path:
+    """Where the key of an output stands."""
+    return out.with_name(out.name + ".key.json")
+
+
+@contextmanager
+def claim(
+    out: Path,
+    command: str,
+    *,
+    inputs: Mapping[str, Any],
+    files: Sequence[Path],
+    appended: Sequence[Path] = (),
+    reads: Sequence[Path] = (),
+    shown: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Iterator[Claim]:
+    """Hold `out` and the other `files` of a command while the block writes them.
+
+    inputs: all that the files depend on; Paths in it count by content. appended: those of the files that grow row by row,
+    so that the user may take rows out of them. reads: files that the command reads, which are never written. shown: names
+    by which the differences between two inputs are told (of a model that counts by content, say).
+    """
+    with ExitStack() as stack:
+        with writing(out):
+            _check_names(files, reads)
+            for path in sorted({_real(path) for path in files}):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(path))
+            now = {"command": command, **plain(inputs)}
+            old = _read_key(key_path(out))
+            same = old is not None and old["inputs"] == now
+            begun = any(_holds_something(path) for path in (out, *appended)) or has_work(out)
+            if old is not None and not same and begun and not overwrite:
+                raise UserError(_other_key(out, old, now, shown or {}))
+            made: dict[str, Any] = old["files"] if old else {}
+            for path in files:
+                check_work(path)
+                _check_ours(path, made, changes=path in appended or not same, key=key_path(out))
+            if old is not None and not same:
+                for path in files:
+                    remove_output(path, (made.get(_name(path, out)) or {}).get("names"))
+                    remove_work(path)
+                made = {}
+            done = same and old is not None and old["status"] == "done" and all(path.exists() for path in files)
+            content = {"made_by": MADE_BY, "version": __version__, "inputs": now, "shown": dict(shown or {})}
+            # Named before they are written, so that after a kill they are known for the lab's.
+            made = {**{_name(path, out): None for path in files}, **made}
+            write_json(key_path(out), {**content, "status": "done" if done else "running", "files": made})
+        ended = False
+        try:
+            yield Claim(done)
+            ended = True
+        finally:
+            for path in files:
+                if done and path.is_dir():  # what the user has put into it since does not become the lab's
+                    continue
+                made[_name(path, out)] = None if path in appended else record(path)
+                if not path.exists():
+                    del made[_name(path, out)]
+            with writing(out) if ended else suppress(OSError):
+                if made or ended or has_work(out):
+                    write_json(key_path(out), {**content, "status": "done" if ended else "running", "files": made})
+                else:
+                    key_path(out).unlink()
+
+
+def _other_key(out: Path, old: Mapping[str, Any], now: Mapping[str, Any], shown: Mapping[str, str]) -> str:
+    was = old["shown"]
+    renamed = {name for name in shown if name in was and was[name] != shown[name]}
+    found = [f"{name} ({was[name]}, now {shown[name]})" for name in sorted(renamed)]
+    for name in [*now, *(name for name in old["inputs"] if name not in now)]:
+        if name not in renamed:
+            found += differences(old["inputs"].get(name), now.get(name), name)
+    more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
+    return (
+        f"{out} was made with other settings: {', '.join(found[:MOST_DIFFERENCES])}{more}. Choose another name for the "
+        "output, or add --overwrite to replace it"
+    )
+
+
+def _check_names(files: Sequence[Path], reads: Sequence[Path]) -> None:
+    """No file of the command is written twice, or is one that it reads."""
+    places = [_real(path) for path in files]
+    for path, place in zip(files, places, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"{path}: that is another file of this command too; give it another name")
+        for other in reads:
+            if place == _real(other) or (path.exists() and other.exists() and os.path.samefile(path, other)):
+                raise UserError(f"{path}: that is one of the inputs; choose another name for the output")
+
+
+def _check_ours(path: Path, made: Mapping[str, Any], *, changes: bool, key: Path) -> None:
+    """Raise UserError where something stands at `path` that the lab did not write, or, unless `changes`, no longer is
+    what it wrote."""
+    if not path.exists() and not path.is_symlink():
+        return
+    name = _name(path, key)
+    if name not in made:
+        if path.is_file() and not path.stat().st_size:
+            return
+        raise UserError(f"{path} exists, and nothing says that this command wrote it ({key} would); {REMEDY}")
+    state = made[name]
+    if state is None:
+        if path.is_dir():
+            check_removable(path)
+        return
+    if path.is_dir() != ("names" in state):
+        raise UserError(f"{path} is not what this lab wrote there; {REMEDY}")
+    if changes:
+        check_removable(path, state.get("names"))
+    elif path_fingerprint(path) != state["digest"]:
+        raise UserError(f"{path} was changed after this lab wrote it, and would be written again; {REMEDY}")
+
+
+def _read_key(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        key = json.loads(path.read_text(encoding="utf-8"))
+        if key["made_by"] == MADE_BY and isinstance(key["inputs"], dict) and isinstance(key["files"], dict):
+            return {"status": "", "shown": {}, **key}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UserError(f"{path} should say what the output beside it was made with, and does not; move both elsewhere")
+
+
+def _name(path: Path, beside: Path) -> str:
+    """A file's name in a key: seen from the folder that the key is in, so that both can be moved together."""
+    return os.path.relpath(_real(path), _real(beside).parent).replace(os.sep, "/")
+
+
+def _real(path: Path) -> Path:
+    """`path` whole, links in its folders followed, a link at its end not: that one would be replaced itself."""
+    return path.parent.resolve() / path.name
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)

@@ -1,0 +1,1 @@
+"""Prompts -> completions: engines (one file each), decoding, the request cache. Start at `generate.generate`."""

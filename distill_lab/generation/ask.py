@@ -1,0 +1,67 @@
+"""Loaded models asked directly: instructions -> completions in their order, in the form each model knows.
+
+    (answer,) = ask(model, tokenizer, [("Make this upper case: pear", "")], SamplingConfig())
+
+That form is the model's own chat template, the one training uses: a student asked in another form than it was trained in
+answers badly. Only a tokenizer without a template gets `plain_prompt`'s text.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distill_lab.config import STEP_BY_STEP, SamplingConfig
+from distill_lab.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[tuple[str, str]],
+    sampling: SamplingConfig,
+    *,
+    steps: bool = False,
+    batch_size: int = 0,
+) -> list[Completion]:
+    """The answers to (instruction, input) pairs.
+
+    steps: ask for steps, and leave thinking to the template; otherwise the model answers at once. Raises UserError as the
+    engine does.
+    """
+    from distill_lab.generation.engines.transformers import TransformersEngine
+    from distill_lab.memory import memory_returned
+
+    if tokenizer.chat_template:
+        texts = [user_text(*pair, steps=steps) for pair in asked]
+        sampling = sampling.model_copy(update={"thinking": None if steps else False})
+    else:
+        texts = [plain_prompt(*pair, steps=steps) for pair in asked]
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
+        # Without a template there is no end of turn: such a model goes on with the next question.
+        sampling = sampling.model_copy(update={"stop": (*sampling.stop, "\nUser:")})
+    prompts = [Prompt(str(place), [{"role": "user", "content": text}]) for place, text in enumerate(texts)]
+    with memory_returned():
+        answers = TransformersEngine(model, tokenizer, batch_size=batch_size).generate(prompts, sampling)
+        return sorted(answers, key=lambda answer: int(answer.id))
+
+
+def user_text(instruction: str, input_text: str = "", *, steps: bool = False) -> str:
+    """What the user's turn says, joined as the adapters join a row's fields."""
+    text = "\n\n".join(part for part in (instruction, input_text) if part.strip())
+    return f"{text}\n{STEP_BY_STEP}" if steps else text
+
+
+def plain_prompt(instruction: str, input_text: str = "", *, steps: bool = False) -> str:
+    """The same as plain text, for models without a chat template."""
+    lines = [f"User: {instruction}"]
+    if input_text:
+        lines.append(f"Input: {input_text}")
+    if steps:
+        lines.append(STEP_BY_STEP)
+    return "\n".join([*lines, "Assistant:"])

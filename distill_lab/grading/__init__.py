@@ -1,0 +1,1 @@
+"""Completions -> grades: graders (one file each). Start at `grade.grade`."""

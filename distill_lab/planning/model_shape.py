@@ -1,0 +1,189 @@
+"""What a model's config says about its size: config -> numbers of weights and widths, without loading any weight.
+
+    shape = shape_of(ModelConfig(model="Qwen/Qwen2.5-7B-Instruct"))     # offline for the models of the presets
+    shape.num_parameters, shape.hidden, shape.kv_elements(tokens=4096)
+
+The model is built on torch's meta device, where tensors have sizes and no memory, so that any architecture counts right:
+mixtures of experts, sliding windows, heads that are not tied to the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from distill_lab.config import ModelConfig
+from distill_lab.planning.known_models import config_of
+
+LINEAR_KINDS = ("Linear", "Conv1D")
+"""Names of the classes of linear layers (Conv1D is GPT-2's, with its sides exchanged)."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear layers of one name and size, the output head excepted."""
+
+    name: str
+    """Last part of its path, as q_proj."""
+    inputs: int
+    outputs: int
+    count: int
+    """How many there are in the whole model."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's sizes, in numbers of elements."""
+
+    name: str
+    num_parameters: int
+    """All weights, shared ones once."""
+    embedding: int
+    """Weights of the input embeddings, vocabulary x hidden."""
+    untied_head: int
+    """Weights of the output head; 0 where it shares those of the embeddings."""
+    linears: tuple[Linear, ...]
+    """What quantization packs and what adapters are put on."""
+    num_layers: int
+    hidden: int
+    vocabulary: int
+    query: int
+    """Heads x head size."""
+    key_value: int
+    """Key-value heads x head size."""
+    heads: int
+    mlp_width: int
+    """Inner width that a token passes through in one layer: of its experts together in a mixture of experts."""
+    experts_per_token: int
+    """0 without a mixture of experts."""
+    num_experts: int
+    gated: bool
+    """Whether the MLP has a gate beside its up-projection."""
+    norms_per_layer: int
+    """Of hidden size."""
+    normed_heads: bool
+    """Whether queries and keys are normalized per head."""
+    windows: tuple[int, ...]
+    """Per layer the tokens whose keys and values are kept: 0 is all of them, -1 none (linear attention)."""
+    softcap: bool
+    context: int
+
+    @property
+    def num_linear(self) -> int:
+        """Weights in linear layers, the output head excepted."""
+        return sum(each.inputs * each.outputs * each.count for each in self.linears)
+
+    @property
+    def largest_linear(self) -> int:
+        """Weights of the largest one."""
+        return max((each.inputs * each.outputs for each in self.linears), default=0)
+
+    def adapter_weights(self, r: int, targets: tuple[str, ...] = ("all-linear",)) -> int:
+        """Weights of adapters of rank `r` on `targets`."""
+        return sum(
+            r * (each.inputs + each.outputs) * each.count
+            for each in self.linears
+            if "all-linear" in targets or each.name in targets
+        )
+
+    def kv_elements(self, tokens: int) -> int:
+        """Elements of keys and values that one row of `tokens` tokens keeps."""
+        kept = sum(tokens if window == 0 else max(0, min(tokens, window)) for window in self.windows)
+        return 2 * self.key_value * kept
+
+
+def shape_of(model: ModelConfig) -> Shape:
+    """The shape of a model: a known id from the lab's own table, any other from its config. Raises ModelError.
+
+    A directory of adapters has the shape of the model they belong to.
+    """
+    from distill_lab.models.loading import base_of, is_adapter, load_config, resolve
+
+    known = config_of(model.model)
+    if known is not None:
+        return _known_shape(model.model)
+    path = resolve(model.model)
+    if Path(path).is_dir() and is_adapter(path):
+        return shape_of(base_of(model))
+    return measure(load_config(model), name=model.model, trust_remote_code=model.trust_remote_code)
+
+
+@lru_cache(maxsize=64)
+def _known_shape(name: str) -> Shape:
+    config = config_of(name)
+    assert config is not None
+    from transformers import AutoConfig
+
+    kind = config.pop("model_type")
+    return measure(AutoConfig.for_model(kind, **config), name=name)
+
+
+def measure(config: Any, *, name: str, trust_remote_code: bool = False) -> Shape:
+    """The shape of the model that a transformers config describes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    text = model.config.get_text_config(decoder=True)
+    fields = text.to_dict()
+    heads = text.num_attention_heads
+    size = fields.get("head_dim") or text.hidden_size // heads
+    kv_heads = fields.get("num_key_value_heads") or heads
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = _layers(model, text.num_hidden_layers)
+    found: Counter[tuple[str, int, int]] = Counter()
+    for path, module in model.named_modules():
+        if type(module).__name__ in LINEAR_KINDS and module is not head:
+            found[path.rpartition(".")[2], int(module.weight.shape[1]), int(module.weight.shape[0])] += 1
+    first = list(layers[0].named_modules()) if layers else []
+    sizes = [
+        module.weight.numel() for _, module in first if "Norm" in type(module).__name__ and hasattr(module, "weight")
+    ]
+    experts = fields.get("num_experts_per_tok") or 0
+    width = fields.get("intermediate_size") or fields.get("n_inner") or 4 * text.hidden_size
+    if experts:
+        width = (fields.get("moe_intermediate_size") or width) * experts + (
+            fields.get("shared_expert_intermediate_size") or 0
+        )
+    tied = head is None or head.weight is embedding.weight or text.tie_word_embeddings
+    return Shape(
+        name=name,
+        num_parameters=model.num_parameters(),
+        embedding=embedding.weight.numel(),
+        untied_head=0 if tied or head is None else head.weight.numel(),
+        linears=tuple(Linear(*key, count) for key, count in sorted(found.items())),
+        num_layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        query=heads * size,
+        key_value=kv_heads * size,
+        heads=heads,
+        mlp_width=width,
+        experts_per_token=experts,
+        num_experts=fields.get("num_experts") or fields.get("num_local_experts") or 0 if experts else 0,
+        gated=any("gate" in path.rpartition(".")[2] for path, _ in first) or bool(experts),
+        norms_per_layer=sum(number == text.hidden_size for number in sizes) or 2,
+        normed_heads=any(number == size for number in sizes),
+        windows=_windows(fields, text.num_hidden_layers),
+        softcap=bool(fields.get("final_logit_softcapping")),
+        context=fields.get("max_position_embeddings") or 0,
+    )
+
+
+def _layers(model: Any, number: int) -> Any:
+    """The list of the decoder's layers."""
+    lists = [module for module in model.modules() if type(module).__name__ == "ModuleList" and len(module) == number]
+    return lists[0] if lists else []
+
+
+def _windows(fields: dict[str, Any], number: int) -> tuple[int, ...]:
+    window = fields.get("sliding_window") or 0
+    kinds = fields.get("layer_types")
+    if kinds:
+        known = {"full_attention": 0, "sliding_attention": window, "linear_attention": -1, "chunked_attention": window}
+        return tuple(known.get(kind, 0) for kind in kinds)
+    return (window if fields.get("use_sliding_window", True) else 0,) * number

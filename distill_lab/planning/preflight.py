@@ -1,0 +1,221 @@
+"""What can be known to fail is refused before the first stage: settings -> nothing, or a UserError with place and remedy.
+
+    check_before(config, out={"student": student_path(config.out)}, run=run)      a recipe's settings, before its first stage
+    check_training(config.student, config.train)                                  what `distill train` asks
+
+Nothing is loaded but tokenizers and configs, nothing is generated, and no server is sent anything. What a setting needs is
+asked of the library that will need it, so that both say the same.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.data.prompts import read_prompts
+from distill_lab.errors import ModelError, UserError
+from distill_lab.generation.engines import api_engine, check_engine
+from distill_lab.grading.graders import find_grader, load_grader, metric_of
+from distill_lab.planning.presets import is_tiny
+from distill_lab.run import Run
+from distill_lab.types import Completion
+
+AUTO = ("auto", "final-answer")
+"""Names of graders that are chosen by the data."""
+OFF = ("none", "all")
+"""Values of report_to that name no tracker."""
+
+
+def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str) -> None:
+    """Refuse the settings of a recipe that cannot work, before anything is generated or trained.
+
+    config: has teacher, student, data, test, sampling, test_sampling, grader, engine and train. out: stage -> the place it
+    writes to. example: a student that there is. Raises UserError (ModelError for models).
+    """
+    for stage, place in out.items():
+        run.check_free(stage, place)
+        check_writable(run.path(place))
+    for name in ("sampling", "test_sampling"):
+        check_sampling(getattr(config, name), flag=f"--{name.replace('_', '-')}")
+    if config.test.path and is_tiny(config.test.path) and not is_tiny(config.data.path):
+        raise UserError(
+            f"the test {config.test.path} has nothing to do with {config.data.path}; give --test data of the same kind, "
+            'or --test "" to hold rows out of the data'
+        )
+    check_grader(config.grader, config.engine)
+    check_model(config.student, role="student", example=example)
+    check_training(config.student, config.train)
+    if asks_teacher(config) or config.test.path:
+        check_engine(config.teacher, config.engine)
+        check_model(config.teacher, role="teacher", example="Qwen/Qwen2.5-7B-Instruct")
+    if config.test.path or config.num_test:
+        check_engine(config.student, config.engine)
+
+
+def asks_teacher(config: Any) -> bool:
+    """Whether a recipe's training set needs the teacher."""
+    return getattr(config, "relabel", True) or getattr(config, "thinking", "") == "summarise"
+
+
+def check_test(test: Path, config: Any) -> None:
+    """Refuse, where there are test prompts, a teacher that is not there and gold answers that the grader cannot use."""
+    if not test.stat().st_size:
+        return
+    check_engine(config.teacher, config.engine)
+    check_model(config.teacher, role="teacher", example="Qwen/Qwen2.5-7B-Instruct")
+    if config.grader in AUTO or not metric_of(config.grader).similarity:
+        check_gold(test, config.grader)  # for likeness the teacher's answers are a reference, too
+
+
+def check_model(config: ModelConfig, *, role: str, example: str) -> None:
+    """Raise UserError `Invalid <role> model: <name>` with the reason and an example, before anything costly is done."""
+    if role == "student" or not api_engine(config.model):
+        try:
+            check_loads(config)
+        except ModelError as error:
+            raise UserError(f"Invalid {role} model: {config.model}\nExample: {example}\nReason: {error}") from error
+
+
+def check_loads(config: ModelConfig) -> None:
+    """Raise ModelError if the model is not there, has no tokenizer, or cannot be held in the bits that are asked for."""
+    from distill_lab.models.loading import load_tokenizer, without_weights
+
+    load_tokenizer(config)
+    if config.quantization in ("4bit", "8bit"):
+        without_weights(config)
+
+
+def check_asked(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> None:
+    """Refuse a model, engine and sampling that cannot answer; what a server says shows with the first request."""
+    check_sampling(sampling, flag="--sampling")
+    check_engine(model, engine)
+    if not api_engine(model.model):
+        check_loads(model)
+
+
+def check_grader(name: str, engine: EngineConfig) -> None:
+    """Refuse a grader that there is not, and a judge whose model or engine there is not."""
+    if name in AUTO:
+        return
+    _, judge = find_grader(name)
+    if judge is not None:
+        model = ModelConfig(model=judge)
+        check_engine(model, engine)
+        check_model(model, role="judge", example="judge:openai:NAME, judge:Qwen/Qwen2.5-7B-Instruct")
+
+
+def check_gold(prompts: Path, grader: str) -> None:
+    """Refuse test prompts whose gold answers `grader` cannot use, as it would when the answers are there.
+
+    A judge needs none.
+    """
+    if grader in AUTO or find_grader(grader)[1] is not None:
+        return
+    loaded = load_grader(grader)
+    for prompt in read_prompts(prompts, references=True):
+        # The gold answer itself: whatever is wrong with it shows, and it is compared with nothing.
+        loaded(prompt, Completion(prompt.id, 0, prompt.answer or "", None, "stop", 0))
+
+
+def check_sampling(sampling: SamplingConfig, *, flag: str) -> None:
+    """Refuse several samples of a prompt that would all be the same."""
+    if sampling.num_samples > 1 and sampling.temperature == 0 and not sampling.from_model:
+        raise UserError(
+            f"{flag}.num-samples {sampling.num_samples} at temperature 0 gives the same answer each time; set "
+            f"{flag}.temperature above 0, or leave num-samples at 1"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a place that cannot be written to: its nearest folder that is there is tried."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{path}: {folder} is a file, not a folder; choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: {folder} cannot be written to ({error.strerror}); choose another place") from None
+
+
+def check_training(student: ModelConfig, train: TrainConfig) -> None:
+    """Refuse training settings that the trainer would refuse when the data is there."""
+    if student.quantization in ("4bit", "8bit") and not train.lora.r:
+        raise UserError(
+            f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
+            "(--train.lora.r 16), or use --student.quantization none"
+        )
+    if train.max_steps == 0 or train.max_steps < -1:
+        raise UserError(
+            f"--train.max-steps {train.max_steps} trains nothing; give a number of steps, or -1 for whole epochs"
+        )
+    check_trackers(train.report_to)
+    _check_optimizer(train)
+    _check_targets(student, train)
+
+
+def check_trackers(names: tuple[str, ...]) -> None:
+    """Refuse trackers that transformers does not know, and those whose package is not installed."""
+    named = [name for name in names if name not in OFF]
+    if not named:
+        return
+    from transformers.integrations import integration_utils
+
+    known, there = integration_utils.INTEGRATION_TO_CALLBACK, integration_utils.get_available_reporting_integrations()
+    for name in named:
+        if name not in known:
+            raise UserError(f"--train.report-to {name}: no such tracker; there are {', '.join(sorted(known))}")
+        if name not in there:
+            raise UserError(f"--train.report-to {name} needs a package that is not installed; pip install {name}")
+
+
+def _check_optimizer(train: TrainConfig) -> None:
+    """Make optimizer and scheduler as the trainer will, for one weight."""
+    import torch
+    from transformers import Trainer, TrainingArguments, get_scheduler
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    for flag, name, kind in (
+        ("--train.optim", train.optim, OptimizerNames),
+        ("--train.lr-scheduler-type", train.lr_scheduler_type, SchedulerType),
+    ):
+        known = [each.value for each in kind]
+        if name not in known:
+            raise UserError(f"{flag} {name}: there is no such; there are {', '.join(known)}")
+    has_gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(output_dir=folder, optim=train.optim, report_to="none", use_cpu=not has_gpu)
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
+        except (ImportError, ValueError, RuntimeError) as error:
+            raise UserError(f"--train.optim {train.optim}: {error}") from None
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    extra: Any = {"min_lr_rate": train.min_lr_rate} if "min_lr" in train.lr_scheduler_type else None
+    try:
+        get_scheduler(
+            train.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=9,
+            scheduler_specific_kwargs=extra,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--train.lr-scheduler-type {train.lr_scheduler_type} needs settings there are no flags for ({error})"
+        ) from None
+
+
+def _check_targets(student: ModelConfig, train: TrainConfig) -> None:
+    """Refuse adapters for layers that the student does not have, or that never get any."""
+    if not train.lora.r or train.lora.targets == ("all-linear",):
+        return
+    from distill_lab.models.loading import without_weights
+    from distill_lab.train.targets import adapter_targets
+
+    adapter_targets(without_weights(student), train.lora.targets, name=student.model)

@@ -1,0 +1,281 @@
+"""One trainer for every objective: base student and training rows -> a trained student in a directory.
+
+    result = train_student(ModelConfig(model="tiny:student"), Path("train.jsonl"), Path("student"), TrainConfig())
+
+Data in: rows `{"prompt": [...], "completion": [...]}` (JSONL or Parquet). Data out: a Hugging Face directory with
+safetensors weights and the tokenizer. Between the two, `<out>.work/` holds sealed checkpoints; the same call after an
+interruption goes on from the newest whole one and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from distill_lab import activity
+from distill_lab.config import ADAPTER_LEARNING_RATE, ModelConfig, TrainConfig
+from distill_lab.errors import UserError
+from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
+from distill_lab.memory import free_memory, kept_heap
+from distill_lab.models.identity import weights_of
+from distill_lab.models.loading import best_device, load_model, unrounded
+from distill_lab.run import fingerprint
+from distill_lab.train import launch, loss_module
+from distill_lab.train.chat_template import leave_out_thinking
+from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
+from distill_lab.train.loss_module import Objective, cross_entropy_objective
+from distill_lab.train.plan import make_plan, training_arguments, with_dtype
+from distill_lab.train.rows import Rows, read_rows
+from distill_lab.train.trainer import OnLog, StudentTrainer
+from distill_lab.train.training_log import check_is_log
+
+LOW_ADAPTER_RATE = 5e-5
+NOT_IN_KEY = {"logging_steps", "save_steps", "report_to"}
+"""Settings that may change between an interruption and its resumption."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a training did."""
+
+    num_rows: int
+    """Rows used, those held out for validation included."""
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
+    steps: int
+    """Optimizer steps."""
+    tokens: int
+    """Tokens the student read while training, prompts included, padding not."""
+    train_loss: float
+    """Mean over the steps of the loss, in nats per trained token."""
+    validation_loss_before: float | None
+    """In nats per trained token; None where no rows were held out."""
+    validation_loss_after: float | None
+    seconds: float
+    """Of this call; an interrupted call before it is not counted."""
+    num_trained: int
+    """Weights that were trained."""
+    learning_rate: float
+    """At its peak."""
+    resumed_from: int = 0
+    """The step this call went on from."""
+    skipped_checkpoints: dict[str, str] | None = None
+    """Damaged checkpoints that were passed over: name -> what was wrong."""
+    dtype: str = "fp32"
+    """What the passes computed in; weights, loss and optimizer states are in fp32 in any case."""
+
+
+def train_student(
+    student: ModelConfig,
+    rows: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    thinking: bool | None = None,
+    on_log: OnLog | None = None,
+    log_file: Path | None = None,
+) -> TrainResult:
+    """Train `student` on `rows` and leave it in `out`, which appears at once when everything is done.
+
+    thinking: passed to the chat template as `enable_thinking`; with False, the template of the student in `out` has that as
+    its default. log_file: where each logged step is written, one JSON object per line (`training_log.py`), while training
+    goes on. Computes in fp32 or bf16 on a CPU, whichever is faster there, in bf16 or fp16 on a GPU, with fp32 weights either
+    way, which a CPU saves as they are and a GPU in what it computed in. With `config.lora` only adapters are trained, on
+    frozen weights that
+    may be quantized; `out` then holds the adapters, or with `lora.merge` a plain model and the adapters in adapter/. Raises
+    UserError (NoData, DataError, ModelError) for what the user can mend: unusable rows, quantized weights without adapters,
+    a loss that is not a number, too little memory.
+    """
+    if config.num_processes > 1 and not launch.inside():
+        log = on_log or (lambda row: None)
+        return launch.train_in_processes(student, rows, out, config, thinking=thinking, on_log=log, log_file=log_file)
+    if log_file:
+        check_is_log(log_file)
+    start = time.monotonic()
+    PartialState(cpu=best_device().type == "cpu")  # chooses this process's GPU
+    try:
+        return _train_loaded(
+            student, rows, out, config, thinking=thinking, on_log=on_log, log_file=log_file, start=start
+        )
+    finally:
+        # After the call, whose frame holds the model: the next one loads where this one stood.
+        free_memory()
+
+
+def _train_loaded(
+    student: ModelConfig,
+    rows: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    thinking: bool | None,
+    on_log: OnLog | None,
+    log_file: Path | None,
+    start: float,
+) -> TrainResult:
+    model, tokenizer = _load(student, config)
+    with activity.doing(f"reading the training rows of {rows}"):
+        data = read_rows(
+            rows,
+            tokenizer,
+            max_length=config.max_length,
+            validation_fraction=config.validation_fraction,
+            seed=config.seed,
+            thinking=thinking,
+        )
+    if thinking is False:
+        leave_out_thinking(tokenizer)
+    key = fingerprint(training_inputs(student, rows, config, thinking=thinking))
+    return train_model(
+        model, tokenizer, data, out, config, key=key, on_log=on_log, start=start, student=student, log_file=log_file
+    )
+
+
+def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> dict[str, Any]:
+    """All that a trained student depends on."""
+    settings = config.model_dump(exclude=NOT_IN_KEY)
+    return {"model": weights_of(student), "rows": rows, "train": settings, "thinking": thinking}
+
+
+def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """All weights to be trained, or frozen weights (quantized where asked) and the adapters to be trained."""
+    if not config.lora.r:
+        if student.quantization in ("4bit", "8bit"):
+            raise UserError(
+                f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
+                "(--train.lora.r 16), or use quantization none"
+            )
+        return load_model(student.model_copy(update={"quantization": "none"}), training=True)
+    from distill_lab.train.lora import add_adapters
+
+    model, tokenizer = load_model(unrounded(student))
+    folder = Path(student.model).expanduser()
+    name = str(folder.resolve()) if folder.exists() else student.model
+    return add_adapters(model, config.lora, name=name, revision=student.revision, seed=config.seed), tokenizer
+
+
+def train_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Rows,
+    out: Path,
+    config: TrainConfig,
+    *,
+    key: str,
+    objective: Objective = cross_entropy_objective,
+    on_log: OnLog | None = None,
+    start: float | None = None,
+    student: ModelConfig | None = None,
+    log_file: Path | None = None,
+) -> TrainResult:
+    """As `train_student`, for a model and rows that are loaded already (LoRA, other objectives).
+
+    key: what the result depends on; checkpoints of another key are thrown away. `model` is not usable afterwards.
+    student: how `model` was loaded; needed to merge adapters that were trained on weights split over several GPUs.
+    """
+    start = time.monotonic() if start is None else start
+    log = on_log or (lambda row: None)
+    work = out.with_name(out.name + ".work")
+    check_removable(out)
+    state = PartialState(cpu=best_device().type == "cpu")
+    with state.main_process_first():
+        for removed in keep_only(out, key):
+            log({"note": removed})
+        found = newest_whole(work, remove=state.is_main_process)
+        config = with_dtype(config, model, work)
+    for name, reason in found.skipped.items():
+        chosen = found.checkpoint.name if found.checkpoint else "the beginning"
+        log({"note": f"{work / name} was passed over ({reason}); going on from {chosen}"})
+    if data.num_spelled:
+        log({"note": f"{data.num_spelled} rows spell control tokens of the student; they are trained as plain text"})
+    if config.dtype == "bf16" and best_device().type == "cpu":
+        log({"note": "computing in bf16, with weights, loss and optimizer in fp32"})
+    num_trained, sizes = trained_weights(model, config)
+    log({"note": sizes})
+    loss_module.check_head(model)
+    mix = loss_module.rows_stay_apart(model)
+    if not mix:
+        log({"note": f"{type(model).__name__} lets packed rows see each other: one row per bin, slower"})
+    plan = make_plan([len(row) for row in data.training], config, mix=mix, num_processes=state.num_processes)
+    args = training_arguments(
+        work, config, plan.num_steps, validate=bool(data.validation), num_processes=state.num_processes
+    )
+    trainer = StudentTrainer(
+        model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=log, log_file=log_file
+    )
+    if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
+        log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})
+    heap = kept_heap() if args.device.type == "cpu" else nullcontext()
+    with _quiet(), heap:
+        trainer.train(resume_from_checkpoint=str(found.checkpoint) if found.checkpoint else None)
+        before, after = trainer.validation_losses()
+        partial = work / PARTIAL
+        unmerged = trainer.save(partial, tokenizer)
+    train_loss = trainer.train_loss()
+    state.wait_for_everyone()
+    trainer.release()
+    del trainer, model
+    if state.is_main_process:
+        if unmerged:
+            from distill_lab.train.lora import merge_beside
+
+            assert student is not None, "sharded adapters are merged onto the student they were trained on"
+            free_memory()
+            merge_beside(student, partial)
+        remove_output(out)
+        partial.rename(out)
+        if left := remove_finished(out):
+            log({"note": f"{work} stays: {', '.join(left)} in it is not what training wrote"})
+    return TrainResult(
+        num_rows=data.num_rows,
+        dropped=data.dropped,
+        steps=plan.num_steps,
+        tokens=int(plan.tokens_until[-1]),
+        train_loss=train_loss,
+        validation_loss_before=before,
+        validation_loss_after=after,
+        seconds=round(time.monotonic() - start, 3),
+        num_trained=num_trained,
+        learning_rate=config.peak_learning_rate,
+        resumed_from=int(found.checkpoint.name.rpartition("-")[2]) if found.checkpoint else 0,
+        skipped_checkpoints=found.skipped,
+        dtype="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
+    )
+
+
+def trained_weights(model: nn.Module, config: TrainConfig) -> tuple[int, str]:
+    """How many weights of `model` will be trained, and a sentence that says so, with the learning rate."""
+    number = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    rate = f"learning rate {config.peak_learning_rate:g}"
+    if not config.lora.r:
+        return number, f"training all {number:,} weights, {rate}"
+    counted: Any = model
+    total = counted.get_nb_trainable_parameters()[1] - number  # those in 4 bits at their unpacked number
+    text = f"training adapters of rank {config.lora.r}: {number:,} weights beside {total:,} frozen ones"
+    text += f" ({number / total:.2%}), {rate}"
+    if config.peak_learning_rate < LOW_ADAPTER_RATE:
+        text += f", at which adapters learn little (their default is {ADAPTER_LEARNING_RATE:g})"
+    return number, text
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only faces print; transformers draws a bar for every file it saves, and warns of tied weights when it resumes."""
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()

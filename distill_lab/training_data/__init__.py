@@ -1,0 +1,1 @@
+"""Graded completions -> training rows: selection, reasoning traces, prompt distillation."""

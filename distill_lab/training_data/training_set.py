@@ -1,0 +1,160 @@
+"""Prompts and completions joined into training rows.
+
+Data in: prompts.jsonl and completions.jsonl (or the completions that the data set brought along, in prompts.jsonl).
+Data out: rows `{"prompt": [messages], "completion": [messages]}`, JSONL, or Parquet where the path ends so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from distill_lab.errors import DataError
+from distill_lab.generation.cut_answers import CUT
+from distill_lab.run import atomic_path, parse_json_object, write_jsonl
+from distill_lab.types import Completion, Counts, Message, Prompt
+
+NO_COMPLETION, ERROR, EMPTY = "no completion", "error", "empty"
+NO_PROMPT, DUPLICATE = "no prompt", "duplicate"
+
+PARQUET_BATCH_ROWS = 1024
+
+
+def write_training_set(
+    prompts: Path, path: Path, *, completions: Path | None = None, thinking: Literal["keep", "drop"] = "keep"
+) -> Counts:
+    """Write the training rows to `path`, atomically: in the order of `prompts`, each prompt's samples in their order.
+
+    With `completions`, one row per usable completion (graded ones too), and `rows_in` counts completions; without,
+    each prompt's own completion, and `rows_in` counts prompts. Left out, by reason: "no completion" (own), "cut at
+    the token limit", "error", "empty" (an assistant's turn without an answer), "no prompt" (a completion to a prompt
+    that is not in `prompts`), "duplicate" (the same sample twice). `thinking="drop"` leaves the completions' thinking
+    out. Memory holds ids and one integer per completion, not the texts. Raises DataError naming a malformed row's line.
+    """
+    dropped: Counter[str] = Counter()
+    pairs = _own(prompts, dropped) if completions is None else _joined(prompts, completions, dropped)
+    rows = (
+        {"prompt": prompt, "completion": [_plain(message, thinking) for message in completion]}
+        for prompt, completion in pairs
+    )
+    kept = _write_parquet(path, rows) if path.suffix == ".parquet" else write_jsonl(path, rows)
+    return Counts(kept + dropped.total(), kept, dict(dropped))
+
+
+def _own(prompts: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], list[Message]]]:
+    for prompt, row in _prompts(prompts):
+        completion: list[Message] = list(row.get("completion") or [])
+        while completion and completion[-1]["role"] != "assistant":
+            completion.pop()
+        if not completion:
+            dropped[NO_COMPLETION] += 1
+        elif any(message["role"] == "assistant" and not message["content"].strip() for message in completion):
+            dropped[EMPTY] += 1
+        else:
+            yield prompt.messages, completion
+
+
+def _joined(prompts: Path, completions: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], list[Message]]]:
+    places = _places(completions)
+    with completions.open("rb") as file:
+        for prompt, _ in _prompts(prompts):
+            answers: dict[int, Completion] = {}
+            for place in places.pop(prompt.id, ()):
+                file.seek(place)
+                answer = Completion.from_json(json.loads(file.readline()))
+                if answer.sample in answers:
+                    dropped[DUPLICATE] += 1
+                else:
+                    answers[answer.sample] = answer
+            for _, answer in sorted(answers.items()):
+                if reason := _unusable(answer):
+                    dropped[reason] += 1
+                    continue
+                message: Message = {"role": "assistant", "content": answer.content}
+                if answer.thinking:
+                    message["thinking"] = answer.thinking
+                yield prompt.messages, [message]
+    if places:
+        dropped[NO_PROMPT] += sum(len(of_prompt) for of_prompt in places.values())
+
+
+def _unusable(answer: Completion) -> str | None:
+    if answer.finish_reason == "error":
+        return ERROR
+    if answer.finish_reason == "length":
+        return CUT
+    return None if answer.content.strip() else EMPTY
+
+
+def _places(completions: Path) -> dict[str, list[int]]:
+    """Where each prompt's completions stand in the file (byte offsets), every line checked on the way."""
+    places: dict[str, list[int]] = {}
+    place = 0
+    with completions.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                row = parse_json_object(line, str(completions), number)
+                try:
+                    answer = Completion.from_json(row)
+                except KeyError as error:
+                    raise DataError(str(completions), number, f"a completion without {error}") from None
+                if not isinstance(answer.content, str):
+                    raise DataError(str(completions), number, "a completion's content must be text")
+                places.setdefault(answer.id, []).append(place)
+            place += len(line)
+    return places
+
+
+def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
+    """The prompts and the rows they stand in. Raises DataError for rows that are none and ids that come twice."""
+    seen: set[str] = set()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            row = parse_json_object(line, str(path), number)
+            if "id" not in row or not _is_conversation(row.get("messages")):
+                raise DataError(str(path), number, "expected a prompt: an id and messages with role and content")
+            if row.get("completion") and not _is_conversation(row["completion"]):
+                raise DataError(str(path), number, "expected the completion as messages with role and content")
+            prompt = Prompt.from_json(row)
+            if prompt.id in seen:
+                raise DataError(str(path), number, f"the id {prompt.id!r} comes twice; every prompt needs its own")
+            seen.add(prompt.id)
+            yield prompt, row
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+            for turn in value
+        )
+    )
+
+
+def _plain(message: Message, thinking: Literal["keep", "drop"]) -> Message:
+    if thinking == "keep" and message.get("thinking"):
+        return message
+    return {key: value for key, value in message.items() if key != "thinking"}
+
+
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    text = pa.string()
+    messages = pa.list_(pa.struct([("role", text), ("content", text), ("thinking", text)]))
+    schema = pa.schema([("prompt", messages), ("completion", messages)])
+    number, rows = 0, iter(rows)
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while batch := list(islice(rows, PARQUET_BATCH_ROWS)):
+            writer.write_table(pa.Table.from_pylist([dict(row) for row in batch], schema=schema))
+            number += len(batch)
+    return number
