@@ -34,8 +34,8 @@ from distill_lab.config import Config, DataConfig, ModelConfig, SamplingConfig
 from distill_lab.easydistill import presets
 from distill_lab.easydistill.presets import COT, INSTRUCTIONS, LABELED, SYSTEM1_OUT, SYSTEM2_OUT, System1, System2
 from distill_lab.errors import ModelError, UserError
+from distill_lab.files.jsonl import write_json
 from distill_lab.generation.ask import ask, plain_prompt
-from distill_lab.run import write_json
 from distill_lab.types import Completion
 
 if TYPE_CHECKING:

@@ -26,10 +26,10 @@ from typing import Any
 import psutil
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines import load_engine, openai_api
 from distill_lab.generation.generate import generate
 from distill_lab.generation.request_cache import RequestCache
-from distill_lab.run import write_jsonl
 from distill_lab.types import Prompt
 
 WORDS = 100

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.evaluation.evaluate import evaluate
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 
 HOSTILE = (
     r"\frac{(x^{200}-1)^{200}}{(x-1)^{199}}",

@@ -75,9 +75,9 @@ class _Done(Exception):
 def _warm_up(*, lora: bool, compute: Any) -> None:
     """Train the tiny student for a step and let it answer: what is imported and set up only once belongs to no model."""
     from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+    from distill_lab.files.jsonl import write_jsonl
     from distill_lab.generation.engines.transformers import load
     from distill_lab.memory import free_memory
-    from distill_lab.run import write_jsonl
     from distill_lab.train.student import train_student
     from distill_lab.types import Prompt
 

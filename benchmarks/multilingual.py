@@ -29,10 +29,11 @@ from typing import Any
 from distill_lab.config import DataConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.evaluation.cost import render_costs
+from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.generation.engines.transformers import load
 from distill_lab.pipeline import trained
 from distill_lab.recipes import prompt
-from distill_lab.run import Run, write_json, write_jsonl
+from distill_lab.run import Run
 from distill_lab.train.student import train_student
 from distill_lab.types import Counts
 

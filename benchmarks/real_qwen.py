@@ -30,9 +30,9 @@ from typing import Any
 from benchmarks.multilingual import LANGUAGES, NUM_REGULAR
 from distill_lab.config import DataConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data.prompts import read_prompts
+from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
 from distill_lab.pipeline import trained
 from distill_lab.recipes import prompt, system1, verified
-from distill_lab.run import read_jsonl, write_json, write_jsonl
 
 PARTS = ("prompt", "verified", "system1", "speed")
 NUM_TRAIN_GROUPS, NUM_TEST_GROUPS = 40, 20

@@ -28,8 +28,8 @@ from transformers import GenerationConfig
 from benchmarks.generation import Case, hugging_face, timed
 from distill_lab import chat
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.generation.engines.transformers import TransformersEngine, load
-from distill_lab.run import read_jsonl, write_json
 from distill_lab.types import Prompt
 
 DTYPES = ("fp32", "bf16")

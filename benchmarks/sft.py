@@ -111,7 +111,7 @@ def tokenized(rows: Path, model: Path) -> list[dict[str, Any]]:
     from transformers import AutoTokenizer
 
     from distill_lab.chat import encode
-    from distill_lab.run import read_jsonl
+    from distill_lab.files.jsonl import read_jsonl
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     encoded = [encode(tokenizer, row["prompt"], row["completion"]) for row in read_jsonl(rows)]

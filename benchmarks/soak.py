@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import Engine, load_engine
 from distill_lab.generation.generate import generate
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Prompt
 from tests.hostile_server import HostileServer
 

@@ -26,9 +26,9 @@ from rich.text import Text
 
 from distill_lab import activity
 from distill_lab.activity import Activity
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.progress import Progress as Generated
 from distill_lab.progress import BY_PACE, Watch
-from distill_lab.run import read_jsonl
 
 PLAIN_EVERY_S, LONG_PLAIN_EVERY_S = 9.0, 30.0
 """Seconds between progress lines where there is no terminal to draw on (logs, CI), and after LONG_STAGE_S of a stage."""

@@ -10,7 +10,7 @@ import pytest
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.pass_at_k import best_of_k, majority_answer, pass_at_k
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 
 
 @pytest.mark.parametrize(("n", "correct", "k"), [(4, 0, 2), (4, 1, 2), (5, 2, 3), (6, 3, 1), (5, 4, 2), (3, 3, 3)])

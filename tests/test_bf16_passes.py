@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
-from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train import plan
 from distill_lab.train.bf16_layers import linear, rms_norm, swiglu

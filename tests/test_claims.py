@@ -18,7 +18,7 @@ from distill_lab import cli
 from distill_lab.errors import UserError
 from distill_lab.files.claims import claim, key_path
 from distill_lab.files.fingerprints import differences
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from tests.test_run import model_folder
 
 

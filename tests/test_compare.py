@@ -25,7 +25,7 @@ from distill_lab.evaluation.compare import (
 )
 from distill_lab.evaluation.evaluate import Score, wilson
 from distill_lab.evaluation.speed import Speed
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.types import Completion
 
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill_lab.chat import encode, encode_turns, end_token_ids, prompt_ids
 from distill_lab.control_tokens import marked, spelled_in, token_ids, unmarked
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.rows import read_rows
 from distill_lab.types import Message

@@ -11,8 +11,8 @@ import pytest
 from distill_lab import cli
 from distill_lab.config import DataConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import cot
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.training_data.cot_files import final_answer, write_cot_dataset, write_predictions
 
 SHORT = SamplingConfig(max_new_tokens=96, thinking=False)

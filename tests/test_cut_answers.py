@@ -12,11 +12,12 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.evaluation.compare import summarize
 from distill_lab.evaluation.evaluate import cut_share, evaluate
 from distill_lab.evaluation.verdict import CUT_OFTEN, RETENTION_KPI
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.cut_answers import CUT, TOO_LONG, cut_reason, cut_warning, dropped_warning
 from distill_lab.grading.graders import metric_of
 from distill_lab.pipeline import Line
 from distill_lab.progress import Watch
-from distill_lab.run import Run, write_jsonl
+from distill_lab.run import Run
 from distill_lab.terminal import Terminal
 from distill_lab.types import Completion, Counts, Prompt
 

@@ -17,7 +17,7 @@ import pytest
 from distill_lab.config import DataConfig
 from distill_lab.data.records import Records, Slice, write_prompts
 from distill_lab.errors import DataError, UserError
-from distill_lab.run import read_jsonl
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.tiny import tasks
 from distill_lab.types import Prompt
 

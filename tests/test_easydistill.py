@@ -21,8 +21,8 @@ from distill_lab.easydistill.config import read_job
 from distill_lab.easydistill.job import answer_text, instruction_row, run, run_directory
 from distill_lab.easydistill.training import Training, train_config
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.progress import Watch
-from distill_lab.run import read_jsonl
 from distill_lab.train.plan import make_plan
 
 WORDS = ["cat", "dog", "red", "hat", "fox", "saw", "axe", "kiwi", "pear", "lion", "boot", "duck"]

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from distill_lab.errors import DataError, UserError
 from distill_lab.evaluation.evaluate import Score, bootstrap_mean, evaluate, read_score, wilson
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 
 
 def prompt(index: int, answer: str | None = "yes", **more: Any) -> dict[str, Any]:

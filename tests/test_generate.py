@@ -14,9 +14,9 @@ import pytest
 from benchmarks import soak
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import Engine, load_engine
 from distill_lab.generation.generate import Progress, generate
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Counts, Prompt
 from tests.conftest import ROOT
 from tests.hostile_server import HostileServer, Reply, answer

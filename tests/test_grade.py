@@ -13,9 +13,9 @@ from distill_lab.cli import main
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
 from distill_lab.evaluation.evaluate import evaluate
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.grade import NUM_AT_ONCE, Tally, grade, read_tally
 from distill_lab.grading.graders import OneByOne, Pair
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Grade, Prompt
 
 

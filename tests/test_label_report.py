@@ -15,8 +15,8 @@ from distill_lab.config import SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.evaluation.evaluate import evaluate
 from distill_lab.evaluation.labels import LiveEngine, item_lines, label_report, predictions, render_label_report
+from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.report.labels import labels_section
-from distill_lab.run import write_json, write_jsonl
 from distill_lab.types import Completion, Prompt
 
 LABELS = ["de", "en", "ot"]

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill_lab.config import AS_GIVEN, LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
 from distill_lab.planning.preflight import check_model, check_training
-from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.lora import add_adapters, merge_directory, merged
 from distill_lab.train.student import train_student

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.train.student import train_student
 from distill_lab.train.trainer import StudentTrainer
 from tests.test_trainer import toy_rows

@@ -11,6 +11,7 @@ import pytest
 
 from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
 from distill_lab.pipeline import Line, trained, untrained
 from distill_lab.planning.known_models import known_models
@@ -25,7 +26,7 @@ from distill_lab.planning.method import (
     with_batches,
 )
 from distill_lab.planning.model_shape import shape_of
-from distill_lab.run import Run, write_jsonl
+from distill_lab.run import Run
 from tests.test_trainer import toy_rows
 
 T4 = Machine("cuda", 15e9, 12e9, "fp16")

@@ -17,12 +17,12 @@ import pytest
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines._chat_completions import Refused, request_body, to_completion
 from distill_lab.generation.engines._event_loop import Deliver, iterate
 from distill_lab.generation.engines.openai_api import MOST_IN_A_ROW, OpenAIEngine
 from distill_lab.generation.generate import generate
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Counts, Prompt
 from tests.hostile_server import KEY, HostileServer, Reply, Request, answer, prompts
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
-from distill_lab.run import write_jsonl
 from distill_lab.train.checkpoints import damage
 from distill_lab.train.loss_module import Objective, cross_entropy_objective
 from distill_lab.train.packing import cut

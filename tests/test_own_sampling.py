@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines._chat_completions import request_body
 from distill_lab.generation.engines.openai_api import OpenAIEngine
 from distill_lab.models.generation_config import own_settings, resolve_sampling, settings_in, with_own
 from distill_lab.pipeline import Line
 from distill_lab.progress import Watch
 from distill_lab.recipes import prompt, system1, system2, verified
-from distill_lab.run import Run, write_jsonl
+from distill_lab.run import Run
 from distill_lab.types import Prompt
 from tests.hostile_server import HostileServer, Reply
 from tests.test_engine import by_id, make_engine, make_prompts

@@ -28,8 +28,8 @@ from transformers import (
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
-from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.lora import merge_directory
 from distill_lab.train.portable import with_old_names

@@ -12,8 +12,8 @@ import pytest
 from distill_lab import cli
 from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.planning.preflight import check_gold, check_training, check_writable
-from distill_lab.run import write_jsonl
 
 RECIPES = ("system1", "system2", "cot", "verified", "prompt")
 BAD = {

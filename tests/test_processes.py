@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.models.loading import load_model, load_tokenizer
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.train.launch import SETTINGS
 from distill_lab.train.lora import merge_directory
 from distill_lab.train.student import train_student

@@ -16,8 +16,8 @@ from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConf
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.evaluation.cost import Cost, compare_costs, render_costs
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import prompt
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.tiny.labels import LABELS, RULES
 from distill_lab.training_data.prompt_distillation import (
     read_answer,

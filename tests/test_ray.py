@@ -20,9 +20,9 @@ import pytest
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines._ray.blocks import MOST, MOST_DEATHS, MOST_IN_A_ROW, Block, Blocks
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.types import Completion, Prompt
 
 LONG = pytest.mark.skipif(not os.environ.get("DISTILL_LAB_LONG"), reason="takes minutes: DISTILL_LAB_LONG=1 runs it")

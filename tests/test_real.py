@@ -13,9 +13,9 @@ import torch
 from distill_lab import chat
 from distill_lab.cli import main
 from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import load
 from distill_lab.models.loading import load_model
-from distill_lab.run import write_jsonl
 from distill_lab.train.student import train_student
 from distill_lab.types import Prompt
 

@@ -16,9 +16,9 @@ import pytest
 
 from distill_lab.config import EngineConfig, SamplingConfig
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines._redact import MARK, Redactor
 from distill_lab.generation.engines.openai_api import OpenAIEngine
-from distill_lab.run import write_jsonl
 from tests.hostile_server import KEY, HostileServer, Reply, answer, prompts
 
 BEARER = f"Bearer {KEY}"

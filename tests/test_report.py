@@ -17,10 +17,10 @@ from distill_lab.evaluation.compare import paired, summarize, times
 from distill_lab.evaluation.evaluate import Score, read_score
 from distill_lab.evaluation.speed import Speed
 from distill_lab.evaluation.verdict import percent
+from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.grading.graders import metric_of
 from distill_lab.report.figure import count, result_svg
 from distill_lab.report.page import write_report
-from distill_lab.run import write_json, write_jsonl
 
 VOID = {"meta", "br"}
 SVG = "{http://www.w3.org/2000/svg}"

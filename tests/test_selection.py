@@ -11,7 +11,7 @@ import pytest
 
 from distill_lab.errors import DataError, NoData
 from distill_lab.evaluation.token_stats import read_stats
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.train.rows import read_rows
 from distill_lab.training_data.selection import (
     read_parquet,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill_lab.evaluation.steps import Steps, count_steps, num_steps
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.tiny import tasks
 
 

@@ -16,8 +16,8 @@ import pytest
 from benchmarks.random_qwen import build
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.recipes import system1
-from distill_lab.run import read_jsonl
 
 SHORT = SamplingConfig(max_new_tokens=24, thinking=False)
 

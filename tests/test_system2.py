@@ -12,9 +12,9 @@ import pytest
 
 from distill_lab.config import STEP_BY_STEP, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.progress import Watch
 from distill_lab.recipes import system2
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.training_data.reasoning import final_answer_grader, reasoning_data, threshold_note
 
 SHORT = SamplingConfig(max_new_tokens=120)

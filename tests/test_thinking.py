@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from distill_lab.chat import encode, prompt_ids
 from distill_lab.cli import main
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.chat_template import leave_out_thinking
 

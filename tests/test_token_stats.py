@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from distill_lab.evaluation.token_stats import render_models, token_stats, with_tokens
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.report.tokens import BARS, distribution_panel, histogram, tokens_section
-from distill_lab.run import write_jsonl
 
 TOKENS = {"teacher": [10, 20, 30, 40], "base": [5, 5, 50, 60], "student": [8, 8, 8, 12]}
 

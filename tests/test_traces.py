@@ -12,7 +12,7 @@ from distill_lab.config import DataConfig
 from distill_lab.data.records import write_prompts
 from distill_lab.data.traces import Trace, best, minimum_level, read_traces, reason_against, select_traces
 from distill_lab.errors import DataError, UserError
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 
 
 def nested(rv: int, cd: int, *, verified: bool = True, text: str = "answer") -> dict[str, Any]:

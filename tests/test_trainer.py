@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from distill_lab.chat import encode
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.files.outputs import work_folder
 from distill_lab.models.loading import load_model
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.train import checkpoints
 from distill_lab.train.plan import make_plan, micro_batches, training_arguments
 from distill_lab.train.rows import read_rows

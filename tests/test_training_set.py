@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distill_lab.errors import DataError
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.training_data.training_set import write_training_set
 from distill_lab.types import Completion, Counts, Message, Prompt
 

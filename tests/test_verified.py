@@ -13,8 +13,8 @@ import pytest
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluation.token_stats import render_models
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import verified
-from distill_lab.run import read_jsonl, write_jsonl
 
 SHORT = SamplingConfig(max_new_tokens=64, thinking=False)
 TWICE = SHORT.model_copy(update={"temperature": 1.0, "num_samples": 2})

@@ -66,9 +66,9 @@ def main(config: Config) -> None:
 
     from distill_lab.data.records import write_prompts
     from distill_lab.errors import UserError
+    from distill_lab.files.jsonl import copy_file
     from distill_lab.files.outputs import writing
     from distill_lab.planning.preflight import check_asked, check_grader, check_writable
-    from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
     from distill_lab.training_data.cot_files import take_gold, write_predictions
     from distill_lab.training_data.reasoning import add_instruction
@@ -237,7 +237,7 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
 
 def _label_results(model: ModelConfig, items: Path, terminal: Terminal) -> None:
     from distill_lab.evaluation.labels import label_report, predictions, render_label_report
-    from distill_lab.run import write_json
+    from distill_lab.files.jsonl import write_json
 
     report, path = label_report(items), items.with_suffix(".results.json")
     write_json(path, {"model": model.model} | report.to_json() | {"predictions": predictions(items)})

@@ -56,6 +56,7 @@ def main(config: Config) -> None:
     from distill_lab.data.records import write_prompts
     from distill_lab.errors import UserError
     from distill_lab.files.claims import claim
+    from distill_lab.files.jsonl import copy_file
     from distill_lab.files.outputs import writing
     from distill_lab.generation.engines import load_engine
     from distill_lab.generation.generate import generate
@@ -63,7 +64,6 @@ def main(config: Config) -> None:
     from distill_lab.models.generation_config import resolve_sampling
     from distill_lab.models.identity import answer_inputs, shown_name
     from distill_lab.planning.preflight import check_asked, check_writable
-    from distill_lab.run import copy_file
     from distill_lab.terminal import Terminal
     from distill_lab.training_data.cot_files import write_cot_dataset
     from distill_lab.training_data.reasoning import add_instruction

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill_lab.errors import DataError
-from distill_lab.run import read_jsonl
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.types import Prompt
 
 

@@ -21,7 +21,7 @@ from distill_lab.config import DataConfig
 from distill_lab.data import adapters
 from distill_lab.data.sources import Row, Source, open_source
 from distill_lab.errors import DataError, UserError
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.types import Counts, Record
 
 MAX_KEPT_ERRORS = 100

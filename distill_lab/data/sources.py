@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from distill_lab.data._json_array import json_array
 from distill_lab.errors import DataError, UserError
-from distill_lab.run import parse_json_object
+from distill_lab.files.jsonl import parse_json_object
 
 BOM = b"\xef\xbb\xbf"
 BATCH_ROWS = 256

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.types import Counts
 
 LARGEST_SHARE = 10

@@ -29,7 +29,7 @@ from typing import Any
 
 from distill_lab.chat import split_thinking
 from distill_lab.errors import DataError, UserError
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.types import Counts, Message
 
 MAX_LEVEL = 9

@@ -25,11 +25,12 @@ from distill_lab.easydistill.config import Job, read_job
 from distill_lab.easydistill.server import first_model
 from distill_lab.easydistill.training import longest_batches, max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
 from distill_lab.models.identity import model_inputs
 from distill_lab.pipeline import Line
 from distill_lab.planning.preflight import check_model
 from distill_lab.progress import Watch
-from distill_lab.run import Run, fingerprint, read_jsonl, write_json, write_jsonl
+from distill_lab.run import Run, fingerprint
 from distill_lab.types import Completion, Counts, Message, Prompt
 
 EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"

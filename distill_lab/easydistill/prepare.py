@@ -20,7 +20,8 @@ from distill_lab.data.records import Records, write_prompts
 from distill_lab.data.traces import META, select_traces
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import DataError
-from distill_lab.run import fingerprint, read_jsonl, write_json
+from distill_lab.files.jsonl import read_jsonl, write_json
+from distill_lab.run import fingerprint
 from distill_lab.training_data.reasoning import add_instruction, reasoning_data, threshold_note
 
 

@@ -23,8 +23,8 @@ from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluation.evaluate import RESAMPLES, Score, is_binary, resampled_counts
 from distill_lab.evaluation.speed import LATENCY_TOKENS, NUM_LATENCIES, REASONING_TOKENS
 from distill_lab.evaluation.verdict import decide
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.ask import user_text
-from distill_lab.run import read_jsonl
 from distill_lab.types import Completion, Prompt
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.grade import Answers, Graded, OnProgress, write_resumable
 from distill_lab.grading.graders import Grader, load_grader
-from distill_lab.run import read_jsonl
 
 Z95 = 1.959963984540054
 """The normal distribution's 97.5% quantile."""

@@ -20,9 +20,9 @@ from typing import Any
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.engines import Engine
 from distill_lab.grading.graders.label import grade, normalise
-from distill_lab.run import read_jsonl
 from distill_lab.types import Completion, Prompt
 
 OTHER, UNREAD = "other", "?"

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.graders._number import read_number
 from distill_lab.grading.graders.math import normalise
-from distill_lab.run import read_jsonl
 
 
 @dataclass(frozen=True, slots=True)

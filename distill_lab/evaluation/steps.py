@@ -17,7 +17,7 @@ from typing import Any
 
 from distill_lab.answers import MOST_CHARS, stated_answer
 from distill_lab.chat import split_thinking
-from distill_lab.run import read_jsonl
+from distill_lab.files.jsonl import read_jsonl
 
 SEVERAL = 2
 _ENDS = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")

@@ -15,7 +15,7 @@ from statistics import mean, median
 from typing import Any
 
 from distill_lab.evaluation.compare import times
-from distill_lab.run import read_jsonl
+from distill_lab.files.jsonl import read_jsonl
 
 BY = ("level", "type")
 

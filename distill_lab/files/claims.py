@@ -22,9 +22,9 @@ from typing import Any
 from distill_lab import __version__
 from distill_lab.errors import UserError
 from distill_lab.files.fingerprints import MOST_DIFFERENCES, differences, path_fingerprint, plain
+from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked
 from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
-from distill_lab.run import write_json
 
 MADE_BY = "qwen-distillation-lab"
 REMEDY = "choose another name for the output, or move that elsewhere"

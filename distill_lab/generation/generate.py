@@ -27,11 +27,11 @@ from typing import Any, overload
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.jsonl import JsonlAppender, read_jsonl, whole_rows, write_jsonl
 from distill_lab.files.outputs import writing
 from distill_lab.generation.engines import Engine
 from distill_lab.generation.progress import Progress, Tracker
 from distill_lab.generation.request_cache import KEY_BYTES, RequestCache
-from distill_lab.run import JsonlAppender, read_jsonl, whole_rows, write_jsonl
 from distill_lab.types import Completion, Counts, Prompt
 
 LOOKED_UP = 256

@@ -30,9 +30,9 @@ from typing import Any
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.files.cache_folder import VARIABLE, cache_folder, is_off
 from distill_lab.files.fingerprints import fingerprint
+from distill_lab.files.jsonl import json_line
 from distill_lab.generation.engines import api_engine
 from distill_lab.models.identity import as_computed, engine_settings, shown_name, weights_of
-from distill_lab.run import json_line
 from distill_lab.types import Completion, Prompt
 
 FILE = "requests.sqlite"

@@ -21,9 +21,10 @@ from typing import Any
 from distill_lab import activity
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.jsonl import JsonlAppender, parse_json_object, read_jsonl
 from distill_lab.files.outputs import remove_work, work_folder
 from distill_lab.grading.graders import Grader, OneByOne, Pair, load_grader
-from distill_lab.run import JsonlAppender, fingerprint, parse_json_object, read_jsonl
+from distill_lab.run import fingerprint
 from distill_lab.types import Completion, Grade, Prompt
 
 NUM_AT_ONCE = 256

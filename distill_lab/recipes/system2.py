@@ -28,10 +28,11 @@ from distill_lab.config import (
 from distill_lab.data.traces import select_traces
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
+from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.pipeline import Line, student_path, trained, untrained
 from distill_lab.planning.preflight import check_before, check_test
 from distill_lab.progress import Watch
-from distill_lab.run import Run, read_jsonl, write_json
+from distill_lab.run import Run
 from distill_lab.training_data.reasoning import (
     add_instruction,
     final_answer_grader,

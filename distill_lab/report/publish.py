@@ -15,7 +15,8 @@ from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import UserError
-from distill_lab.run import Run, write_json
+from distill_lab.files.jsonl import write_json
+from distill_lab.run import Run
 
 Speeds = Mapping[str, Any]
 """Model ("teacher", "student") -> `measure.Speed`; empty where none was taken."""

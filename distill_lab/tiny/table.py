@@ -15,8 +15,8 @@ from typing import Any
 
 from distill_lab.config import STEP_BY_STEP, EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.evaluation.evaluate import evaluate
+from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.generation.engines import load_engine
-from distill_lab.run import write_json, write_jsonl
 from distill_lab.tiny import tasks
 from distill_lab.tiny.labels import RULES
 from distill_lab.types import Message, Prompt

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill_lab.files.jsonl import write_json
 from distill_lab.files.outputs import MARK, PARTIAL, remove_work, work_folder
-from distill_lab.run import write_json
 
 SEAL, KEY = "seal.json", "key.json"
 KEPT = (KEY, "dtype.json")

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from distill_lab.chat import encode_turns
 from distill_lab.control_tokens import spelled_in
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.cut_answers import TOO_LONG
-from distill_lab.run import read_jsonl
 from distill_lab.train.packing import Row, shifted
 
 MIN_ROWS_TO_SPLIT = 10

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
-from distill_lab.run import JsonlAppender, write_jsonl
+from distill_lab.files.jsonl import JsonlAppender, write_jsonl
 
 NAME = "training_log.jsonl"
 FIELDS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_s", "validation_loss", "seconds")

@@ -17,7 +17,7 @@ from typing import Any
 from distill_lab.answers import after_thinking, stated_answer
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError
-from distill_lab.run import read_jsonl, write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
 from distill_lab.types import Counts, Prompt
 

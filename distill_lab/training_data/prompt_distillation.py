@@ -20,8 +20,8 @@ from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.graders.label import normalise, read_label
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
 from distill_lab.types import Completion, Counts, Message
 

@@ -20,9 +20,9 @@ from distill_lab.data.records import Slice
 from distill_lab.data.sources import open_source
 from distill_lab.data.traces import MAX_LEVEL, answer_fields, minimum_level
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.graders._number import read_number
 from distill_lab.grading.graders.numeric import worked_answer
-from distill_lab.run import read_jsonl, write_jsonl
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
 from distill_lab.types import Completion, Counts, Message, Prompt
 

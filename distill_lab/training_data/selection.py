@@ -22,8 +22,8 @@ import numpy as np
 
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, NoData
+from distill_lab.files.jsonl import atomic_path, read_jsonl
 from distill_lab.generation.cut_answers import CUT
-from distill_lab.run import atomic_path, read_jsonl
 from distill_lab.training_data.training_set import DUPLICATE, EMPTY, ERROR
 from distill_lab.types import Counts, Message, Prompt
 

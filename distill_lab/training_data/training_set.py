@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_lab.errors import DataError
+from distill_lab.files.jsonl import atomic_path, parse_json_object, write_jsonl
 from distill_lab.generation.cut_answers import CUT
-from distill_lab.run import atomic_path, parse_json_object, write_jsonl
 from distill_lab.types import Completion, Counts, Message, Prompt
 
 NO_COMPLETION, ERROR, EMPTY = "no completion", "error", "empty"

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from distill_lab.run import write_jsonl
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.portable import make_portable
 from distill_lab.types import Prompt

@@ -34,9 +34,9 @@ from transformers import (
 
 from distill_lab.chat import prompt_ids
 from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines import load_engine
 from distill_lab.models.loading import load_model
-from distill_lab.run import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.tiny.tasks import rows as task_rows
 from distill_lab.train.lora import merge_directory

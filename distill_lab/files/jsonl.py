@@ -1,0 +1,136 @@
+"""JSON on disk: one object per line, atomic writes, appending that survives a kill. Every refusal names file and line."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distill_lab.errors import DataError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    temporary.open("xb").close()  # with the rights that the user's umask gives a new file
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Put a copy of a file in the place of `path`, at once; a reader never sees half a file."""
+    with atomic_path(path) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file, one at a time. Raises DataError naming file and line for anything else."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield parse_json_object(line, str(path), number)
+
+
+def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_jsonl`, of a file that rows are appended to: a last line that a kill has torn is left out.
+
+    Raises DataError, too, where the end of the file is no beginning of a row: then it is no such file.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if not line.startswith((b'{"', b"\0")) and line != b"{":  # some file systems leave zeros after a crash
+                    raise DataError(str(path), number, "not a JSON object; this file is left as it is")
+            elif line.strip():
+                yield parse_json_object(line, str(path), number)
+
+
+def parse_json_object(line: bytes, source: str, number: int) -> dict[str, Any]:
+    """One JSONL line as a dict. Raises DataError for torn lines, bad UTF-8, NaN/Infinity and anything but an object."""
+
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        row = json.loads(line.decode("utf-8"), parse_constant=refuse)
+    except UnicodeDecodeError as error:
+        raise DataError(source, number, f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(source, number, f"not a JSON object ({error})") from None
+    if not isinstance(row, dict):
+        raise DataError(source, number, f"expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """One JSONL line, newline included. Raises ValueError for NaN and Infinity, which are not JSON."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half a surrogate pair (a text cut in the middle of an emoji) has no UTF-8 form; its JSON escape has.
+        return json.dumps(row, allow_nan=False).encode() + b"\n"
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write all `rows` as JSONL, atomically; returns how many."""
+    number = 0
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        for row in rows:
+            file.write(json_line(row))
+            number += 1
+    return number
+
+
+class JsonlAppender:
+    """Appends rows to a JSONL file that survives a kill: a torn last line is cut off on open, rows reach the disk."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab+")
+        end = self._file.seek(0, os.SEEK_END)
+        if end:
+            self._cut_torn_line(end)
+
+    def _cut_torn_line(self, end: int) -> None:
+        position, tail = end, b""
+        while position > 0 and b"\n" not in tail:
+            start = max(0, position - 65536)
+            self._file.seek(start)
+            tail = self._file.read(position - start) + tail
+            position = start
+        keep = position + tail.rfind(b"\n") + 1
+        if keep < end:
+            self._file.truncate(keep)
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append `rows` and make sure they are on disk when this returns."""
+        self._file.write(b"".join(json_line(row) for row in rows))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
