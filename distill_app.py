@@ -355,7 +355,8 @@ def compare_models(
     line `Model not found at <path>`), and then in memory alone. The System 2 student is asked to think step by step.
     """
     from distill_lab import memory
-    from distill_lab.evaluation.compare import Comparison, render_comparison, with_thinking
+    from distill_lab.evaluation.compare import Comparison, with_thinking
+    from distill_lab.report.side_by_side import render_comparison
 
     models: list[tuple[str, str | None, Any, Any]] = [
         ("Teacher", teacher_path, teacher_model, teacher_tokenizer),
@@ -385,7 +386,8 @@ def compare_models(
 
 def _is_there(path: str) -> bool:
     """Whether a path or name leads to a model."""
-    from distill_lab.models.loading import load_tokenizer, resolve
+    from distill_lab.models.loading import load_tokenizer
+    from distill_lab.models.names import resolve
 
     try:
         if not Path(resolve(path)).is_dir():

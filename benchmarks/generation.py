@@ -30,7 +30,8 @@ import torch
 from distill_lab import chat
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.generation.engines.transformers import TransformersEngine
-from distill_lab.models.loading import load_model, resolve
+from distill_lab.models.loading import load_model
+from distill_lab.models.names import resolve
 from distill_lab.tiny.tasks import rows
 from distill_lab.types import Prompt
 

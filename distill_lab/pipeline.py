@@ -21,18 +21,20 @@ from distill_lab.data import splits
 from distill_lab.data.prompts import read_prompts
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import ModelError, NoData, UserError
-from distill_lab.evaluation.compare import paired, summarize
 from distill_lab.evaluation.evaluate import Score, cut_share, evaluate
 from distill_lab.evaluation.speed import LATENCY_TOKENS, REASONING_TOKENS
+from distill_lab.evaluation.statistics import paired
 from distill_lab.evaluation.steps import count_steps
+from distill_lab.evaluation.summary import summarize
 from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.generation.cut_answers import cut_warning, dropped_warning
-from distill_lab.generation.engines import api_engine, settled
+from distill_lab.generation.engines import settled
 from distill_lab.generation.generate import Progress, generate
+from distill_lab.generation.model_identity import model_inputs
 from distill_lab.generation.request_cache import RequestCache
 from distill_lab.grading.grade import grade
 from distill_lab.grading.graders import grading, metric_of
-from distill_lab.models.identity import model_inputs
+from distill_lab.models.names import api_engine
 from distill_lab.report.publish import Speeds, published, training_losses
 from distill_lab.run import Run
 from distill_lab.training_data.prompt_distillation import write_references

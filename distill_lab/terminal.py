@@ -356,8 +356,9 @@ def _memory(number: int) -> str:
 
 
 def _findings(summary: dict[str, Any]) -> Iterator[str]:
-    from distill_lab.evaluation.compare import latency_tokens, no_p95, ran_on, times
+    from distill_lab.evaluation.summary import latency_tokens, no_p95, ran_on
     from distill_lab.evaluation.verdict import tenths
+    from distill_lab.formatting import times
 
     metric = summary["metric"]["short"] if summary["metric"] else "score"
     for key, title in (("retention", "retention"), ("similarity", "similarity")):

@@ -12,20 +12,13 @@ import pytest
 from scipy.stats import binomtest
 
 from distill_lab.errors import ModelError, UserError
-from distill_lab.evaluation.compare import (
-    Comparison,
-    Paired,
-    compare_models,
-    mcnemar,
-    paired,
-    render_comparison,
-    retention_interval,
-    sign_flip,
-    summarize,
-)
-from distill_lab.evaluation.evaluate import Score, wilson
+from distill_lab.evaluation.compare import Comparison, compare_models
+from distill_lab.evaluation.evaluate import Score
 from distill_lab.evaluation.speed import Speed
+from distill_lab.evaluation.statistics import Paired, mcnemar, paired, retention_interval, sign_flip, wilson
+from distill_lab.evaluation.summary import summarize
 from distill_lab.files.jsonl import write_jsonl
+from distill_lab.report.side_by_side import render_comparison
 from distill_lab.types import Completion
 
 

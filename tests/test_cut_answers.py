@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.evaluation.compare import summarize
 from distill_lab.evaluation.evaluate import cut_share, evaluate
+from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.verdict import CUT_OFTEN, RETENTION_KPI
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.cut_answers import CUT, TOO_LONG, cut_reason, cut_warning, dropped_warning

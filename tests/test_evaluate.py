@@ -10,7 +10,8 @@ import pytest
 from scipy.stats import binomtest
 
 from distill_lab.errors import DataError, UserError
-from distill_lab.evaluation.evaluate import Score, bootstrap_mean, evaluate, read_score, wilson
+from distill_lab.evaluation.evaluate import Score, evaluate, read_score
+from distill_lab.evaluation.statistics import bootstrap_mean, wilson
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 
 

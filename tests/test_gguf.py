@@ -18,7 +18,8 @@ from distill_lab.errors import ModelError
 from distill_lab.generation.engines import chosen_engine, load_engine
 from distill_lab.generation.request_cache import model_key
 from distill_lab.models import loading
-from distill_lab.models.loading import load_model, load_tokenizer, resolve, settled
+from distill_lab.models.loading import load_model, load_tokenizer, settled
+from distill_lab.models.names import resolve
 from distill_lab.train.student import train_student
 from tests.test_engine import make_prompts
 

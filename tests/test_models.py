@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import ModelError
-from distill_lab.models.loading import load_model, load_tokenizer, num_parameters, resolve
+from distill_lab.models.loading import load_model, load_tokenizer, num_parameters
+from distill_lab.models.names import resolve
 from distill_lab.tiny import FAMILY
 
 IDS = torch.tensor([[5, 6, 7, 8]])

@@ -19,8 +19,9 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluation.compare import compare_models
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
-from distill_lab.generation.engines import api_engine, load_engine
+from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines.openai_api import OpenAIEngine
+from distill_lab.models.names import api_engine
 from distill_lab.pipeline import Line
 from distill_lab.planning.preflight import check_model
 from distill_lab.progress import Watch

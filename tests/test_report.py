@@ -13,11 +13,13 @@ from xml.etree import ElementTree
 import pytest
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.compare import paired, summarize, times
 from distill_lab.evaluation.evaluate import Score, read_score
 from distill_lab.evaluation.speed import Speed
+from distill_lab.evaluation.statistics import paired
+from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.verdict import percent
 from distill_lab.files.jsonl import write_json, write_jsonl
+from distill_lab.formatting import times
 from distill_lab.grading.graders import metric_of
 from distill_lab.report.figure import count, result_svg
 from distill_lab.report.page import write_report

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.compare import Paired, summarize
 from distill_lab.evaluation.evaluate import Score
+from distill_lab.evaluation.statistics import Paired
+from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.verdict import AT_GOAL, KEPT, MISSED, SIMILARITY, UNSCORED, WORSE, decide, percent
 from distill_lab.grading.graders import metric_of, names
 from distill_lab.terminal import Terminal

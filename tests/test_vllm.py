@@ -30,7 +30,8 @@ from distill_lab.engine_died import EngineDied
 from distill_lab.errors import ModelError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import Engine, _vllm_install, load_engine, vllm
-from distill_lab.models.loading import load_model, resolve
+from distill_lab.models.loading import load_model
+from distill_lab.models.names import resolve
 from distill_lab.tiny.tasks import rows
 from distill_lab.types import Completion, Prompt
 from tests.conftest import ROOT

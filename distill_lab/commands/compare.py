@@ -31,7 +31,8 @@ class Config(settings.Config):
 def main(config: Config) -> None:
     """Ask and print."""
     from distill_lab.errors import UserError
-    from distill_lab.evaluation.compare import compare_models, render_comparison
+    from distill_lab.evaluation.compare import compare_models
+    from distill_lab.report.side_by_side import render_comparison
     from distill_lab.terminal import Terminal
 
     labels = {"Teacher": config.teacher, "Base": config.base, "System 1": config.system1, "System 2": config.system2}

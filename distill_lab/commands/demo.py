@@ -48,8 +48,9 @@ class Config(settings.Config):
 
 def main(config: Config) -> int:
     """Run the recipes, print what came out and what to type next."""
-    from distill_lab.evaluation.compare import compare_models, render_comparison
+    from distill_lab.evaluation.compare import compare_models
     from distill_lab.recipes import system1, system2
+    from distill_lab.report.side_by_side import render_comparison
     from distill_lab.terminal import Terminal
 
     terminal = Terminal()
@@ -158,7 +159,7 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _times(ratio: float | None) -> str:
-    from distill_lab.evaluation.compare import times
+    from distill_lab.formatting import times
 
     return "-" if ratio is None else times(ratio, "")
 

@@ -134,8 +134,8 @@ def _grader(config: Config, prompts: Path, gold: Path) -> str:
 def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[None]:
     """All files of the command held, those of the base model under a key of their own."""
     from distill_lab.files.claims import claim
+    from distill_lab.generation.model_identity import answer_inputs, shown_name
     from distill_lab.grading.graders import grader_inputs
-    from distill_lab.models.identity import answer_inputs, shown_name
 
     with ExitStack() as stack:
         for model, items in _models(config, out):
@@ -173,7 +173,7 @@ def _models(config: Config, out: Path) -> list[tuple[ModelConfig, Path]]:
 
 def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
     """The model's score and, where there is a base, that one's and the gain."""
-    from distill_lab.evaluation.compare import paired
+    from distill_lab.evaluation.statistics import paired
     from distill_lab.evaluation.verdict import CHANCE
 
     for model, items in _models(config, out):

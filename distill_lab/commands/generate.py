@@ -60,9 +60,9 @@ def main(config: Config) -> None:
     from distill_lab.files.outputs import writing
     from distill_lab.generation.engines import load_engine
     from distill_lab.generation.generate import generate
+    from distill_lab.generation.model_identity import answer_inputs, shown_name
     from distill_lab.generation.request_cache import RequestCache
     from distill_lab.models.generation_config import resolve_sampling
-    from distill_lab.models.identity import answer_inputs, shown_name
     from distill_lab.planning.preflight import check_asked, check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.training_data.cot_files import write_cot_dataset

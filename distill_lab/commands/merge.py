@@ -28,7 +28,7 @@ class Config(settings.Config):
 def main(config: Config) -> None:
     """Merge, and say where the model is."""
     from distill_lab.files.claims import claim
-    from distill_lab.models.identity import model_inputs, shown_name
+    from distill_lab.generation.model_identity import model_inputs, shown_name
     from distill_lab.terminal import Terminal
     from distill_lab.train.lora import merge_directory
 

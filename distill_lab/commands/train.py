@@ -68,7 +68,7 @@ def main(config: Config) -> None:
     from distill_lab.files.claims import claim
     from distill_lab.files.jsonl import copy_file
     from distill_lab.files.outputs import writing
-    from distill_lab.models.identity import shown_name
+    from distill_lab.generation.model_identity import shown_name
     from distill_lab.planning.preflight import check_loads, check_training, check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.train.student import training_inputs

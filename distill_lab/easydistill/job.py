@@ -26,7 +26,7 @@ from distill_lab.easydistill.server import first_model
 from distill_lab.easydistill.training import longest_batches, max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
-from distill_lab.models.identity import model_inputs
+from distill_lab.generation.model_identity import model_inputs
 from distill_lab.pipeline import Line
 from distill_lab.planning.preflight import check_model
 from distill_lab.progress import Watch

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.data.prompts import read_prompts
-from distill_lab.evaluation.compare import times
 from distill_lab.files.jsonl import read_jsonl
+from distill_lab.formatting import times
 
 if TYPE_CHECKING:
     from distill_lab.evaluation.speed import Speed

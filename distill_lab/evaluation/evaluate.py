@@ -10,23 +10,18 @@ file with score 0 and `finish_reason` "missing".
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill_lab.errors import UserError
+from distill_lab.evaluation.statistics import bootstrap_mean, is_binary, wilson
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.grade import Answers, Graded, OnProgress, write_resumable
 from distill_lab.grading.graders import Grader, load_grader
 
-Z95 = 1.959963984540054
-"""The normal distribution's 97.5% quantile."""
-RESAMPLES = 10_000
 MISSING = "missing"
 """`finish_reason` of an item no completion was found for."""
 
@@ -133,38 +128,3 @@ def read_score(path: Path) -> Score:
         timeouts=statuses["timeout"],
         cut_share=reasons["length"] / reasons.total(),
     )
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion (Wilson 1927; Newcombe 1998, method 3: no continuity correction).
-
-    Unlike the textbook p ± 1.96 s it stays within [0, 1] and is not empty at 0 and n successes. Needs n >= 1.
-    """
-    assert 0 <= successes <= max(n, 1), (successes, n)
-    assert n >= 1, n
-    p, z2 = successes / n, Z95 * Z95
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # Rounding must not leave the range, nor move the ends that are exactly 0 and 1.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    return low, 1.0 if successes == n else min(1.0, centre + half)
-
-
-def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13), 10,000 resamples, seeded."""
-    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    low, high = np.percentile(resampled_counts(counts, seed=seed) @ distinct / len(values), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def resampled_counts(counts: np.ndarray, *, seed: int) -> np.ndarray:
-    """How often each distinct value comes up in each of 10,000 resamples: `[resamples, distinct]`.
-
-    The same distribution as drawing n items with replacement, in memory that grows with the distinct values only.
-    """
-    return np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
-
-
-def is_binary(scores: Sequence[float]) -> bool:
-    """Whether every score is exactly 0 or 1."""
-    return all(score in (0.0, 1.0) for score in scores)

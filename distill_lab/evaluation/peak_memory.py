@@ -107,7 +107,7 @@ def _memory_reader() -> Callable[[], int | None]:
 
 def main() -> None:
     """One model's peak memory: the job as JSON on standard input, the answer as JSON on standard output."""
-    from distill_lab.evaluation.speed import _load, _pace, _timed
+    from distill_lab.evaluation._timing import _load, _pace, _timed
 
     job = json.load(sys.stdin)
     read = _memory_reader()

@@ -24,9 +24,10 @@ import numpy as np
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
-from distill_lab.evaluation._speed_plan import MAX_TOKENS, NUM_BATCHED, Pace, Plan, make_plan
+from distill_lab.evaluation._speed_plan import MAX_TOKENS, NUM_BATCHED, Plan, make_plan
+from distill_lab.evaluation._timing import Timing, _load, _pace, _timed, spread
 from distill_lab.evaluation.peak_memory import peak_memory
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Prompt
 
 if TYPE_CHECKING:
     from distill_lab.generation.engines.transformers import TransformersEngine
@@ -36,10 +37,6 @@ LATENCY_TOKENS, REASONING_TOKENS = 128, 256
 """Of a latency answer, and of one that reasons."""
 NUM_LATENCIES = 20
 """Latency answers of a model; of fewer there is no 95th percentile."""
-PROBE_ROWS, PROBE_TOKENS = 8, 8
-"""Prompts and tokens of the short batch that shows a model's pace."""
-SLOW_READING_S = 10.0
-"""A model that takes longer to read two prompts is asked for a batch of two."""
 MEMORY_SHARE = 0.2
 """Of the budget, for the process that shows the memory; loading the model left out."""
 LATENCY_BUDGET_S = 60.0
@@ -195,16 +192,6 @@ def _dtype(engine: TransformersEngine) -> str:
     return f"{name} with {bits[0]} weights" if bits else name
 
 
-def spread(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
-    """At most so many of the prompts, evenly spread."""
-    number = min(number, len(prompts))
-    return [prompts[index * len(prompts) // number] for index in range(number)]
-
-
-Timing = tuple[float, float]
-"""Seconds and generated tokens (medians and means of them, too)."""
-
-
 def _taken_by_all(
     engines: Mapping[str, TransformersEngine], prompts: Sequence[Prompt], sampling: SamplingConfig
 ) -> list[Prompt]:
@@ -218,44 +205,6 @@ def _taken_by_all(
     if not taken:
         raise UserError(f"no prompt that every model can take to measure with ({next(iter(reasons.values()))})")
     return taken
-
-
-def _pace(engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Pace:
-    """What a short answer and a short batch of them take, after a first token that warms the model up."""
-    activity.report("finding the pace of", 1, None)
-    short = sampling.model_copy(update={"max_new_tokens": min(PROBE_TOKENS, sampling.max_new_tokens)})
-    reading_s, _, _ = _parts(engine, prompts[:1], short.model_copy(update={"max_new_tokens": 1}))
-    alone_read_s, alone_s, _ = _parts(engine, prompts[:1], short)
-    # A model that is slow to read is not made to read many more only to be planned with.
-    rows = spread(prompts, PROBE_ROWS if reading_s + alone_read_s < SLOW_READING_S else 2)
-    batch_read_s, batch_s, completions = _parts(engine, rows, short)
-    ended = all(each.finish_reason == "stop" for each in completions)
-    return Pace(
-        read_s=alone_read_s,
-        token_s=alone_s / max(short.max_new_tokens - 1, 1),
-        rows=len(rows),
-        batch_read_s=batch_read_s,
-        step_s=batch_s / max(short.max_new_tokens - 1, 1),
-        most_tokens=max(each.num_tokens for each in completions) if ended else None,
-    )
-
-
-def _parts(
-    engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig
-) -> tuple[float, float, list[Completion]]:
-    """Seconds until the prompts are read, seconds of the tokens after that, and the completions."""
-    decoding_s = 0.0
-
-    def hear(heard: activity.Activity | None) -> None:
-        nonlocal decoding_s
-        if heard is not None and heard.decoding is not None:
-            decoding_s = heard.decoding.seconds_decoding
-
-    start = time.perf_counter()
-    with activity.listening(hear):
-        completions = list(engine.generate(prompts, sampling))
-    seconds = time.perf_counter() - start
-    return max(seconds - decoding_s, 0.0), decoding_s, completions
 
 
 def _in_turns(
@@ -324,23 +273,6 @@ def _latencies(
     if not all(taken.values()):
         raise UserError(f"no prompt leaves every model room for {num_tokens} tokens; measure with shorter ones")
     return taken
-
-
-def _timed(
-    engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, *, min_new_tokens: int = 0
-) -> Timing:
-    # What is timed is the news here, not how far the engine is with it.
-    with activity.listening(lambda heard: None):
-        start = time.perf_counter()
-        completions = list(engine.generate(prompts, sampling, min_new_tokens=min_new_tokens))
-        seconds = time.perf_counter() - start
-    return seconds, sum(completion.num_tokens for completion in completions)
-
-
-def _load(model: ModelConfig) -> TransformersEngine:
-    from distill_lab.generation.engines.transformers import load
-
-    return load(model, EngineConfig(engine="transformers"))
 
 
 def _num_parameters(engine: TransformersEngine) -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from distill_lab.evaluation.compare import times
 from distill_lab.files.jsonl import read_jsonl
+from distill_lab.formatting import times
 
 BY = ("level", "type")
 

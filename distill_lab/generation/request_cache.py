@@ -31,8 +31,8 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_
 from distill_lab.files.cache_folder import VARIABLE, cache_folder, is_off
 from distill_lab.files.fingerprints import fingerprint
 from distill_lab.files.jsonl import json_line
-from distill_lab.generation.engines import api_engine
-from distill_lab.models.identity import as_computed, engine_settings, shown_name, weights_of
+from distill_lab.generation.model_identity import as_computed, engine_settings, shown_name, weights_of
+from distill_lab.models.names import api_engine
 from distill_lab.types import Completion, Prompt
 
 FILE = "requests.sqlite"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_lab.config import ModelConfig, SamplingConfig
-from distill_lab.generation.engines import api_engine
+from distill_lab.models.names import api_engine
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -42,7 +42,8 @@ def own_settings(model: ModelConfig) -> dict[str, Any]:
         return {}
     from transformers import GenerationConfig
 
-    from distill_lab.models.loading import _hub_arguments, base_of, is_adapter, resolve
+    from distill_lab.models.loading import _hub_arguments
+    from distill_lab.models.names import base_of, is_adapter, resolve
 
     path = resolve(model.model)
     if is_adapter(path):

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 from distill_lab import activity
 from distill_lab.config import Dtype, ModelConfig, Quantization
 from distill_lab.errors import ModelError
-from distill_lab.generation.engines import api_engine
+from distill_lab.models.names import api_engine, base_of, has_tokenizer, is_adapter, is_gguf, resolve
 from distill_lab.models.precision import (
     DTYPES,
     LEAST_QUANTIZED,
@@ -43,45 +41,10 @@ from distill_lab.models.precision import (
     count_weights,
     is_spread,
 )
-from distill_lab.tiny import FAMILY
 
 HUB_TIMEOUT_S = 10.0
 """How long the hub may take to answer whether it has a model."""
 GATED = "gated; accept its terms on its hub page, then run hf auth login"
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-def resolve(model: str) -> str:
-    """The directory or GGUF file a tiny: name or a local path stands for, as a string; a hub id is returned as it is.
-
-    Raises ModelError for an unknown tiny: name, a directory that holds no model, a server's model, and anything that is
-    no hub id either.
-    """
-    if api_engine(model):
-        raise ModelError(model, "is a server's model; only a teacher can be one, give a directory or Hugging Face id")
-    if model.startswith("tiny:"):
-        path = FAMILY / model.removeprefix("tiny:")
-        if (path / "config.json").is_file():
-            return str(path)
-        known = ", ".join(f"tiny:{folder.parent.name}" for folder in sorted(FAMILY.glob("*/config.json"))) or "none"
-        raise ModelError(model, f"the embedded family has no such model; it has: {known}")
-    path = Path(model).expanduser()
-    if model and path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise ModelError(model, "this directory holds no model (no config.json); give the directory that has one")
-        return str(path)
-    if path.is_file():
-        if is_gguf(str(path)):
-            return str(path)
-        raise ModelError(model, "this is a file; give the directory that holds config.json and the weights, or a .gguf")
-    if not HUB_ID.fullmatch(model) or model.startswith("."):
-        raise ModelError(model, "no such directory, and not a Hugging Face id (owner/name) either; check the path")
-    return model
-
-
-def is_gguf(path: str) -> bool:
-    """Whether a path is that of a model in one file, as llama.cpp writes it."""
-    return path.lower().endswith(".gguf") and Path(path).is_file()
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -129,18 +92,6 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
     if not training:
         model.requires_grad_(False)
     return model.train(training), tokenizer
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a directory holds adapters (LoRA) and not the model they belong to."""
-    return (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file()
-
-
-def base_of(adapter: ModelConfig) -> ModelConfig:
-    """The model that the adapters in the directory `adapter.model` belong to, loaded as `adapter` says."""
-    settings = json.loads((Path(resolve(adapter.model)) / "adapter_config.json").read_text(encoding="utf-8"))
-    base = {"model": settings["base_model_name_or_path"], "revision": settings.get("revision")}
-    return adapter.model_copy(update=base)
 
 
 def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -245,11 +196,6 @@ def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTraine
 def _place(path: str) -> str:
     """What from_pretrained takes: of a GGUF file its directory, the file is an argument of its own."""
     return str(Path(path).parent) if is_gguf(path) else path
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer stands in a directory; beside a GGUF file it takes the place of the one in the file."""
-    return (folder / "tokenizer.json").is_file() or (folder / "tokenizer_config.json").is_file()
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -100,7 +100,8 @@ def shape_of(model: ModelConfig) -> Shape:
 
     A directory of adapters has the shape of the model they belong to.
     """
-    from distill_lab.models.loading import base_of, is_adapter, load_config, resolve
+    from distill_lab.models.loading import load_config
+    from distill_lab.models.names import base_of, is_adapter, resolve
 
     known = config_of(model.model)
     if known is not None:

@@ -17,8 +17,9 @@ from typing import Any
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import ModelError, UserError
-from distill_lab.generation.engines import api_engine, check_engine
+from distill_lab.generation.engines import check_engine
 from distill_lab.grading.graders import find_grader, load_grader, metric_of
+from distill_lab.models.names import api_engine
 from distill_lab.planning.presets import is_tiny
 from distill_lab.run import Run
 from distill_lab.types import Completion

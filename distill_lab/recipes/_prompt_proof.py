@@ -16,14 +16,15 @@ from typing import Any
 
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.errors import NoData
-from distill_lab.evaluation.compare import paired, summarize
 from distill_lab.evaluation.cost import Cost, compare_costs, render_costs, time_answers, token_cost
 from distill_lab.evaluation.evaluate import cut_share, evaluate
 from distill_lab.evaluation.labels import item_lines, label_report, predictions, render_label_report
+from distill_lab.evaluation.statistics import paired
+from distill_lab.evaluation.summary import summarize
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import cut_warning
-from distill_lab.generation.engines import api_engine
 from distill_lab.grading.graders import grading, metric_of
+from distill_lab.models.names import api_engine
 from distill_lab.pipeline import LABELS, Line, choose_grader, model_inputs, timing_note
 from distill_lab.report.publish import Speeds, published, training_losses
 from distill_lab.run import Run

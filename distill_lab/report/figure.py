@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from distill_lab.evaluation.compare import times
 from distill_lab.evaluation.verdict import RETENTION_GOAL
+from distill_lab.formatting import times
 
 LABELS = {"teacher": "Teacher", "base": "Base student", "student": "Student"}
 """How the models are called, in the order they are shown."""

@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.compare import (
+from distill_lab.evaluation.evaluate import Score, read_score
+from distill_lab.evaluation.statistics import paired, retention_interval
+from distill_lab.evaluation.summary import (
     LATENCY_GOALS_S,
     SPEEDUP_KPI,
     STEPS_KPI,
     latency_kpi,
     latency_tokens,
     no_p95,
-    paired,
     ran_on,
-    retention_interval,
-    times,
 )
-from distill_lab.evaluation.evaluate import Score, read_score
 from distill_lab.evaluation.verdict import RETENTION_GOAL, RETENTION_KPI, percent, tenths
 from distill_lab.files.jsonl import atomic_path, read_jsonl
+from distill_lab.formatting import times
 from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
 from distill_lab.report.labels import cost_section, labels_section
 from distill_lab.report.style import PAGE_STYLE

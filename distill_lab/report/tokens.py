@@ -11,8 +11,8 @@ from html import escape
 from statistics import median
 from typing import Any
 
-from distill_lab.evaluation.compare import times
 from distill_lab.evaluation.verdict import percent
+from distill_lab.formatting import times
 from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg
 from distill_lab.report.text import shown
 

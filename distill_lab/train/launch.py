@@ -22,7 +22,7 @@ from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from distill_lab.train.student import TrainResult
+    from distill_lab.train.result import TrainResult
 
 SETTINGS = Path(__file__).resolve().parent / "accelerate"
 """accelerate's settings, one file per `TrainConfig.sharding`."""
@@ -47,7 +47,7 @@ def train_in_processes(
 ) -> TrainResult:
     """As `train_student`, in `config.num_processes` processes. Raises the UserError that one of them stopped with."""
     from distill_lab.memory import free_memory
-    from distill_lab.train.student import TrainResult
+    from distill_lab.train.result import TrainResult
 
     job = {
         "student": student.model_dump(),

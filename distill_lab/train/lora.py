@@ -20,7 +20,8 @@ from distill_lab import activity
 from distill_lab.config import LoraConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, remove_output, remove_work, work_folder
-from distill_lab.models.loading import base_of, is_adapter, load_model, load_tokenizer, quiet_peft, resolve, unrounded
+from distill_lab.models.loading import load_model, load_tokenizer, quiet_peft, unrounded
+from distill_lab.models.names import base_of, is_adapter, resolve
 from distill_lab.models.tied_head import untie_for
 from distill_lab.train.merge import can_write_merged, write_merged
 from distill_lab.train.portable import ADAPTER, make_portable

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from distill_lab import activity
 from distill_lab.config import ADAPTER_LEARNING_RATE, ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
+from distill_lab.generation.model_identity import weights_of
 from distill_lab.memory import free_memory, kept_heap
-from distill_lab.models.identity import weights_of
 from distill_lab.models.loading import best_device, load_model, unrounded
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
@@ -34,6 +33,7 @@ from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
 from distill_lab.train.loss_module import Objective, cross_entropy_objective
 from distill_lab.train.plan import make_plan, training_arguments, with_dtype
+from distill_lab.train.result import TrainResult
 from distill_lab.train.rows import Rows, read_rows
 from distill_lab.train.trainer import OnLog, StudentTrainer
 from distill_lab.train.training_log import check_is_log
@@ -41,37 +41,6 @@ from distill_lab.train.training_log import check_is_log
 LOW_ADAPTER_RATE = 5e-5
 NOT_IN_KEY = {"logging_steps", "save_steps", "report_to"}
 """Settings that may change between an interruption and its resumption."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a training did."""
-
-    num_rows: int
-    """Rows used, those held out for validation included."""
-    dropped: dict[str, int]
-    """Rows left out, by reason."""
-    steps: int
-    """Optimizer steps."""
-    tokens: int
-    """Tokens the student read while training, prompts included, padding not."""
-    train_loss: float
-    """Mean over the steps of the loss, in nats per trained token."""
-    validation_loss_before: float | None
-    """In nats per trained token; None where no rows were held out."""
-    validation_loss_after: float | None
-    seconds: float
-    """Of this call; an interrupted call before it is not counted."""
-    num_trained: int
-    """Weights that were trained."""
-    learning_rate: float
-    """At its peak."""
-    resumed_from: int = 0
-    """The step this call went on from."""
-    skipped_checkpoints: dict[str, str] | None = None
-    """Damaged checkpoints that were passed over: name -> what was wrong."""
-    dtype: str = "fp32"
-    """What the passes computed in; weights, loss and optimizer states are in fp32 in any case."""
 
 
 def train_student(

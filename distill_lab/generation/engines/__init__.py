@@ -20,6 +20,7 @@ from typing import Protocol
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
+from distill_lab.models.names import api_engine
 from distill_lab.types import Completion, Prompt
 
 
@@ -34,13 +35,6 @@ class Engine(Protocol):
 def engine_names() -> list[str]:
     """The engines there are: the modules of this package, except its helpers (`_*.py`)."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-
-
-def api_engine(model: str) -> str | None:
-    """The engine a model's prefix asks for (openai:NAME: openai_api); None for a model with weights of its own."""
-    prefix, colon, _ = model.partition(":")
-    name = f"{prefix}_api"
-    return name if colon and name in engine_names() else None
 
 
 def load_engine(model: ModelConfig, config: EngineConfig, *, on_note: Callable[[str], None] | None = None) -> Engine:

@@ -39,7 +39,8 @@ from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.generation.engines._vllm_install import OLDEST, REMEDY, installed, is_too_old
 from distill_lab.memory import free_memory
 from distill_lab.models.generation_config import settings_in, with_own
-from distill_lab.models.loading import _hub_arguments, _skeleton, base_of, is_adapter, load_tokenizer, resolve
+from distill_lab.models.loading import _hub_arguments, _skeleton, load_tokenizer
+from distill_lab.models.names import base_of, is_adapter, resolve
 from distill_lab.models.precision import FULL_SHARE, LEAST_QUANTIZED, count_weights
 from distill_lab.types import Completion, Prompt
 

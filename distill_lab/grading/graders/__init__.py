@@ -146,7 +146,7 @@ def grader_inputs(name: str, engine: EngineConfig) -> Any:
     _, argument = find_grader(name)
     if argument is None:
         return name
-    from distill_lab.models.identity import asked_model
+    from distill_lab.generation.model_identity import asked_model
 
     return {"name": name.partition(":")[0], **asked_model(ModelConfig(model=argument), engine)}
 

@@ -14,7 +14,8 @@ from typing import Any
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError
 from distill_lab.files.fingerprints import plain
-from distill_lab.generation.engines import api_engine, settled
+from distill_lab.generation.engines import settled
+from distill_lab.models.names import api_engine
 
 NO_MATTER = {
     "base_url", "extra_body", "max_concurrency", "timeout_s", "max_retries",  # of servers
@@ -38,7 +39,7 @@ def as_computed(model: ModelConfig, engine: EngineConfig) -> ModelConfig:
     """`model` with the dtype and quantization it has here, as it is where that cannot be known before it is loaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    from distill_lab.models.loading import resolve
+    from distill_lab.models.names import resolve
 
     place = resolve(model.model)
     known = Path(place).exists() or isinstance(
@@ -72,7 +73,7 @@ def engine_settings(engine: EngineConfig) -> dict[str, Any]:
 
 def shown_name(model: ModelConfig) -> str:
     """A model's name for people: of a directory its whole path, of a hub model its id and the revision asked for."""
-    from distill_lab.models.loading import resolve
+    from distill_lab.models.names import resolve
 
     if model.model.startswith("tiny:") or api_engine(model.model):
         return model.model
@@ -88,7 +89,7 @@ def weights_of(model: ModelConfig) -> list[dict[str, Any]]:
     A directory or file: its content (`fingerprints`), wherever it stands. A hub id: the id, and the commit it leads to.
     Raises ModelError for a model that is not there.
     """
-    from distill_lab.models.loading import base_of, has_tokenizer, is_adapter, resolve
+    from distill_lab.models.names import base_of, has_tokenizer, is_adapter, resolve
 
     place, settings = resolve(model.model), model.model_dump(exclude={"model", "revision"})
     path = Path(place)

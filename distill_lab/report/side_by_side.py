@@ -1,0 +1,59 @@
+"""Answers of several models side by side, as text for a terminal or a notebook."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from distill_lab.evaluation.compare import Comparison
+from distill_lab.types import Completion
+
+if TYPE_CHECKING:
+    pass
+
+LINE = 100
+"""Characters per line of a rendered comparison."""
+
+
+def render_comparison(comparisons: Sequence[Comparison], *, teacher_chars: int = 300) -> str:
+    """The comparison as plain text: per prompt a block, per model its label on a line of its own, then its answer.
+
+    The answer of the model labelled "Teacher" is cut after `teacher_chars` characters, with a mark that says so. Each
+    missing model has the line `Model not found at <path>`. Control characters in answers are left out.
+    """
+    missing = comparisons[0].missing if comparisons else {}
+    lines = [f"Model not found at {path}" for path in missing.values()]
+    for number, comparison in enumerate(comparisons, start=1):
+        lines += ["=" * LINE, f"Prompt {number} of {len(comparisons)}", *_wrapped(comparison.prompt)]
+        for label, completion in comparison.answers.items():
+            text = _answer_text(completion, most=teacher_chars if label.lower() == "teacher" else None)
+            lines += ["-" * LINE, f"{label}:", *_wrapped(text)]
+    return "\n".join([*lines, "=" * LINE] if comparisons else lines)
+
+
+def _answer_text(completion: Completion, *, most: int | None) -> str:
+    if completion.finish_reason == "error":
+        return f"[no answer: {completion.error}]"
+    text = completion.content.strip()
+    if not text:
+        text = f"[thinking only] {completion.thinking.strip()}" if completion.thinking else "[empty answer]"
+    if most is not None and len(text) > most:
+        return f"{text[:most].rstrip()} [... {len(text) - most} more characters]"
+    return f"{text} [cut at {completion.num_tokens} tokens]" if completion.finish_reason == "length" else text
+
+
+def _wrapped(text: str) -> list[str]:
+    """Indented lines; what a model says can neither look like one of our own lines nor steer a terminal."""
+    lines: list[str] = []
+    for line in "".join(filter(_is_safe, text.expandtabs(4))).split("\n"):
+        lines += textwrap.wrap(line, LINE - 2, replace_whitespace=False, drop_whitespace=False) or [""]
+    return [f"  {line}".rstrip() for line in lines]
+
+
+def _is_safe(letter: str) -> bool:
+    """Whether a terminal shows the letter and does nothing else: no controls, lone surrogates or direction marks."""
+    if letter in "\n\u200c\u200d":
+        return True
+    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs")
