@@ -84,7 +84,7 @@ def serving(latency_s: float) -> Iterator[str]:
         server.wait()
 
 
-class Watch:
+class ProgressReporter:
     """Pace and memory on the way to `number` completions."""
 
     def __init__(self, number: int) -> None:
@@ -120,7 +120,7 @@ def measure(number: int, *, concurrency: int, latency_s: float) -> dict[str, Any
     with serving(latency_s) as url:
         model = ModelConfig(model="openai:mock")
         engine = openai_api.load(model, EngineConfig(base_url=url, max_concurrency=concurrency))
-        watch, done, failed = Watch(number), 0, 0
+        watch, done, failed = ProgressReporter(number), 0, 0
         for completion in engine.generate(prompts(number), SamplingConfig()):
             done += 1
             failed += completion.finish_reason == "error"
@@ -139,7 +139,7 @@ def measure_files(number: int, *, concurrency: int, latency_s: float) -> dict[st
         config = EngineConfig(base_url=url, max_concurrency=concurrency)
         write_jsonl(folder / "prompts.jsonl", (prompt.to_json() for prompt in prompts(number)))
         for step in ("asked", "cached"):
-            watch = Watch(number)
+            watch = ProgressReporter(number)
             with RequestCache(model, config, on_note=print) as cache:
                 counts = generate(
                     folder / "prompts.jsonl",

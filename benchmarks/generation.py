@@ -36,7 +36,7 @@ from distill_lab.tiny.tasks import rows
 from distill_lab.types import Prompt
 
 SIZES = (8, 32, 64, 128, 256)
-MOST_PREFIX_TOKENS = 140_000
+MAX_PREFIX_TOKENS = 140_000
 """Prompt tokens of one of `generate`'s batches: more does not fit a few GB, its cache being copied at every step."""
 PREFIX_TOKENS = 2000
 RATIOS = ("vs_hf", "vs_hf_sorted", "vs_vllm")
@@ -168,7 +168,7 @@ def best_size(engine: TransformersEngine, case: Case, sizes: Sequence[int], *, i
     """The batch size that `generate` is fastest with."""
     longest = max(map(len, case.ids))
     tried: list[tuple[float, int]] = []
-    for size in (size for size in sizes if size * longest <= MOST_PREFIX_TOKENS and size < 2 * len(case.ids)):
+    for size in (size for size in sizes if size * longest <= MAX_PREFIX_TOKENS and size < 2 * len(case.ids)):
         seconds, _, _ = timed(partial(hugging_face, engine, case, size=size, in_order=in_order), cpu=cpu)
         order = "as they come" if in_order else "sorted"
         print(f"{case.name}: generate, batches of {size}, {order}: {seconds:.2f} s", flush=True)

@@ -14,8 +14,8 @@ import re
 
 from distill_lab.chat import SOLUTION_TAGS, THINKING_TAGS
 
-MOST_CHARS = 100_000
-MOST_ANSWER_CHARS = 2_000
+MAX_CHARS = 100_000
+MAX_ANSWER_CHARS = 2_000
 """What is longer than this is no answer, and is cut here."""
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
@@ -51,7 +51,7 @@ def stated_answer(text: str) -> str | None:
 
 def after_thinking(text: str) -> str:
     """The end of `text` (at most 100,000 characters) that follows thinking, without tags around a solution."""
-    text = text[-MOST_CHARS:]
+    text = text[-MAX_CHARS:]
     for closing in _CLOSING:
         text = text.rpartition(closing)[2]
     for tag in SOLUTION_TAGS:
@@ -75,7 +75,7 @@ def last_box(text: str) -> tuple[int, str] | None:
         elif found == "}":
             box = opened.pop() if opened else None
             if box is not None and (last is None or box[0] > last[0]):
-                inside = text[box[1] : min(start, box[1] + MOST_ANSWER_CHARS)].strip()
+                inside = text[box[1] : min(start, box[1] + MAX_ANSWER_CHARS)].strip()
                 last = (box[0], inside) if inside else last
         elif found.endswith("{") and found[1] in "bf":
             opened.append((start, match.end()))
@@ -91,7 +91,7 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 def _statement(rest: str) -> str:
     """What stands first in `rest`: a displayed formula, else the first line with something in it."""
-    rest = rest[: 2 * MOST_ANSWER_CHARS].lstrip(" \t\r\n*_`:：")
+    rest = rest[: 2 * MAX_ANSWER_CHARS].lstrip(" \t\r\n*_`:：")
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
         if rest.startswith(opening):
             return rest[2:].partition(closing)[0].strip()

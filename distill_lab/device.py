@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 Shape = tuple[int, int]
 """Inputs and outputs of a linear layer."""
 
-LEAST_GAIN = 1.3
+MIN_GAIN = 1.3
 """How many times as fast bf16 has to be to be chosen on a CPU: it rounds more than fp32 does."""
-LEAST_WEIGHTS = 1 << 25
+MIN_WEIGHTS = 1 << 25
 """Models with fewer weights in their linear layers compute in fp32 on a CPU: most of their time is not in products."""
 ROWS = (8, 64)
 """Rows of the products that are timed: some answers decoded together, and a short prompt."""
-NUM_TIMED, LONGEST_SIDE, NUM_ROUNDS = 2, 2048, 5
+NUM_TIMED, MAX_SIDE, NUM_ROUNDS = 2, 2048, 5
 """How many of the shapes are timed, those with the most weights; the most inputs and outputs of each; how often."""
 
 FINE_S = 1e-5
@@ -59,12 +59,12 @@ def fastest_dtype(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> t
     """fp32 or bf16, whichever multiplies by weights of these shapes faster on this CPU.
 
     shapes: of all linear layers of a model, repeated as often as the model has them. rows: of the inputs. Takes some
-    hundredths of a second the first time. bf16 has to win clearly (LEAST_GAIN), and models too small to gain from it
-    (LEAST_WEIGHTS) are not timed.
+    hundredths of a second the first time. bf16 has to win clearly (MIN_GAIN), and models too small to gain from it
+    (MIN_WEIGHTS) are not timed.
     """
     import torch
 
-    return torch.bfloat16 if bf16_gain(shapes, rows=rows) >= LEAST_GAIN else torch.float32
+    return torch.bfloat16 if bf16_gain(shapes, rows=rows) >= MIN_GAIN else torch.float32
 
 
 def bf16_gain(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> float:
@@ -77,7 +77,7 @@ def bf16_gain(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> float
 
     counts = Counter(shapes)
     weights = {shape: shape[0] * shape[1] * count for shape, count in counts.items()}
-    if sum(weights.values()) < LEAST_WEIGHTS:
+    if sum(weights.values()) < MIN_WEIGHTS:
         return 0.0
     most = sorted(weights, key=lambda shape: (-weights[shape], shape))[:NUM_TIMED]
     return _gain(tuple((shape, counts[shape]) for shape in most), rows, torch.get_num_threads())
@@ -94,7 +94,7 @@ def _gain(shapes: tuple[tuple[Shape, int], ...], rows: tuple[int, ...], num_thre
     clock = time.process_time if fine else time.perf_counter
     with torch.inference_mode():
         for (inputs, outputs), count in shapes:
-            weight = torch.randn(min(outputs, LONGEST_SIDE), min(inputs, LONGEST_SIDE))
+            weight = torch.randn(min(outputs, MAX_SIDE), min(inputs, MAX_SIDE))
             weights = weight, weight.bfloat16()
             for num_rows in rows:
                 hidden = torch.randn(num_rows, weight.shape[1])

@@ -5,5 +5,5 @@ from __future__ import annotations
 from distill_lab.errors import UserError
 
 
-class EngineDied(UserError):
+class EngineDeadError(UserError):
     """What computes has ended: no request is to blame, and the same command goes on where it was."""

@@ -1,10 +1,10 @@
 """The way of the data as stages of a run: each method is one arrow, made once, resumed, and skipped when nothing changed.
 
-line = Line(run, engine=config.engine)
-data = line.prompts("data", config.data)
-answers = line.answers("teacher answers", config.teacher, data, config.sampling)
-rows = line.training_set(data, answers)
-student = line.student(config.student, rows, config.train)
+pipeline = Pipeline(run, engine=config.engine)
+data = pipeline.prompts("data", config.data)
+answers = pipeline.answers("teacher answers", config.teacher, data, config.sampling)
+rows = pipeline.training_set(data, answers)
+student = pipeline.student(config.student, rows, config.train)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NUM_MEASURED = 64
 """Test prompts that speed is measured on."""
 
 
-class Line:
+class Pipeline:
     """The stages of one run. Nothing here is special to a recipe."""
 
     def __init__(self, run: Run, *, engine: EngineConfig) -> None:

@@ -10,7 +10,7 @@ BY_PACE = -1.0
 """Instead of the seconds left: a face takes them from the pace of the counts."""
 
 
-class Watch:
+class ProgressReporter:
     """Silent. `terminal.py` has the one that draws progress bars."""
 
     def stage(self, title: str) -> None:

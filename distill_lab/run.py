@@ -21,11 +21,11 @@ from typing import Any
 
 from distill_lab import activity
 from distill_lab.errors import UserError
-from distill_lab.files.fingerprints import MOST_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
+from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked, take_lock
 from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.types import Counts
 
 VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")
@@ -34,7 +34,7 @@ VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "da
 class Run:
     """One execution of a recipe and its directory. Open it with `Run.open`; a second process on it is refused."""
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], lock: Any, watch: Watch) -> None:
+    def __init__(self, directory: Path, manifest: dict[str, Any], lock: Any, watch: ProgressReporter) -> None:
         self.directory, self.watch, self._manifest, self._lock = directory, watch, manifest, lock
         self.recipe: str = manifest["recipe"]
         self.skipped: list[str] = []
@@ -43,7 +43,9 @@ class Run:
         self._heard.enter_context(activity.listening(watch.doing))
 
     @classmethod
-    def open(cls, directory: str | Path, *, recipe: str, config: Mapping[str, Any], watch: Watch | None = None) -> Run:
+    def open(
+        cls, directory: str | Path, *, recipe: str, config: Mapping[str, Any], watch: ProgressReporter | None = None
+    ) -> Run:
         """Create or reopen `directory`. Raises UserError where another process holds it, another recipe made it, or
         files that a run would write over are someone else's."""
         directory = Path(directory)
@@ -62,7 +64,7 @@ class Run:
                 "models": models,
                 "stages": stages,
             }
-            run = cls(directory, manifest, lock, watch or Watch())
+            run = cls(directory, manifest, lock, watch or ProgressReporter())
             run._save()
         except BaseException:
             lock.close()
@@ -195,8 +197,8 @@ def _why_again(last: Mapping[str, Any] | None, key: str, inputs: Any) -> str:
     if last["key"] == key:
         return "made again: what it had written was changed or removed"
     found = differences(last["inputs"], inputs) if isinstance(last.get("inputs"), dict) else []
-    more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
-    return f"made again, as there are other inputs: {', '.join(found[:MOST_DIFFERENCES])}{more}" if found else ""
+    more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
+    return f"made again, as there are other inputs: {', '.join(found[:MAX_DIFFERENCES])}{more}" if found else ""
 
 
 def _check_place(directory: Path) -> None:

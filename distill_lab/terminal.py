@@ -28,7 +28,7 @@ from distill_lab import activity
 from distill_lab.activity import Activity
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.progress import Progress as Generated
-from distill_lab.progress import BY_PACE, Watch
+from distill_lab.progress import BY_PACE, ProgressReporter
 
 PLAIN_EVERY_S, LONG_PLAIN_EVERY_S = 9.0, 30.0
 """Seconds between progress lines where there is no terminal to draw on (logs, CI), and after LONG_STAGE_S of a stage."""
@@ -44,7 +44,7 @@ def clean(text: str) -> str:
     return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
-class Terminal(Watch):
+class Terminal(ProgressReporter):
     """A line for each stage, and a sign of life while something runs: what it is, how far, since when, how long still.
 
     In a terminal that is one line that changes; in a log or a pipe a line now and then. It hears what the process
@@ -113,7 +113,7 @@ class Terminal(Watch):
             self.console.print(Text(subtitle, style="dim"))
 
     def progress(self, done: int, total: int, *, detail: str = "", seconds_left: float | None = BY_PACE) -> None:
-        """See `Watch`."""
+        """See `ProgressReporter`."""
         with self._lock:
             now = self._clock()
             first = self._count.first if self._count else (now, done)
@@ -126,7 +126,7 @@ class Terminal(Watch):
         self.tick()
 
     def doing(self, activity: Activity | None) -> None:
-        """See `Watch`."""
+        """See `ProgressReporter`."""
         with self._lock:
             if activity is None:
                 self._doing = None

@@ -15,8 +15,8 @@ from distill_lab.evaluation.verdict import CUT_OFTEN, RETENTION_KPI
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.cut_answers import CUT, TOO_LONG, cut_reason, cut_warning, dropped_warning
 from distill_lab.grading.graders import metric_of
-from distill_lab.pipeline import Line
-from distill_lab.progress import Watch
+from distill_lab.pipeline import Pipeline
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.terminal import Terminal
 from distill_lab.types import Completion, Counts, Prompt
@@ -90,7 +90,7 @@ def test_warnings_name_the_share_and_a_remedy() -> None:
 def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[..., Path], tmp_path: Path) -> None:
     notes: list[str] = []
 
-    class Heard(Watch):
+    class Heard(ProgressReporter):
         def note(self, text: str) -> None:
             notes.append(text)
 
@@ -101,10 +101,10 @@ def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[
     done = [Completion(str(n), 0, "4", None, "length" if n else "stop", 3).to_json() for n in range(4)]
     write_jsonl(tmp_path / "answers.jsonl", done)
     with Run.open(tmp_path / "run", recipe="system1", config={}, watch=Heard()) as run:
-        line = Line(run, engine=EngineConfig(engine="transformers"))
-        line.training_set(prompts, tmp_path / "answers.jsonl")
+        pipeline = Pipeline(run, engine=EngineConfig(engine="transformers"))
+        pipeline.training_set(prompts, tmp_path / "answers.jsonl")
         models: dict[str, ModelConfig] = dict.fromkeys(("teacher", "base", "student"), model)
-        summary = line.prove(models, prompts, sampling, grader="exact", measure_speed=False)
+        summary = pipeline.prove(models, prompts, sampling, grader="exact", measure_speed=False)
     assert [note for note in notes if note.startswith("warning: 75% of the rows")]
     share = summary["models"]["teacher"]["cut_share"]
     assert share > 0.1

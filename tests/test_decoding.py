@@ -26,7 +26,7 @@ from transformers import (
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.generation.decoding import flat
 from distill_lab.generation.decoding.attention import attend, attend_in_parts
-from distill_lab.generation.decoding.cohort import Cohort
+from distill_lab.generation.decoding.cohort import BatchSlab
 from distill_lab.generation.decoding.flat import FlatBatch, is_suitable
 from distill_lab.generation.decoding.prefixes import Prefix, share
 from distill_lab.generation.decoding.row import Row
@@ -127,7 +127,7 @@ def test_attention_in_parts_equals_that_of_torch() -> None:
 def test_attention_in_parts_with_few_scores_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     query, keys, values = (torch.randn(2, 2, 9, 8) for _ in range(3))
     whole = attend_in_parts(query, keys, values, 0.3, causal=True)
-    monkeypatch.setattr("distill_lab.generation.decoding.attention.MOST_SCORES", 2 * 2 * 9 * 2)
+    monkeypatch.setattr("distill_lab.generation.decoding.attention.MAX_SCORES", 2 * 2 * 9 * 2)
     for part, expected in zip(attend_in_parts(query, keys, values, 0.3, causal=True), whole, strict=True):
         torch.testing.assert_close(part, expected)
 
@@ -136,8 +136,8 @@ def test_cohorts_hold_what_was_written_whatever_joins_and_leaves() -> None:
     """Against lists: one number per row and token, in two layers."""
     draw = random.Random(0)
 
-    def new(rows: list[list[float]], room: int) -> Cohort:
-        cohort = Cohort(list(map(len, rows)), num_layers=2, room=room)
+    def new(rows: list[list[float]], room: int) -> BatchSlab:
+        cohort = BatchSlab(list(map(len, rows)), num_layers=2, room=room)
         for layer in range(2):
             padded = [[99.0] * (cohort.length - len(row)) + row for row in rows]
             keys = torch.tensor(padded)[:, None, :, None] + layer

@@ -22,14 +22,14 @@ from distill_lab.easydistill.job import answer_text, instruction_row, run, run_d
 from distill_lab.easydistill.training import Training, train_config
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.train.plan import make_plan
 
 WORDS = ["cat", "dog", "red", "hat", "fox", "saw", "axe", "kiwi", "pear", "lion", "boot", "duck"]
 ROWS = [{"instruction": f"Make this upper case: {a}, {b}"} for a in WORDS[:6] for b in WORDS[6:10]]
 
 
-class Log(Watch):
+class Log(ProgressReporter):
     """Everything a run says."""
 
     def __init__(self) -> None:

@@ -216,12 +216,12 @@ def test_many_rows_are_drawn_in_parts_with_the_same_outcome(monkeypatch: pytest.
     for fields in ({"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.7, "top_k": 20, "top_p": 0.8}):
         sampling = SamplingConfig.model_validate(fields)
         whole = sampling_module.next_tokens(logits_BV, sampling, uniform_B)
-        monkeypatch.setattr(sampling_module, "MOST_LOGITS", 14_000)
+        monkeypatch.setattr(sampling_module, "MAX_LOGITS", 14_000)
         sizes.clear()
         assert torch.equal(sampling_module.next_tokens(logits_BV, sampling, uniform_B), whole)
         assert max(sizes) <= 14_000
         assert len(sizes) == 8
-        monkeypatch.setattr(sampling_module, "MOST_LOGITS", 1 << 24)
+        monkeypatch.setattr(sampling_module, "MAX_LOGITS", 1 << 24)
 
 
 def test_draws_at_the_ends_of_the_interval_have_a_probability() -> None:

@@ -8,12 +8,12 @@ import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
-from distill_lab.generation.engines._http_retry import LONGEST_WAIT_S, Pace, backoff_s, retry_after_s
+from distill_lab.generation.engines._http_retry import MAX_WAIT_S, Pace, backoff_s, retry_after_s
 
 
 def test_waits_grow_with_jitter_up_to_a_bound() -> None:
     random.seed(0)
-    for attempt, bound in ((1, 1), (2, 2), (5, 16), (6, LONGEST_WAIT_S), (10_000, LONGEST_WAIT_S)):
+    for attempt, bound in ((1, 1), (2, 2), (5, 16), (6, MAX_WAIT_S), (10_000, MAX_WAIT_S)):
         waits = [backoff_s(attempt) for _ in range(500)]
         assert 0.97 * bound < max(waits) <= bound
         assert 0 <= min(waits) < 0.03 * bound

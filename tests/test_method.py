@@ -13,7 +13,7 @@ from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, TrainConfi
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
-from distill_lab.pipeline import Line, trained, untrained
+from distill_lab.pipeline import Pipeline, trained, untrained
 from distill_lab.planning.known_models import known_models
 from distill_lab.planning.machine import Machine, host_memory
 from distill_lab.planning.memory_estimate import training_memory
@@ -194,7 +194,7 @@ def test_a_run_keeps_its_method_and_refuses_a_machine_it_does_not_fit(
         monkeypatch.setattr("distill_lab.planning.machine.this_machine", lambda: machine)
         monkeypatch.setattr("distill_lab.device.device_name", lambda device: name)
         with Run.open(tmp_path / "run", recipe="system2", config={}) as run:
-            return Line(run, engine=EngineConfig()).fitted(STUDENT, LONG)
+            return Pipeline(run, engine=EngineConfig()).fitted(STUDENT, LONG)
 
     first = fitted(CARDS["24 GB"], "an A10")
     assert first[1].optim == "adamw_8bit"
@@ -222,9 +222,9 @@ def test_a_small_machine_trains_adapters_by_itself_and_leaves_a_plain_model(
     rows = tmp_path / "rows.jsonl"
     write_jsonl(rows, toy_rows(8))
     with Run.open(tmp_path / "run", recipe="system1", config={}) as run:
-        line = Line(run, engine=EngineConfig())
-        fitted, settled = line.fitted(student, train)
-        out = line.student(fitted, rows, settled, thinking=None)
+        pipeline = Pipeline(run, engine=EngineConfig())
+        fitted, settled = pipeline.fitted(student, train)
+        out = pipeline.student(fitted, rows, settled, thinking=None)
     assert (settled.lora.r, settled.lora.merge, settled.method) == (16, True, "lora")
     assert (out / "adapter" / "adapter_config.json").is_file()
     assert load_model(ModelConfig(model=str(out)))[0].num_parameters() == load_model(student)[0].num_parameters()

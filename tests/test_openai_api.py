@@ -19,9 +19,9 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
-from distill_lab.generation.engines._chat_completions import Refused, request_body, to_completion
+from distill_lab.generation.engines._chat_completions import RequestRejected, request_body, to_completion
 from distill_lab.generation.engines._event_loop import Deliver, iterate
-from distill_lab.generation.engines.openai_api import MOST_IN_A_ROW, OpenAIEngine
+from distill_lab.generation.engines.openai_api import MAX_IN_A_ROW, OpenAIEngine
 from distill_lab.generation.generate import generate
 from distill_lab.types import Completion, Counts, Prompt
 from tests.hostile_server import KEY, HostileServer, Reply, Request, answer, prompts
@@ -153,7 +153,7 @@ def test_what_a_response_holds() -> None:
     for tokens in (True, -1, "7", 2.5):
         assert read({**answer("x"), "usage": {"completion_tokens": tokens}})[3] == 0
     assert read({**answer("x"), "usage": None})[3] == 0
-    with pytest.raises(Refused, match="no choices"):
+    with pytest.raises(RequestRejected, match="no choices"):
         to_completion({"choices": "none"}, "p", 0)
 
 
@@ -285,7 +285,7 @@ def test_a_server_that_fails_at_everything_stops_the_run(
     server.rule = lambda request: reply if int(request.text) >= 30 else None
     with pytest.raises(UserError, match=message) as stopped:
         generate(rows, path, lambda: engine(server, max_retries=1), SAMPLING)
-    assert f"{MOST_IN_A_ROW} prompts in a row" in str(stopped.value)
+    assert f"{MAX_IN_A_ROW} prompts in a row" in str(stopped.value)
     # The failures that were the server's are not in the file: once it is mended the rest is asked again.
     kept = [Completion.from_json(row) for row in read_jsonl(path)]
     assert {row.id for row in kept} == {f"p-{number}" for number in range(30)}

@@ -22,9 +22,9 @@ from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines.openai_api import OpenAIEngine
 from distill_lab.models.names import api_engine
-from distill_lab.pipeline import Line
+from distill_lab.pipeline import Pipeline
 from distill_lab.planning.preflight import check_model
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.types import Completion
 from tests.hostile_server import KEY, HostileServer, Reply, prompts
@@ -175,13 +175,15 @@ def test_ctrl_c_ends_a_wait_for_the_server(tmp_path: Path) -> None:
 def test_a_servers_speed_is_not_measured_and_that_is_said(tmp_path: Path) -> None:
     notes: list[str] = []
 
-    class Watching(Watch):
+    class Watching(ProgressReporter):
         def note(self, text: str) -> None:
             notes.append(text)
 
     with Run.open(tmp_path / "run", recipe="r", config={}, watch=Watching()) as run:
-        line = Line(run, engine=EngineConfig())
-        assert line._speeds({"teacher": ModelConfig(model="openai:m")}, tmp_path / "test.jsonl", SAMPLING, 128) == {}
+        pipeline = Pipeline(run, engine=EngineConfig())
+        assert (
+            pipeline._speeds({"teacher": ModelConfig(model="openai:m")}, tmp_path / "test.jsonl", SAMPLING, 128) == {}
+        )
     assert notes == ["no speed of the teacher: openai:m runs on a server, not here"]
 
 
@@ -191,8 +193,8 @@ def test_a_stage_answered_by_a_server_is_not_repeated_at_another_address(tmp_pat
     asked = []
     for extra in ("", "", '{"top_k": 3}'):
         with HostileServer() as server, Run.open(tmp_path / "run", recipe="r", config={}) as run:
-            line = Line(run, engine=EngineConfig(base_url=server.url, extra_body=extra))
-            answers = line.answers("teacher answers", ModelConfig(model="openai:m"), path, SAMPLING)
+            pipeline = Pipeline(run, engine=EngineConfig(base_url=server.url, extra_body=extra))
+            answers = pipeline.answers("teacher answers", ModelConfig(model="openai:m"), path, SAMPLING)
             asked.append(len(server.requests))
     assert asked == [2, 0, 2]
     assert {row["content"] for row in read_jsonl(answers)} == {"re: a", "re: b"}

@@ -29,7 +29,7 @@ def test_what_a_killed_process_leaves_behind_is_ended(tmp_path: Path, forked: bo
             late = subprocess.Popen(sleep).pid
         if {forked}:
             time.sleep(2)
-        guard.is_complete()
+        guard.seal()
         with open({str(pids)!r} + ".part", "w") as file:
             print(before.pid, late, guard._process.pid, file=file)
         os.rename({str(pids)!r} + ".part", {str(pids)!r})

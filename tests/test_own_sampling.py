@@ -14,8 +14,8 @@ from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines._chat_completions import request_body
 from distill_lab.generation.engines.openai_api import OpenAIEngine
 from distill_lab.models.generation_config import own_settings, resolve_sampling, settings_in, with_own
-from distill_lab.pipeline import Line
-from distill_lab.progress import Watch
+from distill_lab.pipeline import Pipeline
+from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import prompt, system1, system2, verified
 from distill_lab.run import Run
 from distill_lab.types import Prompt
@@ -63,7 +63,7 @@ def test_the_engine_follows_it(folder: Path) -> None:
 def test_a_run_says_which_and_keeps_it_in_its_record(folder: Path, tmp_path: Path) -> None:
     notes: list[str] = []
 
-    class Heard(Watch):
+    class Heard(ProgressReporter):
         def note(self, text: str) -> None:
             notes.append(text)
 
@@ -71,10 +71,10 @@ def test_a_run_says_which_and_keeps_it_in_its_record(folder: Path, tmp_path: Pat
     write_jsonl(prompts, (each.to_json() for each in make_prompts(2)))
     model, sampling = ModelConfig(model=str(folder)), SamplingConfig(max_new_tokens=4)
     with Run.open(tmp_path / "run", recipe="r", config={}, watch=Heard()) as run:
-        line = Line(run, engine=EngineConfig(engine="transformers"))
-        line.answers("ignored", model, prompts, sampling, output="a.jsonl")
-        line.answers("used", model, prompts, sampling.model_copy(update={"from_model": True}), output="b.jsonl")
-        line.answers("again", model, prompts, sampling, output="c.jsonl")
+        pipeline = Pipeline(run, engine=EngineConfig(engine="transformers"))
+        pipeline.answers("ignored", model, prompts, sampling, output="a.jsonl")
+        pipeline.answers("used", model, prompts, sampling.model_copy(update={"from_model": True}), output="b.jsonl")
+        pipeline.answers("again", model, prompts, sampling, output="c.jsonl")
     said = [note for note in notes if "generation_config" in note]
     listed = "(temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05)"
     assert said == [

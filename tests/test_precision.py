@@ -22,7 +22,7 @@ from distill_lab.generation.decoding.row import Row
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.generation.request_cache import model_key
 from distill_lab.models.loading import load_model, settled
-from distill_lab.pipeline import Line
+from distill_lab.pipeline import Pipeline
 from distill_lab.run import Run
 from distill_lab.types import Prompt
 from tests.test_engine import make_prompts
@@ -35,14 +35,14 @@ pytestmark = pytest.mark.skipif(not ON_CPU, reason="a GPU's dtype is not timed")
 
 def claim(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
     """Models of any size are timed, with this outcome."""
-    monkeypatch.setattr(device, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(device, "MIN_WEIGHTS", 0)
     monkeypatch.setattr(device, "_gain", lambda *key: gain)
 
 
 def test_both_dtypes_are_timed_and_small_models_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     gain = bf16_gain(BIG)
     assert 0 < gain < 1000
-    assert fastest_dtype(BIG) == (torch.bfloat16 if gain >= device.LEAST_GAIN else torch.float32)
+    assert fastest_dtype(BIG) == (torch.bfloat16 if gain >= device.MIN_GAIN else torch.float32)
 
     def never(*key: Any) -> float:
         raise AssertionError("timed")
@@ -97,7 +97,7 @@ def test_a_run_records_the_choice_and_keeps_to_it(
 
     def settle(**fields: str) -> ModelConfig:
         with Run.open(tmp_path, recipe="test", config={}) as run:
-            return Line(run, engine=TRANSFORMERS).settled(model.model_copy(update=fields))
+            return Pipeline(run, engine=TRANSFORMERS).settled(model.model_copy(update=fields))
 
     claim(monkeypatch, 3.0)
     assert settle().dtype == "bf16"

@@ -13,7 +13,7 @@ from distill_lab import cli
 from distill_lab.config import DataConfig, ModelConfig
 from distill_lab.planning.machine import Machine
 from distill_lab.planning.presets import given, start
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 
 RECIPES = ("system1", "system2", "cot", "verified", "prompt")
 
@@ -24,7 +24,7 @@ def started(recipe: str, line: str, monkeypatch: pytest.MonkeyPatch, *, gpu: boo
     here = Machine("cuda", 80e9, 128e9, "bf16") if gpu else Machine("cpu", 64e9, 64e9, "fp32")
     monkeypatch.setattr("distill_lab.planning.machine.this_machine", lambda: here)
 
-    def caught(config: Any, directory: Path, *, watch: Watch) -> dict[str, Any]:
+    def caught(config: Any, directory: Path, *, watch: ProgressReporter) -> dict[str, Any]:
         found.append(config)
         raise KeyboardInterrupt
 

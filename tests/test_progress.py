@@ -21,7 +21,7 @@ from distill_lab.generation.decoding.slices import Slices
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.generation.generate import generate
 from distill_lab.generation.progress import Progress, Tracker
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.terminal import Terminal, duration
 from distill_lab.types import Completion, Prompt
@@ -268,7 +268,7 @@ def test_a_terminal_shows_one_line_that_fits_and_is_gone_at_the_end(talking: Cal
 
 
 def test_a_run_tells_its_watch_what_is_being_done_and_that_it_is_over(tmp_path: Path) -> None:
-    class Heard(Watch):
+    class Heard(ProgressReporter):
         said: ClassVar[list[str]] = []
 
         def stage(self, title: str) -> None:

@@ -22,7 +22,7 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
-from distill_lab.generation.engines._ray.blocks import MOST, MOST_DEATHS, MOST_IN_A_ROW, Block, Blocks
+from distill_lab.generation.engines._ray.blocks import MAX_DEATHS, MAX_IN_A_ROW, MOST, Block, Blocks
 from distill_lab.types import Completion, Prompt
 
 LONG = pytest.mark.skipif(not os.environ.get("DISTILL_LAB_LONG"), reason="takes minutes: DISTILL_LAB_LONG=1 runs it")
@@ -121,9 +121,9 @@ def test_what_came_before_a_failure_is_not_asked_again() -> None:
 
 def test_where_everything_fails_the_run_stops() -> None:
     everything = frozenset(f"p-{place}" for place in range(100))
-    with pytest.raises(UserError, match=f"{MOST_IN_A_ROW} prompts failed one after another, the last because: raised"):
+    with pytest.raises(UserError, match=f"{MAX_IN_A_ROW} prompts failed one after another, the last because: raised"):
         drive(Blocks(make_prompts(100), 2, 1), raises=everything)
-    with pytest.raises(UserError, match=f"{MOST_DEATHS + 1} workers ended"):
+    with pytest.raises(UserError, match=f"{MAX_DEATHS + 1} workers ended"):
         drive(Blocks(make_prompts(100), 2, 1), kills=everything)
     found, _, _ = drive(Blocks(make_prompts(3), 2, 1), raises=everything)
     assert [row.error for row in found.values()] == ["raised"] * 6

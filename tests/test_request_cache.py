@@ -25,8 +25,8 @@ from distill_lab.generation import request_cache
 from distill_lab.generation.engines import Engine, load_engine
 from distill_lab.generation.generate import generate
 from distill_lab.generation.request_cache import CacheFile, RequestCache, cache_path, model_key
-from distill_lab.pipeline import Line
-from distill_lab.progress import Watch
+from distill_lab.pipeline import Pipeline
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.types import Completion, Counts, Prompt
 from tests.hostile_server import HostileServer, Reply
@@ -244,21 +244,21 @@ def test_runs_share_their_teacher_and_no_one_their_own_student(
 ) -> None:
     notes: list[str] = []
 
-    class Noting(Watch):
+    class Noting(ProgressReporter):
         def note(self, text: str) -> None:
             notes.append(text)
 
     for name in "ab":
         with Run.open(tmp_path / name, recipe="r", config={}, watch=Noting()) as run:
-            Line(run, engine=ENGINE).answers("teacher answers", ModelConfig(model=str(folder)), prompts, SAMPLING)
+            Pipeline(run, engine=ENGINE).answers("teacher answers", ModelConfig(model=str(folder)), prompts, SAMPLING)
     assert [note for note in notes if "cache" in note] == ["12 of 12 from the cache"]
     inside = tmp_path / "a" / "own"
     inside.mkdir()
     for source in folder.iterdir():
         (inside / source.name).write_bytes(source.read_bytes())
     with Run.open(tmp_path / "a", recipe="r", config={}) as run:
-        line = Line(run, engine=ENGINE)
-        line.answers("student answers", ModelConfig(model=str(inside)), prompts, SAMPLING, output="s.jsonl")
+        pipeline = Pipeline(run, engine=ENGINE)
+        pipeline.answers("student answers", ModelConfig(model=str(inside)), prompts, SAMPLING, output="s.jsonl")
     with CacheFile(file) as held:
         assert [each.model for each in held.held()] == [str(folder)]
 

@@ -20,7 +20,7 @@ from distill_lab.errors import DataError, UserError
 from distill_lab.files import fingerprints
 from distill_lab.files.jsonl import JsonlAppender, atomic_path, read_jsonl, write_json, write_jsonl
 from distill_lab.generation.model_identity import model_inputs
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run, fingerprint
 from distill_lab.types import Counts
 
@@ -367,7 +367,7 @@ def test_a_run_that_was_moved_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_watch_hears_of_stages_and_counts(tmp_path: Path) -> None:
-    class Ear(Watch):
+    class Ear(ProgressReporter):
         def __init__(self) -> None:
             self.heard: list[str] = []
 
@@ -528,7 +528,7 @@ def test_a_run_that_was_copied_does_not_train_again(tmp_path: Path) -> None:
 def test_a_file_of_the_users_in_the_students_directory_stays(tmp_path: Path) -> None:
     made, heard = [], []
 
-    class Ear(Watch):
+    class Ear(ProgressReporter):
         def note(self, text: str) -> None:
             heard.append(text)
 

@@ -17,7 +17,7 @@ from distill_lab import cli
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.engines import load_engine
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import cot, prompt, system1, verified
 
 SHORT = SamplingConfig(max_new_tokens=12, thinking=False)
@@ -47,7 +47,7 @@ def tensor_bytes() -> int:
     return sum(found.values())
 
 
-class Scales(Watch):
+class Scales(ProgressReporter):
     """Weighs what is left when a stage begins."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ import psutil
 import pytest
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engine_died import EngineDied
+from distill_lab.engine_died import EngineDeadError
 from distill_lab.errors import ModelError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import Engine, _vllm_install, load_engine, vllm
@@ -322,7 +322,7 @@ def test_an_engine_whose_process_was_killed_says_so() -> None:
     next(answers)
     for pid in vllm_processes() - before:
         psutil.Process(pid).kill()
-    with pytest.raises(EngineDied, match="the same command goes on"):
+    with pytest.raises(EngineDeadError, match="the same command goes on"):
         list(answers)
 
 

@@ -65,12 +65,12 @@ def main(config: Config) -> None:
 
 def _cpu_dtype() -> str:
     """What generation computes in on this CPU, and what was timed."""
-    from distill_lab.device import LEAST_GAIN, LEAST_WEIGHTS, bf16_gain
+    from distill_lab.device import MIN_GAIN, MIN_WEIGHTS, bf16_gain
 
     gain = bf16_gain(QWEN * 28)
-    chosen = "bf16" if gain >= LEAST_GAIN else "fp32"
+    chosen = "bf16" if gain >= MIN_GAIN else "fp32"
     return (
         f"{chosen}: products of Qwen2.5-1.5B's sizes, just timed, are {gain:.2g} times as fast in bf16 as in fp32. Each "
-        f"model is timed with its own; below {LEAST_WEIGHTS / 1e6:.0f} million weights in its layers it is fp32. "
+        f"model is timed with its own; below {MIN_WEIGHTS / 1e6:.0f} million weights in its layers it is fp32. "
         "--model.dtype overrides"
     )

@@ -27,9 +27,9 @@ from distill_lab.easydistill.training import longest_batches, max_length, train_
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
 from distill_lab.generation.model_identity import model_inputs
-from distill_lab.pipeline import Line
+from distill_lab.pipeline import Pipeline
 from distill_lab.planning.preflight import check_model
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run, fingerprint
 from distill_lab.types import Completion, Counts, Message, Prompt
 
@@ -38,7 +38,7 @@ API_KEY = "OPENAI_API_KEY"
 RELABEL = "asked again"
 
 
-def run(config: str | Path, *, relabel: bool = False, watch: Watch | None = None) -> Path:
+def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | None = None) -> Path:
     """Do the job in `config`, resuming what is there; returns the student's directory.
 
     relabel: the teacher answers every instruction, and its answers take the place of those in `labeled_path`. Raises
@@ -51,24 +51,24 @@ def run(config: str | Path, *, relabel: bool = False, watch: Watch | None = None
         _in_environment(job.api_key.get_secret_value()),
         Run.open(run_directory(job.out), recipe="easydistill", config=job.to_json(), watch=watch) as run,
     ):
-        line = Line(run, engine=job.engine)
+        pipeline = Pipeline(run, engine=job.engine)
         run.watch.note(f"run directory {run.directory}")
         for note in job.notes:
             run.watch.note(note)
         teacher = None if job.teacher is None else _named(job.teacher, job.engine)
-        student, fitted = line.fitted(
+        student, fitted = pipeline.fitted(
             job.student,
             longest_batches(job.training, seed=job.seed),
             teacher=teacher,
             new_tokens=job.sampling.max_new_tokens,
         )
         answers = None
-        prompts = line.prompts("prompts", DataConfig(path=job.instructions or str(job.labelled)))
+        prompts = pipeline.prompts("prompts", DataConfig(path=job.instructions or str(job.labelled)))
         if teacher is not None:
-            answers = _teacher_answers(line, job, teacher, prompts, relabel)
-        rows = line.training_set(prompts, answers)
+            answers = _teacher_answers(pipeline, job, teacher, prompts, relabel)
+        rows = pipeline.training_set(prompts, answers)
         train, thinking = _settings(run, job, rows, fitted)
-        return line.student(student, rows, train, output=str(job.out.absolute()), thinking=thinking)
+        return pipeline.student(student, rows, train, output=str(job.out.absolute()), thinking=thinking)
 
 
 def run_directory(out: str | Path) -> Path:
@@ -141,9 +141,9 @@ def _named(teacher: ModelConfig, engine: EngineConfig) -> ModelConfig:
     return ModelConfig(model=f"openai:{first_model(engine.base_url)}")
 
 
-def _teacher_answers(line: Line, job: Job, teacher: ModelConfig, prompts: Path, relabel: bool) -> Path:
+def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts: Path, relabel: bool) -> Path:
     """Answers to `prompts`: those in `labeled_path`, and the teacher's where there was none; the file is completed."""
-    run, labelled = line.run, job.labelled
+    run, labelled = pipeline.run, job.labelled
     # What this run itself wrote is not taken for prepared answers the next time, or finished stages would be redone.
     key = fingerprint({"prompts": prompts, "teacher": teacher.model_dump(), "sampling": job.sampling.model_dump()})
     record, now = _read_record(run.path("labelled.json")), fingerprint(labelled)
@@ -164,7 +164,7 @@ def _teacher_answers(line: Line, job: Job, teacher: ModelConfig, prompts: Path, 
     )
     completions = None
     if run.counts("prompts without an answer").kept:
-        completions = line.answers("teacher answers", teacher, missing, job.sampling)
+        completions = pipeline.answers("teacher answers", teacher, missing, job.sampling)
     elif not ours:
         run.watch.note(f"{labelled} has every answer; the teacher is not asked (--relabel asks it again)")
     answers = run.stage(

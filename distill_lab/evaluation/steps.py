@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_lab.answers import MOST_CHARS, stated_answer
+from distill_lab.answers import MAX_CHARS, stated_answer
 from distill_lab.chat import split_thinking
 from distill_lab.files.jsonl import read_jsonl
 
@@ -67,7 +67,7 @@ def _takes_several(row: dict[str, Any]) -> bool:
 
 
 def _parts(text: str) -> list[str]:
-    return [part for part in map(str.strip, _ENDS.split(text[-MOST_CHARS:])) if part]
+    return [part for part in map(str.strip, _ENDS.split(text[-MAX_CHARS:])) if part]
 
 
 def _said(part: str) -> str:

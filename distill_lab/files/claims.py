@@ -21,7 +21,7 @@ from typing import Any
 
 from distill_lab import __version__
 from distill_lab.errors import UserError
-from distill_lab.files.fingerprints import MOST_DIFFERENCES, differences, path_fingerprint, plain
+from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, path_fingerprint, plain
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked
 from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
@@ -112,9 +112,9 @@ def _other_key(out: Path, old: Mapping[str, Any], now: Mapping[str, Any], shown:
     for name in [*now, *(name for name in old["inputs"] if name not in now)]:
         if name not in renamed:
             found += differences(old["inputs"].get(name), now.get(name), name)
-    more = f" and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
+    more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
     return (
-        f"{out} was made with other settings: {', '.join(found[:MOST_DIFFERENCES])}{more}. Choose another name for the "
+        f"{out} was made with other settings: {', '.join(found[:MAX_DIFFERENCES])}{more}. Choose another name for the "
         "output, or add --overwrite to replace it"
     )
 

@@ -25,8 +25,8 @@ from distill_lab.files.cache_folder import cache_folder, is_off
 
 LARGE = 1 << 26
 """Bytes from which on a file's digest is remembered; reading less takes no time."""
-MOST_REMEMBERED = 1_000
-MOST_DIFFERENCES = 6
+MAX_REMEMBERED = 1_000
+MAX_DIFFERENCES = 6
 """Named in a message."""
 SETTLED_S = 2.0
 """A file written less than this many seconds ago may change again without a change of its times: it is read each time."""
@@ -169,7 +169,7 @@ def _remember(path: str, row: list[Any]) -> None:
     if place is None:
         return
     # Another process may have added to it. What two add in the same moment one of them reads again the next time.
-    rows = list({**_read(place), path: row}.items())[-MOST_REMEMBERED:]
+    rows = list({**_read(place), path: row}.items())[-MAX_REMEMBERED:]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".json", delete=False, encoding="utf-8") as file:

@@ -24,7 +24,7 @@ MARK = ".distill-lab"
 """An empty file in a work folder: the lab made the folder, and removes it."""
 PARTIAL = "partial"
 """Where in a work folder a directory is written that is to appear at once."""
-MOST_NAMED = 3
+MAX_NAMED = 3
 
 
 @contextmanager
@@ -71,10 +71,10 @@ def remove_output(path: Path, names: Sequence[str] | None = None) -> None:
 def check_removable(path: Path, names: Sequence[str] | None = None) -> None:
     """Raise UserError where the directory `path` holds files that the lab did not write there."""
     if path.is_dir() and (found := foreign(path, names)):
-        more = f" and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
         raise UserError(
             f"{path} has to be written again, and holds files that this lab did not write there: "
-            f"{', '.join(found[:MOST_NAMED])}{more}; move them elsewhere, then give the same command again"
+            f"{', '.join(found[:MAX_NAMED])}{more}; move them elsewhere, then give the same command again"
         )
 
 

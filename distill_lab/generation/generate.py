@@ -36,9 +36,9 @@ from distill_lab.types import Completion, Counts, Prompt
 
 LOOKED_UP = 256
 """Prompts that are looked up in the cache together."""
-MOST_WAITING = 2_000
+MAX_WAITING = 2_000
 """Completions that may wait for the disk before the engine does."""
-MOST_REASONS, LONGEST_REASON = 5, 100
+MAX_REASONS, MAX_REASON = 5, 100
 """Kinds of errors the counts tell apart, and how many characters of each."""
 
 
@@ -236,9 +236,9 @@ class _Todo:
     def counts(self) -> Counts:
         """What the file holds once all is done."""
         reasons = Counter(self._reasons.values()).most_common()
-        dropped = {f"error ({reason})": number for reason, number in reasons[:MOST_REASONS]}
-        if len(reasons) > MOST_REASONS:
-            dropped["other errors"] = sum(number for _, number in reasons[MOST_REASONS:])
+        dropped = {f"error ({reason})": number for reason, number in reasons[:MAX_REASONS]}
+        if len(reasons) > MAX_REASONS:
+            dropped["other errors"] = sum(number for _, number in reasons[MAX_REASONS:])
         return Counts(self.total, self.total - len(self._reasons), dropped or {"error": 0})
 
     def _index(self, prompt_id: Any, sample: Any) -> int | None:
@@ -260,7 +260,7 @@ def _line_offsets(path: Path) -> Iterator[int]:
 def _reason(error: str | None) -> str:
     """An error's text without the numbers that make it another one for each prompt; a status says what went wrong."""
     text = re.sub(r"(?<!HTTP )\b\d+\b", "N", " ".join((error or "no reason given").split()))
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]} [...]"
+    return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} [...]"
 
 
 class _Writer:
@@ -269,7 +269,7 @@ class _Writer:
     def __init__(self, path: Path, cache: RequestCache | None) -> None:
         self._path, self._cache = path, cache
         self._error: BaseException | None = None
-        self._waiting: Queue[tuple[Completion, bytes] | None] = Queue(MOST_WAITING)
+        self._waiting: Queue[tuple[Completion, bytes] | None] = Queue(MAX_WAITING)
         self._thread = Thread(target=self._work, name="completions writer", daemon=True)
 
     def write(self, completion: Completion, key: bytes = b"") -> None:

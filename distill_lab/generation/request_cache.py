@@ -41,7 +41,7 @@ VERSION = 1
 KEY_BYTES = 16
 BUSY_S = 30.0
 """How long to wait for another process that writes."""
-MOST_KEYS = 500
+MAX_KEYS = 500
 """In one SELECT; old versions of sqlite take no more than 999."""
 TABLE = """\
 CREATE TABLE IF NOT EXISTS requests (
@@ -224,8 +224,8 @@ class CacheFile:
 
     def read(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """Key and row of those that are there, in any order. A row whose bytes were damaged counts as not there."""
-        for start in range(0, len(keys), MOST_KEYS):
-            part = keys[start : start + MOST_KEYS]
+        for start in range(0, len(keys), MAX_KEYS):
+            part = keys[start : start + MAX_KEYS]
             marks = ",".join("?" * len(part))
             for key, crc, answer in self._db.execute(
                 f"SELECT key, crc, answer FROM requests WHERE key IN ({marks})", part

@@ -34,7 +34,7 @@ from distill_lab.errors import ModelError
 from distill_lab.models.names import api_engine, base_of, has_tokenizer, is_adapter, is_gguf, resolve
 from distill_lab.models.precision import (
     DTYPES,
-    LEAST_QUANTIZED,
+    MIN_QUANTIZED,
     Weights,
     choose_dtype,
     choose_quantization,
@@ -267,7 +267,7 @@ def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: Pre
 
 def _check_reach(config: ModelConfig, quantization: Quantization, weights: Weights) -> None:
     """Raise ModelError where most weights would stay as they are: experts of a mixture that are held in one tensor."""
-    if weights.share < LEAST_QUANTIZED:
+    if weights.share < MIN_QUANTIZED:
         raise ModelError(
             config.model,
             f"{quantization} would reach only {weights.share:.0%} of its weights: its experts are no linear layers, which "

@@ -21,7 +21,7 @@ FULL_SHARE = 0.8
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BYTES: dict[Quantization, float] = {"none": 2.0, "8bit": 1.0, "4bit": 0.55}
 """Of a quantized weight, its scales included; weights that are not quantized have 2."""
-LEAST_QUANTIZED = 0.5
+MIN_QUANTIZED = 0.5
 """Share of the weights besides the embeddings that quantization has to reach, else it is refused."""
 
 
@@ -84,7 +84,7 @@ def choose_quantization(wanted: Quantization, weights: Weights, device: torch.de
 
 def fitting_level(weights: Weights, memory: float) -> Quantization:
     """The first of none, 8bit and 4bit with which the weights fit a GPU of `memory` bytes; none where neither packs them."""
-    if weights.share < LEAST_QUANTIZED:
+    if weights.share < MIN_QUANTIZED:
         return "none"
     room = FULL_SHARE * memory
     for level in BYTES:

@@ -1,8 +1,8 @@
 """Proof of a prompt distillation: teacher with the prompt against student without -> eval/, summary.json, report.html.
 
-    summary = prove(line, models, test, system=rules, labels=labels, samplings=..., grader="auto", measure_speed=True)
+    summary = prove(pipeline, models, test, system=rules, labels=labels, samplings=..., grader="auto")
 
-`Line.prove` asks all models the same; here the teacher is asked under its system prompt, as it samples, and base student and
+`Pipeline.prove` asks all models the same. Here the teacher answers under its system prompt, as it samples; base student and
 student are asked the bare text. Without gold answers the teacher's are the reference, and it has no score of its own.
 """
 
@@ -25,7 +25,7 @@ from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import cut_warning
 from distill_lab.grading.graders import grading, metric_of
 from distill_lab.models.names import api_engine
-from distill_lab.pipeline import LABELS, Line, choose_grader, model_inputs, timing_note
+from distill_lab.pipeline import LABELS, Pipeline, choose_grader, model_inputs, timing_note
 from distill_lab.report.publish import Speeds, published, training_losses
 from distill_lab.run import Run
 from distill_lab.training_data.cot_files import take_gold
@@ -46,7 +46,7 @@ class Way:
 
 
 def prove(
-    line: Line,
+    pipeline: Pipeline,
     models: Mapping[str, ModelConfig],
     test: Path,
     *,
@@ -62,12 +62,12 @@ def prove(
     auto: label where there are labels, else exact where there are gold answers, else overlap. Test rows without a gold
     answer are left out where others have one. Raises NoData where the teacher is the reference and gave no readable answer.
     """
-    run, gold = line.run, has_gold(test)
+    run, gold = pipeline.run, has_gold(test)
     if gold:
         test = step(run, "test with gold answers", "eval/gold.jsonl", take_gold, test, gold=True)
     asked = step(run, "test with the rules", "eval/with_rules.jsonl", write_asked, test, system=system, labels=labels)
     ways = {"teacher": Way(models["teacher"], asked, samplings[0])}
-    answers = {"teacher": _answers(line, "teacher", ways)}
+    answers = {"teacher": _answers(pipeline, "teacher", ways)}
     if not gold:
         run.watch.note("no gold answers: the teacher's are the reference, and scores are agreement with them")
         test = step(run, "reference", "eval/reference.jsonl", write_references, test, answers["teacher"], labels=labels)
@@ -76,16 +76,16 @@ def prove(
     bare = step(run, "test alone", "eval/alone.jsonl", write_asked, test, system="", labels=labels)
     for name in ("base", "student"):
         ways[name] = Way(models[name], bare, samplings[1])
-        answers[name] = _answers(line, name, ways)
+        answers[name] = _answers(pipeline, name, ways)
     if grader == AUTO:
         grader = "label" if labels else choose_grader(bare) if gold else "overlap"
     run.watch.note(f"graded by: {grader}")
     scored = tuple(ways) if gold else ("base", "student")
     items = {name: run.path(f"eval/{name}.jsonl") for name in scored}
-    with grading(grader, line.engine) as loaded:
+    with grading(grader, pipeline.engine) as loaded:
         scores = {name: evaluate(ways[name].prompts, answers[name], items[name], loaded) for name in scored}
     for name, way in answers.items():
-        line.warn(cut_warning(LABELS[name], cut_share(way)))
+        pipeline.warn(cut_warning(LABELS[name], cut_share(way)))
     costs = {name: _cost(ways[name], answers[name], models["student"]) for name in ("teacher", "student")}
     gain = paired(items["base"], items["student"])
     metric = metric_of(grader, reference="gold" if gold else "teacher")
@@ -106,7 +106,7 @@ def prove(
         }
         return summary | more | ({"labels": found} if found else {})
 
-    summary = published(run, summarized, (lambda: _speeds(line, ways)) if measure_speed else None)
+    summary = published(run, summarized, (lambda: _speeds(pipeline, ways)) if measure_speed else None)
     for text in render_costs(summary).splitlines():
         run.watch.note(text)
     return summary
@@ -124,9 +124,9 @@ def step(run: Run, name: str, output: str, work: Callable[..., Counts], *files: 
     return run.stage(name, output, inputs=inputs, work=lambda path: work(*files, path, **settings))
 
 
-def _answers(line: Line, name: str, ways: Mapping[str, Way]) -> Path:
+def _answers(pipeline: Pipeline, name: str, ways: Mapping[str, Way]) -> Path:
     way, output = ways[name], f"eval/{name}.completions.jsonl"
-    return line.answers(f"test answers of {LABELS[name]}", way.model, way.prompts, way.sampling, output=output)
+    return pipeline.answers(f"test answers of {LABELS[name]}", way.model, way.prompts, way.sampling, output=output)
 
 
 def _label_results(
@@ -148,24 +148,24 @@ def _label_results(
     }
 
 
-def _speeds(line: Line, ways: Mapping[str, Way]) -> dict[str, Any]:
+def _speeds(pipeline: Pipeline, ways: Mapping[str, Way]) -> dict[str, Any]:
     """The speed of teacher and student, each asked in its own way, one after the other."""
     from distill_lab.evaluation.speed import Speed
 
-    models = line.timed({name: way.model for name, way in ways.items()})
-    timed = {name: replace(ways[name], model=line.settled(model)) for name, model in models.items()}
+    models = pipeline.timed({name: way.model for name, way in ways.items()})
+    timed = {name: replace(ways[name], model=pipeline.settled(model)) for name, model in models.items()}
     inputs = {
         name: {**model_inputs(way.model), "prompts": way.prompts, "sampling": way.sampling.model_dump()}
         for name, way in timed.items()
     }
 
     def work(path: Path) -> None:
-        budget_s = line.engine.measure_budget_s
-        line.watch.note(timing_note(len(timed), budget_s))
+        budget_s = pipeline.engine.measure_budget_s
+        pipeline.watch.note(timing_note(len(timed), budget_s))
         speeds = {
             name: time_answers(way.model, way.prompts, way.sampling, budget_s=budget_s) for name, way in timed.items()
         }
         write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
 
-    path = line.run.stage("speed", "speed.json", inputs=inputs, work=work)
+    path = pipeline.run.stage("speed", "speed.json", inputs=inputs, work=work)
     return {name: Speed.from_json(row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}

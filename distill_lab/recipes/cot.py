@@ -28,9 +28,9 @@ from distill_lab.config import (
     TrainConfig,
 )
 from distill_lab.errors import NoData
-from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.pipeline import Pipeline, student_path, trained, untrained
 from distill_lab.planning.preflight import check_before, check_test
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.training_data.cot_files import take_gold, write_cot_dataset, write_predictions, write_questions
 from distill_lab.training_data.reasoning import add_instruction, final_answer_grader
@@ -99,7 +99,7 @@ PRESETS = {
 }
 
 
-def run(config: Config, directory: str | Path, *, watch: Watch | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Test questions without gold answers get predictions and no score. Raises NoData without questions, UserError for a
@@ -107,16 +107,16 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     """
     thinking = config.test_sampling.thinking
     with Run.open(directory, recipe="cot", config=config.model_dump(), watch=watch) as run:
-        line = Line(run, engine=config.engine)
+        pipeline = Pipeline(run, engine=config.engine)
         check_before(config, run=run, out={"student": student_path(config.out)}, example="Qwen/Qwen2.5-1.5B-Instruct")
-        data = line.prompts("data", config.data)
+        data = pipeline.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for CoT distillation")
-        student, train = line.fitted(
+        student, train = pipeline.fitted(
             config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
         )
-        test = line.test_prompts(data, config.test, config.num_test)
-        questions = line.training_prompts(data, test)
+        test = pipeline.test_prompts(data, config.test, config.num_test)
+        questions = pipeline.training_prompts(data, test)
         step(run, "raw questions", "raw_questions.jsonl", write_questions, questions, answers=False)
         step(run, "test questions", "test_questions.jsonl", write_questions, test, answers=True)
         asked = step(run, "asked", "asked.jsonl", add_instruction, test, instruction=config.instruction)
@@ -126,23 +126,23 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         prompts = step(run, "questions", "questions.jsonl", add_instruction, questions, instruction=config.instruction)
         completions = None
         if config.relabel:
-            completions = line.answers("teacher solutions", config.teacher, prompts, config.sampling)
+            completions = pipeline.answers("teacher solutions", config.teacher, prompts, config.sampling)
             step(run, "cot dataset", "cot_dataset.jsonl", write_cot_dataset, questions, completions)
-        rows = line.training_set(prompts, completions)
-        out = line.student(student, rows, train, output=student_path(config.out), thinking=thinking)
+        rows = pipeline.training_set(prompts, completions)
+        out = pipeline.student(student, rows, train, output=student_path(config.out), thinking=thinking)
         models = {
             "teacher": config.teacher,
             "base": untrained(config.student, student, train),
             "student": trained(out, student, train),
         }
         grader = final_answer_grader(gold) if config.grader == "auto" else config.grader
-        summary = line.prove(models, gold, config.test_sampling, grader=grader, measure_speed=config.measure)
+        summary = pipeline.prove(models, gold, config.test_sampling, grader=grader, measure_speed=config.measure)
         for name, file in (("base", "predictions_base.jsonl"), ("student", "predictions.jsonl")):
             answers = [run.path(f"eval/{name}.jsonl")] if run.counts("test with gold answers").kept else []
             if run.counts("test without gold answers").kept:
                 output = f"eval/{name}.bare.completions.jsonl"
                 title = f"answers of {name} without gold"
-                answers.append(line.answers(title, models[name], bare, config.test_sampling, output=output))
+                answers.append(pipeline.answers(title, models[name], bare, config.test_sampling, output=output))
             step(run, f"predictions of {name}", file, write_predictions, test, *answers)
         return summary
 

@@ -33,10 +33,10 @@ from distill_lab.config import (
 )
 from distill_lab.errors import NoData, UserError
 from distill_lab.generation.cut_answers import dropped_warning
-from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.pipeline import Pipeline, student_path, trained, untrained
 from distill_lab.planning.method import with_batches
 from distill_lab.planning.preflight import check_before
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.recipes._prompt_proof import prove, step
 from distill_lab.run import Run
 from distill_lab.training_data.prompt_distillation import (
@@ -122,7 +122,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def run(config: Config, directory: str | Path, *, watch: Watch | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Beside what every summary has: `reference` ("gold" or "teacher"), `cost`, what an answer of teacher and student takes,
@@ -133,32 +133,32 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     labels = read_labels(config.labels, system) if config.grader in ("auto", "label") else ()
     check_settings(config)
     with Run.open(directory, recipe="prompt", config=config.model_dump(), watch=watch) as run:
-        line = Line(run, engine=config.engine)
+        pipeline = Pipeline(run, engine=config.engine)
         check_before(config, run=run, out={"student": student_path(config.out)}, example=STUDENT)
         run.watch.note(f"labels: {', '.join(labels)}" if labels else "no labels: answers are free text")
-        data = with_gold(run, "data", line.prompts("data", config.data), "" if config.test.path else config.gold)
+        data = with_gold(run, "data", pipeline.prompts("data", config.data), "" if config.test.path else config.gold)
         if not run.counts("data").kept:
             raise NoData("No data for prompt distillation")
-        student, train = line.fitted(
+        student, train = pipeline.fitted(
             config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
         )
-        test = line.test_prompts(data, config.test, config.num_test)
+        test = pipeline.test_prompts(data, config.test, config.num_test)
         test = with_gold(run, "test", test, config.gold if config.test.path else "")
-        prompts = line.training_prompts(data, test)
-        answers = asked_until_read(line, config, prompts, system, labels)
+        prompts = pipeline.training_prompts(data, test)
+        answers = asked_until_read(pipeline, config, prompts, system, labels)
         answered = step(run, "readable answers", "answered.jsonl", write_answered, prompts, *answers, labels=labels)
-        line.warn(dropped_warning(run.counts("readable answers")))
+        pipeline.warn(dropped_warning(run.counts("readable answers")))
         step(run, "messages", "messages.jsonl", write_messages, answered)
-        rows = line.training_set(answered, None)
+        rows = pipeline.training_set(answered, None)
         thinking = config.test_sampling.thinking
         if config.rows_per_batch:
             tokens = tokens_per_batch(config.student, rows, num_rows=config.rows_per_batch, thinking=thinking)
             train = with_batches(train, tokens, config.train.gradient_accumulation_steps)
-        out = line.student(student, rows, train, output=student_path(config.out), thinking=thinking)
+        out = pipeline.student(student, rows, train, output=student_path(config.out), thinking=thinking)
         if not next(iter(test.open("rb")), b""):
-            return line.prove({}, test, config.test_sampling, grader=config.grader, measure_speed=False)
+            return pipeline.prove({}, test, config.test_sampling, grader=config.grader, measure_speed=False)
         return prove(
-            line,
+            pipeline,
             {
                 "teacher": config.teacher,
                 "base": untrained(config.student, student, train),
@@ -181,9 +181,11 @@ def check_settings(config: Config) -> None:
         raise UserError("prompt distillation learns one answer per text; leave num_samples at 1")
 
 
-def asked_until_read(line: Line, config: Config, prompts: Path, system: str, labels: Sequence[str]) -> list[Path]:
+def asked_until_read(
+    pipeline: Pipeline, config: Config, prompts: Path, system: str, labels: Sequence[str]
+) -> list[Path]:
     """The teacher's answers to `prompts` under the system prompt, a file for each round of asking."""
-    run, answers = line.run, list[Path]()
+    run, answers = pipeline.run, list[Path]()
     asked = step(
         run, "prompts with the rules", "rounds/0.prompts.jsonl", write_asked, prompts, system=system, labels=labels
     )
@@ -193,7 +195,7 @@ def asked_until_read(line: Line, config: Config, prompts: Path, system: str, lab
         sampling = config.sampling.model_copy(update={"seed": config.sampling.seed + number})
         name = f"teacher answers, retry {number}" if number else "teacher answers"
         output = f"rounds/{number}.completions.jsonl"
-        answers.append(line.answers(name, config.teacher, asked, sampling, output=output))
+        answers.append(pipeline.answers(name, config.teacher, asked, sampling, output=output))
         if number == retries:
             break
         name, output = f"to be asked again, {number + 1}", f"rounds/{number + 1}.prompts.jsonl"

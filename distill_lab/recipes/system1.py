@@ -17,9 +17,9 @@ from pydantic import Field
 from distill_lab import config as settings
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
-from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.pipeline import Pipeline, student_path, trained, untrained
 from distill_lab.planning.preflight import check_before, check_test
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 
 
@@ -79,29 +79,29 @@ PRESETS = {
 }
 
 
-def run(config: Config, directory: str | Path, *, watch: Watch | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Raises NoData for an empty slice, ModelError for a student that does not exist, both before anything is written to
     the student's directory; UserError and DataError for anything else the user can mend.
     """
     with Run.open(directory, recipe="system1", config=config.model_dump(), watch=watch) as run:
-        line = Line(run, engine=config.engine)
+        pipeline = Pipeline(run, engine=config.engine)
         check_before(config, run=run, out={"student": student_path(config.out)}, example="Qwen/Qwen2.5-0.5B-Instruct")
-        data = line.prompts("data", config.data)
+        data = pipeline.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for System 1 distillation")
-        student, train = line.fitted(
+        student, train = pipeline.fitted(
             config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
         )
-        test = line.test_prompts(data, config.test, config.num_test)
+        test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
-        prompts = line.training_prompts(data, test)
+        prompts = pipeline.training_prompts(data, test)
         completions = None
         if config.relabel:
-            completions = line.answers("teacher answers", config.teacher, prompts, config.sampling)
-        rows = line.training_set(prompts, completions)
-        out = line.student(student, rows, train, output=student_path(config.out), thinking=False)
+            completions = pipeline.answers("teacher answers", config.teacher, prompts, config.sampling)
+        rows = pipeline.training_set(prompts, completions)
+        out = pipeline.student(student, rows, train, output=student_path(config.out), thinking=False)
         base = untrained(config.student, student, train)
         models = {"teacher": config.teacher, "base": base, "student": trained(out, student, train)}
-        return line.prove(models, test, config.test_sampling, grader=config.grader, measure_speed=config.measure)
+        return pipeline.prove(models, test, config.test_sampling, grader=config.grader, measure_speed=config.measure)

@@ -29,9 +29,9 @@ from distill_lab.data.traces import select_traces
 from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
 from distill_lab.files.jsonl import read_jsonl, write_json
-from distill_lab.pipeline import Line, student_path, trained, untrained
+from distill_lab.pipeline import Pipeline, student_path, trained, untrained
 from distill_lab.planning.preflight import check_before, check_test
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.training_data.reasoning import (
     add_instruction,
@@ -116,7 +116,7 @@ PRESETS = {
 }
 
 
-def run(config: Config, directory: str | Path, *, watch: Watch | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Raises UserError `Unexpected OmniThought schema, please inspect omni[0]` and that row for data without questions and
@@ -124,38 +124,38 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     """
     source = reasoning_data(config.data, answered=not config.relabel)
     with Run.open(directory, recipe="system2", config=config.model_dump(), watch=watch) as run:
-        line = Line(run, engine=config.engine)
+        pipeline = Pipeline(run, engine=config.engine)
         out = {"student": student_path(config.out)} | ({"export": export_path(config.export)} if config.export else {})
         check_before(config, run=run, out=out, example="Qwen/Qwen2.5-1.5B-Instruct")
-        data = line.prompts("data", source)
+        data = pipeline.prompts("data", source)
         if not run.counts("data").kept:
             raise NoData("No data for System 2 distillation")
-        student, train = line.fitted(
+        student, train = pipeline.fitted(
             config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
         )
         if not config.relabel:
             data = chosen_traces(run, config, data)
-        test = line.test_prompts(data, config.test, config.num_test)
+        test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
-        prompts = asked(run, "questions", line.training_prompts(data, test), config.instruction)
+        prompts = asked(run, "questions", pipeline.training_prompts(data, test), config.instruction)
         test = asked(run, "test questions", test, config.instruction)
         completions = None
         if config.relabel:
-            completions = line.answers("teacher solutions", config.teacher, prompts, config.sampling)
-        rows = line.training_set(prompts, completions, thinking="drop" if config.thinking == "drop" else "keep")
+            completions = pipeline.answers("teacher solutions", config.teacher, prompts, config.sampling)
+        rows = pipeline.training_set(prompts, completions, thinking="drop" if config.thinking == "drop" else "keep")
         if config.thinking == "summarise":
-            rows = summarised(line, config, rows)
+            rows = summarised(pipeline, config, rows)
         if config.export:
             run.stage("export", export_path(config.export), inputs={"rows": rows}, work=lambda path: export(rows, path))
         thinking = None if has_thinking(rows) else False
-        out = line.student(student, rows, train, output=student_path(config.out), thinking=thinking)
+        out = pipeline.student(student, rows, train, output=student_path(config.out), thinking=thinking)
         base = untrained(config.student, student, train)
         models = {"teacher": config.teacher, "base": base, "student": trained(out, student, train)}
         sampling = config.test_sampling
         if sampling.thinking is None:
             sampling = sampling.model_copy(update={"thinking": thinking})
         grader = final_answer_grader(test) if config.grader == "auto" else config.grader
-        return line.prove(models, test, sampling, grader=grader, measure_speed=config.measure, several_steps=True)
+        return pipeline.prove(models, test, sampling, grader=grader, measure_speed=config.measure, several_steps=True)
 
 
 def chosen_traces(run: Run, config: Config, data: Path) -> Path:
@@ -182,14 +182,14 @@ def asked(run: Run, name: str, prompts: Path, instruction: str) -> Path:
     )
 
 
-def summarised(line: Line, config: Config, rows: Path) -> Path:
+def summarised(pipeline: Pipeline, config: Config, rows: Path) -> Path:
     """The training rows with the teacher's summary in place of each thinking."""
-    prompts = line.run.stage(
+    prompts = pipeline.run.stage(
         "thinking to summarise", "thinking.jsonl", inputs={"rows": rows}, work=lambda path: summary_prompts(rows, path)
     )
     short = config.sampling.model_copy(update={"thinking": False, "num_samples": 1})
-    summaries = line.answers("summaries", config.teacher, prompts, short, output="summaries.jsonl")
-    return line.run.stage(
+    summaries = pipeline.answers("summaries", config.teacher, prompts, short, output="summaries.jsonl")
+    return pipeline.run.stage(
         "summarised rows",
         "train_summarised.jsonl",
         inputs={"rows": rows, "summaries": summaries},

@@ -28,9 +28,9 @@ from distill_lab.evaluation.pass_at_k import best_of_k
 from distill_lab.evaluation.token_stats import read_stats, render_models, stats_json, with_tokens
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.grading.graders import grading
-from distill_lab.pipeline import Line, trained, untrained
+from distill_lab.pipeline import Pipeline, trained, untrained
 from distill_lab.planning.preflight import check_before, check_test
-from distill_lab.progress import Watch
+from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.training_data.reasoning import add_instruction, final_answer_grader
 from distill_lab.training_data.selection import BudgetBy, Keep, select, shuffle_answers, take_side, write_correct
@@ -105,7 +105,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def run(config: Config, directory: str | Path, *, watch: Watch | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Beside what every summary has: per model `median_tokens`; `token_ratio` and `size_ratio`; `tokens`, the statistics of
@@ -113,19 +113,19 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
     Raises NoData where there is no question or no correct solution, ModelError for a student that does not exist.
     """
     with Run.open(directory, recipe="verified", config=config.model_dump(), watch=watch) as run:
-        line = Line(run, engine=config.engine)
+        pipeline = Pipeline(run, engine=config.engine)
         place = str(Path(config.out).absolute()) if config.out else ""
         check_before(config, run=run, out={"copy": place} if place else {}, example="Qwen/Qwen2.5-1.5B-Instruct")
-        data = line.prompts("data", config.data)
+        data = pipeline.prompts("data", config.data)
         if not run.counts("data").kept:
             raise NoData("No data for verified distillation")
-        fitted, train = line.fitted(
+        fitted, train = pipeline.fitted(
             config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
         )
-        test = line.test_prompts(data, config.test, config.num_test)
+        test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
-        prompts = asked(line, "questions", line.training_prompts(data, test), config.instruction)
-        test = asked(line, "test questions", test, config.instruction)
+        prompts = asked(pipeline, "questions", pipeline.training_prompts(data, test), config.instruction)
+        test = asked(pipeline, "test questions", test, config.instruction)
         validation = run.stage(
             "validation questions",
             "validation.jsonl",
@@ -133,7 +133,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             work=lambda path: splits.sample(prompts, path, num_rows=run.counts("questions").kept),
         )
         grader = choose_grader(prompts, test) if config.grader == "auto" else config.grader
-        done = rounds(line, config.model_copy(update={"student": fitted, "train": train}), prompts, validation, grader)
+        done = rounds(
+            pipeline, config.model_copy(update={"student": fitted, "train": train}), prompts, validation, grader
+        )
         student = max(done, key=lambda each: each["validation_score"] or 0.0)["student"]
         models = {"teacher": config.teacher, "base": untrained(config.student, fitted, train), "student": student}
         if config.out:
@@ -146,7 +148,7 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
             "iterations": [each | {"student": each["student"].model} for each in done],
             "student": student.model,
         }
-        summary = line.prove(
+        summary = pipeline.prove(
             models,
             test,
             config.test_sampling,
@@ -159,9 +161,9 @@ def run(config: Config, directory: str | Path, *, watch: Watch | None = None) ->
         return summary
 
 
-def asked(line: Line, name: str, prompts: Path, instruction: str) -> Path:
+def asked(pipeline: Pipeline, name: str, prompts: Path, instruction: str) -> Path:
     """The prompts with the instruction after each question."""
-    return line.run.stage(
+    return pipeline.run.stage(
         name,
         f"{name.replace(' ', '_')}.jsonl",
         inputs={"prompts": prompts, "instruction": instruction},
@@ -181,42 +183,42 @@ def choose_grader(*files: Path) -> str:
     return "math" if "math" in found else "numeric"
 
 
-def rounds(line: Line, config: Config, prompts: Path, validation: Path, grader: str) -> list[dict[str, Any]]:
+def rounds(pipeline: Pipeline, config: Config, prompts: Path, validation: Path, grader: str) -> list[dict[str, Any]]:
     """Round after round, each trained from the base student on what the student before it solved (as in ReST-EM, Singh
     et al. 2023); ends with the first whose score on the validation questions does not rise."""
-    if config.iterations > 1 and not line.run.counts("validation questions").kept:
+    if config.iterations > 1 and not pipeline.run.counts("validation questions").kept:
         raise NoData("iterations are compared on a tenth of the questions; give at least 10, or --iterations 1")
     teacher, done = config.teacher, []
     for number in range(1, config.iterations + 1):
         try:
-            done.append(one_round(line, config, number, teacher, prompts, validation, grader))
+            done.append(one_round(pipeline, config, number, teacher, prompts, validation, grader))
         except NoData as error:
             if number == 1:
                 raise
-            line.watch.note(f"iteration {number}: {error}; iterations end")
+            pipeline.watch.note(f"iteration {number}: {error}; iterations end")
             break
         if number > 1 and done[-1]["validation_score"] <= done[-2]["validation_score"]:
-            line.watch.note(f"iteration {number} scores no higher on the validation questions: iterations end")
+            pipeline.watch.note(f"iteration {number} scores no higher on the validation questions: iterations end")
             break
         teacher = done[-1]["student"]
     return done
 
 
 def one_round(
-    line: Line, config: Config, number: int, teacher: ModelConfig, prompts: Path, validation: Path, grader: str
+    pipeline: Pipeline, config: Config, number: int, teacher: ModelConfig, prompts: Path, validation: Path, grader: str
 ) -> dict[str, Any]:
     """Solve, grade, select, train and, of several iterations, score: a row of the summary's `iterations`."""
-    run, folder, nth = line.run, "", ""
+    run, folder, nth = pipeline.run, "", ""
     if number > 1:
         folder, nth = f"iteration-{number}/", f" {number}"
 
     def stage(name: str, output: str, work: Callable[[Path], Counts], **inputs: Any) -> Path:
         return run.stage(f"{name}{nth}", f"{folder}{output}", inputs=inputs, work=work)
 
-    solutions = line.answers(
+    solutions = pipeline.answers(
         f"teacher solutions{nth}", teacher, prompts, config.sampling, output=f"{folder}completions.jsonl"
     )
-    graded = line.graded(f"grades{nth}", prompts, solutions, grader, output=f"{folder}graded.jsonl")
+    graded = pipeline.graded(f"grades{nth}", prompts, solutions, grader, output=f"{folder}graded.jsonl")
     run.watch.note(f"the teacher: {best_of_k(graded, threshold=config.min_score)}")
     correct = stage(
         "correct solutions",
@@ -232,7 +234,7 @@ def one_round(
             f"no correct solution to learn from ({counts}); see {graded}: give questions the teacher can solve, a "
             "stronger teacher, more samples (--sampling.num-samples) or another --grader"
         )
-    line.warn(dropped_warning(counts))
+    pipeline.warn(dropped_warning(counts))
     run.watch.note(f"correct: {read_stats(correct)['all']['']}")
     choice: dict[str, Any] = {"keep": config.keep, "budget": config.budget, "budget_by": config.budget_by}
     selected = stage(
@@ -252,7 +254,7 @@ def one_round(
     if config.shuffle_answers:
         right = rows
         rows = stage("shuffled answers", "shuffled.parquet", lambda path: shuffle_answers(right, path), rows=right)
-    out = line.student(
+    out = pipeline.student(
         config.student,
         rows,
         config.train,
@@ -264,10 +266,10 @@ def one_round(
     score = None
     if config.iterations > 1:
         name = f"{folder}validation"
-        answers = line.answers(
+        answers = pipeline.answers(
             f"validation answers{nth}", student, validation, config.test_sampling, output=f"{name}.completions.jsonl"
         )
-        with grading(grader, line.engine) as loaded:
+        with grading(grader, pipeline.engine) as loaded:
             score = evaluate(validation, answers, run.path(f"{name}.graded.jsonl"), loaded)
         run.watch.note(f"iteration {number}: {score.score:.1%} of {score.n} validation questions")
     return {

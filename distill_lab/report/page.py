@@ -34,7 +34,7 @@ from distill_lab.report.style import PAGE_STYLE
 from distill_lab.report.text import shown
 from distill_lab.report.tokens import tokens_section
 
-MOST_CHARS = 1500
+MAX_CHARS = 1500
 """Longer texts are cut on the page, with a mark; the eval files hold them whole."""
 EXAMPLES = {"lost": 3, "learned": 2, "won": 1, "wrong": 1, "kept": 2}
 """How many examples of each kind are shown, failures first."""
@@ -391,9 +391,9 @@ def _settings(run: Mapping[str, Any]) -> str:
 
 def _cut(text: str) -> str:
     """Escaped, and cut with a mark where it is long."""
-    if len(text) <= MOST_CHARS:
+    if len(text) <= MAX_CHARS:
         return shown(text.strip())
-    return f'{shown(text[:MOST_CHARS])}<span class="muted"> [… {len(text) - MOST_CHARS:,} more characters]</span>'
+    return f'{shown(text[:MAX_CHARS])}<span class="muted"> [… {len(text) - MAX_CHARS:,} more characters]</span>'
 
 
 def _p_value(p: float) -> str:

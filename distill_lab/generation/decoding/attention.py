@@ -16,11 +16,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from distill_lab.generation.decoding.cohort import Cohort
+from distill_lab.generation.decoding.cohort import BatchSlab
 from distill_lab.generation.decoding.prefixes import Prefix
 
 NAME = "distill_lab_flat"
-MOST_SCORES = 1 << 26
+MAX_SCORES = 1 << 26
 """Attention scores held at once where the device has no kernel that returns their sums."""
 
 OF_OTHER_ATTENTION = ("softcap", "s_aux", "sinks", "sliding_window", "position_bias", "indices", "block_indices")
@@ -51,7 +51,7 @@ class Plan(Protocol):
 class Step:
     """One token for each row of `cohorts`, in their order."""
 
-    def __init__(self, cohorts: Sequence[Cohort], shared: Shared) -> None:
+    def __init__(self, cohorts: Sequence[BatchSlab], shared: Shared) -> None:
         self.num_rows = sum(map(len, cohorts))
         self._cohorts, self._shared = cohorts, shared
 
@@ -229,7 +229,7 @@ def attend_in_parts(
     """The same by the formula, some queries at a time, on any device."""
     rows, heads, queries, _ = query_BHND.shape
     columns = keys_BHTD.shape[2]
-    size = max(1, MOST_SCORES // (rows * heads * columns))
+    size = max(1, MAX_SCORES // (rows * heads * columns))
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for first in range(0, queries, size):
         part_BHND = query_BHND[:, :, first : first + size]

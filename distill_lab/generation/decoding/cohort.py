@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 
-class Cohort:
+class BatchSlab:
     """`lengths` of its rows now; `room`: columns for tokens to come that are made at once."""
 
     def __init__(self, lengths: Sequence[int], *, num_layers: int, room: int) -> None:
@@ -82,7 +82,7 @@ class Cohort:
         self._changed()
         return order
 
-    def absorb(self, other: Cohort) -> None:
+    def absorb(self, other: BatchSlab) -> None:
         """Take in the rows of `other`, which has no more columns than this one."""
         shift, before, after = self.length - other.length, len(self), len(self) + len(other)
         if after > len(self._keys[0]):

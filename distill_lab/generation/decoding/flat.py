@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer
 from distill_lab import activity
 from distill_lab.generation.decoding.attention import NAME, Group, Plan, Prefill, Shared, Step, Unsuitable
 from distill_lab.generation.decoding.choice import Choice
-from distill_lab.generation.decoding.cohort import Cohort
+from distill_lab.generation.decoding.cohort import BatchSlab
 from distill_lab.generation.decoding.prefixes import Prefix
 from distill_lab.generation.decoding.row import Row
 from distill_lab.generation.decoding.slices import Slices
@@ -79,7 +79,7 @@ def why_not(model: PreTrainedModel) -> str:
 
 
 class FlatBatch:
-    """Rows in the making. bytes_per_token: of keys and values over all layers. room: see `Cohort`. slices: None: one."""
+    """Rows in the making. bytes_per_token: of keys and values over all layers. room: see `BatchSlab`. slices: None: one."""
 
     leave_share = 1 / 32
     """Rows that are done leave once they are this share."""
@@ -94,7 +94,7 @@ class FlatBatch:
         self._num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
         self._most_waste = extra_bytes(model.device) * self._num_layers // bytes_per_token
         """Columns that may be masked in a cohort rather than to have one more."""
-        self._cohorts: list[Cohort] = []
+        self._cohorts: list[BatchSlab] = []
         self._plan: Step | None = None
         self._ids_N = self._positions_N = torch.empty(0, dtype=torch.long, device=model.device)
 
@@ -118,7 +118,7 @@ class FlatBatch:
         end = len(row.prompt_ids) + len(row.tokens) - 1
         head = Prefix(own[:-1], row.prefix, end, 0, 1)
         _compute(self._model, head, self._slices, "reading a long prompt")
-        cohort = Cohort([len(own)], num_layers=self._num_layers, room=self._room)
+        cohort = BatchSlab([len(own)], num_layers=self._num_layers, room=self._room)
 
         def keep(layer: int, keys_1G1D: torch.Tensor, values_1G1D: torch.Tensor) -> None:
             keys_1GTD, values_1GTD = head.keys_values[layer]
@@ -133,7 +133,7 @@ class FlatBatch:
     def _join(self, rows: Sequence[Row]) -> list[tuple[Row, int]]:
         rows = sorted(rows, key=lambda row: -row.num_own)
         groups: list[Group] = []
-        cohorts: list[Cohort] = []
+        cohorts: list[BatchSlab] = []
         computed: list[Row] = []
         places: list[int] = []
         first = 0
@@ -148,7 +148,7 @@ class FlatBatch:
                     computed.append(row)
                 copies.append(seen[key])
             places += [start + copy for copy in copies]
-            cohort = Cohort([row.num_own for row in part], num_layers=self._num_layers, room=self._room)
+            cohort = BatchSlab([row.num_own for row in part], num_layers=self._num_layers, room=self._room)
             lengths = [row.num_own for row in computed[start:]]
             twice = copies if len(seen) < len(part) else None
             group = Group(first, lengths, cohort.store, device=self._model.device, copies=twice)
@@ -166,7 +166,7 @@ class FlatBatch:
             logits_RV = logits_RV[self._tensor(places)]
         return self._joined(rows, cohorts, logits_RV)
 
-    def _joined(self, rows: list[Row], cohorts: list[Cohort], logits_RV: torch.Tensor) -> list[tuple[Row, int]]:
+    def _joined(self, rows: list[Row], cohorts: list[BatchSlab], logits_RV: torch.Tensor) -> list[tuple[Row, int]]:
         next_N = self._choice.join(rows, logits_RV)
         self._ids_N = torch.cat([self._ids_N, next_N])
         lengths_N = self._tensor([len(row.prompt_ids) + len(row.tokens) for row in rows])

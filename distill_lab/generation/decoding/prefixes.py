@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-LEAST_TOKENS = 32
+MIN_TOKENS = 32
 """A shorter prefix is not worth a look."""
 
 
@@ -63,12 +63,12 @@ def share(prompts: Sequence[Sequence[int]], *, pays: Callable[[int, int], bool])
         start = parent.end if parent else 0
         if high - low > 1:
             end = int(common[low : high - 1].min())
-            if end - start >= LEAST_TOKENS and pays(end - start, high - low):
+            if end - start >= MIN_TOKENS and pays(end - start, high - low):
                 parent = Prefix(list(prompts[order[low]][start:end]), parent, end, count, high - low)
                 count += 1
                 start = end
             # Rows that go on together for some more tokens may share a further prefix.
-            cuts = np.flatnonzero(common[low : high - 1] <= max(end, start + LEAST_TOKENS - 1)) + low + 1
+            cuts = np.flatnonzero(common[low : high - 1] <= max(end, start + MIN_TOKENS - 1)) + low + 1
             bounds = [low, *cuts.tolist(), high]
             todo += [(one, two, parent) for one, two in pairwise(bounds) if two - one > 1]
         for place in range(low, high):

@@ -21,7 +21,7 @@ BLOCK = 256
 HEAD = 128
 """top_p looks at this many likeliest tokens first, and at eight times as many where they do not reach its sum."""
 
-MOST_LOGITS = 1 << 24
+MAX_LOGITS = 1 << 24
 """Logits that are filtered and drawn from at once."""
 
 
@@ -72,7 +72,7 @@ def next_tokens(logits_BV: torch.Tensor, sampling: SamplingConfig, uniform_B: to
     if logits_BV.device.type == "mps":  # has no float64
         return draw(filtered(logits_BV.float().cpu(), sampling), uniform_B.cpu()).to(logits_BV.device)
     # Some rows at a time: filters and draws hold several fp64 tensors of this size, 1.2 GB each for 1,024 rows of a Qwen.
-    size = max(1, MOST_LOGITS // logits_BV.shape[1])
+    size = max(1, MAX_LOGITS // logits_BV.shape[1])
     parts = zip(logits_BV.split(size), uniform_B.split(size), strict=True)
     return torch.cat([draw(filtered(part_BV.float(), sampling), part_B) for part_BV, part_B in parts])
 

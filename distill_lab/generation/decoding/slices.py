@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 FEWEST_TOKENS = 64
 """A smaller pass reads the weights for too few tokens."""
-SHORTEST_S, LONGEST_S = 1.0, 4.0
+SHORTEST_S, MAX_S = 1.0, 4.0
 """Seconds of a pass: the next one has twice as many tokens after a shorter one, half as many after a longer one."""
 
 
@@ -44,7 +44,7 @@ class Slices:
         start = self.clock()
         yield
         seconds = self.clock() - start
-        if seconds > LONGEST_S:
+        if seconds > MAX_S:
             self.size = max(min(self.size, num_tokens) // 2, FEWEST_TOKENS)
         elif seconds < SHORTEST_S and 2 * num_tokens > self.size:
             self.size = min(2 * self.size, self.most)

@@ -22,7 +22,7 @@ NEUTRAL = {"top_k": -1}
 """What servers take for all tokens, where the lab has 0: vLLM's earlier versions and SGLang refuse that."""
 
 
-class Refused(Exception):
+class RequestRejected(Exception):
     """This prompt gets no answer however often it is asked. kind: failures of one kind may have one cause."""
 
     def __init__(self, reason: str, *, kind: str = "") -> None:
@@ -74,15 +74,15 @@ def to_completion(data: Mapping[str, Any], prompt_id: str, sample: int) -> Compl
     """The completion in a response. Thinking: `reasoning_content`, `reasoning`, or what stands in think tags.
 
     num_tokens is `usage.completion_tokens`, and 0 where the server does not say. An answer that a content filter cut
-    becomes an error completion. Raises Refused where there is no answer in it.
+    becomes an error completion. Raises RequestRejected where there is no answer in it.
     """
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise Refused("the server's response holds no choices")
+        raise RequestRejected("the server's response holds no choices")
     choice = choices[0]
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
-        raise Refused("the server's choice holds no message")
+        raise RequestRejected("the server's choice holds no message")
     usage = data.get("usage")
     counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
     num_tokens = counted if type(counted) is int and counted > 0 else 0
@@ -97,10 +97,10 @@ def to_completion(data: Mapping[str, Any], prompt_id: str, sample: int) -> Compl
         # A server that takes thinking and answer apart has no content where the answer was never begun.
         if content is not None or thinking is None:
             found = "null" if content is None else f"a JSON {type(content).__name__}"
-            raise Refused(f"the answer's content is {found}, no text (finish_reason {reason!r})")
+            raise RequestRejected(f"the answer's content is {found}, no text (finish_reason {reason!r})")
         content = ""
     if reason not in ("stop", "length"):
-        raise Refused(f"the answer is not whole: its finish_reason is {one_line(repr(reason))}")
+        raise RequestRejected(f"the answer is not whole: its finish_reason is {one_line(repr(reason))}")
     if thinking is None:
         thinking, content = chat.split_thinking(content)
     else:  # as split_thinking leaves them

@@ -15,7 +15,7 @@ import time
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 30.0
 """Bounds of the wait before the first and before late repetitions."""
 SPREAD = 0.1
 """Requests that waited for the same moment start over this share of the wait, not all at once."""
@@ -26,7 +26,7 @@ def backoff_s(attempt: int, *, first_s: float = FIRST_WAIT_S) -> float:
 
     "Full jitter" of Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
     """
-    return random.uniform(0, min(LONGEST_WAIT_S, first_s * 2.0 ** min(attempt - 1, 30)))
+    return random.uniform(0, min(MAX_WAIT_S, first_s * 2.0 ** min(attempt - 1, 30)))
 
 
 def retry_after_s(header: str | None) -> float | None:

@@ -1,7 +1,7 @@
 """Ends the processes that a process began and left behind when it was killed (kill -9, out of memory).
 
     guard = Guard()          before the processes begin
-    guard.is_complete()      after: later ones are none of its business
+    guard.seal()      after: later ones are none of its business
     guard.close()            they are gone
 
 Libraries that compute in processes of their own (vLLM) end them when they end themselves; killed, they cannot, and the
@@ -34,7 +34,7 @@ class Guard:
             command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True, env=os.environ | paths
         )
 
-    def is_complete(self) -> None:
+    def seal(self) -> None:
         """All processes to look after run by now."""
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")

@@ -13,7 +13,7 @@ REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are no whole character yet."""
 
 
-class StopTexts:
+class StopStrings:
     """`texts` in the text that `decode` makes of tokens. `token_ids`: those that are one token by themselves."""
 
     def __init__(

@@ -28,7 +28,7 @@ import httpx2
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.engines._chat_completions import (
-    Refused,
+    RequestRejected,
     error_message,
     one_line,
     request_body,
@@ -43,11 +43,11 @@ PREFIX = "openai:"
 CONNECT_TIMEOUT_S = 10.0
 CLIENT_CONNECTIONS = 16
 """Of one client: it looks through all of its connections for every request."""
-LONGEST_PAUSE_S = 600.0
+MAX_PAUSE_S = 600.0
 """A server that asks for more patience (a daily quota) stops the run instead."""
-MOST_BYTES = 1 << 24
+MAX_BYTES = 1 << 24
 """An answer larger than this is not read to its end."""
-MOST_IN_A_ROW = 20
+MAX_IN_A_ROW = 20
 """As many different prompts failing for one reason, with no answer between, are the server's fault: the run stops."""
 
 WITHOUT_NEUTRAL = {"api.openai.com"}
@@ -121,7 +121,7 @@ class OpenAIEngine:
         return replace(completion, content=self._redact(completion.content), thinking=thinking, error=error)
 
 
-class _Again(Exception):
+class RetryableError(Exception):
     """This request failed in a way that may pass.
 
     too_many: it was one too many. slowed: so the pace has been slowed down since it was sent.
@@ -189,14 +189,14 @@ class _Requests:
             asked_at = time.monotonic()
             try:
                 completion = await self._completion(client, prompt, sample)
-            except Refused as refusal:
+            except RequestRejected as refusal:
                 await self._hold(Completion(prompt.id, sample, "", None, "error", 0, str(refusal)), refusal.kind)
             else:
                 await self._deliver(completion)
                 await self._release_held(before=asked_at)
 
     async def _completion(self, client: httpx2.AsyncClient, prompt: Prompt, sample: int) -> Completion:
-        """The answer, asked for as often as it takes and is allowed. Raises Refused, and UserError to stop the run."""
+        """The answer, with retries. Raises RequestRejected, and UserError to stop the run."""
         neutral = self._neutral
         payload = self._payload(prompt, sample, neutral=neutral)
         attempt = 1
@@ -205,7 +205,7 @@ class _Requests:
             try:
                 async with self._pace:
                     data = await self._ask(client, payload)
-            except _Again as failure:
+            except RetryableError as failure:
                 # While others are answered, or fewer can be asked, one too many has to wait: it has not failed.
                 if not (failure.too_many and (failure.slowed or self._num_answers > answers_before)):
                     attempt += 1
@@ -215,7 +215,7 @@ class _Requests:
                 if failure.too_many or failure.wait_s:
                     self._pace.pause(wait)
                 await asyncio.sleep(wait)
-            except Refused as refusal:
+            except RequestRejected as refusal:
                 if not (neutral and FIELD_REFUSED.search(str(refusal))):
                     raise
                 # It does not know these fields, so it has no settings of its own for them either.
@@ -230,28 +230,28 @@ class _Requests:
         body = request_body(self._model, prompt, self._sampling, sample=sample, extra=self._extra, neutral=neutral)
         return json.dumps(body).encode()
 
-    def _given_up(self, failure: _Again) -> Exception:
+    def _given_up(self, failure: RetryableError) -> Exception:
         tries = f"asked {self._config.max_retries + 1} times"
         if failure.unreachable:
             return UserError(f"{failure}, {tries}; when it is back, the same command goes on from here")
-        return Refused(f"{failure} ({tries})", kind="given up")
+        return RequestRejected(f"{failure} ({tries})", kind="given up")
 
     async def _ask(self, client: httpx2.AsyncClient, payload: bytes) -> dict[str, Any]:
-        """The JSON object of one successful response. Raises _Again, Refused and UserError."""
+        """The JSON object of one successful response. Raises RetryableError, RequestRejected and UserError."""
         sent_at = time.monotonic()
         try:
             # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that comes with the answer.
             with anyio.fail_after(self._config.timeout_s):
                 status, headers, body = await self._post(client, payload)
         except TimeoutError:
-            raise _Again(f"no whole answer within {self._config.timeout_s:g} s") from None
+            raise RetryableError(f"no whole answer within {self._config.timeout_s:g} s") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
             reason = f"{self._url} cannot be reached ({self._said(error)})"
             if not self._reached:
                 raise UserError(f"{reason}; is the server up, and is this its address?") from None
-            raise _Again(reason, unreachable=True) from None
+            raise RetryableError(reason, unreachable=True) from None
         except httpx2.RequestError as error:
-            raise _Again(f"the connection broke ({self._said(error)})") from None
+            raise RetryableError(f"the connection broke ({self._said(error)})") from None
         self._reached = True
         try:
             data = json.loads(body)
@@ -261,7 +261,7 @@ class _Requests:
         if status < 300 and isinstance(data, dict) and not error:
             return data
         if status < 300 and not isinstance(data, dict):
-            raise _Again("the answer is no JSON object")
+            raise RetryableError("the answer is no JSON object")
         if status < 300:  # routers report their upstream's failure like this
             code = error.get("code") if isinstance(error, dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else 500
@@ -274,22 +274,22 @@ class _Requests:
         if status in (401, 402, 403, 404) or (isinstance(error, dict) and error.get("code") == "insufficient_quota"):
             raise UserError(f"{self._url}: {reason}\n{self._remedy(status)}; then the same command goes on from here")
         if status not in (408, 409, 425, 429) and status < 500:
-            raise Refused(reason)
+            raise RequestRejected(reason)
         wait_s = retry_after_s(headers.get("retry-after"))
-        if wait_s is not None and wait_s > LONGEST_PAUSE_S:
+        if wait_s is not None and wait_s > MAX_PAUSE_S:
             raise UserError(
                 f"{self._url}: {reason}\nit asks to wait {wait_s / 60:,.0f} minutes; the same command goes on from here"
             )
         slowed = status == 429 and self._pace.slow_down(sent_at)
-        raise _Again(reason, wait_s=wait_s, too_many=status == 429, slowed=slowed)
+        raise RetryableError(reason, wait_s=wait_s, too_many=status == 429, slowed=slowed)
 
     async def _post(self, client: httpx2.AsyncClient, payload: bytes) -> Outcome:
         async with client.stream("POST", self._url, content=payload) as response:
             body = bytearray()
             async for chunk in response.aiter_bytes():
                 body += chunk
-                if len(body) > MOST_BYTES:
-                    raise _Again(f"the answer is larger than {MOST_BYTES >> 20} MiB")
+                if len(body) > MAX_BYTES:
+                    raise RetryableError(f"the answer is larger than {MAX_BYTES >> 20} MiB")
             return response.status_code, response.headers, bytes(body)
 
     async def _hold(self, failed: Completion, kind: str) -> None:
@@ -301,9 +301,9 @@ class _Requests:
         self._held.append((now, failed))
         for _, completion in others:
             await self._deliver(completion)
-        if len({completion.id for _, completion in self._held}) >= MOST_IN_A_ROW:
+        if len({completion.id for _, completion in self._held}) >= MAX_IN_A_ROW:
             raise UserError(
-                f"{self._url}: {MOST_IN_A_ROW} prompts in a row failed, and none was answered meanwhile: {failed.error}\n"
+                f"{self._url}: {MAX_IN_A_ROW} prompts in a row failed, and none was answered meanwhile: {failed.error}\n"
                 "Mend the cause (server, model name, --sampling, --engine.extra-body); the same command goes on from here"
             )
 

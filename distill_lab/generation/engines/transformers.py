@@ -32,7 +32,7 @@ from distill_lab.generation.decoding.padded import PaddedBatch
 from distill_lab.generation.decoding.prefixes import share
 from distill_lab.generation.decoding.row import Row
 from distill_lab.generation.decoding.slices import Slices
-from distill_lab.generation.engines._stop_strings import StopTexts
+from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.memory import free_memory, is_out_of_memory
 from distill_lab.models.generation_config import settings_in, with_own
@@ -41,9 +41,9 @@ from distill_lab.types import Completion, Prompt
 
 WINDOW = 8192
 """Completions whose prompts are looked through together for shared prefixes and sorted."""
-MOST_ROWS_CPU, MOST_ROWS_GPU = 256, 1024
+MAX_ROWS_CPU, MAX_ROWS_GPU = 256, 1024
 """Most rows of a batch where the engine chooses: a CPU gains nothing beyond, a GPU is bound by launches up to it."""
-MOST_PREFILL_CPU, MOST_PREFILL_GPU = 8_192, 131_072
+MAX_PREFILL_CPU, MAX_PREFILL_GPU = 8_192, 131_072
 """Most tokens of the prompts that join a batch at once, where the engine chooses: they bound the pass's memory."""
 FIRST_FLOP_CPU, FIRST_FLOP_GPU = 2e11, 1e14
 """Operations of the first pass over prompts, a few seconds' worth; from then on its measured pace decides (`Slices`)."""
@@ -74,7 +74,7 @@ class _Job:
     """One call of `generate`."""
 
     sampling: SamplingConfig
-    stop: StopTexts
+    stop: StopStrings
     end_ids: frozenset[int]
     min_new_tokens: int
     done: _Done
@@ -121,7 +121,7 @@ class TransformersEngine:
         where the model's output is not a number.
         """
         sampling = with_own(sampling, settings_in(self.model.generation_config)) if sampling.from_model else sampling
-        stop = StopTexts(sampling.stop, self.tokenizer, self.io.text)
+        stop = StopStrings(sampling.stop, self.tokenizer, self.io.text)
         job = _Job(sampling, stop, frozenset(self.io.end_ids) | stop.token_ids, min_new_tokens, _Done())
         made = (row for prompt in prompts for row in self._rows(prompt, sampling))
         while window := list(islice(made, WINDOW)):
@@ -262,7 +262,7 @@ class TransformersEngine:
         operations = 2 * sum(weight.numel() for weight in self.model.parameters())  # of one token
         return Slices(
             first=(FIRST_FLOP_CPU if on_cpu else FIRST_FLOP_GPU) / operations,
-            most=MOST_PREFILL_CPU if on_cpu else MOST_PREFILL_GPU,
+            most=MAX_PREFILL_CPU if on_cpu else MAX_PREFILL_GPU,
         )
 
     def _joining(
@@ -305,8 +305,8 @@ class TransformersEngine:
     def _most(self) -> tuple[int, int]:
         """Most rows in memory at once, and most tokens of those that join at once."""
         on_cpu = self.model.device.type == "cpu"
-        rows = self.batch_size or (MOST_ROWS_CPU if on_cpu else MOST_ROWS_GPU)
-        return min(rows, self._fitting_rows or rows), MOST_PREFILL_CPU if on_cpu else MOST_PREFILL_GPU
+        rows = self.batch_size or (MAX_ROWS_CPU if on_cpu else MAX_ROWS_GPU)
+        return min(rows, self._fitting_rows or rows), MAX_PREFILL_CPU if on_cpu else MAX_PREFILL_GPU
 
     def _row_bytes(self, row: Row, job: _Job) -> int:
         """What a row is expected to take in the end, its share of the logits included."""

@@ -30,18 +30,17 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from distill_lab.config import EngineConfig, ModelConfig, Quantization, SamplingConfig
-from distill_lab.engine_died import EngineDied
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.engines._chat_completions import one_line
 from distill_lab.generation.engines._process_guard import Guard
-from distill_lab.generation.engines._stop_strings import StopTexts
+from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.generation.engines._vllm_install import OLDEST, REMEDY, installed, is_too_old
 from distill_lab.memory import free_memory
 from distill_lab.models.generation_config import settings_in, with_own
 from distill_lab.models.loading import _hub_arguments, _skeleton, load_tokenizer
 from distill_lab.models.names import base_of, is_adapter, resolve
-from distill_lab.models.precision import FULL_SHARE, LEAST_QUANTIZED, count_weights
+from distill_lab.models.precision import FULL_SHARE, MIN_QUANTIZED, count_weights
 from distill_lab.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
             "engine.max_model_len, raise engine.tensor_parallel_size, or --quantization 8bit. --engine transformers takes "
             "models that vLLM does not",
         ) from error
-    guard.is_complete()
+    guard.seal()
     if adapter:
         engine.check_adapter(model)
     return engine
@@ -204,7 +203,7 @@ def _fitting(model: ModelConfig, config: EngineConfig, platform: Any, methods: S
     """The first of none, 8bit and 4bit that this vLLM has and with which the weights fit the GPUs they are split over."""
     path = resolve(model.model)
     weights = count_weights(_skeleton(path, _hub_arguments(path, model)))
-    if weights.share < LEAST_QUANTIZED:
+    if weights.share < MIN_QUANTIZED:
         return "none"
     room = FULL_SHARE * config.tensor_parallel_size * platform.get_device_total_memory()
     if weights.bytes("none") <= room:
@@ -280,10 +279,10 @@ class VllmEngine:
         """`num_samples` completions of every prompt, each as soon as it is done.
 
         A prompt that the model cannot take gives a completion with finish_reason "error". Raises UserError where vLLM
-        refuses the sampling, EngineDied where its processes end.
+        refuses the sampling, EngineDeadError where its processes end.
         """
         sampling = with_own(sampling, self._own) if sampling.from_model else sampling
-        stop = StopTexts(sampling.stop, self._io.tokenizer, self._io.text)
+        stop = StopStrings(sampling.stop, self._io.tokenizer, self._io.text)
         finished: SimpleQueue[Future[_Answer]] = SimpleQueue()
         under_way: set[Future[_Answer]] = set()
         waiting = self._requests(prompts, sampling)
@@ -317,7 +316,7 @@ class VllmEngine:
                     yield _Request(prompt, sample, ids, limit)
 
     async def _ask(self, row: _Request, parameters: Any) -> _Answer:
-        """What vLLM answers, or why it does not. Raises EngineDied."""
+        """What vLLM answers, or why it does not. Raises EngineDeadError."""
         from vllm.exceptions import VLLMClientError  # pyright: ignore
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # pyright: ignore
 
@@ -329,13 +328,13 @@ class VllmEngine:
             # It has failed at this request, and goes on with the others.
             return row, f"vLLM: {_said(error.__cause__ or error)}"
         except EngineDeadError as error:
-            raise EngineDied(
+            raise EngineDeadError(
                 "vLLM's own process has ended, what it wrote above may say why (out of memory: lower "
                 "engine.gpu_memory_utilization or engine.batch_size); the same command goes on from here"
             ) from error
         return row, outputs[0].outputs[0]
 
-    def _completion(self, row: _Request, answer: Any, stop: StopTexts) -> Completion:
+    def _completion(self, row: _Request, answer: Any, stop: StopStrings) -> Completion:
         if isinstance(answer, str):
             return Completion(row.prompt.id, row.sample, "", None, "error", 0, answer)
         tokens, reason = list(answer.token_ids), answer.finish_reason
@@ -345,7 +344,7 @@ class VllmEngine:
         cut_at = stop.find(tokens) if stop and tokens else None
         return self._io.completion(row.prompt, row.sample, row.prompt_ids, tokens, reason, cut_at=cut_at)
 
-    def _parameters(self, row: _Request, sampling: SamplingConfig, stop: StopTexts) -> Any:
+    def _parameters(self, row: _Request, sampling: SamplingConfig, stop: StopStrings) -> Any:
         from vllm import SamplingParams  # pyright: ignore
         from vllm.exceptions import VLLMClientError  # pyright: ignore
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore

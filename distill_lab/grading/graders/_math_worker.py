@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-MOST_MEMORY = 2 << 30
+MAX_MEMORY = 2 << 30
 """Bytes of address space of a child; what wants more ends as not equal."""
 
 Check = Callable[[str, str], dict[str, bool]]
@@ -86,7 +86,7 @@ class Child:
         os.close(answer_in)
         os.close(0)
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, hard))
         out = os.fdopen(answer_out, "wb")
         for line in os.fdopen(question_in, "rb"):
             # Should nobody be left to end us, this does.

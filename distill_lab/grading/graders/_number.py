@@ -3,7 +3,7 @@ r"""Numbers as people and models write them, read exactly. In: a short text. Out
     read_number("$1,234.50")  read_number(r"-1\frac{1}{2}")  read_number("50%")  read_number("1.5 x 10^3 km")
 
 Read: signs (also −, "minus", 负), thousands separators, decimals, fractions, mixed numbers, LaTeX, scientific notation,
-percent, currencies, units, million / 万, full-width digits, ½. Refused: what holds more than one number or any other
+percent, currencies, units, million / 万, full-width digits, ½. RequestRejected: what holds more than one number or any other
 operation (`5 or 6`, `2\pi`, `3 - 2i`, `(1, 2)`), and numbers of more than 400 digits.
 """
 
@@ -14,7 +14,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-MOST_DIGITS = 400
+MAX_DIGITS = 400
 """A number with more digits, or with a larger power of ten, is refused before anything is computed."""
 ROUNDED_DECIMALS = 4
 """From so many decimals on a number counts as rounded, and may be off by half of its last place."""
@@ -138,7 +138,7 @@ def read_number(text: str, *, strict: bool = False) -> Number | None:
 
     strict: as in a formula. Words before it (October 30), letters right behind it (2s) and roundings (≈) are refused.
     """
-    line = _plain(text[: 5 * MOST_DIGITS].strip())
+    line = _plain(text[: 5 * MAX_DIGITS].strip())
     if _INEQUALITY.search(line) or (strict and "≈" in line):
         return None
     left, equals, line = line.replace("≈", "=").rpartition("=")
@@ -183,7 +183,7 @@ def last_number(text: str) -> Number | None:
 
 
 def _number(match: re.Match[str], *, sign: str) -> Number | None:
-    if len(match[0]) > MOST_DIGITS:
+    if len(match[0]) > MAX_DIGITS:
         return None
     whole, decimals = match["whole"].replace(",", ""), 0
     figure = Fraction(whole)
@@ -195,10 +195,10 @@ def _number(match: re.Match[str], *, sign: str) -> Number | None:
     else:
         decimals = len(whole.partition(".")[2])
     exponent = int(match["e"] or match["ten"] or match["power"] or 0)
-    if abs(exponent) > MOST_DIGITS:
+    if abs(exponent) > MAX_DIGITS:
         return None
     if match["power"] and figure != 10:
-        figure = figure**exponent if abs(exponent) * len(whole) <= MOST_DIGITS and (figure or exponent > 0) else None
+        figure = figure**exponent if abs(exponent) * len(whole) <= MAX_DIGITS and (figure or exponent > 0) else None
     elif match["power"]:
         figure = Fraction(10) ** exponent
     else:

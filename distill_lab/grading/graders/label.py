@@ -19,7 +19,7 @@ from distill_lab.grading.graders import gold_answer
 from distill_lab.types import Completion, Grade, Prompt
 
 METRIC = "label accuracy"
-MOST_CHARS = 400
+MAX_CHARS = 400
 """A last line that is longer is prose, and its end is read."""
 _NAMED = re.compile(r"^\W{0,4}(?:label|class|category|classification|标签|类别)[*_ ]{0,4}[:：=]\s*", re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|neither|nor|never|no)\b|n['’]t\b|不是|并非|没有", re.IGNORECASE)
@@ -44,8 +44,8 @@ def read_label(content: str, labels: tuple[str, ...] | None = None) -> str | Non
     stated = stated_answer(content)
     if stated is None:
         lines = [line for line in after_thinking(content).splitlines() if line.strip(_EDGES)]
-        stated = _NAMED.sub("", lines[-1].strip()[-MOST_CHARS:]) if lines else ""
-    stated = stated.strip(_EDGES)[:MOST_CHARS]
+        stated = _NAMED.sub("", lines[-1].strip()[-MAX_CHARS:]) if lines else ""
+    stated = stated.strip(_EDGES)[:MAX_CHARS]
     if not stated:
         return None
     if labels is None:

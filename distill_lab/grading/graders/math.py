@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from distill_lab.answers import MOST_ANSWER_CHARS, after_thinking, stated_answer
+from distill_lab.answers import MAX_ANSWER_CHARS, after_thinking, stated_answer
 from distill_lab.grading.graders import gold_answer
 from distill_lab.grading.graders._number import last_number, read_number, same_number
 from distill_lab.grading.graders._process import Helper
@@ -23,12 +23,12 @@ from distill_lab.types import Completion, Grade, Prompt
 METRIC = "mathematical equality"
 LIMIT_S = 2.5
 """Seconds that math-verify may take over one answer; with the kill a row stays under 3 s."""
-MOST_CHARS = 800
-MOST_DEPTH = 24
+MAX_CHARS = 800
+MAX_DEPTH = 24
 """Brackets inside one another."""
-MOST_EXPONENT = 999
+MAX_EXPONENT = 999
 """Highest number in an exponent, and before a factorial."""
-MOST_PLAIN_CHARS = 80
+MAX_PLAIN_CHARS = 80
 """A text of one line up to this length is its own answer."""
 
 _math = Helper("distill_lab.grading.graders._math_worker")
@@ -62,9 +62,9 @@ def read_answer(content: str) -> str | None:
     if stated is not None:
         return stated
     text = after_thinking(content).strip()
-    if len(text) <= MOST_PLAIN_CHARS and "\n" not in text:
+    if len(text) <= MAX_PLAIN_CHARS and "\n" not in text:
         return text or None
-    formulas = re.findall(r"\$([^$]{1,400})\$", text[-MOST_ANSWER_CHARS:])
+    formulas = re.findall(r"\$([^$]{1,400})\$", text[-MAX_ANSWER_CHARS:])
     if formulas:
         return formulas[-1]
     number = last_number(text)
@@ -88,18 +88,18 @@ def cheap(answer: str, gold: str) -> bool | None:
 
 def too_much(text: str) -> bool:
     """Whether a text is longer, deeper or higher than honest answers are: it is not given to the algebra."""
-    if len(text) > MOST_CHARS:
+    if len(text) > MAX_CHARS:
         return True
     depth = deepest = 0
     for letter in text:
         depth += (letter in "({[") - (letter in ")}]")
         deepest = max(deepest, depth)
-    if deepest > MOST_DEPTH:
+    if deepest > MAX_DEPTH:
         return True
     highest = (int((power or factorial)[:9]) for power, factorial in _HIGH.findall(text))
     return (
         tower(text) > 2
-        or any(number > MOST_EXPONENT for number in highest)
+        or any(number > MAX_EXPONENT for number in highest)
         or any(int(exponent[:9]) * len(base) > 4 for base, exponent in _NUMBER_TOWER.findall(text))
         or re.search(r"\d{60}|!\s*\)*!", text) is not None
     )

@@ -23,11 +23,11 @@ LEAST, MOST = 16, 2048
 """Prompts of a block while there are many left; towards the end blocks grow smaller, so that no worker is late."""
 PARTS = 8
 """What a block that failed is split into."""
-MOST_KILLS = 2
+MAX_KILLS = 2
 """As often as this a prompt may end a worker's process."""
-MOST_IN_A_ROW = 20
+MAX_IN_A_ROW = 20
 """As many prompts failing with no answer between are not the prompts' fault: the run stops."""
-MOST_DEATHS = 6
+MAX_DEATHS = 6
 """As many workers, besides each of them once, ending with no answer between: likewise."""
 
 
@@ -101,7 +101,7 @@ class Blocks:
         """The worker ended over this block. Raises UserError where that goes on and on."""
         self.worker_died(reason)
         block.num_kills += 1
-        if len(block.prompts) == 1 and block.num_kills >= MOST_KILLS:
+        if len(block.prompts) == 1 and block.num_kills >= MAX_KILLS:
             self._blame(block, f"it ended its worker {block.num_kills} times; at last: {reason}")
         else:
             self._split(block)
@@ -109,7 +109,7 @@ class Blocks:
     def worker_died(self, reason: str) -> None:
         """A worker ended, perhaps while it had no block. Raises UserError where that goes on and on."""
         self._deaths += 1
-        if self._deaths >= MOST_DEATHS + self.num_workers:
+        if self._deaths >= MAX_DEATHS + self.num_workers:
             raise UserError(
                 f"{self._deaths} workers ended, and none answered between ({reason}). Where memory is short: lower "
                 "engine.batch_size or engine.num_workers. The same command goes on from here"
@@ -133,5 +133,5 @@ class Blocks:
         ((name, samples),) = block.missing.items()
         self._held += [Completion(name, sample, "", None, "error", 0, reason) for sample in sorted(samples)]
         num_prompts = len({row.id for row in self._held})
-        if num_prompts >= MOST_IN_A_ROW:
+        if num_prompts >= MAX_IN_A_ROW:
             raise UserError(f"{num_prompts} prompts failed one after another, the last because: {reason}")

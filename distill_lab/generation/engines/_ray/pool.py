@@ -60,7 +60,7 @@ def connect() -> None:
         started.callback(ray.shutdown)
         _init(address)
         if guard:
-            guard.is_complete()
+            guard.seal()
         _STARTED.push(started.pop_all())
 
 
@@ -98,7 +98,7 @@ _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 _ENGINES: weakref.WeakSet[RayEngine] = weakref.WeakSet()
 
 
-class _Held:
+class WorkerHandle:
     """A worker's process as it is seen from here: being loaded, at a block, or free."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig, takes: dict[str, float]) -> None:
@@ -151,7 +151,7 @@ class RayEngine:
     def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
         number, self._takes = resources(config)
         each = config.model_copy(update={"engine": config.ray_engine})
-        self._workers = [_Held(model, each, self._takes) for _ in range(number)]
+        self._workers = [WorkerHandle(model, each, self._takes) for _ in range(number)]
         weakref.finalize(self, _end, self._workers)
         _ENGINES.add(self)
 
@@ -202,7 +202,7 @@ class RayEngine:
                 if engine is not self and worker.doing is None:
                     worker.end()
 
-    def _proceed(self, worker: _Held, blocks: Blocks) -> Iterator[Completion]:
+    def _proceed(self, worker: WorkerHandle, blocks: Blocks) -> Iterator[Completion]:
         block = worker.block
         try:
             found = worker.next()
@@ -247,7 +247,7 @@ def _said(error: Exception) -> str:
     return one_line(str(error).strip().split("\n")[0]) or type(error).__name__
 
 
-def _end(workers: list[_Held]) -> None:
+def _end(workers: list[WorkerHandle]) -> None:
     """End an engine's workers, so that their memory is free for what comes next, and with the last a cluster of ours."""
     for worker in workers:
         worker.end()

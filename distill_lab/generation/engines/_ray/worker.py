@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engine_died import EngineDied
+from distill_lab.engine_died import EngineDeadError
 from distill_lab.errors import UserError
 from distill_lab.types import Completion, Prompt
 
@@ -43,7 +43,7 @@ class Worker:
         """The completions of a block."""
         try:
             yield from self._engine.generate(prompts, sampling)
-        except EngineDied as error:
+        except EngineDeadError as error:
             yield Failure(str(error), worker_died=True)
         except UserError as error:
             yield Failure(str(error))
