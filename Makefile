@@ -69,7 +69,7 @@ format: $(VENV)/installed-dev  ## mend what can be mended
 	$(BIN)/ruff format .
 
 family: $(VENV)/installed  ## make the tiny family again from its seed (about 100 minutes on one core; resumes)
-	$(BIN)/python -m distill_lab.tiny.build --out family
+	$(BIN)/python -m scripts.tiny_family.build --out family
 
 clean:  ## remove .venv and caches, never runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info

@@ -85,12 +85,12 @@ def label_with_teacher(
     Asked in the teacher's chat template (see `format_prompt` for teachers without one). An instruction the teacher could
     not take, or did not finish within max_new_tokens, gets an empty output, which training leaves out and counts.
     """
-    from distill_lab import memory
+    from distill_lab import device
 
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     asked = [(item["instruction"], item.get("input") or "") for item in items]
     answers = ask(teacher_model, tokenizer, asked, sampling, steps=mode == "system2", batch_size=batch_size)
-    memory.free_memory()
+    device.free_memory()
     for reason in ("error", "length"):
         if number := sum(answer.finish_reason == reason for answer in answers):
             why = "failed" if reason == "error" else f"were cut at {max_new_tokens} tokens"
@@ -354,7 +354,7 @@ def compare_models(
     A model is given loaded, with its tokenizer, or by path or name (None leaves it out; one that holds no model gives the
     line `Model not found at <path>`), and then in memory alone. The System 2 student is asked to think step by step.
     """
-    from distill_lab import memory
+    from distill_lab import device
     from distill_lab.evaluation.compare import Comparison, with_thinking
     from distill_lab.report.side_by_side import render_comparison
 
@@ -380,7 +380,7 @@ def compare_models(
         for place, answer in zip(answers, found, strict=True):
             place[label] = with_thinking(answer) if label == "System 2" else answer
         del model, tokenizer
-        memory.free_memory()  # the next model, or the training's own process, needs it
+        device.free_memory()  # the next model, or the training's own process, needs it
     print(render_comparison([Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]))
 
 

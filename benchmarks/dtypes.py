@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from distill_lab.config import Dtype, ModelConfig, SamplingConfig
-from distill_lab.device import device_name
+from distill_lab.device import best_device, device_name
 from distill_lab.generation.engines.transformers import TransformersEngine
-from distill_lab.models.loading import best_device, load_model
+from distill_lab.models.loading import load_model
 from distill_lab.types import Prompt
 
 TOPICS = "river stone cloud tiger kitchen lamp train moon".split()

@@ -75,9 +75,9 @@ class _Done(Exception):
 def _warm_up(*, lora: bool, compute: Any) -> None:
     """Train the tiny student for a step and let it answer: what is imported and set up only once belongs to no model."""
     from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+    from distill_lab.device import free_memory
     from distill_lab.files.jsonl import write_jsonl
     from distill_lab.generation.engines.transformers import load
-    from distill_lab.memory import free_memory
     from distill_lab.train.student import train_student
     from distill_lab.types import Prompt
 
@@ -98,7 +98,7 @@ def child(case: str, model: str) -> dict[str, Any]:
     import torch
 
     from distill_lab.config import LoraConfig, ModelConfig, TrainConfig
-    from distill_lab.models.loading import best_device
+    from distill_lab.device import best_device
     from distill_lab.models.precision import compute_dtype
     from distill_lab.planning.memory_estimate import generation_memory, training_memory
     from distill_lab.planning.model_shape import shape_of

@@ -159,8 +159,7 @@ def compare_gradients(files: dict[str, Path]) -> dict[str, Any]:
 def main() -> None:
     """Measure what is asked for."""
     arguments = _parse()
-    from distill_lab.device import device_name
-    from distill_lab.models.loading import best_device
+    from distill_lab.device import best_device, device_name
 
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "rows.jsonl"

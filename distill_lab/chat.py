@@ -303,8 +303,7 @@ def _thinking_in_content(message: Message) -> Message:
     thinking = message.get("thinking") or message.get("reasoning_content")
     if not thinking:
         return message
-    opening, closing = THINKING_TAGS[0]
-    content = f"{opening}\n{thinking.strip(chr(10))}\n{closing}\n\n{message['content']}"
+    content = answer_text(message["content"], thinking.strip("\n"))
     return {**_without_thinking(message), "content": content}
 
 
@@ -355,3 +354,11 @@ def _broken(tokenizer: PreTrainedTokenizerBase, context: str, whole: str) -> str
         "learn something else than what it is asked. Leave the thinking out of the training set, ask with "
         "thinking=True if the template knows that, or use a chat template that continues its own prompt"
     )
+
+
+def answer_text(content: str, thinking: str | None) -> str:
+    """An answer as one text, its thinking in front of it in think tags; reading it back splits it again."""
+    if not thinking:
+        return content
+    opening, closing = THINKING_TAGS[0]
+    return f"{opening}\n{thinking}\n{closing}\n\n{content}"

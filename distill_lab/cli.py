@@ -124,8 +124,8 @@ def _recipe(name: str, arguments: list[str]) -> int:
         )
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     options, rest = _take_options(arguments, ("preset", "config", "run"))
+    from distill_lab.files.yaml_file import read_yaml
     from distill_lab.planning.presets import given, start
-    from distill_lab.yaml_config import read_yaml
 
     yaml = read_yaml(Path(options["config"])) if "config" in options else {}
     named = given(yaml, _spell_out(module.Config, rest))
@@ -178,7 +178,7 @@ def _from_yaml(base: Config, path: str | None) -> Config:
 
     from distill_lab.config import AS_GIVEN
     from distill_lab.errors import UserError
-    from distill_lab.yaml_config import merged, read_yaml
+    from distill_lab.files.yaml_file import merged, read_yaml
 
     try:
         return type(base).model_validate(merged(base.model_dump(context=AS_GIVEN), read_yaml(Path(path))))

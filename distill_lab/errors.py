@@ -26,3 +26,7 @@ class ModelError(UserError):
 
 class NoData(UserError):
     """A selection that holds no rows at all."""
+
+
+class EngineDeadError(UserError):
+    """What computes has ended: no request is to blame, and the same command goes on where it was."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import unicodedata
+from html import escape
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+KEPT = "\n\u200c\u200d"
+"""Line breaks, and the joiners that Persian, Hindi and emoji need."""
 
 
 def times(ratio: float, sign: str = "×") -> str:
@@ -16,3 +18,23 @@ def times(ratio: float, sign: str = "×") -> str:
     digits = 10 if ratio >= 1 else 100
     # The margin keeps 4.1 from becoming 4.0 by binary rounding.
     return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}{sign}"
+
+
+def clean(text: str) -> str:
+    """`text` without control characters, direction marks and lone surrogates; line breaks and joiners stay."""
+    return "".join(
+        letter for letter in text if letter in KEPT or unicodedata.category(letter) not in ("Cc", "Cf", "Cs")
+    )
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: `14 s`, `3 min`, `2 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def shown(text: Any) -> str:
+    """As `clean`, escaped for HTML; tabs stay too."""
+    return escape("\t".join(clean(part) for part in str(text).split("\t")))

@@ -62,8 +62,7 @@ class Pipeline:
         chosen = settled(model, self.engine)
         if chosen == model:
             return model
-        from distill_lab.device import device_name
-        from distill_lab.models.loading import best_device
+        from distill_lab.device import best_device, device_name
 
         name = json.dumps(model.model_dump(exclude_defaults=True), sort_keys=True)
         here = device_name(best_device())
@@ -91,8 +90,7 @@ class Pipeline:
         Before the first answer is paid for; teacher: also checked, if it runs here. Raises UserError with the remedy where
         nothing fits, and where what an earlier execution on another machine chose does not fit this one.
         """
-        from distill_lab.device import device_name
-        from distill_lab.models.loading import best_device
+        from distill_lab.device import best_device, device_name
         from distill_lab.planning.machine import this_machine
         from distill_lab.planning.method import check_answering, choose_method, still_fits
 
@@ -191,7 +189,7 @@ class Pipeline:
         return resolved
 
     def _generate(self, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
-        from distill_lab.memory import memory_returned
+        from distill_lab.device import memory_returned
 
         def on_progress(progress: Progress) -> None:
             self.watch.progress(
@@ -256,9 +254,7 @@ class Pipeline:
         )
 
     def _train(self, student: ModelConfig, rows: Path, train: TrainConfig, path: Path, thinking: bool | None) -> Counts:
-        from distill_lab.device import device_name
-        from distill_lab.memory import memory_returned
-        from distill_lab.models.loading import best_device
+        from distill_lab.device import best_device, device_name, memory_returned
         from distill_lab.train.student import train_student
         from distill_lab.train.training_log import NAME as TRAINING_LOG
 

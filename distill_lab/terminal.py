@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import logging
 import time
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from rich.text import Text
 from distill_lab import activity
 from distill_lab.activity import Activity
 from distill_lab.files.jsonl import read_jsonl
+from distill_lab.formatting import clean, duration
 from distill_lab.generation.progress import Progress as Generated
 from distill_lab.progress import BY_PACE, ProgressReporter
 
@@ -37,11 +37,6 @@ FEWEST_NEWS, FEWEST_SECONDS = 2, 5.0
 """Steps that must be done, and seconds that must have passed, before their pace says how long the rest takes."""
 BAR_WIDTH = 20
 NAMES = {"teacher": "teacher", "base": "base student", "student": "student"}
-
-
-def clean(text: str) -> str:
-    """`text` without characters that steer a terminal; line breaks stay."""
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
 class Terminal(ProgressReporter):
@@ -287,14 +282,6 @@ class _Count:
 def _left(seconds: float, news: int, left: int) -> float | None:
     """Seconds left at a pace of `news` in `seconds`; None before both are enough to say."""
     return seconds / news * left if news >= FEWEST_NEWS and seconds >= FEWEST_SECONDS else None
-
-
-def duration(seconds: float) -> str:
-    """As a person says it: `14 s`, `3 min`, `2 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _tick_on(terminal: ref[Terminal]) -> None:

@@ -16,9 +16,10 @@ from distill_lab import cli
 from distill_lab.config import Config, ModelConfig, TrainConfig
 from distill_lab.device import has_gpu
 from distill_lab.errors import UserError
+from distill_lab.files.yaml_file import merged, read_yaml
+from distill_lab.formatting import clean
 from distill_lab.recipes import system1
-from distill_lab.terminal import Terminal, clean
-from distill_lab.yaml_config import merged, read_yaml
+from distill_lab.terminal import Terminal
 
 COMMANDS = [(package, name) for package in cli.PACKAGES for name in cli._names(package)]
 
@@ -120,7 +121,7 @@ def test_short_forms_and_equals_signs() -> None:
     [
         ("train:\n  learning_rat: 1\n", "train.learning_rat: no such setting"),
         ("num_test: many\n", "num_test"),
-        ("num_test: 1\nnum_test: 2\n", "2: 'num_test' stands here and in line 1"),
+        ("num_test: 1\nnum_test: 2\n", '2: "num_test" is given twice'),
         ("- a\n", "expected settings"),
         ("a: [1\n", "not YAML"),
     ],
@@ -134,8 +135,9 @@ def test_bad_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_yaml_is_read_the_way_people_mean_it(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("a: 2e-5\nb: no\nc: 010\nd: true\ne: null\nf: 1_000\ng: 12:30\n")
-    assert read_yaml(file) == {"a": 2e-5, "b": "no", "c": 10, "d": True, "e": None, "f": "1_000", "g": "12:30"}
+    file.write_text("a: 2e-5\nb: no\nc: 010\nd: true\ne: null\nf: 1_000\ng: 12:30\nh: 2026-11-30\n")
+    plain = {"a": 2e-5, "b": "no", "c": 10, "d": True, "e": None}
+    assert read_yaml(file) == {**plain, "f": 1000, "g": "12:30", "h": "2026-11-30"}
     assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {"a": {"b": 1, "c": 4}, "d": 3}
 
 

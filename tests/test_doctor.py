@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill_lab import nvidia
+from distill_lab import device
 from distill_lab.commands import doctor
 from distill_lab.generation.engines import _vllm_install
 
@@ -30,7 +30,7 @@ def test_a_gpu_that_torch_does_not_see_is_named(
     tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake_nvidia_smi(tools, "echo 'Tesla T4, 535.104.05'; echo 'Tesla T4, 535.104.05'")
-    assert nvidia.nvidia_gpus() == ["Tesla T4, driver 535.104.05"] * 2
+    assert device.nvidia_gpus() == ["Tesla T4, driver 535.104.05"] * 2
     reasons = {
         (None, None): "is a build for CPUs; install torch with CUDA",
         ("13.0", ""): "CUDA_VISIBLE_DEVICES='' hides GPUs; unset it",

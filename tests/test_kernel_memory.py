@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import distill_app
-from distill_lab import memory
+from distill_lab import device
 from distill_lab.config import ModelConfig
 from distill_lab.easydistill.process import run_process
 from distill_lab.models.loading import load_model
@@ -47,7 +47,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return model, tokenizer
 
     monkeypatch.setattr("distill_lab.models.loading.load_model", load)
-    monkeypatch.setattr(memory, "free_memory", alive)
+    monkeypatch.setattr(device, "free_memory", alive)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Imports point down only: faces -> recipes -> line -> stages -> plug-ins -> ground. Held by reading every import."""
+"""Imports point down only. The ranks are the folders' order below; a module's rank is that of its folder or file."""
 
 from __future__ import annotations
 
@@ -10,68 +10,83 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "distill_lab"
-LAYERS = (
-    (
-        "ground",
-        "errors types config run prompts chat control_tokens answers watch hardware precision memory "
-        "yaml_config tiny engine_died nvidia vllm_install orphans cache_folder fingerprints activity "
-        "cut_answers locks outputs claims redact known_models".split(),
-    ),
-    (
-        "plug-ins",
-        "adapters tied engines graders objectives train models sampling kv_cache stopping sources json_array "
-        "traces background http_retry chat_completions decoding token_io cluster request_cache identity "
-        "own_sampling machine model_shape memory_plan method presets".split(),
-    ),
-    (
-        "stages",
-        "data generate training_set held_out grade evaluate measure compare ask steps reasoning selection token_stats "
-        "measure_plan peak_memory verdict best_of_k cot_files prompt_data label_report answer_cost "
-        "generation_progress preflight ".split(),
-    ),
-    ("report", ["report"]),
-    ("line", ["line", "prompt_proof", "publish"]),
-    ("recipes", ["recipes", "easydistill"]),
-    ("documents", ["hardware_table"]),
-    ("faces", "cli commands terminal".split()),
+FLOORS = (
+    "errors types config control_tokens chat answers activity progress formatting device tiny",
+    "files",
+    "run",
+    "models",
+    "data",
+    "generation",
+    "grading",
+    "training_data",
+    "train",
+    "evaluation",
+    "report",
+    "planning",
+    "pipeline",
+    "recipes easydistill",
+    "terminal",
+    "commands",
+    "cli",
 )
-RANK = {name: rank for rank, (_, names) in enumerate(LAYERS) for name in names}
-ALLOWED_UP = {("tiny.build", "engines"), ("tiny.build", "train"), ("tiny.table", "*")}
-"""The family is made with the lab's own engine; nothing imports these two."""
+"""From the ground up. A room may import those of its own floor and of the floors below."""
+RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms.split()}
+MAX_ROOMS = 30
+MAX_LINES, MAX_MEDIAN_LINES = 400, 120
 
 
-def modules() -> list[tuple[str, Path]]:
-    return [
-        (".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"), path)
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sorted(PACKAGE.rglob("*.py"))
-    ]
+    }
+
+
+MODULES = modules()
 
 
 def imports(path: Path) -> set[str]:
-    """What a file imports of this package, without the package's name; whether at its top or inside a function."""
+    """The modules of this package that a file imports, at its top, inside functions or for types only."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("distill_lab"):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "distill_lab":
             base = node.module.removeprefix("distill_lab").lstrip(".")
-            found |= {base} if base else {alias.name for alias in node.names}
+            for alias in node.names:
+                name = f"{base}.{alias.name}".lstrip(".")
+                found.add(name if name in MODULES or not base else base)
         elif isinstance(node, ast.Import):
             found |= {a.name.removeprefix("distill_lab.") for a in node.names if a.name.startswith("distill_lab.")}
-    return found
+    return found - {"__version__"}
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
-def test_imports_point_down(module: str, path: Path) -> None:
-    top = module.split(".")[0]
-    if top in ("", "__init__"):
-        return
-    assert top in RANK, f"{module}: say in LAYERS where it belongs"
-    for target in imports(path):
-        name = target.split(".")[0]
-        if (module, name) in ALLOWED_UP or (module, "*") in ALLOWED_UP or name in ("", "__version__"):
-            continue
-        assert RANK[name] <= RANK[top], f"{module} imports {target}, which stands above it"
-        if top == "recipes" and name == "recipes":
-            pytest.fail(f"{module} imports {target}: recipes never import one another")
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room(name) != "__init__"])
+def test_imports_point_down(module: str) -> None:
+    assert room(module) in RANK, f"{module}: say in FLOORS where it belongs"
+    for target in imports(MODULES[module]):
+        assert RANK[room(target)] <= RANK[room(module)], f"{module} imports {target}, which stands above it"
+        if room(module) == "recipes" == room(target):
+            assert target.split(".")[1].startswith("_"), f"{module} imports {target}: recipes never import one another"
+
+
+def test_no_file_reaches_itself() -> None:
+    graph = {name: imports(path) & set(MODULES) for name, path in MODULES.items()}
+    while free := [name for name, targets in graph.items() if not targets & set(graph)]:
+        for name in free:
+            del graph[name]
+    # What is left is on a circle or above one.
+    assert not graph, f"circles among {sorted(graph)}"
+
+
+def test_the_house_is_small_enough_to_be_read() -> None:
+    rooms = {path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert len(rooms) <= MAX_ROOMS
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: number for name, number in lines.items() if number > MAX_LINES} == {}
+    assert sorted(lines.values())[len(lines) // 2] <= MAX_MEDIAN_LINES
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:
@@ -83,4 +98,5 @@ def test_the_command_line_imports_nothing_heavy() -> None:
 def test_layer_rules_would_notice_an_upward_import(tmp_path: Path) -> None:
     file = tmp_path / "x.py"
     file.write_text("def f():\n    from distill_lab.recipes import system1\n    import distill_lab.cli\n")
-    assert imports(file) == {"recipes", "cli"}
+    assert imports(file) == {"recipes.system1", "cli"}
+    assert RANK["cli"] > RANK["recipes"] > RANK["train"]

@@ -66,7 +66,7 @@ def test_memory_is_given_back_before_processes_are_started(tmp_path: Path, monke
         order.append("start")
         raise Stopped
 
-    monkeypatch.setattr("distill_lab.memory.free_memory", lambda: order.append("free"))
+    monkeypatch.setattr("distill_lab.device.free_memory", lambda: order.append("free"))
     monkeypatch.setattr("subprocess.Popen", popen)
     write_jsonl(tmp_path / "rows.jsonl", toy_rows())
     config = CONFIG.model_copy(update={"num_processes": 2})

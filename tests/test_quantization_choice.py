@@ -16,9 +16,9 @@ import torch
 from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from distill_lab.config import EngineConfig, ModelConfig
+from distill_lab.device import is_out_of_memory
 from distill_lab.errors import ModelError
 from distill_lab.generation.request_cache import model_key
-from distill_lab.memory import is_out_of_memory
 from distill_lab.models import loading
 from distill_lab.models.loading import load_model, settled
 from distill_lab.models.precision import Weights, choose_quantization, count_weights, is_spread

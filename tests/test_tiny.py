@@ -14,7 +14,7 @@ import pytest
 from distill_lab.chat import encode, prompt_ids
 from distill_lab.errors import UserError
 from distill_lab.tiny import FAMILY, instructions, labels, tasks
-from distill_lab.tiny.build import NO_THINKING, render
+from scripts.tiny_family.build import NO_THINKING, render
 
 TASKS = list(tasks.TASKS)
 
@@ -142,7 +142,7 @@ def test_the_family_is_small_and_the_student_smaller() -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_shipped_weights_score_what_their_table_says(task: str) -> None:
-    from distill_lab.tiny.table import score
+    from scripts.tiny_family.table import score
 
     table = json.loads((FAMILY / "scores.json").read_text())
     assert table["teacher"][task]["score"] >= 0.95

@@ -26,8 +26,7 @@ import psutil
 import pytest
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engine_died import EngineDeadError
-from distill_lab.errors import ModelError, UserError
+from distill_lab.errors import EngineDeadError, ModelError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import Engine, _vllm_install, load_engine, vllm
 from distill_lab.models.loading import load_model

@@ -120,7 +120,7 @@ def _plain(text: str) -> Text:
     """Without colours, whatever it holds."""
     from rich.text import Text
 
-    from distill_lab.terminal import clean
+    from distill_lab.formatting import clean
 
     return Text(clean(text))
 

@@ -26,8 +26,8 @@ def main(config: Config) -> None:
     """Look and print."""
     import torch
 
+    from distill_lab.device import nvidia_gpus, why_torch_sees_none
     from distill_lab.generation.engines import _vllm_install
-    from distill_lab.nvidia import nvidia_gpus, why_torch_sees_none
     from distill_lab.run import installed_versions
 
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0.0

@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from distill_lab.chat import answer_text
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, TrainConfig
 from distill_lab.data.records import Records
 from distill_lab.data.sources import open_source
@@ -31,6 +32,7 @@ from distill_lab.pipeline import Pipeline
 from distill_lab.planning.preflight import check_model
 from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run, fingerprint
+from distill_lab.training_data.training_set import instruction_row
 from distill_lab.types import Completion, Counts, Message, Prompt
 
 EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -89,25 +91,6 @@ def training_summary(out: str | Path) -> str:
         before, after = made["validation_loss_before"], made["validation_loss_after"]
         text += f"\nValidation loss: {before:.3f} -> {after:.3f} nats per token"
     return text
-
-
-def instruction_row(messages: Sequence[Message], output: str) -> dict[str, Any]:
-    """A conversation and its answer as `{"instruction", "input", "output"}`; an input has become part of the instruction,
-    because EasyDistill reads that alone.
-
-    A system message becomes `system`. What has more turns becomes `{"messages": [...]}`, which the lab reads as well.
-    """
-    system = [message["content"] for message in messages[:1] if message["role"] == "system"]
-    rest = messages[len(system) :]
-    if len(rest) == 1 and rest[0]["role"] == "user":
-        row = {"instruction": rest[0]["content"], "input": "", "output": output}
-        return {"system": system[0], **row} if system else row
-    return {"messages": [*messages, {"role": "assistant", "content": output}]}
-
-
-def answer_text(content: str, thinking: str | None) -> str:
-    """An answer as one text, its thinking in front of it in think tags; reading it back splits it again."""
-    return f"<think>\n{thinking}\n</think>\n\n{content}" if thinking else content
 
 
 def _check(job: Job, relabel: bool) -> None:

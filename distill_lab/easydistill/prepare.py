@@ -15,14 +15,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from distill_lab.chat import answer_text
 from distill_lab.config import STEP_BY_STEP, DataConfig
 from distill_lab.data.records import Records, write_prompts
 from distill_lab.data.traces import META, select_traces
-from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import DataError
 from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.run import fingerprint
 from distill_lab.training_data.reasoning import add_instruction, reasoning_data, threshold_note
+from distill_lab.training_data.training_set import instruction_row
 
 
 @dataclass(frozen=True, slots=True)

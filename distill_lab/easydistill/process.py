@@ -29,12 +29,12 @@ def run_process(command: list[str], *, on_line: Callable[[str], None]) -> int:
     then, though a notebook says of itself that it shows colors: a bar would be a line at every refresh.
     """
     if "torch" in sys.modules:
-        from distill_lab.memory import free_memory
+        from distill_lab.device import free_memory
 
         free_memory()
     root = str(Path(distill_lab.__file__).resolve().parent.parent)
     places = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    from distill_lab.memory import free_memory
+    from distill_lab.device import free_memory
 
     free_memory()  # a kernel's models, deleted, would still be kept from the process
     process = subprocess.Popen(

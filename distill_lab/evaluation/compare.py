@@ -45,8 +45,8 @@ def compare_models(
     out. A model that cannot be found is noted in `missing` and skipped. Raises ModelError where a model is there and
     does not load.
     """
+    from distill_lab.device import memory_returned
     from distill_lab.generation.engines import complete, load_engine
-    from distill_lab.memory import memory_returned
     from distill_lab.models.loading import load_tokenizer
     from distill_lab.models.names import api_engine
 

@@ -33,8 +33,8 @@ def ask(
     steps: ask for steps, and leave thinking to the template; otherwise the model answers at once. Raises UserError as the
     engine does.
     """
+    from distill_lab.device import memory_returned
     from distill_lab.generation.engines.transformers import TransformersEngine
-    from distill_lab.memory import memory_returned
 
     if tokenizer.chat_template:
         texts = [user_text(*pair, steps=steps) for pair in asked]

@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
 from distill_lab.config import Dtype, ModelConfig, Quantization
+from distill_lab.device import best_device
 from distill_lab.errors import ModelError
 from distill_lab.models.names import api_engine, base_of, has_tokenizer, is_adapter, is_gguf, resolve
 from distill_lab.models.precision import (
@@ -114,13 +115,6 @@ def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[
 def num_parameters(model: PreTrainedModel) -> int:
     """How many weights the model has, shared ones once, quantized ones at their unpacked number."""
     return model.num_parameters()
-
-
-def best_device() -> torch.device:
-    """The first CUDA GPU, Apple's GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def settled(config: ModelConfig) -> ModelConfig:

@@ -69,7 +69,7 @@ def this_machine() -> Machine:
     """The machine this process runs on."""
     import torch
 
-    from distill_lab.models.loading import best_device
+    from distill_lab.device import best_device
     from distill_lab.models.precision import compute_dtype
 
     device, ram = best_device(), host_memory()

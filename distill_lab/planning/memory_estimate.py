@@ -30,7 +30,7 @@ CHUNK_ELEMENTS, MIN_CHUNK, MAX_CHUNK = 1 << 25, 64, 4096
 PACKED_WIDTH = 1.5
 """Width of a bin in longest rows; `packing.choose_width` takes 1 to 4, wide bins only where most rows are short."""
 CPU_HEAP = 0.3e9
-"""Bytes that the C library keeps between a training's tensors on a CPU (`memory.kept_heap`) and the matrix library in its
+"""Bytes that the C library keeps between a training's tensors on a CPU (`device.kept_heap`) and the matrix library in its
 buffers; measured (benchmarks/memory.py), 0.2 to 0.5 GB whatever the model."""
 MLP_TENSORS = {True: 4, False: 2}
 """Tensors of width I that an MLP keeps for its backward pass, with a gate (gate, activation, up, product) and without."""

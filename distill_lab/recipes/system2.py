@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distill_lab import config as settings
+from distill_lab.chat import answer_text
 from distill_lab.config import (
     QWEN3_THINKING,
     STEP_BY_STEP,
@@ -26,7 +27,6 @@ from distill_lab.config import (
     TrainConfig,
 )
 from distill_lab.data.traces import select_traces
-from distill_lab.easydistill.job import answer_text, instruction_row
 from distill_lab.errors import NoData
 from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.pipeline import Pipeline, student_path, trained, untrained
@@ -42,6 +42,7 @@ from distill_lab.training_data.reasoning import (
     threshold_note,
     with_summaries,
 )
+from distill_lab.training_data.training_set import instruction_row
 
 
 class Config(settings.RecipeConfig):

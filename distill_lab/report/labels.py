@@ -12,9 +12,8 @@ from typing import Any
 
 from distill_lab.evaluation.labels import NUM_EXAMPLES, NUM_WORST, LabelReport, label_report
 from distill_lab.evaluation.verdict import percent
-from distill_lab.formatting import times
+from distill_lab.formatting import shown, times
 from distill_lab.report.figure import LABELS
-from distill_lab.report.text import shown
 
 
 def cost_section(summary: Mapping[str, Any]) -> str:

@@ -27,11 +27,10 @@ from distill_lab.evaluation.summary import (
 )
 from distill_lab.evaluation.verdict import RETENTION_GOAL, RETENTION_KPI, percent, tenths
 from distill_lab.files.jsonl import atomic_path, read_jsonl
-from distill_lab.formatting import times
+from distill_lab.formatting import shown, times
 from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
 from distill_lab.report.labels import cost_section, labels_section
 from distill_lab.report.style import PAGE_STYLE
-from distill_lab.report.text import shown
 from distill_lab.report.tokens import tokens_section
 
 MAX_CHARS = 1500

@@ -29,7 +29,7 @@ def published(
 
     Memory is given back before and after `timing`. What it raises of a UserError, or for want of memory, becomes a note.
     """
-    from distill_lab.memory import free_memory
+    from distill_lab.device import free_memory
 
     summary = _write(run, summarized({}))
     if timing is None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from distill_lab.evaluation.compare import Comparison
+from distill_lab.formatting import clean
 from distill_lab.types import Completion
 
 if TYPE_CHECKING:
@@ -47,13 +47,6 @@ def _answer_text(completion: Completion, *, most: int | None) -> str:
 def _wrapped(text: str) -> list[str]:
     """Indented lines; what a model says can neither look like one of our own lines nor steer a terminal."""
     lines: list[str] = []
-    for line in "".join(filter(_is_safe, text.expandtabs(4))).split("\n"):
+    for line in clean(text.expandtabs(4)).split("\n"):
         lines += textwrap.wrap(line, LINE - 2, replace_whitespace=False, drop_whitespace=False) or [""]
     return [f"  {line}".rstrip() for line in lines]
-
-
-def _is_safe(letter: str) -> bool:
-    """Whether a terminal shows the letter and does nothing else: no controls, lone surrogates or direction marks."""
-    if letter in "\n\u200c\u200d":
-        return True
-    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs")

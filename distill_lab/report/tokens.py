@@ -12,9 +12,8 @@ from statistics import median
 from typing import Any
 
 from distill_lab.evaluation.verdict import percent
-from distill_lab.formatting import times
+from distill_lab.formatting import shown, times
 from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg
-from distill_lab.report.text import shown
 
 NUM_BINS = 30
 ROW, TOP, BARS = 92, 30, 54

@@ -1,29 +1,48 @@
 """What happens around the steps of a training: the first validation loss, whole log windows, sealed checkpoints.
 
-The events of `transformers.Trainer` -> calls of `loop.StudentTrainer`, and checkpoints on the disk that are sealed.
+The events of `transformers.Trainer` -> calls of `StudentTrainer`, and checkpoints on the disk that are sealed.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
 from distill_lab import activity
+from distill_lab.config import TrainConfig
+from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.checkpoints import remove_all_but_newest, seal
-
-if TYPE_CHECKING:
-    from distill_lab.train.trainer import StudentTrainer
 
 NUM_CHECKPOINTS = 2
 """Kept while training: should the newest be damaged, there is one before it."""
 
 
+class Hooked(Protocol):
+    """What the hooks need of the trainer (`trainer.StudentTrainer`)."""
+
+    config: TrainConfig
+    accelerator: Any
+    validation: list[Any]
+    in_optimizer: bool
+    bf16_passes: Bf16Passes | None
+
+    def begin_log(self) -> None:
+        """Start the training log, or go on with it."""
+
+    def start_clock(self) -> None:
+        """Count speed from here."""
+
+    def evaluate(self) -> dict[str, float]:
+        """The validation loss."""
+        ...
+
+
 class Hooks(TrainerCallback):
     """What happens around the steps: the first validation loss, whole log windows, sealed checkpoints."""
 
-    def __init__(self, trainer: StudentTrainer) -> None:
+    def __init__(self, trainer: Hooked) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -12,12 +12,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_lab import activity
-from distill_lab.activity import Activity
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 
@@ -46,7 +44,7 @@ def train_in_processes(
     log_file: Path | None = None,
 ) -> TrainResult:
     """As `train_student`, in `config.num_processes` processes. Raises the UserError that one of them stopped with."""
-    from distill_lab.memory import free_memory
+    from distill_lab.device import free_memory
     from distill_lab.train.result import TrainResult
 
     job = {
@@ -61,7 +59,7 @@ def train_in_processes(
     command += ["--config_file", str(SETTINGS / f"{config.sharding}.yaml")]
     # Port 0: any free one, so that two trainings on one machine do not meet.
     command += ["--num_processes", str(config.num_processes), "--main_process_port", "0"]
-    command += ["-m", __name__, json.dumps(job)]
+    command += ["-m", "distill_lab.train._worker", json.dumps(job)]
     free_memory()  # what this process keeps for itself, the others would not get
     result, errors = None, []
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise:
@@ -87,45 +85,3 @@ def train_in_processes(
                 f"training in {config.num_processes} processes ended with code {process.returncode}:\n{noise.read()[-4000:]}"
             )
     return result
-
-
-def main(job: str) -> int:
-    """One of the processes."""
-    from distill_lab.train.student import train_student
-
-    given = json.loads(job)
-    is_first = os.environ["RANK"] == "0"
-
-    def tell(event: dict[str, Any]) -> None:
-        # With its line end in one piece: other processes write to the same pipe.
-        print(f"{MARK}{json.dumps(event)}\n", end="", flush=True)
-
-    def on_log(row: dict[str, Any]) -> None:
-        if is_first:
-            tell({"log": row})
-
-    def on_activity(doing: Activity | None) -> None:
-        if is_first:
-            tell({"doing": [doing.text, doing.done, doing.total] if doing else None})
-
-    try:
-        with activity.listening(on_activity):
-            result = train_student(
-                ModelConfig(**given["student"]),
-                Path(given["rows"]),
-                Path(given["out"]),
-                TrainConfig(**given["config"]),
-                thinking=given["thinking"],
-                on_log=on_log,
-                log_file=Path(given["log_file"]) if given["log_file"] else None,
-            )
-    except UserError as error:
-        tell({"error": str(error)})
-        return 2
-    if is_first:
-        tell({"result": asdict(result)})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

@@ -19,9 +19,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from distill_lab.config import TrainConfig
-from distill_lab.device import fastest_dtype
+from distill_lab.device import best_device, fastest_dtype
 from distill_lab.files.jsonl import write_json
-from distill_lab.models.loading import best_device
 from distill_lab.models.precision import compute_dtype, linear_shapes
 from distill_lab.train.checkpoints import read_json
 from distill_lab.train.packing import IndexedBatch, choose_width, cut, epoch_batches

@@ -22,11 +22,11 @@ from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
 from distill_lab.config import ADAPTER_LEARNING_RATE, ModelConfig, TrainConfig
+from distill_lab.device import best_device, free_memory, kept_heap
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
 from distill_lab.generation.model_identity import weights_of
-from distill_lab.memory import free_memory, kept_heap
-from distill_lab.models.loading import best_device, load_model, unrounded
+from distill_lab.models.loading import load_model, unrounded
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
 from distill_lab.train.chat_template import leave_out_thinking

@@ -22,9 +22,9 @@ from transformers.trainer_callback import PrinterCallback
 
 from distill_lab import activity
 from distill_lab.config import TrainConfig
+from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_json
-from distill_lab.memory import free_memory, is_out_of_memory
 from distill_lab.models.precision import compute_dtype
 from distill_lab.train import loss_module
 from distill_lab.train.bf16_passes import Bf16Passes

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.answers import after_thinking, stated_answer
+from distill_lab.chat import answer_text
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
@@ -58,7 +59,7 @@ def write_cot_dataset(prompts: Path, completions: Path, path: Path) -> Counts:
                 dropped[reason] += 1
             else:
                 asked, _ = _asked(questions, row, completions)
-                yield {"question": asked, "cot": _text(row["content"], row["thinking"])}
+                yield {"question": asked, "cot": answer_text(row["content"], row["thinking"])}
 
     kept = write_jsonl(path, rows())
     return Counts(kept + dropped.total(), kept, dict(dropped))
@@ -84,7 +85,7 @@ def write_predictions(prompts: Path, *files: Path) -> Counts:
                 read = row.get("grade", {}).get("answer")
                 yield {
                     "question": asked,
-                    "generated_text": _text(content, row["thinking"]),
+                    "generated_text": answer_text(content, row["thinking"]),
                     "prediction": (read or final_answer(content)) if whole else "",
                     "gold_answer": gold,
                 }
@@ -123,7 +124,3 @@ def _asked(
     if row["id"] not in questions:
         raise DataError(str(file), None, f"an answer to {row['id']!r}, which is none of the prompts; generate it again")
     return questions[row["id"]]
-
-
-def _text(content: str, thinking: str | None) -> str:
-    return f"<think>\n{thinking}\n</think>\n\n{content}" if thinking else content

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -158,3 +158,17 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
             writer.write_table(pa.Table.from_pylist([dict(row) for row in batch], schema=schema))
             number += len(batch)
     return number
+
+
+def instruction_row(messages: Sequence[Message], output: str) -> dict[str, Any]:
+    """A conversation and its answer as `{"instruction", "input", "output"}`; an input has become part of the instruction,
+    because EasyDistill reads that alone.
+
+    A system message becomes `system`. What has more turns becomes `{"messages": [...]}`, which the lab reads as well.
+    """
+    system = [message["content"] for message in messages[:1] if message["role"] == "system"]
+    rest = messages[len(system) :]
+    if len(rest) == 1 and rest[0]["role"] == "user":
+        row = {"instruction": rest[0]["content"], "input": "", "output": output}
+        return {"system": system[0], **row} if system else row
+    return {"messages": [*messages, {"role": "assistant", "content": output}]}

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from distill_lab.models.loading import best_device
+from distill_lab.device import best_device
 from distill_lab.models.precision import compute_dtype
 
 T4_BYTES = 15_600_000_000

@@ -25,9 +25,9 @@ from transformers import (
 
 from distill_lab.chat import split_thinking
 from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.device import free_memory
 from distill_lab.generation.decoding.sampling import filtered, next_tokens
 from distill_lab.generation.engines.transformers import TransformersEngine
-from distill_lab.memory import free_memory
 from distill_lab.models.loading import load_model, settled
 from distill_lab.types import Completion, Prompt
 from tests.gpu import shapes

@@ -110,7 +110,7 @@ def vllm(setting: Setting) -> dict[str, Any]:
     same = sum(found[0][name] == found[1][name] for name in found[0]) / len(rows)
     assert same >= 0.9, same
     if setting.on_gpu:
-        from distill_lab.memory import free_memory
+        from distill_lab.device import free_memory
 
         free_memory()
         assert torch.cuda.mem_get_info()[0] > free - 1_500_000_000

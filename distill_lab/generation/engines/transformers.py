@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill_lab import activity
 from distill_lab.activity import Decoding
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import UserError
 from distill_lab.generation.decoding.choice import Choice
 from distill_lab.generation.decoding.flat import FlatBatch, extra_bytes, why_not
@@ -34,7 +35,6 @@ from distill_lab.generation.decoding.row import Row
 from distill_lab.generation.decoding.slices import Slices
 from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
-from distill_lab.memory import free_memory, is_out_of_memory
 from distill_lab.models.generation_config import settings_in, with_own
 from distill_lab.models.loading import load_model
 from distill_lab.types import Completion, Prompt

@@ -30,13 +30,13 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from distill_lab.config import EngineConfig, ModelConfig, Quantization, SamplingConfig
+from distill_lab.device import free_memory
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.engines._chat_completions import one_line
 from distill_lab.generation.engines._process_guard import Guard
 from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.generation.engines._vllm_install import OLDEST, REMEDY, installed, is_too_old
-from distill_lab.memory import free_memory
 from distill_lab.models.generation_config import settings_in, with_own
 from distill_lab.models.loading import _hub_arguments, _skeleton, load_tokenizer
 from distill_lab.models.names import base_of, is_adapter, resolve

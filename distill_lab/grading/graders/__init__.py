@@ -116,7 +116,7 @@ def grading(name: str, engine: EngineConfig | None = None) -> Iterator[Grader]:
     finally:
         release = getattr(grader, "release", None)
         if release is not None:
-            from distill_lab.memory import free_memory
+            from distill_lab.device import free_memory
 
             release()
             free_memory()

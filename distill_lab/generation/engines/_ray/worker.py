@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.engine_died import EngineDeadError
-from distill_lab.errors import UserError
+from distill_lab.errors import EngineDeadError, UserError
 from distill_lab.types import Completion, Prompt
 
 

@@ -1,7 +1,7 @@
 """Make the tiny family from a seed: tokenizer, teacher, base student, and the table of their scores.
 
-    python -m distill_lab.tiny.build --out family          (says how long it will take; resumes where it stopped)
-    python -m distill_lab.tiny.build --out family --only table
+    python -m scripts.tiny_family.build --out family          (says how long it will take; resumes where it stopped)
+    python -m scripts.tiny_family.build --out family --only table
 
 Rows are drawn from the `train` split without end; the loss is taken on the answer alone. Hidden matrices are trained
 with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), everything else with AdamW.
@@ -26,8 +26,8 @@ from transformers import DynamicCache, PreTrainedTokenizerFast, Qwen3Config, Qwe
 from distill_lab.config import STEP_BY_STEP
 from distill_lab.tiny import tasks
 from distill_lab.tiny.labels import RULES
-from distill_lab.tiny.tokenizer import build_tokenizer
 from distill_lab.train.portable import make_portable, write_tokenizer
+from scripts.tiny_family.tokenizer import build_tokenizer
 
 IGNORED = -100
 NO_THINKING = "<think>\n\n</think>\n\n"
@@ -313,7 +313,7 @@ def main() -> None:
         if arguments.only in (None, name):
             train(name, arguments.out, arguments.seed, arguments.steps)
     if arguments.only in (None, "table"):
-        from distill_lab.tiny.table import score_table
+        from scripts.tiny_family.table import score_table
 
         print(json.dumps(score_table(arguments.out), indent=2))
 

@@ -1,6 +1,6 @@
 """The family's scores: each member on 500 test items of each task, in the form that task has in use.
 
-    python -m distill_lab.tiny.build --out family --only table
+    python -m scripts.tiny_family.build --out family --only table
 
 The teacher labels with the rules prompt and thinking; the base student, which never saw either, without. Word problems
 are asked step by step and graded on their final answer.

@@ -1,0 +1,56 @@
+"""A YAML file of settings -> a dict, by YAML 1.2: `2e-5` is a number, `no` is text, a key given twice is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from distill_lab.errors import UserError
+
+
+class _Constructor(SafeConstructor):
+    """Dates stay text: no setting is one, but a model's revision may look like one."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: node.value)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file. Raises UserError with file and line for anything that is not a mapping of settings."""
+    try:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.Constructor = _Constructor
+        data = yaml.load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; give the path of a YAML file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = (error.problem or error.context or "").splitlines()[0]
+        if isinstance(error, DuplicateKeyError):
+            key = problem.removeprefix("found duplicate key ").split(" with value")[0]
+            raise UserError(f"{place}: {key} is given twice; keep one") from None
+        raise UserError(f"{place}: not YAML ({problem})") from None
+    except YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: expected settings as `name: value`, found {type(data).__name__}")
+    return data
+
+
+def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `change`, mappings merged level by level."""
+    result = dict(base)
+    for key, value in change.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
