@@ -39,7 +39,7 @@ test: $(VENV)/installed-dev  ## all tests that need no GPU
 install-vllm: .venv-vllm/installed
 
 test-vllm: install-vllm  ## the engine vllm against a real vLLM on this CPU, in .venv-vllm (3 GB, Linux; about ten minutes)
-	.venv-vllm/bin/python -m pytest -rs tests/test_vllm.py
+	.venv-vllm/bin/python -m pytest -rs tests/generation/engines/test_vllm.py
 
 .venv-interop/installed: constraints-interop.txt
 	@test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop

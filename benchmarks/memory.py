@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_qwen import build
+from scripts.random_qwen import build
 
 CASES = (
     "full/1024",

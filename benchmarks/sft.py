@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.random_qwen import QWEN25_VOCABULARY, build
+from scripts.random_qwen import QWEN25_VOCABULARY, build
 
 SCALES = {"full": (896, 24), "mid": (896, 4), "small": (128, 4)}
 """Hidden size and layers; the vocabulary is always whole, since the head decides much."""

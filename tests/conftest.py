@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.hostile_server import KEY, HostileServer
+
+if TYPE_CHECKING:
+    from distill_lab.config import ModelConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -57,6 +60,34 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
         return folder
 
     return build
+
+
+@pytest.fixture(params=["tied", "untied", "Gemma2", "Granite", "Cohere"])
+def any_head(request: pytest.FixtureRequest, random_model: Callable[..., Path], tmp_path: Path) -> ModelConfig:
+    """A student whose logits are its head's, or those scaled (Granite, Cohere) or soft-capped (Gemma2)."""
+    from distill_lab.config import ModelConfig
+
+    qwen = random_model(hidden=32, layers=1, tie_word_embeddings=request.param != "untied")
+    if request.param in ("tied", "untied"):
+        return ModelConfig(model=str(qwen))
+    settings: dict[str, Any] = {
+        "Gemma2": {"final_logit_softcapping": 2.0, "head_dim": 16, "query_pre_attn_scalar": 16},
+        "Granite": {"logits_scaling": 0.25, "embedding_multiplier": 3.0},
+        "Cohere": {"logit_scale": 5.0},
+    }[request.param]
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(qwen)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{request.param}Config")(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None, **settings,
+    )  # fmt: skip
+    getattr(transformers, f"{request.param}ForCausalLM")(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return ModelConfig(model=str(tmp_path / "model"))
 
 
 @pytest.fixture

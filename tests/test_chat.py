@@ -21,8 +21,8 @@ from distill_lab.chat import (
 )
 from distill_lab.errors import UserError
 from distill_lab.types import Message
+from tests.helpers import FAMILY
 
-FAMILY = Path(__file__).resolve().parent.parent / "distill_lab" / "tiny" / "family"
 NAMES = ("qwen2.5", "qwen3", "minimind", "tiny")
 TEMPLATES = (
     "deepseekv3",

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parent.parent / "distill_lab"
+from tests.helpers import PACKAGE
+
 FLOORS = (
     "errors types config control_tokens chat answers activity progress formatting device tiny",
     "files",

@@ -18,8 +18,8 @@ from distill_lab.easydistill.training import Training, longest_batches
 from distill_lab.planning.machine import CONTEXT, Machine
 from distill_lab.planning.method import answering, choose_method
 from distill_lab.planning.model_shape import shape_of
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "setup": 'PRESET = "tiny"',
     "system1-config": 'DATASET_SLICE_SYS1 = "distill[:80]"\nNUM_EPOCHS_SYS1 = 1',

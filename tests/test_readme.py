@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
 
 from distill_lab import cli
+from tests.helpers import ROOT
 from tests.typed import settings
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TYPED = [
     line.strip().removeprefix(".venv/bin/")

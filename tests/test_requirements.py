@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from distill_lab import cli
+from tests.helpers import ROOT
 from tests.typed import settings
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8")
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## (?=\d)", TEXT, flags=re.MULTILINE)[1:]}
 FENCED = re.compile(r"^```(\w+) ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)

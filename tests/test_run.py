@@ -23,6 +23,7 @@ from distill_lab.generation.model_identity import model_inputs
 from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run, fingerprint
 from distill_lab.types import Counts
+from tests.helpers import model_folder
 
 ROWS = [{"id": "a", "text": "你好 🙂\u2028\n"}, {"id": "b", "n": 1.5}]
 
@@ -128,7 +129,7 @@ def test_appended_rows_are_on_disk_after_a_kill(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from distill_lab.run import JsonlAppender
+from distill_lab.files.jsonl import JsonlAppender
 appender = JsonlAppender(Path(sys.argv[1]))
 number = 0
 while True:
@@ -416,14 +417,6 @@ def test_another_place_that_holds_something_else_is_never_removed(tmp_path: Path
 
 
 # --- directories count by content
-
-
-def model_folder(place: Path, weights: bytes = b"w" * 1000) -> Path:
-    place.mkdir(parents=True)
-    (place / "config.json").write_text("{}")
-    (place / "tokenizer.json").write_text("{}")
-    (place / "model.safetensors").write_bytes(weights)
-    return place
 
 
 def test_a_copy_with_other_times_is_the_same_directory(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.516}
 STATE_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0, "adafactor": 0}
 """Bytes of an optimizer's state per trained weight; AdamW's two moments in fp32 take 8."""
 CHUNK_ELEMENTS, MIN_CHUNK, MAX_CHUNK = 1 << 25, 64, 4096
-"""As in `objectives/cross_entropy.py`: logits that exist at once. tests/test_memory_plan.py holds them equal."""
+"""As in `objectives/cross_entropy.py`: logits that exist at once. Its test holds them equal."""
 PACKED_WIDTH = 1.5
 """Width of a bin in longest rows; `packing.choose_width` takes 1 to 4, wide bins only where most rows are short."""
 CPU_HEAP = 0.3e9

@@ -15,17 +15,17 @@ import pytest
 import torch
 
 from distill_lab.generation.engines._vllm_install import installed
-from tests.conftest import ROOT
 from tests.gpu.checks import CHECKS, Setting, load_all
+from tests.helpers import ROOT
 
 load_all()
 SLACK_BYTES = 600 << 20
 """What a process may leave of the GPU's memory: none, but a driver's own figure moves."""
 ON_CPU_ELSEWHERE = {
-    "stage-memory": "tests/test_system1.py runs the recipe on a CPU",
-    "judge": "tests/test_judge.py runs it on a CPU",
-    "vllm": "tests/test_vllm.py runs it on a CPU",
-    "measure-time": "tests/test_measure.py runs it on a CPU",
+    "stage-memory": "tests/recipes/test_system1.py runs the recipe on a CPU",
+    "judge": "tests/grading/test_judge.py runs it on a CPU",
+    "vllm": "tests/generation/engines/test_vllm.py runs it on a CPU",
+    "measure-time": "tests/evaluation/test_speed.py runs it on a CPU",
     "suite": "tests/conftest.py and all beside it: make test",
     "notebook": "tests/test_notebook.py runs it on a CPU",
     "train-speed": "benchmarks/sft.py is timed on a CPU for RESULTS.md",

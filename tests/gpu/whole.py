@@ -16,9 +16,9 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.evaluation.speed import measure
 from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines._vllm_install import installed
-from tests.conftest import ROOT
 from tests.gpu import shapes
 from tests.gpu.checks import T4_BYTES, Setting, check
+from tests.helpers import ROOT
 
 LIMIT = """\
 import os

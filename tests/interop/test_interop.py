@@ -43,9 +43,7 @@ from distill_lab.train.lora import merge_directory
 from distill_lab.train.portable import make_portable
 from distill_lab.train.student import train_student
 from distill_lab.types import Message, Prompt
-from tests.conftest import ROOT
-from tests.test_portable import base_model
-from tests.test_trainer import toy_rows
+from tests.helpers import ROOT, base_model, toy_rows
 
 PYTHON = Path(os.environ.get("DISTILL_LAB_INTEROP", ROOT / ".venv-interop" / "bin" / "python"))
 pytestmark = [

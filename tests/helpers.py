@@ -1,0 +1,225 @@
+"""What several tests share: rows, prompts, small engines and models, a training that is killed, limited memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoTokenizer,
+)
+
+from distill_lab.chat import prompt_ids, split_thinking
+from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.files.jsonl import write_jsonl
+from distill_lab.generation.engines.transformers import TransformersEngine
+from distill_lab.models.loading import load_model
+from distill_lab.train.loss_module import Objective, cross_entropy_objective
+from distill_lab.train.rows import read_rows
+from distill_lab.train.student import train_model
+from distill_lab.types import Completion, Prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "distill_lab"
+FAMILY = PACKAGE / "tiny" / "family"
+COLOURS = ["red", "green", "blue", "white"]
+FAST = TrainConfig(
+    dtype="fp32", learning_rate=5e-3, tokens_per_batch=128, num_epochs=3, logging_steps=1, validation_fraction=0.1
+)
+
+
+def toy_rows(number: int = 40) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"Say the colour {COLOURS[index % 4]}, please. ({index})"}],
+            "completion": [{"role": "assistant", "content": f"The colour is {COLOURS[index % 4]}" + "!" * (index % 7)}],
+        }
+        for index in range(number)
+    ]
+
+
+CHILD = """
+import json, os, sys, time
+from pathlib import Path
+from distill_lab.config import ModelConfig, TrainConfig
+from distill_lab.train.student import train_student
+
+def on_log(row):
+    if row.get("step") == int(sys.argv[5]) and "loss" in row:
+        Path(sys.argv[4]).touch()
+        time.sleep(600)
+
+train_student(ModelConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]),
+              TrainConfig.model_validate_json(sys.argv[6]), on_log=on_log, log_file=Path(sys.argv[3] + ".jsonl"))
+"""
+
+
+def train_and_kill(student: ModelConfig, rows: Path, out: Path, config: TrainConfig, *, step: int) -> None:
+    """Train in another process and end it with SIGKILL in the middle of `step`."""
+    sign = out.with_name("reached")
+    arguments = [student.model_dump_json(), str(rows), str(out), str(sign), str(step), config.model_dump_json()]
+    root = Path(__file__).resolve().parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *arguments], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while not sign.exists():
+        assert child.poll() is None, child.communicate()[1]
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    child.communicate()
+    assert not out.exists()
+
+
+class _FailsBackward(torch.autograd.Function):
+    """Passes its input on; its backward pass runs out of memory."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+def limited(most: int, *, calls: list[int], backward: bool = False) -> Objective:
+    """Cross-entropy that takes at most `most` trained positions; beyond, a pass runs out of memory."""
+
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+        calls.append(len(hidden_NH))
+        # Every third call is let through whatever its size, so that a step has gradients when it fails.
+        if len(hidden_NH) > most and len(calls) % 3:
+            if not backward:
+                raise torch.OutOfMemoryError("out of memory")
+            hidden_NH = _FailsBackward.apply(hidden_NH)  # pyright: ignore[reportAssignmentType]
+        return cross_entropy_objective(hidden_NH, head, batch)
+
+    return objective
+
+
+def base_model(folder: Path, **generation: Any) -> ModelConfig:
+    """The tiny student as a base model: its text ends with <|endoftext|>, its template's turns with <|im_end|>."""
+    shutil.copytree(FAMILY / "student", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"eos_token_id": end}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end, "pad_token_id": end, **generation}))
+    return ModelConfig(model=str(folder))
+
+
+def model_folder(place: Path, weights: bytes = b"w" * 1000) -> Path:
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    (place / "tokenizer.json").write_text("{}")
+    (place / "model.safetensors").write_bytes(weights)
+    return place
+
+
+WORDS = "apple two the price of has many buys gives how left 3 7 12 then and in total box 今天 naïve".split()
+
+
+def make_prompts(number: int, *, seed: int = 0, longest: int = 30) -> list[Prompt]:
+    draw_words = random.Random(seed)
+    texts = [" ".join(draw_words.choices(WORDS, k=draw_words.randint(1, longest))) for _ in range(number)]
+    return [Prompt(f"p-{place}", [{"role": "user", "content": text}]) for place, text in enumerate(texts)]
+
+
+def make_engine(folder: Path, *, num_ends: int = 0, **settings: Any) -> TransformersEngine:
+    """An engine whose model ends at `num_ends` more tokens, so that its rows end at different lengths."""
+    model, tokenizer = load_model(ModelConfig(model=str(folder)))
+    ends = random.Random(0).sample(range(len(tokenizer)), num_ends)
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
+    return TransformersEngine(model, tokenizer, **settings)
+
+
+def by_id(completions: Any) -> dict[tuple[str, int], Completion]:
+    rows = list(completions)
+    found = {(row.id, row.sample): row for row in rows}
+    assert len(found) == len(rows), "a completion came twice"
+    return found
+
+
+def assert_equals_generate(engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int:
+    """Every completion is what `generate` makes of the prompt alone. Returns how many ended by themselves."""
+    found = by_id(engine.generate(prompts, sampling))
+    model: Any = engine.model
+    for prompt in prompts:
+        ids = torch.tensor([prompt_ids(engine.tokenizer, prompt.messages)])
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            repetition_penalty=sampling.repetition_penalty,
+            eos_token_id=engine.io.end_ids,
+            pad_token_id=engine.tokenizer.pad_token_id,
+        )[0, ids.shape[1] :].tolist()
+        row = found[prompt.id, 0]
+        assert row.num_tokens == len(output)
+        assert (row.thinking, row.content) == split_thinking(engine.io.text(output))
+        assert row.finish_reason == ("stop" if output[-1] in engine.io.end_ids else "length")
+    return sum(row.finish_reason == "stop" for row in found.values())
+
+
+def with_system(prompts: Sequence[Prompt], *, words: int, every: int = 1) -> list[Prompt]:
+    """The prompts, every so manyth under one long system message."""
+    text = " ".join(random.Random(9).choices(WORDS, k=words))
+    system = {"role": "system", "content": text}
+    return [
+        Prompt(prompt.id, [system, *prompt.messages]) if place % every == 0 else prompt
+        for place, prompt in enumerate(prompts)
+    ]
+
+
+def passes(engine: TransformersEngine) -> list[int]:
+    """Fresh tokens of every forward pass from now on."""
+    forward, seen = engine.model.forward, []
+
+    @functools.wraps(forward)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["input_ids"].numel())
+        return forward(*args, **kwargs)
+
+    engine.model.forward = counted
+    return seen
+
+
+IN_THREE_PARTS = TrainConfig(
+    dtype="fp32",
+    learning_rate=1e-3,
+    tokens_per_batch=256,
+    gradient_accumulation_steps=3,
+    logging_steps=1,
+    validation_fraction=0,
+)
+"""Steps of three micro-batches."""
+
+
+def train_with(
+    objective: Objective, student: Path, out: Path, config: TrainConfig
+) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """The weights of a student trained on `toy_rows`, and what the trainer said."""
+    write_jsonl(out.with_suffix(".jsonl"), toy_rows())
+    model, tokenizer = load_model(ModelConfig(model=str(student)), training=True)
+    data = read_rows(out.with_suffix(".jsonl"), tokenizer, max_length=512, validation_fraction=0, seed=0)
+    logs: list[dict[str, Any]] = []
+    train_model(model, tokenizer, data, out, config, key="k", objective=objective, on_log=logs.append)
+    return load_file(out / "model.safetensors"), logs
