@@ -31,7 +31,7 @@ from distill_lab.data.prompts import read_prompts
 from distill_lab.evaluation.cost import render_costs
 from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.generation.engines.transformers import load
-from distill_lab.pipeline import trained
+from distill_lab.pipeline.fitting import trained_model_config
 from distill_lab.recipes import prompt
 from distill_lab.run import Run
 from distill_lab.train.student import train_student
@@ -211,7 +211,7 @@ def fine_tune(run: Run, name: str, model: str, rows: Path, train: TrainConfig) -
         train_student(ModelConfig(model=model), rows, path, train, thinking=True, on_log=run.watch.log)
 
     inputs = {"model": model, "rows": rows, "train": train.model_dump()}
-    return run.stage(name, name.replace(" ", "_"), inputs=inputs, work=work)
+    return run.stage(name, name.replace(" ", "_"), inputs=inputs, work=work).path
 
 
 TEACHER_PIECES, NUM_LONG = 2, 240
@@ -269,7 +269,7 @@ def distil(run: Run, data: Path, texts: Path, teacher: Path, name: str) -> dict[
     )
     folder = run.path(name.replace(" ", "_"))
     summary = prompt.run(config, folder, watch=run.watch)
-    student = trained(folder / "student", config.student, train)
+    student = trained_model_config(folder / "student", config.student, train)
     ways = {
         "teacher": (config.teacher, folder / "eval" / "with_rules.jsonl", config.sampling),
         "student": (student, folder / "eval" / "alone.jsonl", config.test_sampling),
@@ -279,7 +279,7 @@ def distil(run: Run, data: Path, texts: Path, teacher: Path, name: str) -> dict[
         f"{folder.name}_times.json",
         inputs={"student": folder / "student", "prompts": ways["teacher"][1], "num": NUM_TIMED},
         work=lambda path: write_json(path, in_turns(ways)),
-    )
+    ).path
     return {"summary": summary, "times": json.loads(path.read_text(encoding="utf-8"))}
 
 
@@ -320,7 +320,7 @@ def main() -> None:
     config = {"brief": BRIEF_TRAIN.model_dump(), "long": LONG_TRAIN.model_dump(), "num_long": NUM_LONG}
     with Run.open(arguments.out, recipe="multilingual", config=config, watch=Terminal()) as run:
         inputs = {"lines": lines, "rules": RULES, "num_long": NUM_LONG}
-        data = run.stage("data", "data", inputs=inputs, work=lambda path: write_sides(sentences, path))
+        data = run.stage("data", "data", inputs=inputs, work=lambda path: write_sides(sentences, path)).path
         brief = fine_tune(run, "teacher brief", "tiny:teacher", data / "brief.jsonl", BRIEF_TRAIN)
         teacher = fine_tune(run, "teacher", str(brief), data / "long.jsonl", LONG_TRAIN)
         side = deal_out(sentences)["student"]
@@ -329,7 +329,7 @@ def main() -> None:
             "student_texts.jsonl",
             inputs={"lines": lines, "pieces": STUDENT_PIECES},
             work=lambda path: write_student_texts(side, path),
-        )
+        ).path
         results = {name: distil(run, data, texts, teacher, name) for name in STUDENTS}
         write_json(run.path("results.json"), results)
         for name, found in results.items():

@@ -31,7 +31,7 @@ from benchmarks.multilingual import LANGUAGES, NUM_REGULAR
 from distill_lab.config import DataConfig, EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
-from distill_lab.pipeline import trained
+from distill_lab.pipeline.fitting import trained_model_config
 from distill_lab.recipes import prompt, system1, verified
 
 PARTS = ("prompt", "verified", "system1", "speed")
@@ -179,7 +179,7 @@ def one_at_a_time(config: prompt.Config, run: Path) -> dict[str, float]:
     """Seconds per answer of teacher under the rules and student without, in turns; `ratio`: median over sentences."""
     from distill_lab.generation.engines.transformers import load
 
-    models = {"teacher": config.teacher, "student": trained(run / "student", config.student, config.train)}
+    models = {"teacher": config.teacher, "student": trained_model_config(run / "student", config.student, config.train)}
     files = {"teacher": run / "eval" / "with_rules.jsonl", "student": run / "eval" / "alone.jsonl"}
     engines = {name: load(model, EngineConfig(engine="transformers")) for name, model in models.items()}
     prompts = {name: list(islice(read_prompts(path), NUM_TIMED + 1)) for name, path in files.items()}

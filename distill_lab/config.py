@@ -34,21 +34,6 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
-class RecipeConfig(Config):
-    """Base of a recipe's settings."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _hold_out_of_given_data(cls, values: Any) -> Any:
-        """The default test belongs to the default data: other data is tested on rows held out of it, or as given."""
-        if isinstance(values, dict) and "data" in values and not values.get("test"):
-            data, default = values["data"], cls.model_fields["data"].default
-            path = data.get("path") if isinstance(data, dict) else getattr(data, "path", None)
-            if path != default.path:
-                return {**values, "test": {"path": ""}}
-        return values
-
-
 class ModelConfig(Config):
     """Which model, and how it is loaded."""
 
@@ -281,3 +266,43 @@ QWEN3_AT_ONCE = SamplingConfig(max_new_tokens=2048, temperature=0.7, top_p=0.8, 
 """As Qwen3's model card has it without thinking."""
 STEP_BY_STEP = "Please think step by step and explain your reasoning before giving the final answer."
 """What System 2 adds to a question, for teacher and student alike."""
+
+
+class RecipeConfig(Config):
+    """The settings every recipe has; a recipe adds its own and gives its defaults."""
+
+    teacher: ModelConfig
+    """The model to learn from."""
+    student: ModelConfig
+    """The model to train; before training it is the base student."""
+    data: DataConfig
+    """The prompts, and their answers if the recipe uses the data set's own."""
+    sampling: SamplingConfig
+    """How the teacher samples the answers to learn from."""
+    test: DataConfig = DataConfig(path="")
+    """Prompts the scores are taken on; without a path, num_test rows of the data are held out."""
+    num_test: Annotated[int, Field(ge=0)] = 100
+    """Held-out rows if no test data is given (at most a tenth of the rows); 0: no scores."""
+    test_sampling: SamplingConfig
+    """How the models answer the test, greedy unless said otherwise."""
+    grader: str = "auto"
+    """A file name in distill_lab/grading/graders; auto: numeric if all gold answers are numbers, else math."""
+    engine: EngineConfig = EngineConfig()
+    """What generates."""
+    train: TrainConfig = TrainConfig()
+    """How the student is trained."""
+    measure: bool = True
+    """Measure the speed of teacher and student on the test prompts."""
+    out: str = ""
+    """Where the student goes; empty: student/ in the run directory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hold_out_of_given_data(cls, values: Any) -> Any:
+        """The default test belongs to the default data: other data is tested on rows held out of it, or as given."""
+        if isinstance(values, dict) and "data" in values and not values.get("test"):
+            data, default = values["data"], cls.model_fields["data"].default
+            path = data.get("path") if isinstance(data, dict) else getattr(data, "path", None)
+            if path != default.path:
+                return {**values, "test": {"path": ""}}
+        return values

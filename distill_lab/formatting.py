@@ -38,3 +38,20 @@ def duration(seconds: float) -> str:
 def shown(text: Any) -> str:
     """As `clean`, escaped for HTML; tabs stay too."""
     return escape("\t".join(clean(part) for part in str(text).split("\t")))
+
+
+def p_value_text(p: float) -> str:
+    """A p-value for HTML: `= 0.012`, `&lt; 0.0001`."""
+    return "&lt; 0.0001" if p < 0.0001 else f"= {p:.2g}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration that was measured: 12.3 ms, 0.45 s, 12.3 s, 2.1 min."""
+    if seconds >= 100:
+        return f"{seconds / 60:,.1f} min"
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
+
+
+def bytes_text(number: float) -> str:
+    """Memory: 512 MiB, 1.50 GiB."""
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 else f"{number / 2**20:,.0f} MiB"

@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,22 @@ from distill_lab.progress import ProgressReporter
 from distill_lab.types import Counts
 
 VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A finished stage of a run."""
+
+    path: Path
+    """Its output."""
+    counts: Counts | None
+    """Rows in, kept and dropped, if the stage counts rows."""
+
+    @property
+    def kept(self) -> int:
+        """Rows kept, by a stage that counts them."""
+        assert self.counts is not None, f"the stage that wrote {self.path} counts no rows"
+        return self.counts.kept
 
 
 class Run:
@@ -83,19 +100,21 @@ class Run:
         inputs: Mapping[str, Any],
         work: Callable[[Path], Counts | None],
         about: Mapping[str, Any] | None = None,
-    ) -> Path:
+    ) -> Stage:
         """Make `output` (a file or directory of this run) by `work(path)`, once.
 
         `about` goes into run.json beside the stage's key, for people.
 
         `inputs` is everything the result depends on. Finished with the same inputs and the output still as it was
         left: skipped. Interrupted with the same inputs: `work` is called with what it left, to go on from there. Other
-        inputs: the old output is removed first. Returns the output's path. `output` may be an absolute path outside
+        inputs: the old output is removed first. `output` may be an absolute path outside
         the directory. Raises UserError where something stands there that this run did not make, or where it would have
         to be removed and someone else's files are in it; those are no reason to make it again.
         """
         with self._held(output):
-            return self._stage(name, output, plain(inputs), work, about or {})
+            path = self._stage(name, output, plain(inputs), work, about or {})
+        counts = self._manifest["stages"][name]["counts"]
+        return Stage(path, Counts(**counts) if counts else None)
 
     def _stage(
         self, name: str, output: str, inputs: Any, work: Callable[[Path], Counts | None], about: Mapping[str, Any]
@@ -168,10 +187,6 @@ class Run:
             path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path):
             yield
-
-    def counts(self, stage: str) -> Counts:
-        """The counts a finished stage recorded; it must have some."""
-        return Counts(**self._manifest["stages"][stage]["counts"])
 
     def seconds(self, stage: str) -> float:
         """How long a finished stage took, in seconds, interrupted attempts excepted."""

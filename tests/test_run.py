@@ -255,11 +255,11 @@ def test_a_finished_stage_is_skipped_while_nothing_changes(tmp_path: Path) -> No
     source.write_text("1")
     for number in range(3):
         with open_run(tmp_path / "run") as run:
-            path = run.stage("rows", "rows.jsonl", inputs={"source": source, "k": 1}, work=work)
+            stage = run.stage("rows", "rows.jsonl", inputs={"source": source, "k": 1}, work=work)
             assert run.skipped == ["rows"] * bool(number)
-            assert run.counts("rows") == Counts(1, 1)
+            assert stage.counts == Counts(1, 1)
             assert run.seconds("rows") >= 0
-            assert path == tmp_path / "run" / "rows.jsonl"
+            assert stage.path == tmp_path / "run" / "rows.jsonl"
     assert work.found == [0]
 
 
@@ -268,7 +268,7 @@ def test_a_stage_is_redone_from_nothing_when_something_changes(tmp_path: Path, c
     work, source, setting = Work(), tmp_path / "source", 1
     source.write_text("1")
     with open_run(tmp_path / "run") as run:
-        path = run.stage("rows", "rows.jsonl", inputs={"source": source, "k": setting}, work=work)
+        path = run.stage("rows", "rows.jsonl", inputs={"source": source, "k": setting}, work=work).path
         run.path("rows.jsonl.work").mkdir()
     if change == "setting":
         setting = 2
@@ -316,7 +316,7 @@ def test_a_stage_follows_the_stage_before_it(tmp_path: Path) -> None:
             first = run.stage(
                 "first", "first.jsonl", inputs={"k": setting}, work=lambda path, rows=rows: note(path, rows)
             )
-            run.stage("second", "second.jsonl", inputs={"first": first}, work=second)
+            run.stage("second", "second.jsonl", inputs={"first": first.path}, work=second)
     assert second.found == [0, 0]
 
 
@@ -509,7 +509,7 @@ def test_a_run_that_was_copied_does_not_train_again(tmp_path: Path) -> None:
         if place == "new":
             shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile)
         with open_run(tmp_path / place) as run:
-            student = run.stage("student", "student", inputs={"k": 1}, work=train)
+            student = run.stage("student", "student", inputs={"k": 1}, work=train).path
             run.stage("answers", "answers.jsonl", inputs=model_inputs(ModelConfig(model=str(student))), work=Work())
             assert run.skipped == (["student", "answers"] if place == "new" else [])
     assert made == [1]

@@ -112,16 +112,15 @@ def main(config: Config) -> None:
 def _grader(config: Config, prompts: Path, gold: Path) -> str:
     """The grader by its name."""
     from distill_lab.errors import UserError
-    from distill_lab.pipeline import choose_grader
+    from distill_lab.grading.choose_grader import default_grader, final_answer_grader
     from distill_lab.planning.preflight import check_gold
     from distill_lab.training_data.cot_files import take_gold
-    from distill_lab.training_data.reasoning import final_answer_grader
 
     if config.predictions is not None:
         if not take_gold(prompts, gold, gold=True).kept:
             return config.grader  # nothing is graded
         prompts = gold
-    grader = choose_grader(prompts) if config.grader == "auto" else config.grader
+    grader = default_grader(prompts) if config.grader == "auto" else config.grader
     grader = final_answer_grader(prompts) if grader == FINAL_ANSWER else grader
     try:
         check_gold(prompts, grader)

@@ -28,7 +28,8 @@ from distill_lab.easydistill.training import longest_batches, max_length, train_
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
 from distill_lab.generation.model_identity import model_inputs
-from distill_lab.pipeline import Pipeline
+from distill_lab.pipeline.fitting import fit
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_model
 from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run, fingerprint
@@ -58,14 +59,16 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
         for note in job.notes:
             run.watch.note(note)
         teacher = None if job.teacher is None else _named(job.teacher, job.engine)
-        student, fitted = pipeline.fitted(
+        student, fitted = fit(
+            run,
             job.student,
             longest_batches(job.training, seed=job.seed),
+            job.engine,
             teacher=teacher,
             new_tokens=job.sampling.max_new_tokens,
         )
         answers = None
-        prompts = pipeline.prompts("prompts", DataConfig(path=job.instructions or str(job.labelled)))
+        prompts = pipeline.prompts("prompts", DataConfig(path=job.instructions or str(job.labelled))).path
         if teacher is not None:
             answers = _teacher_answers(pipeline, job, teacher, prompts, relabel)
         rows = pipeline.training_set(prompts, answers)
@@ -138,7 +141,7 @@ def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts
         "prepared.jsonl",
         inputs={"prompts": prompts, "before": before},
         work=lambda path: _prepared(prompts, source, path),
-    )
+    ).path
     missing = run.stage(
         "prompts without an answer",
         "missing.jsonl",
@@ -146,8 +149,8 @@ def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts
         work=lambda path: _missing(prompts, prepared, job.system_prompt, path),
     )
     completions = None
-    if run.counts("prompts without an answer").kept:
-        completions = pipeline.answers("teacher answers", teacher, missing, job.sampling)
+    if missing.kept:
+        completions = pipeline.answers("teacher answers", teacher, missing.path, job.sampling)
     elif not ours:
         run.watch.note(f"{labelled} has every answer; the teacher is not asked (--relabel asks it again)")
     answers = run.stage(
@@ -155,7 +158,7 @@ def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts
         "answers.jsonl",
         inputs={"prepared": prepared, "completions": completions},
         work=lambda path: _join([prepared, completions] if completions else [prepared], path),
-    )
+    ).path
     if completions and not (ours and record["before"] == before):
         if fingerprint(labelled) != now:
             raise UserError(f"{labelled} was changed while the teacher answered; run it again, no answer is lost")
@@ -268,7 +271,7 @@ def _settings(run: Run, job: Job, rows: Path, fitted: TrainConfig) -> tuple[Trai
         run.watch.note(note)
         write_json(path, {"train": train.model_dump(), "thinking": thinking})
 
-    path = run.stage("training settings", "training_settings.json", inputs=inputs, work=work)
+    path = run.stage("training settings", "training_settings.json", inputs=inputs, work=work).path
     settings = json.loads(path.read_text(encoding="utf-8"))
     return TrainConfig.model_validate(settings["train"]), settings["thinking"]
 

@@ -87,6 +87,28 @@ class LabelReport:
         """In [0, 1]."""
         return self.parsed / self.n
 
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds: all counts, and the first errors of the worst labels."""
+        return {
+            "parse_rate": self.parse_rate,
+            "per_label": {score.label: score.accuracy for score in self.per_label},
+            "totals": {score.label: score.total for score in self.per_label},
+            "matrix": {
+                "rows": list(self.rows),
+                "columns": list(self.columns),
+                "array": [list(counts) for counts in self.matrix],
+            },
+            "worst": [
+                {
+                    "label": score.label,
+                    "correct": score.correct,
+                    "total": score.total,
+                    "errors": [dataclasses.asdict(error) for error in score.errors[:NUM_EXAMPLES]],
+                }
+                for score in self.per_label[:NUM_WORST]
+            ],
+        }
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; the matrix both as a table by name, zeros left out, and as rows and columns."""
         by_name = {

@@ -7,7 +7,8 @@ print(render_models(summary))                        the workflow's table: accur
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import times
 
 BY = ("level", "type")
+NUM_BINS = 30
+"""Of a histogram of tokens, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,12 @@ def with_tokens(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     token_ratio: mean tokens of student over base student; size_ratio: parameters of teacher over student; null where
     one of the two was not measured.
     """
-    models = {}
+    models, tokens = {}, {}
     for name, model in summary["models"].items():
-        tokens = read_tokens(folder / f"{name}.jsonl") if model["score"] is not None else []
-        models[name] = model | {"median_tokens": float(median(tokens)) if tokens else None}
+        found = read_tokens(folder / f"{name}.jsonl") if model["score"] is not None else []
+        models[name] = model | {"median_tokens": float(median(found)) if found else None}
+        if found:
+            tokens[name] = found
 
     def ratio(over: str, under: str, field: str) -> float | None:
         values = [(models.get(name) or {}).get(field) for name in (over, under)]
@@ -92,9 +97,22 @@ def with_tokens(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         **summary,
         "models": models,
+        "token_histogram": histograms(tokens),
         "token_ratio": ratio("student", "base", "mean_tokens"),
         "size_ratio": ratio("teacher", "student", "num_parameters"),
     }
+
+
+def histograms(tokens: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+    """Tokens per answer of each model, in bins of one `width`: `shares[model][i]` have [i width, (i + 1) width) tokens."""
+    if not tokens:
+        return None
+    width = max(1, math.ceil((max(map(max, tokens.values())) + 1) / NUM_BINS))
+    shares = {}
+    for name, found in tokens.items():
+        counts = Counter(number // width for number in found)
+        shares[name] = [counts[place] / len(found) for place in range(max(counts) + 1)]
+    return {"width": width, "shares": shares}
 
 
 def render_models(summary: Mapping[str, Any]) -> str:

@@ -10,14 +10,13 @@ Face model directory, scores of teacher, base student and student on held-out pr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from distill_lab import config as settings
-from distill_lab.config import QWEN3_AT_ONCE, DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.errors import NoData
-from distill_lab.pipeline import Pipeline, student_path, trained, untrained
+from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.pipeline.fitting import models_to_compare, student_path
+from distill_lab.pipeline.proof import ask_alike, evaluate_models
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before, check_test
 from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
@@ -27,31 +26,15 @@ class Config(settings.RecipeConfig):
     """Settings of a System 1 run."""
 
     teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto")
-    """The model to learn from."""
     student: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct")
-    """The model to train; before training it is the base student."""
     data: DataConfig = DataConfig(path="alibaba-pai/DistilQwen_100k", split="train[:1000]")
-    """The instructions, and their answers where relabel is off."""
+    """The instructions, and their answers if relabel is off."""
     relabel: bool = False
     """The teacher writes new answers; off: the data set's own are used."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, temperature=0.8, top_p=0.9, thinking=False)
-    """How the teacher samples the answers to learn from."""
-    test: DataConfig = DataConfig(path="")
-    """Prompts the scores are taken on; without a path, num_test rows of the data are held out."""
-    num_test: Annotated[int, Field(ge=0)] = 100
-    """Held-out rows where no test data is given (at most a tenth of the rows); 0: no scores."""
     test_sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, thinking=False)
-    """How the models answer the test, greedy unless said otherwise."""
     grader: str = "auto"
-    """A file name in distill_lab/grading/graders; auto: exact where every test row has a gold answer, else overlap."""
-    engine: EngineConfig = EngineConfig()
-    """What generates."""
-    train: TrainConfig = TrainConfig()
-    """How the student is trained."""
-    measure: bool = True
-    """Time teacher and student on the test prompts."""
-    out: str = ""
-    """Where the student goes; empty: student/ in the run directory."""
+    """A file name in distill_lab/grading/graders; auto: exact if every test row has a gold answer, else overlap."""
 
 
 PRESETS = {
@@ -83,17 +66,13 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Raises NoData for an empty slice, ModelError for a student that does not exist, both before anything is written to
-    the student's directory; UserError and DataError for anything else the user can mend.
+    the student's directory; UserError and DataError for anything else the user can fix.
     """
     with Run.open(directory, recipe="system1", config=config.model_dump(), watch=watch) as run:
         pipeline = Pipeline(run, engine=config.engine)
         check_before(config, run=run, out={"student": student_path(config.out)}, example="Qwen/Qwen2.5-0.5B-Instruct")
-        data = pipeline.prompts("data", config.data)
-        if not run.counts("data").kept:
-            raise NoData("No data for System 1 distillation")
-        student, train = pipeline.fitted(
-            config.student, config.train, teacher=config.teacher, new_tokens=config.sampling.max_new_tokens
-        )
+        data = pipeline.data(config.data, "System 1 distillation")
+        student, train = pipeline.fit(config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
         prompts = pipeline.training_prompts(data, test)
@@ -102,6 +81,5 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
             completions = pipeline.answers("teacher answers", config.teacher, prompts, config.sampling)
         rows = pipeline.training_set(prompts, completions)
         out = pipeline.student(student, rows, train, output=student_path(config.out), thinking=False)
-        base = untrained(config.student, student, train)
-        models = {"teacher": config.teacher, "base": base, "student": trained(out, student, train)}
-        return pipeline.prove(models, test, config.test_sampling, grader=config.grader, measure_speed=config.measure)
+        setups = ask_alike(models_to_compare(config, out, student, train), config.test_sampling)
+        return evaluate_models(pipeline, setups, test, grader=config.grader, measure_speed=config.measure)

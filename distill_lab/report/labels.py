@@ -1,4 +1,4 @@
-"""The page's parts on labels and on what an answer costs: summary.json and eval files -> HTML, empty where neither is there.
+"""The page's parts on labels and on what an answer costs: summary.json -> HTML, empty if it has neither.
 
 Cost: the teacher under its long prompt beside the student without. Labels: accuracy per label and model, the student's
 confusion matrix, and the worst labels with examples.
@@ -6,11 +6,9 @@ confusion matrix, and the worst labels with examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill_lab.evaluation.labels import NUM_EXAMPLES, NUM_WORST, LabelReport, label_report
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import shown, times
 from distill_lab.report.figure import LABELS
@@ -43,63 +41,62 @@ def cost_section(summary: Mapping[str, Any]) -> str:
     )
 
 
-def labels_section(summary: Mapping[str, Any], files: Mapping[str, Path]) -> str:
-    """Accuracy per label, matrix and errors from the eval files; empty where the summary has no `labels`."""
-    if "labels" not in summary or "student" not in files:
+def labels_section(summary: Mapping[str, Any]) -> str:
+    """Accuracy per label, the student's matrix and errors; empty if the summary has no `labels`."""
+    labels: Mapping[str, Mapping[str, Any]] = summary.get("labels") or {}
+    if "student" not in labels:
         return ""
-    reports = {kind: label_report(path) for kind, path in files.items()}
-    student = reports["student"]
+    student = labels["student"]
     return (
-        f'<h2>Labels</h2><p class="muted">A label could be read in {percent(student.parse_rate)} of the student\'s answers.'
-        f'</p><div class="card scroll">{_accuracy_table(reports)}</div>'
-        f'<h3 class="after">Student: gold labels (rows) and what it said (columns)</h3>'
-        f'<div class="card scroll">{_matrix(student)}</div>{_worst(student)}'
+        f'<h2>Labels</h2><p class="muted">A label could be read in {percent(student["parse_rate"])} of the student\'s '
+        f'answers.</p><div class="card scroll">{_accuracy_table(labels)}</div>'
+        f'<h3 class="after">Student: gold labels (rows) and its answers (columns)</h3>'
+        f'<div class="card scroll">{_matrix(student["matrix"])}</div>{_worst(student["worst"])}'
     )
 
 
-def _accuracy_table(reports: Mapping[str, LabelReport]) -> str:
-    kinds = [kind for kind in LABELS if kind in reports]
-    scores = {kind: {score.label: score for score in reports[kind].per_label} for kind in kinds}
+def _accuracy_table(labels: Mapping[str, Mapping[str, Any]]) -> str:
+    kinds = [kind for kind in LABELS if kind in labels]
     heads = "".join(f'<th scope="col" class="{kind}">{LABELS[kind]}</th>' for kind in kinds)
     body = ""
-    for score in reports["student"].per_label:
+    for name in labels["student"]["per_label"]:
+        found = {kind: labels[kind]["per_label"].get(name) for kind in kinds}
         cells = "".join(
-            f'<td class="{kind}">{scores[kind][score.label].accuracy:.1%}</td>'
-            if score.label in scores[kind]
-            else "<td>–</td>"
-            for kind in kinds
+            f'<td class="{kind}">{accuracy:.1%}</td>' if accuracy is not None else "<td>–</td>"
+            for kind, accuracy in found.items()
         )
-        body += f'<tr><th scope="row">{shown(score.label)}</th>{cells}<td>{score.total:,}</td></tr>'
+        body += f'<tr><th scope="row">{shown(name)}</th>{cells}<td>{labels["student"]["totals"][name]:,}</td></tr>'
     return (
         f'<table><thead><tr><th scope="col">Label, worst first</th>{heads}<th scope="col">Texts</th></tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
 
 
-def _matrix(report: LabelReport) -> str:
-    heads = "".join(f'<th scope="col">{shown(name)}</th>' for name in report.columns)
+def _matrix(matrix: Mapping[str, Any]) -> str:
+    heads = "".join(f'<th scope="col">{shown(name)}</th>' for name in matrix["columns"])
     body = ""
-    for gold, counts in zip(report.rows, report.matrix, strict=True):
+    for gold, counts in zip(matrix["rows"], matrix["array"], strict=True):
         total = sum(counts)
         cells = "".join(
-            f'<td style="background:color-mix(in srgb,var(--{"good" if said == gold else "bad"}) '
+            f'<td style="background:color-mix(in srgb,var(--{"good" if given == gold else "bad"}) '
             f'{round(45 * number / total)}%,transparent)">{number or "·"}</td>'
-            for said, number in zip(report.columns, counts, strict=True)
+            for given, number in zip(matrix["columns"], counts, strict=True)
         )
         body += f'<tr><th scope="row">{shown(gold)}</th>{cells}<td>{total:,}</td></tr>'
     heads = f'<th scope="col"></th>{heads}<th scope="col">Total</th>'
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _worst(report: LabelReport) -> str:
+def _worst(worst: Sequence[Mapping[str, Any]]) -> str:
     parts = []
-    for score in report.per_label[:NUM_WORST]:
+    for score in worst:
         errors = "".join(
-            f"<li>said {shown(error.predicted)}: <bdi>{shown(error.text[:200])}</bdi></li>"
-            for error in score.errors[:NUM_EXAMPLES]
+            f"<li>said {shown(error['predicted'])}: <bdi>{shown(error['text'][:200])}</bdi></li>"
+            for error in score["errors"]
         )
         if errors:
+            right, total = score["correct"], score["total"]
             parts.append(
-                f"<p><b>{shown(score.label)}</b> {score.accuracy:.1%} ({score.correct}/{score.total})</p><ul>{errors}</ul>"
+                f"<p><b>{shown(score['label'])}</b> {right / total:.1%} ({right}/{total})</p><ul>{errors}</ul>"
             )
     return f'<h3 class="after">Worst labels</h3><div class="card">{"".join(parts)}</div>' if parts else ""

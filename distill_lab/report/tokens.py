@@ -1,35 +1,28 @@
 """The page's part on tokens: how long answers are, per model and by level and type, what samples are worth, iterations.
 
-summary.json of a run that has `tokens`, and eval rows per model -> HTML with one figure, the distribution of tokens.
+summary.json of a run that has `tokens` -> HTML with one figure, the distribution of tokens.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from statistics import median
 from typing import Any
 
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import shown, times
 from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg
 
-NUM_BINS = 30
 ROW, TOP, BARS = 92, 30, 54
 """Heights in a figure: a model's row, what stands above the first, and the highest bar."""
 LEFT = 100
 
 
-def tokens_section(summary: Mapping[str, Any], items: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """The section as HTML; empty where the summary says nothing of tokens."""
+def tokens_section(summary: Mapping[str, Any]) -> str:
+    """The section as HTML; empty if the summary has no `tokens`."""
     if "tokens" not in summary:
         return ""
-    tokens = {
-        kind: [row["num_tokens"] for row in rows.values() if row["finish_reason"] in ("stop", "length")]
-        for kind, rows in items.items()
-    }
-    panel = distribution_panel({kind: found for kind, found in tokens.items() if found})
+    panel = distribution_panel(summary)
     cards = [inline_svg(panel, "Tokens per answer of each model") if panel else ""]
     cards += [_group_table(by, summary["tokens"].get(by, {})) for by in ("level", "type")]
     cards = [f'<div class="card scroll">{card}</div>' for card in cards if card]
@@ -39,25 +32,23 @@ def tokens_section(summary: Mapping[str, Any], items: Mapping[str, Mapping[str, 
     )
 
 
-def distribution_panel(tokens: Mapping[str, Sequence[int]]) -> tuple[str, int] | None:
+def distribution_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
     """SVG elements and height: a histogram of tokens per answer for each model, one scale for all; None without any.
 
-    tokens: model ("teacher", "base", "student") -> tokens of its answers. A bar's height is the share of the model's answers
-    in its bin; the line marks the median.
+    A bar's height is the share of the model's answers in its bin; the line marks the median.
     """
-    if not tokens:
+    if not summary.get("token_histogram"):
         return None
-    width = max(1, math.ceil((max(map(max, tokens.values())) + 1) / NUM_BINS))
-    shares = {kind: histogram(found, width) for kind, found in tokens.items()}
+    width, shares = summary["token_histogram"]["width"], summary["token_histogram"]["shares"]
     highest = max(max(bins) for bins in shares.values())
     num_bins = max(map(len, shares.values()))
     step = (PANEL_WIDTH - LEFT) / num_bins
     parts = ['<text class="title" x="0" y="18">Tokens per answer</text>']
-    kinds = [kind for kind in LABELS if kind in tokens]
+    kinds = [kind for kind in LABELS if kind in shares]
     for number, kind in enumerate(kinds):
         floor = TOP + number * ROW + BARS + 14
         parts.append(f'<text x="0" y="{floor - 22}">{escape(LABELS[kind])}</text>')
-        middle = median(tokens[kind])
+        middle = summary["models"][kind]["median_tokens"]
         parts.append(f'<text class="note" x="0" y="{floor - 7}">median {middle:g}</text>')
         for place, share in enumerate(shares[kind]):
             if not share:
@@ -74,14 +65,6 @@ def distribution_panel(tokens: Mapping[str, Sequence[int]]) -> tuple[str, int] |
     for place in range(0, num_bins, max(1, num_bins // 4)):
         parts.append(f'<text class="note mid" x="{LEFT + place * step:.1f}" y="{height - 6}">{place * width:,}</text>')
     return "".join(parts), height + 4
-
-
-def histogram(tokens: Sequence[int], width: int) -> list[float]:
-    """Share of `tokens` in [0, width), [width, 2 width), ... up to the bin of the largest."""
-    bins = [0] * (max(tokens) // width + 1)
-    for number in tokens:
-        bins[number // width] += 1
-    return [number / len(tokens) for number in bins]
 
 
 def _sentences(summary: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill_lab.answers import last_box
 from distill_lab.config import DataConfig
 from distill_lab.data import adapters
 from distill_lab.data.records import Slice
@@ -21,8 +20,6 @@ from distill_lab.data.sources import open_source
 from distill_lab.data.traces import MAX_LEVEL, answer_fields, minimum_level
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
-from distill_lab.grading.graders._number import read_number
-from distill_lab.grading.graders.numeric import worked_answer
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
 from distill_lab.types import Completion, Counts, Message, Prompt
 
@@ -80,25 +77,6 @@ def add_instruction(prompts: Path, path: Path, instruction: str) -> Counts:
 
     number = write_jsonl(path, map(asked, read_jsonl(prompts)))
     return Counts(number, number)
-
-
-def final_answer_grader(prompts: Path) -> str:
-    """The grader for final answers that fits every gold answer, or reference solution, of `prompts`.
-
-    `numeric` where each is or ends in a number, `math` where each is a gold answer or ends in a box or `####`, else
-    `overlap` with the whole reference.
-    """
-    numbers = True
-    for row in read_jsonl(prompts):
-        gold = row.get("answer") or ""
-        if not gold and row.get("completion"):
-            gold = row["completion"][0]["content"]
-            if "####" not in gold and not last_box(gold):
-                return "overlap"
-        if not gold:
-            return "overlap"
-        numbers = numbers and read_number(worked_answer(gold), strict=True) is not None
-    return "numeric" if numbers else "math"
 
 
 def threshold_note(rv_min: float, cd_min: float) -> str:

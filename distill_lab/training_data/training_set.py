@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from distill_lab.chat import answer_text
 from distill_lab.errors import DataError
-from distill_lab.files.jsonl import atomic_path, parse_json_object, write_jsonl
+from distill_lab.files.jsonl import atomic_path, parse_json_object, read_jsonl, write_json, write_jsonl
 from distill_lab.generation.cut_answers import CUT
 from distill_lab.types import Completion, Counts, Message, Prompt
 
@@ -172,3 +173,9 @@ def instruction_row(messages: Sequence[Message], output: str) -> dict[str, Any]:
         row = {"instruction": rest[0]["content"], "input": "", "output": output}
         return {"system": system[0], **row} if system else row
     return {"messages": [*messages, {"role": "assistant", "content": output}]}
+
+
+def export_rows(rows: Path, path: Path) -> None:
+    """Write training rows as a JSON array of {instruction, input, output}, thinking in think tags."""
+    pairs = ((row["prompt"], row["completion"][0]) for row in read_jsonl(rows))
+    write_json(path, [instruction_row(prompt, answer_text(a["content"], a.get("thinking"))) for prompt, a in pairs])

@@ -133,6 +133,7 @@ def test_summary_arithmetic_and_shape() -> None:
     assert (summary["gain"], summary["p_value"]) == (0.3, 0.02)
     assert list(summary["models"]) == ["teacher", "base", "student"]
     assert set(summary["models"]["base"]) == {
+        *("truncated", "unparseable", "missing", "timeouts"),
         *("score", "ci95", "cut_share", "tokens_per_s", "tokens_per_s_single", "latency_p50_s", "latency_p95_s"),
         *("seconds_per_answer", "seconds_per_answer_single", "engine", "device", "dtype", "timed_prompts"),
         *("timed_max_tokens", "num_latencies", "latency_tokens", "mean_tokens", "num_parameters", "peak_memory_bytes"),

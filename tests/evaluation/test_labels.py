@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -149,13 +148,13 @@ def test_live_lines_count_what_was_answered_before(tmp_path: Path) -> None:
 
 def test_the_page_escapes_texts_and_shows_every_model(tmp_path: Path) -> None:
     path = items(tmp_path)
-    summary: dict[str, Any] = {"labels": {"student": {}, "teacher": {}}}
-    html = labels_section(summary, {"teacher": path, "student": path})
+    found = label_report(path).summary()
+    html = labels_section({"labels": {"student": found, "teacher": found}})
     assert "text &lt;b&gt;5&lt;/b&gt;" in html
     assert "<b>5" not in html
     assert html.count('<th scope="row">ot</th>') == 2
     assert '<td class="teacher">66.7%</td><td class="student">66.7%</td>' in html
-    assert labels_section({}, {"student": path}) == ""
+    assert labels_section({}) == ""
 
 
 def test_the_command_prints_lines_and_matrix_and_writes_json(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from distill_lab.evaluation.speed import Speed, measure
 from distill_lab.evaluation.summary import no_p95, ran_on, summarize
 from distill_lab.generation.decoding.slices import Slices
 from distill_lab.generation.engines.transformers import TransformersEngine
-from distill_lab.pipeline import timing_note
+from distill_lab.pipeline.proof import timing_note
 from distill_lab.types import Prompt
 
 

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from distill_lab.evaluation.token_stats import render_models, token_stats, with_tokens
+from distill_lab.evaluation.token_stats import NUM_BINS, histograms, render_models, token_stats, with_tokens
 from distill_lab.files.jsonl import write_jsonl
-from distill_lab.report.tokens import BARS, distribution_panel, histogram, tokens_section
+from distill_lab.report.tokens import BARS, distribution_panel, tokens_section
 
 TOKENS = {"teacher": [10, 20, 30, 40], "base": [5, 5, 50, 60], "student": [8, 8, 8, 12]}
 
@@ -61,11 +61,18 @@ def test_figures_of_some_solutions() -> None:
 
 
 def test_a_histogram_holds_every_answer() -> None:
-    assert histogram([0, 9, 10, 29], 10) == [0.5, 0.25, 0.25]
+    found = histograms({"a": [0, 9, 10, 29], "b": [2 * NUM_BINS - 1]})
+    assert found is not None
+    assert found["width"] == 2
+    shares = found["shares"]
+    assert [place for place, share in enumerate(shares["a"]) if share] == [0, 4, 5, 14]
+    assert sum(shares["a"]) == sum(shares["b"]) == 1
+    assert len(shares["b"]) == NUM_BINS
+    assert histograms({}) is None
 
 
-def test_the_figure_is_one_scale_for_all_models() -> None:
-    panel = distribution_panel(TOKENS)
+def test_the_figure_is_one_scale_for_all_models(summary: dict[str, Any]) -> None:
+    panel = distribution_panel(summary)
     assert panel is not None
     drawing = ElementTree.fromstring(f"<svg>{panel[0]}</svg>")
     heights = {
@@ -82,8 +89,8 @@ def test_the_figure_is_one_scale_for_all_models() -> None:
 
 def test_the_section_escapes_what_data_say() -> None:
     each = {"num": 2, "mean": 3.0, "median": 3.0, "shortest": 2, "longest": 4}
-    page = tokens_section({"tokens": {"all": {"": each}, "level": {}, "type": {"<b>\x1b": each}}}, {})
+    page = tokens_section({"tokens": {"all": {"": each}, "level": {}, "type": {"<b>\x1b": each}}})
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "\x1b" not in page
-    assert tokens_section({}, {}) == ""
+    assert tokens_section({}) == ""

@@ -15,7 +15,8 @@ from distill_lab.evaluation.verdict import CUT_OFTEN, RETENTION_KPI
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.cut_answers import CUT, TOO_LONG, cut_reason, cut_warning, dropped_warning
 from distill_lab.grading.graders import metric_of
-from distill_lab.pipeline import Pipeline
+from distill_lab.pipeline.proof import ask_alike, evaluate_models
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.terminal import Terminal
@@ -104,7 +105,8 @@ def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[
         pipeline = Pipeline(run, engine=EngineConfig(engine="transformers"))
         pipeline.training_set(prompts, tmp_path / "answers.jsonl")
         models: dict[str, ModelConfig] = dict.fromkeys(("teacher", "base", "student"), model)
-        summary = pipeline.prove(models, prompts, sampling, grader="exact", measure_speed=False)
+        setups = ask_alike(models, sampling)
+        summary = evaluate_models(pipeline, setups, prompts, grader="exact", measure_speed=False)
     assert [note for note in notes if note.startswith("warning: 75% of the rows")]
     share = summary["models"]["teacher"]["cut_share"]
     assert share > 0.1

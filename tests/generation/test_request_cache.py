@@ -25,7 +25,7 @@ from distill_lab.generation import request_cache
 from distill_lab.generation.engines import Engine, load_engine
 from distill_lab.generation.generate import generate
 from distill_lab.generation.request_cache import CacheFile, RequestCache, cache_path, model_key
-from distill_lab.pipeline import Pipeline
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.types import Completion, Counts, Prompt

@@ -14,7 +14,7 @@ from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines._chat_completions import request_body
 from distill_lab.generation.engines.openai_api import OpenAIEngine
 from distill_lab.models.generation_config import own_settings, resolve_sampling, settings_in, with_own
-from distill_lab.pipeline import Pipeline
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import prompt, system1, system2, verified
 from distill_lab.run import Run

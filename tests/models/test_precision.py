@@ -22,7 +22,7 @@ from distill_lab.generation.decoding.row import Row
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.generation.request_cache import model_key
 from distill_lab.models.loading import load_model, settled
-from distill_lab.pipeline import Pipeline
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.run import Run
 from distill_lab.types import Prompt
 from tests.helpers import make_prompts
@@ -97,7 +97,7 @@ def test_a_run_records_the_choice_and_keeps_to_it(
 
     def settle(**fields: str) -> ModelConfig:
         with Run.open(tmp_path, recipe="test", config={}) as run:
-            return Pipeline(run, engine=TRANSFORMERS).settled(model.model_copy(update=fields))
+            return Pipeline(run, engine=TRANSFORMERS).resolve(model.model_copy(update=fields))
 
     claim(monkeypatch, 3.0)
     assert settle().dtype == "bf16"

@@ -22,7 +22,7 @@ from distill_lab.generation.request_cache import model_key
 from distill_lab.models import loading
 from distill_lab.models.loading import load_model, settled
 from distill_lab.models.precision import Weights, choose_quantization, count_weights, is_spread
-from distill_lab.pipeline import Pipeline
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.run import Run
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -80,7 +80,7 @@ def test_the_choice_is_recorded_and_part_of_the_caches_key(
         keys[level] = model_key(model, TRANSFORMERS)
         assert keys[level] == model_key(model.model_copy(update={"quantization": level}), TRANSFORMERS)
         with Run.open(tmp_path / level, recipe="test", config={}) as run:
-            assert Pipeline(run, engine=TRANSFORMERS).settled(model).quantization == level
+            assert Pipeline(run, engine=TRANSFORMERS).resolve(model).quantization == level
         [recorded] = json.loads((tmp_path / level / "run.json").read_text())["models"].values()
         assert recorded["quantization"] == level
     assert keys["none"] != keys["8bit"]

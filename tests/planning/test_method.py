@@ -13,7 +13,8 @@ from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, TrainConfi
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
-from distill_lab.pipeline import Pipeline, trained, untrained
+from distill_lab.pipeline.fitting import base_model_config, fit, trained_model_config
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.known_models import known_models
 from distill_lab.planning.machine import Machine, host_memory
 from distill_lab.planning.memory_estimate import training_memory
@@ -63,8 +64,8 @@ def test_every_preset_finds_a_method_on_every_card(recipe: str, preset: str, car
     assert found.memory.host <= machine.usable_ram
     assert step_tokens(found.train) == step_tokens(config.train)
     # What is asked in the proof, one model at a time: the base student and the student.
-    base = untrained(config.student, found.student, found.train)
-    after = trained(Path("student"), found.student, found.train)
+    base = base_model_config(config.student, found.student, found.train)
+    after = trained_model_config(Path("student"), found.student, found.train)
     for quantization in (base.quantization, after.quantization):
         model = ModelConfig(model=config.student.model, quantization=quantization)
         assert answering(shape_of(config.student), model, machine, new_tokens=new_tokens)[1].total <= machine.usable
@@ -96,8 +97,8 @@ def test_what_is_too_big_for_16_bits_gets_adapters_on_4_bit_weights_that_stay_ap
     found = choose_method(seven, TrainConfig(), machine=T4)
     assert (found.student.quantization, found.train.method) == ("4bit", "qlora")
     assert not found.train.lora.merge  # merged in 16 bits, it could not be asked here
-    assert trained(Path("out"), found.student, found.train).quantization == "4bit"
-    assert untrained(seven, found.student, found.train).quantization == "4bit"
+    assert trained_model_config(Path("out"), found.student, found.train).quantization == "4bit"
+    assert base_model_config(seven, found.student, found.train).quantization == "4bit"
     assert found.line.startswith("full fine-tune needs 205.9 GB of 13.4 GB: ")
     with pytest.raises(
         UserError, match=r"cannot be trained in the memory of this GPU: LoRA r 16 on 4-bit weights with"
@@ -194,7 +195,7 @@ def test_a_run_keeps_its_method_and_refuses_a_machine_it_does_not_fit(
         monkeypatch.setattr("distill_lab.planning.machine.this_machine", lambda: machine)
         monkeypatch.setattr("distill_lab.device.device_name", lambda device: name)
         with Run.open(tmp_path / "run", recipe="system2", config={}) as run:
-            return Pipeline(run, engine=EngineConfig()).fitted(STUDENT, LONG)
+            return fit(run, STUDENT, LONG, EngineConfig(), teacher=None, new_tokens=512)
 
     first = fitted(CARDS["24 GB"], "an A10")
     assert first[1].optim == "adamw_8bit"
@@ -223,7 +224,7 @@ def test_a_small_machine_trains_adapters_by_itself_and_leaves_a_plain_model(
     write_jsonl(rows, toy_rows(8))
     with Run.open(tmp_path / "run", recipe="system1", config={}) as run:
         pipeline = Pipeline(run, engine=EngineConfig())
-        fitted, settled = pipeline.fitted(student, train)
+        fitted, settled = fit(run, student, train, pipeline.engine, teacher=None, new_tokens=512)
         out = pipeline.student(fitted, rows, settled, thinking=None)
     assert (settled.lora.r, settled.lora.merge, settled.method) == (16, True, "lora")
     assert (out / "adapter" / "adapter_config.json").is_file()

@@ -255,6 +255,8 @@ def test_samples_after_the_first_and_graded_scores(tmp_path: Path) -> None:
     for name in ("teacher", "base", "student"):
         rows = [row(i, 0.25 * i, sample=sample) for i in range(4) for sample in range(2)]
         write_jsonl(folder / "eval" / f"{name}.jsonl", rows)
+    summary = json.loads((folder / "summary.json").read_text())
+    write_json(folder / "summary.json", summary | {"test": "sign-flip permutation"})
     text = page_of(folder).text
     assert "Teacher 0.50" in text
     assert "sign-flip permutation test" in text

@@ -22,7 +22,8 @@ from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines.openai_api import OpenAIEngine
 from distill_lab.models.names import api_engine
-from distill_lab.pipeline import Pipeline
+from distill_lab.pipeline.proof import Evaluation, ask_alike, measure_speeds
+from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_model
 from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
@@ -181,9 +182,9 @@ def test_a_servers_speed_is_not_measured_and_that_is_said(tmp_path: Path) -> Non
 
     with Run.open(tmp_path / "run", recipe="r", config={}, watch=Watching()) as run:
         pipeline = Pipeline(run, engine=EngineConfig())
-        assert (
-            pipeline._speeds({"teacher": ModelConfig(model="openai:m")}, tmp_path / "test.jsonl", SAMPLING, 128) == {}
-        )
+        setups = ask_alike({"teacher": ModelConfig(model="openai:m")}, SAMPLING)
+        found = Evaluation(setups, {}, {}, {}, {}, "exact", None)
+        assert measure_speeds(pipeline, found, tmp_path / "test.jsonl", long_answers=False) == {}
     assert notes == ["no speed of the teacher: openai:m runs on a server, not here"]
 
 

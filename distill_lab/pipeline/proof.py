@@ -1,0 +1,222 @@
+"""The proof: teacher, base student and student on the same test -> eval/, summary.json, report.html.
+
+    setups = ask_alike({"teacher": teacher, "base": base, "student": student}, config.test_sampling)
+    summary = evaluate_models(pipeline, setups, test, grader="auto", measure_speed=True)
+
+All answers are generated first, one model in memory at a time; then all are graded; then speeds are measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.evaluation.cost import time_answers
+from distill_lab.evaluation.evaluate import Score, cut_share, evaluate
+from distill_lab.evaluation.statistics import paired, retention_interval
+from distill_lab.evaluation.steps import count_steps
+from distill_lab.evaluation.summary import summarize
+from distill_lab.files.jsonl import read_jsonl, write_json
+from distill_lab.generation.cut_answers import cut_warning
+from distill_lab.generation.model_identity import model_inputs
+from distill_lab.grading.choose_grader import default_grader, has_references
+from distill_lab.grading.graders import Metric, grading, metric_of
+from distill_lab.models.names import api_engine
+from distill_lab.pipeline.stages import Pipeline
+from distill_lab.report.publish import Speeds, published, training_losses
+from distill_lab.training_data.prompt_distillation import write_references
+from distill_lab.types import Prompt
+
+AUTO = "auto"
+TITLES = {"teacher": "the teacher", "base": "the base student", "student": "the student"}
+NUM_MEASURED = 64
+"""Test prompts that speed is measured on."""
+
+
+def as_they_are(prompts: Path) -> Path:
+    """The test prompts, unchanged."""
+    return prompts
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSetup:
+    """A model and how it is asked."""
+
+    model: ModelConfig
+    sampling: SamplingConfig
+    view: Callable[[Path], Path] = as_they_are
+    """Test prompts -> the prompts as this model sees them; a stage of the run if it changes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What the models answered, and their scores."""
+
+    setups: Mapping[str, EvalSetup]
+    prompts: Mapping[str, Path]
+    """By model: the prompts as the model saw them."""
+    answers: Mapping[str, Path]
+    """By model: its completions."""
+    results: Mapping[str, Path]
+    """By scored model: its eval file."""
+    scores: Mapping[str, Score]
+    grader: str
+    metric: Metric | None
+    """What the scores are; None without scores."""
+
+
+Extend = Callable[[dict[str, Any], Evaluation, Speeds], dict[str, Any]]
+"""What a recipe adds: (summary, evaluation, speeds) -> summary."""
+
+
+def ask_alike(models: Mapping[str, ModelConfig], sampling: SamplingConfig) -> dict[str, EvalSetup]:
+    """Setups that ask every model the same, in the same way."""
+    return {name: EvalSetup(model, sampling) for name, model in models.items()}
+
+
+def evaluate_models(
+    pipeline: Pipeline,
+    setups: Mapping[str, EvalSetup],
+    test: Path,
+    *,
+    grader: str = AUTO,
+    labels: Sequence[str] = (),
+    teacher_is_reference: bool | None = None,
+    measure_speed: bool,
+    several_steps: bool = False,
+    extend: Extend | None = None,
+) -> dict[str, Any]:
+    """Score and time the models ("teacher", "base", "student") on `test`; returns what summary.json holds.
+
+    grader: a name; auto: exact if every prompt has a gold answer, else overlap. labels: those a reference answer must be
+    one of. teacher_is_reference: the teacher's answers are the gold answers, and it has no score of its own; None: if the
+    grader compares texts and no reference texts are known. several_steps: also the share of answers that reason in
+    several steps before their final answer; latency is then that of answers twice as long.
+    """
+    run = pipeline.run
+    if not any(True for _ in read_jsonl(test)):
+        run.watch.note("no test rows: no scores (give --test, or more data)")
+        found = Evaluation(setups, {}, {}, {}, {}, grader, None)
+    else:
+        grader = default_grader(test) if grader == AUTO else grader
+        alone = teacher_is_reference
+        if alone is None:
+            alone = metric_of(grader).similarity and not has_references(test)
+        found = _evaluated(pipeline, setups, test, grader=grader, labels=labels, alone=alone)
+    scores = found.scores
+    gain = paired(found.results["base"], found.results["student"]) if {"base", "student"} <= scores.keys() else None
+    retained = {"teacher", "student"} <= scores.keys() and scores["teacher"].score > 0
+    retention_ci95 = retention_interval(found.results["teacher"], found.results["student"]) if retained else None
+    steps = {name: count_steps(test, found.results[name]) for name in scores if several_steps}
+    losses = training_losses(run, setups["student"].model if "student" in setups else None)
+    num_scored = next((score.n for score in scores.values()), 0)
+
+    def summarized(speeds: Speeds) -> dict[str, Any]:
+        summary = summarize(
+            run.recipe, num_scored, scores=scores, speeds=speeds, gain=gain, retention_ci95=retention_ci95, steps=steps,
+            metric=found.metric, losses=losses,
+        )  # fmt: skip
+        return extend(summary, found, speeds) if extend else summary
+
+    timing = None
+    if scores and measure_speed:
+        timing = lambda: measure_speeds(pipeline, found, test, long_answers=several_steps)  # noqa: E731 - a choice, not a name
+    return published(run, summarized, timing)
+
+
+def _evaluated(
+    pipeline: Pipeline,
+    setups: Mapping[str, EvalSetup],
+    test: Path,
+    *,
+    grader: str,
+    labels: Sequence[str],
+    alone: bool,
+) -> Evaluation:
+    """Answers and scores of every model. alone: the teacher's answers are the reference, and it is not scored."""
+    run = pipeline.run
+    prompts: dict[str, Path] = {}
+    answers: dict[str, Path] = {}
+    for name, setup in setups.items():
+        prompts[name] = setup.view(test)
+        title, output = f"test answers of {TITLES.get(name, name)}", f"eval/{name}.completions.jsonl"
+        answers[name] = pipeline.answers(title, setup.model, prompts[name], setup.sampling, output=output)
+        if alone and name == "teacher":
+            test = _reference(pipeline, test, answers[name], labels)
+    run.watch.note(f"graded by: {grader}" + (", against the teacher's answers" if alone else ""))
+    scored = [name for name in setups if not (alone and name == "teacher")] if test.stat().st_size else []
+    results = {name: run.path(f"eval/{name}.jsonl") for name in scored}
+    # All answers first: a judge is never in memory together with what it judges, and is loaded once.
+    with grading(grader, pipeline.engine) as loaded:
+        scores = {name: evaluate(prompts[name], answers[name], results[name], loaded) for name in scored}
+    for name, path in answers.items():
+        pipeline.warn(cut_warning(TITLES.get(name, name), cut_share(path)))
+    metric = metric_of(grader, reference="teacher" if alone else "gold") if scores else None
+    return Evaluation(setups, prompts, answers, results, scores, grader, metric)
+
+
+def _reference(pipeline: Pipeline, test: Path, answers: Path, labels: Sequence[str]) -> Path:
+    """The test with the teacher's answers as gold answers; cut, empty and unreadable ones are left out and counted."""
+    found = pipeline.run.stage(
+        "reference",
+        "eval/reference.jsonl",
+        inputs={"test": test, "answers": answers, **({"labels": labels} if labels else {})},
+        work=lambda path: write_references(test, answers, path, labels=labels),
+    )
+    if not found.kept:
+        pipeline.watch.note(f"the teacher gave no usable answer in the test ({found.counts}): no scores; see {answers}")
+    return found.path
+
+
+def measure_speeds(pipeline: Pipeline, found: Evaluation, test: Path, *, long_answers: bool) -> Speeds:
+    """Speeds of teacher and student: in turns if both are asked alike, else one after the other."""
+    from distill_lab.evaluation.speed import LATENCY_TOKENS, REASONING_TOKENS, Speed, measure
+
+    watch, budget_s = pipeline.watch, pipeline.engine.measure_budget_s
+    timed: dict[str, ModelConfig] = {}
+    for name, setup in found.setups.items():
+        if api_engine(setup.model.model):
+            watch.note(f"no speed of {TITLES.get(name, name)}: {setup.model.model} runs on a server, not here")
+        elif name != "base":
+            timed[name] = pipeline.resolve(setup.model)
+    if not timed:
+        return {}
+    num_tokens = REASONING_TOKENS if long_answers else LATENCY_TOKENS
+    samplings = {name: found.setups[name].sampling for name in timed}
+    first = next(iter(samplings.values()))
+    # Models that see the test unchanged see the same prompts, though their files may differ in the reference.
+    alike = all(found.setups[name].view is as_they_are and samplings[name] == first for name in timed)
+    inputs: dict[str, Any] = {name: model_inputs(model) for name, model in timed.items()}
+    if alike:
+        inputs |= {"test": test, "sampling": first.model_dump(), "latency_tokens": num_tokens, "budget_s": budget_s}
+    else:
+        for name in timed:
+            inputs[name] |= {"prompts": found.prompts[name], "sampling": samplings[name].model_dump()}
+
+    def work(path: Path) -> None:
+        watch.note(timing_note(len(timed), budget_s))
+        if alike:
+            prompts = [Prompt.from_json(row) for _, row in zip(range(NUM_MEASURED), read_jsonl(test), strict=False)]
+            speeds = measure(timed, prompts, sampling=first, latency_tokens=num_tokens, budget_s=budget_s)
+        else:
+            speeds = {
+                name: time_answers(model, found.prompts[name], samplings[name], budget_s=budget_s)
+                for name, model in timed.items()
+            }
+        write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
+
+    path = pipeline.run.stage("speed", "speed.json", inputs=inputs, work=work).path
+    return {name: Speed.from_json(row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def timing_note(num_models: int, budget_s: float) -> str:
+    """How long timing takes, for the user to read before it begins."""
+    minutes = num_models * budget_s / 60
+    return (
+        f"timing takes about {minutes:.1f} min at most, besides loading {'the model' if num_models == 1 else 'the models'} "
+        f"twice ({budget_s:g} s a model: engine.measure-budget-s)"
+    )

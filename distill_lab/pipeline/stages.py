@@ -1,0 +1,230 @@
+"""The way of the data as stages of a run: each method is one arrow, made once, resumed, and skipped when nothing changed.
+
+pipeline = Pipeline(run, engine=config.engine)
+data = pipeline.data(config.data, "System 1 distillation")
+answers = pipeline.answers("teacher answers", config.teacher, data, config.sampling)
+rows = pipeline.training_set(data, answers)
+student = pipeline.student(config.student, rows, config.train, thinking=False)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from distill_lab.config import DataConfig, EngineConfig, ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
+from distill_lab.data import splits
+from distill_lab.data.records import write_prompts
+from distill_lab.errors import NoData
+from distill_lab.files.jsonl import write_json
+from distill_lab.generation.cut_answers import dropped_warning
+from distill_lab.generation.generate import Progress, generate
+from distill_lab.generation.model_identity import model_inputs
+from distill_lab.generation.request_cache import RequestCache
+from distill_lab.grading.grade import grade
+from distill_lab.grading.graders import grading
+from distill_lab.pipeline.fitting import fit, resolve_model
+from distill_lab.run import Run, Stage
+from distill_lab.training_data.reasoning import add_instruction
+from distill_lab.training_data.training_set import write_training_set
+from distill_lab.types import Counts
+
+
+class Pipeline:
+    """The stages of one run. Nothing here is special to a recipe."""
+
+    def __init__(self, run: Run, *, engine: EngineConfig) -> None:
+        self.run, self.watch, self.engine = run, run.watch, engine
+        self._said: set[str] = set()
+
+    def resolve(self, model: ModelConfig) -> ModelConfig:
+        """`model` with its dtype and quantization on this machine; see `fitting.resolve_model`."""
+        return resolve_model(self.run, model, self.engine)
+
+    def fit(self, config: RecipeConfig) -> tuple[ModelConfig, TrainConfig]:
+        """The recipe's student and training settings as they fit this machine; see `fitting.fit`."""
+        tokens = config.sampling.max_new_tokens
+        return fit(self.run, config.student, config.train, self.engine, teacher=config.teacher, new_tokens=tokens)
+
+    def step(self, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: Any) -> Stage:
+        """A stage that reads files and writes one: `work(*files, output, **settings)`, once."""
+        inputs = {**{str(number): file for number, file in enumerate(files)}, **settings}
+        return self.run.stage(name, output, inputs=inputs, work=lambda path: work(*files, path, **settings))
+
+    def data(self, data: DataConfig, purpose: str) -> Path:
+        """Source -> `data.jsonl`. Raises NoData, naming the purpose, if the source has no rows."""
+        found = self.prompts("data", data)
+        if not found.kept:
+            raise NoData(f"No data for {purpose}")
+        return found.path
+
+    def prompts(self, name: str, data: DataConfig) -> Stage:
+        """Source -> prompts: `<name>.jsonl`. Zero rows are not an error here."""
+        local = Path(data.path).expanduser()
+        inputs = {"data": data.model_dump(), "file": local if local.is_file() else None}
+        return self.run.stage(name, f"{name}.jsonl", inputs=inputs, work=lambda path: write_prompts(data, path))
+
+    def test_prompts(self, data: Path, test: DataConfig, num_test: int) -> Path:
+        """The prompts scores are taken on: the test data given, else `num_test` rows of `data`."""
+        if test.path:
+            return self.prompts("test", test).path
+        return self.run.stage(
+            "test",
+            "test.jsonl",
+            inputs={"data": data, "num_test": num_test},
+            work=lambda path: splits.sample(data, path, num_rows=num_test),
+        ).path
+
+    def with_instruction(self, name: str, prompts: Path, instruction: str) -> Path:
+        """The prompts with `instruction` after each question."""
+        inputs = {"prompts": prompts, "instruction": instruction}
+        work = partial(add_instruction, prompts, instruction=instruction)
+        return self.run.stage(name, f"{name.replace(' ', '_')}.jsonl", inputs=inputs, work=work).path
+
+    def training_prompts(self, data: Path, test: Path) -> Path:
+        """The rows of `data` that do not stand in the test: `prompts.jsonl`. Raises NoData where none is left."""
+        prompts = self.run.stage(
+            "prompts",
+            "prompts.jsonl",
+            inputs={"data": data, "test": test},
+            work=lambda path: splits.without(data, test, path),
+        )
+        if not prompts.kept:
+            raise NoData(
+                "every row of the data stands in the test too, nothing is left to train on; use other test data"
+            )
+        return prompts.path
+
+    def answers(
+        self,
+        name: str,
+        model: ModelConfig,
+        prompts: Path,
+        sampling: SamplingConfig,
+        *,
+        output: str = "completions.jsonl",
+    ) -> Path:
+        """Prompts -> completions of `model`, resumed row by row after an interruption.
+
+        The sampling that results from `sampling.from_model` is part of the stage's key, and stands in run.json.
+        """
+        sampling = self.sampled(model, sampling)
+        model = self.resolve(model)
+        return self.run.stage(
+            name,
+            output,
+            inputs={"prompts": prompts, "sampling": sampling.model_dump(), **model_inputs(model, self.engine)},
+            work=lambda path: self._generate(model, prompts, sampling, path),
+            about={"sampling": sampling.model_dump(mode="json")},
+        ).path
+
+    def sampled(self, model: ModelConfig, sampling: SamplingConfig) -> SamplingConfig:
+        """What `model` samples with; a note says what becomes of settings that it has itself, once for each model."""
+        from distill_lab.models.generation_config import resolve_sampling
+
+        resolved, note = resolve_sampling(model, sampling)
+        if note and note not in self._said:
+            self.watch.note(note)
+            self._said.add(note)
+        return resolved
+
+    def _generate(self, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
+        from distill_lab.device import memory_returned
+
+        def on_progress(progress: Progress) -> None:
+            self.watch.progress(
+                progress.done, progress.total, detail=progress.detail, seconds_left=progress.seconds_left
+            )
+
+        def engine() -> Any:
+            from distill_lab.generation.engines import load_engine
+
+            return load_engine(model, self.engine, on_note=self.watch.note)
+
+        # A student of this run is asked nothing by any other run.
+        own = Path(model.model).is_dir() and Path(model.model).resolve().is_relative_to(self.run.directory.resolve())
+        cached = nullcontext() if own else RequestCache(model, self.engine, on_note=self.watch.note)
+        with memory_returned(), cached as cache:
+            return generate(prompts, path, engine, sampling, cache=cache, on_progress=on_progress)
+
+    def training_set(
+        self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"
+    ) -> Path:
+        """Prompts and completions (the data's own where None) -> `train.jsonl`. Raises NoData where nothing is left."""
+        rows = self.run.stage(
+            "training set",
+            "train.jsonl",
+            inputs={"prompts": prompts, "completions": completions, "thinking": thinking},
+            work=lambda path: write_training_set(prompts, path, completions=completions, thinking=thinking),
+        )
+        assert rows.counts is not None
+        self.warn(dropped_warning(rows.counts))
+        if not rows.kept:
+            raise NoData(f"no row is left to train on ({rows.counts}); let the teacher write answers (--relabel)")
+        return rows.path
+
+    def graded(self, name: str, prompts: Path, completions: Path, grader: str, *, output: str = "graded.jsonl") -> Path:
+        """Completions -> graded, in the order of the prompts."""
+
+        def work(path: Path) -> None:
+            with grading(grader, self.engine) as loaded:
+                self.watch.note(str(grade(prompts, completions, path, loaded, on_progress=self.watch.progress)))
+
+        inputs = {"prompts": prompts, "completions": completions, "grader": grader}
+        return self.run.stage(name, output, inputs=inputs, work=work).path
+
+    def student(
+        self,
+        student: ModelConfig,
+        rows: Path,
+        train: TrainConfig,
+        *,
+        name: str = "student",
+        output: str = "student",
+        thinking: bool | None,
+    ) -> Path:
+        """Training set -> trained student, a Hugging Face model directory."""
+        if train.lora.r and student.quantization == "auto":
+            student = student.model_copy(update={"quantization": self.resolve(student).quantization})
+        return self.run.stage(
+            name,
+            output,
+            inputs={"rows": rows, "train": train.model_dump(), "thinking": thinking, **model_inputs(student)},
+            work=lambda path: self._train(student, rows, train, path, thinking),
+        ).path
+
+    def _train(self, student: ModelConfig, rows: Path, train: TrainConfig, path: Path, thinking: bool | None) -> Counts:
+        from distill_lab.device import best_device, device_name, memory_returned
+        from distill_lab.train.student import train_student
+        from distill_lab.train.training_log import NAME as TRAINING_LOG
+
+        beside = path.parent if path.is_relative_to(self.run.directory) else self.run.directory
+        log_file = beside / TRAINING_LOG
+        with memory_returned():
+            result = train_student(
+                student, rows, path, train, thinking=thinking, on_log=self.watch.log, log_file=log_file
+            )
+        self.run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
+        write_json(beside / "training.json", asdict(result))
+        if result.validation_loss_before is not None and result.validation_loss_after is not None:
+            self.watch.note(
+                f"validation loss {result.validation_loss_before:.3f} -> {result.validation_loss_after:.3f} nats per token"
+            )
+        self.watch.note(f"the student is in {path}")
+        counts = Counts(result.num_rows + sum(result.dropped.values()), result.num_rows, result.dropped)
+        self.warn(dropped_warning(counts))
+        return counts
+
+    def warn(self, text: str) -> None:
+        """A note, where there is a text."""
+        if text:
+            self.watch.note(text)
+
+    def tell(self, text: str) -> None:
+        """A note for each line of `text`."""
+        for line in text.splitlines():
+            self.watch.note(line)
