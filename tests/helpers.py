@@ -23,13 +23,14 @@ from transformers import (
 
 from distill_lab.chat import prompt_ids, split_thinking
 from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
 from distill_lab.train.loss_module import Objective, cross_entropy_objective
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_model
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, Grade, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "distill_lab"
@@ -223,3 +224,9 @@ def train_with(
     logs: list[dict[str, Any]] = []
     train_model(model, tokenizer, data, out, config, key="k", objective=objective, on_log=logs.append)
     return load_file(out / "model.safetensors"), logs
+
+
+def eval_row(id: str, score: float = 1.0, **fields: Any) -> dict[str, Any]:
+    """A line of an eval file; fields that are not given are those of a short, whole answer."""
+    row = EvalRow(id, 0, [{"role": "user", "content": id}], "4", None, "4", "stop", 1, Grade(score, "4"))
+    return row.to_json() | fields

@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
+from distill_lab.evaluation.eval_rows import MISSING, EvalRow, read_eval_rows
 from distill_lab.evaluation.statistics import bootstrap_mean, is_binary, wilson
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.grade import Answers, Graded, OnProgress, write_resumable
 from distill_lab.grading.graders import Grader, load_grader
-
-MISSING = "missing"
-"""`finish_reason` of an item no completion was found for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +72,26 @@ def evaluate(
     answers = Answers(prompts, completions)
 
     def rows(skip: int) -> Iterator[dict[str, Any]]:
-        return map(_item, answers.graded(grader, skip=skip, missing=True))
+        return (_eval_row(graded).to_json() for graded in answers.graded(grader, skip=skip, missing=True))
 
     total = answers.num_prompts * answers.num_samples
     write_resumable(path, ["eval", grader.name, prompts, completions], rows, total=total, on_progress=on_progress)
     return read_score(path)
 
 
-def _item(graded: Graded) -> dict[str, Any]:
+def _eval_row(graded: Graded) -> EvalRow:
     prompt, completion = graded.prompt, graded.completion
-    return {
-        "id": prompt.id,
-        "sample": graded.sample,
-        "prompt": prompt.messages,
-        "output": completion.content if completion else "",
-        "thinking": completion.thinking if completion else None,
-        "answer": prompt.answer,
-        "finish_reason": completion.finish_reason if completion else MISSING,
-        "num_tokens": completion.num_tokens if completion else 0,
-        "grade": dataclasses.asdict(graded.grade),
-    }
+    return EvalRow(
+        id=prompt.id,
+        sample=graded.sample,
+        prompt=prompt.messages,
+        output=completion.content if completion else "",
+        thinking=completion.thinking if completion else None,
+        answer=prompt.answer,
+        finish_reason=completion.finish_reason if completion else MISSING,
+        num_tokens=completion.num_tokens if completion else 0,
+        grade=graded.grade,
+    )
 
 
 def cut_share(completions: Path) -> float:
@@ -106,14 +104,14 @@ def read_score(path: Path) -> Score:
     """The Score of an eval file. Raises UserError where it holds none."""
     totals: dict[str, tuple[float, int]] = {}
     reasons, statuses, num_tokens = Counter[str](), Counter[str](), 0
-    for row in read_jsonl(path):
-        total, number = totals.get(row["id"], (0.0, 0))
-        totals[row["id"]] = total + row["grade"]["score"], number + 1
-        reasons[row["finish_reason"]] += 1
-        if row["finish_reason"] in ("stop", "length"):
-            num_tokens += row["num_tokens"]
-        if row["finish_reason"] == "stop":
-            statuses[row["grade"]["status"]] += 1
+    for row in read_eval_rows(path):
+        total, number = totals.get(row.id, (0.0, 0))
+        totals[row.id] = total + row.score, number + 1
+        reasons[row.finish_reason] += 1
+        if row.finish_reason in ("stop", "length"):
+            num_tokens += row.num_tokens
+        if row.finish_reason == "stop":
+            statuses[row.grade.status] += 1
     if not totals:
         raise UserError(f"{path}: no items in it; evaluate the model again")
     scores = [total / number for total, number in totals.values()]

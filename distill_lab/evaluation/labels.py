@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
+from distill_lab.evaluation.eval_rows import first_samples
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.engines import Engine
 from distill_lab.grading.graders.label import grade, normalise
@@ -151,11 +152,11 @@ def label_report(items: Path, labels: Sequence[str] = ()) -> LabelReport:
     """
     spelled = {normalise(label): label for label in labels}
     told: list[tuple[str, str | None, str]] = []
-    for row in _first_samples(items):
-        if not row["answer"]:
-            raise UserError(f"{items}: {row['id']} has no gold label, so there is nothing to hold the answer against")
-        spelled.setdefault(normalise(row["answer"]), row["answer"])
-        told.append((row["answer"], row["grade"]["answer"], _text(row)))
+    for row in first_samples(items):
+        if not row.answer:
+            raise UserError(f"{items}: {row.id} has no gold label, so there is nothing to hold the answer against")
+        spelled.setdefault(normalise(row.answer), row.answer)
+        told.append((row.answer, row.grade.answer, row.text))
     if not told:
         raise UserError(f"{items}: no items in it; evaluate the model again")
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -185,26 +186,26 @@ def predictions(items: Path) -> list[dict[str, Any]]:
     """Every item of an eval file as `{"id", "text", "prediction", "gold", "correct", "output"}`."""
     return [
         {
-            "id": row["id"],
-            "text": _text(row),
-            "prediction": row["grade"]["answer"],
-            "gold": row["answer"],
-            "correct": row["grade"]["score"] == 1,
-            "output": row["output"],
+            "id": row.id,
+            "text": row.text,
+            "prediction": row.grade.answer,
+            "gold": row.answer,
+            "correct": row.score == 1,
+            "output": row.output,
         }
-        for row in _first_samples(items)
+        for row in first_samples(items)
     ]
 
 
 def item_lines(items: Path) -> Iterator[str]:
     """A line per item of an eval file, with the accuracy so far."""
-    rows = list(_first_samples(items))
+    rows = list(first_samples(items))
     correct = 0
     for number, row in enumerate(rows, start=1):
-        right = row["grade"]["score"] == 1
+        right = row.score == 1
         correct += right
-        said = row["grade"]["answer"]
-        yield item_line(number, len(rows), correct, right=right, said=said, gold=row["answer"], text=_text(row))
+        said, gold = row.grade.answer, row.answer or ""
+        yield item_line(number, len(rows), correct, right=right, said=said, gold=gold, text=row.text)
 
 
 def item_line(number: int, total: int, correct: int, *, right: bool, said: str | None, gold: str, text: str) -> str:
@@ -282,14 +283,6 @@ def _matrix_lines(report: LabelReport) -> Iterator[str]:
     for gold, counts in zip(report.rows, report.matrix, strict=True):
         cells = "".join(f"{number or '.':>{width}}" for number in counts)
         yield f"{gold:<{width}}| {cells} | {sum(counts):>5}"
-
-
-def _first_samples(items: Path) -> Iterator[Mapping[str, Any]]:
-    return (row for row in read_jsonl(items) if row["sample"] == 0)
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    return row["prompt"][-1]["content"]
 
 
 def _short(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from distill_lab.errors import UserError
-from distill_lab.files.jsonl import read_jsonl
+from distill_lab.evaluation.eval_rows import read_eval_rows
 
 if TYPE_CHECKING:
     pass
@@ -135,6 +135,6 @@ def _pairs(first: Path, second: Path) -> np.ndarray:
 
 def _score_per_prompt(path: Path) -> dict[str, float]:
     scores: dict[str, list[float]] = {}
-    for row in read_jsonl(path):
-        scores.setdefault(row["id"], []).append(row["grade"]["score"])
+    for row in read_eval_rows(path):
+        scores.setdefault(row.id, []).append(row.score)
     return {name: sum(values) / len(values) for name, values in scores.items()}

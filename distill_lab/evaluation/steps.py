@@ -17,6 +17,7 @@ from typing import Any
 
 from distill_lab.answers import MAX_CHARS, stated_answer
 from distill_lab.chat import split_thinking
+from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.files.jsonl import read_jsonl
 
 SEVERAL = 2
@@ -51,10 +52,10 @@ def count_steps(prompts: Path, items: Path) -> Steps:
     """The Steps of an eval file (see evaluate.py) of `prompts`; several samples of a prompt share its weight."""
     needed = {row["id"] for row in read_jsonl(prompts) if _takes_several(row)}
     found: dict[str, list[bool]] = {}
-    for row in read_jsonl(items):
-        if row["id"] in needed:
-            whole = row["finish_reason"] == "stop"
-            found.setdefault(row["id"], []).append(whole and num_steps(row["output"], row["thinking"]) >= SEVERAL)
+    for row in read_eval_rows(items):
+        if row.id in needed:
+            whole = row.finish_reason == "stop"
+            found.setdefault(row.id, []).append(whole and num_steps(row.output, row.thinking) >= SEVERAL)
     shares = [sum(samples) / len(samples) for samples in found.values()]
     return Steps(sum(shares) / max(len(shares), 1), len(shares))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from distill_lab.files.jsonl import read_jsonl
+from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.formatting import times
 
 BY = ("level", "type")
@@ -74,7 +74,7 @@ def stats_json(stats: Mapping[str, Mapping[str, TokenStats]]) -> dict[str, Any]:
 
 def read_tokens(items: Path) -> list[int]:
     """Tokens of every whole or cut answer of an eval file (`distill_lab.evaluation.evaluate`)."""
-    return [row["num_tokens"] for row in read_jsonl(items) if row["finish_reason"] in ("stop", "length")]
+    return [row.num_tokens for row in read_eval_rows(items) if row.finish_reason in ("stop", "length")]
 
 
 def with_tokens(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.formatting import shown
 from distill_lab.report.figure import LABELS
 
@@ -34,7 +34,7 @@ OUTCOMES = {
     (False, False): "neither right",
 }
 """Teacher right, student right -> how it is called."""
-Items = dict[str, dict[str, Any]]
+Items = dict[str, EvalRow]
 """Eval rows (first sample) of one model, by id."""
 
 
@@ -51,12 +51,12 @@ def examples_section(items: Mapping[str, Items], *, alike: bool) -> str:
     chosen: dict[str, list[str]] = {kind: [] for kind in EXAMPLES}
     totals = dict.fromkeys(OUTCOMES.values(), 0)
     for name, row in items["student"].items():
-        scores = {model: rows[name]["grade"]["score"] for model, rows in items.items() if name in rows}
+        scores = {model: rows[name].score for model, rows in items.items() if name in rows}
         kind = _kind(scores)
         if len(chosen[kind]) < EXAMPLES[kind]:
             chosen[kind].append(name)
         if "teacher" in scores:
-            totals[OUTCOMES[scores["teacher"] >= 0.5, row["grade"]["score"] >= 0.5]] += 1
+            totals[OUTCOMES[scores["teacher"] >= 0.5, row.score >= 0.5]] += 1
     parts = ["<h2>Side by side</h2>"]
     if "teacher" in items and not alike:
         cells = "".join(
@@ -91,13 +91,11 @@ def _example(kind: str, name: str, items: Mapping[str, Items], *, alike: bool) -
     label = badge(title, colour, sign=False)
     turns = "\n\n".join(
         message["content"] if message["role"] == "user" else f"[{message['role']}] {message['content']}"
-        for message in row["prompt"]
+        for message in row.prompt
     )
     title = "Reference" if alike else "Gold answer"
     gold = (
-        f'<p class="gold"><span class="muted">{title}:</span> <bdi>{_cut(row["answer"])}</bdi></p>'
-        if row["answer"]
-        else ""
+        f'<p class="gold"><span class="muted">{title}:</span> <bdi>{_cut(row.answer)}</bdi></p>' if row.answer else ""
     )
     answers = "".join(_answer(model, rows[name], alike=alike) for model, rows in items.items() if name in rows)
     return (
@@ -108,16 +106,16 @@ def _example(kind: str, name: str, items: Mapping[str, Items], *, alike: bool) -
     )
 
 
-def _answer(model: str, row: Mapping[str, Any], *, alike: bool) -> str:
-    score = row["grade"]["score"]
+def _answer(model: str, row: EvalRow, *, alike: bool) -> str:
+    score = row.score
     number = badge(f"{score:.2f}", "")
     verdict = {1.0: badge("right", "good"), 0.0: badge("wrong", "bad")}.get(score, number) if not alike else number
-    how = {"length": "cut at the limit", "missing": "no answer", "error": "failed"}.get(row["finish_reason"])
-    tokens = f"{row['num_tokens']:,} tokens" + (f", {how}" if how else "")
-    output = _cut(row["output"]) or '<span class="muted">(empty)</span>'
+    how = {"length": "cut at the limit", "missing": "no answer", "error": "failed"}.get(row.finish_reason)
+    tokens = f"{row.num_tokens:,} tokens" + (f", {how}" if how else "")
+    output = _cut(row.output) or '<span class="muted">(empty)</span>'
     thinking = ""
-    if row["thinking"]:
-        text = _cut(row["thinking"])
+    if row.thinking:
+        text = _cut(row.thinking)
         thinking = f'<details><summary>Thinking</summary><p class="text-block" dir="auto">{text}</p></details>'
     return (
         f'<div class="answer {model}"><div class="top"><h3>{LABELS[model]}</h3>{verdict}</div>'

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
+from distill_lab.evaluation.eval_rows import first_samples
 from distill_lab.evaluation.summary import (
     LATENCY_GOALS_S,
     SPEEDUP_KPI,
@@ -24,7 +25,7 @@ from distill_lab.evaluation.summary import (
     ran_on,
 )
 from distill_lab.evaluation.verdict import RETENTION_GOAL, RETENTION_KPI, percent, tenths
-from distill_lab.files.jsonl import atomic_path, read_jsonl
+from distill_lab.files.jsonl import atomic_path
 from distill_lab.formatting import bytes_text, p_value_text, seconds_text, shown, times
 from distill_lab.report.examples import badge, examples_section
 from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
@@ -43,7 +44,7 @@ def write_report(run_dir: Path) -> Path:
         )
     files = {kind: run_dir / "eval" / f"{kind}.jsonl" for kind in LABELS}
     files = {kind: path for kind, path in files.items() if path.is_file()}
-    items = {kind: {row["id"]: row for row in read_jsonl(path) if row["sample"] == 0} for kind, path in files.items()}
+    items = {kind: {row.id: row for row in first_samples(path)} for kind, path in files.items()}
     sections = [
         _head(run, summary),
         _tiles(summary),

@@ -20,11 +20,12 @@ from distill_lab.evaluation.summary import summarize
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.report.side_by_side import render_comparison
 from distill_lab.types import Completion
+from tests.helpers import eval_row
 
 
 def eval_file(path: Path, scores: Mapping[str, float] | Sequence[float]) -> Path:
     named = scores if isinstance(scores, Mapping) else {str(i): score for i, score in enumerate(scores)}
-    write_jsonl(path, [{"id": name, "sample": 0, "grade": {"score": score}} for name, score in named.items()])
+    write_jsonl(path, [eval_row(name, score) for name, score in named.items()])
     return path
 
 

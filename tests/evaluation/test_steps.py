@@ -12,6 +12,7 @@ from distill_lab.answers import MAX_CHARS
 from distill_lab.evaluation.steps import Steps, count_steps, num_steps
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.tiny import tasks
+from tests.helpers import eval_row
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_the_share_is_of_the_prompts_that_take_several_steps(tmp_path: Path) -> 
         return row if completion is None else row | {"completion": [{"role": "assistant", "content": completion}]}
 
     def item(id: str, output: str, reason: str = "stop", sample: int = 0) -> dict[str, Any]:
-        return {"id": id, "sample": sample, "output": output, "thinking": None, "finish_reason": reason}
+        return eval_row(id, sample=sample, output=output, finish_reason=reason)
 
     prompts, items = tmp_path / "prompts.jsonl", tmp_path / "items.jsonl"
     write_jsonl(prompts, [prompt("a", two), prompt("b", one), prompt("c", None), prompt("d", two)])

@@ -11,6 +11,7 @@ import pytest
 from distill_lab.evaluation.token_stats import NUM_BINS, histograms, render_models, token_stats, with_tokens
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.report.tokens import BARS, distribution_panel, tokens_section
+from tests.helpers import eval_row
 
 TOKENS = {"teacher": [10, 20, 30, 40], "base": [5, 5, 50, 60], "student": [8, 8, 8, 12]}
 
@@ -20,8 +21,8 @@ def summary(tmp_path: Path) -> dict[str, Any]:
     """What a run of four questions leaves, with tokens."""
     models = {}
     for name, tokens in TOKENS.items():
-        rows = [{"num_tokens": number, "finish_reason": "stop"} for number in tokens]
-        write_jsonl(tmp_path / f"{name}.jsonl", [*rows, {"num_tokens": 0, "finish_reason": "missing"}])
+        rows = [eval_row(str(number), num_tokens=number) for number in tokens]
+        write_jsonl(tmp_path / f"{name}.jsonl", [*rows, eval_row("none", num_tokens=0, finish_reason="missing")])
         score = {"teacher": 1.0, "base": 0.25, "student": 0.75}[name]
         models[name] = {"score": score, "mean_tokens": sum(tokens) / 4, "num_parameters": None}
     models["teacher"]["num_parameters"], models["student"]["num_parameters"] = 7_000, 1_500

@@ -1,0 +1,67 @@
+"""Eval rows: what a model answered to one test prompt, and its grade; one JSON object per line of eval/<model>.jsonl."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl
+from distill_lab.types import Grade, Message
+
+MISSING = "missing"
+"""`finish_reason` of a row without a completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalRow:
+    """One completion of a test prompt. A prompt without a completion has a row with score 0."""
+
+    id: str
+    sample: int
+    prompt: list[Message]
+    """As the model saw it."""
+    output: str
+    thinking: str | None
+    answer: str | None
+    """The gold answer."""
+    finish_reason: str
+    """stop, length, error or missing."""
+    num_tokens: int
+    grade: Grade
+
+    @property
+    def score(self) -> float:
+        """In [0, 1]."""
+        return self.grade.score
+
+    @property
+    def text(self) -> str:
+        """The last message of the prompt."""
+        return self.prompt[-1]["content"]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSONL row."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> EvalRow:
+        """The object that a JSONL row holds. Raises KeyError and TypeError for a row of another form."""
+        return cls(**{**row, "grade": Grade(**row["grade"])})
+
+
+def read_eval_rows(path: Path) -> Iterator[EvalRow]:
+    """The rows of an eval file. Raises UserError, naming the file, for rows of another form."""
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            yield EvalRow.from_json(row)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not an eval row ({error}); evaluate the model again") from None
+
+
+def first_samples(path: Path) -> Iterator[EvalRow]:
+    """The rows of an eval file that hold a prompt's first sample."""
+    return (row for row in read_eval_rows(path) if row.sample == 0)
