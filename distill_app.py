@@ -1,8 +1,8 @@
-"""Qwen distillation in a few calls: prepare data, write an EasyDistill config, run it, ask the student.
+"""Qwen distillation in a few calls: prepare data, write an EasyDistill config, run it, query the student.
 
 Data in: a data set of instructions and the names of a teacher and a student. Data out: data/*.json, configs/*.json, and
-the student as a Hugging Face model directory. `notebook.ipynb` calls these functions; they are thin over `distill_lab`.
-This, typed into a Python prompt, distils the embedded tiny family, offline, in a minute or so on a CPU:
+the student as a Hugging Face model directory. `notebook.ipynb` calls these functions, a thin layer over `distill_lab`.
+This code distills the embedded tiny models, offline, in about a minute on a CPU:
 
     from distill_app import compare_models, distill_system1, distill_system2
     student = distill_system1({
@@ -17,8 +17,8 @@ This, typed into a Python prompt, distils the embedded tiny family, offline, in 
     prompts = ["Make this upper case: pear, cat", "A bus travels 60 km in 3 hours. How many km does it travel in one hour?"]
     compare_models(prompts, teacher_path="tiny:teacher", system1_path=student, system2_path=reasoner)
 
-Prompts go through the model's own chat template, the one training uses: a student asked in another form than it was trained
-in answers badly. Only a tokenizer without a template gets the plain text of `format_prompt`.
+Prompts use the model's own chat template, as in training: a student answers poorly in a format it was not trained on. Only
+tokenizers without a template get the plain text of `format_prompt`.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Mode = Literal["system1", "system2"]
-NAMES = ("config.json", "adapter_config.json")  # one of them is in every model's directory
+NAMES = ("config.json", "adapter_config.json")  # every model directory contains one of them
 NO_DATA, NO_DATA_SYS2 = "No data for System 1 distillation", "No data for System 2 distillation"
 
 
 def save_json(path: str, data: Any) -> None:
-    """Write `data` as indented JSON, its folder made where it is missing; a reader never sees half a file."""
+    """Write `data` as indented JSON, atomically; create the folder if it is missing."""
     write_json(Path(path), data)
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds. Raises DataError naming file and line where it is not JSON."""
+    """The content of a JSON file. Raises DataError naming file and line if it is not JSON."""
     from distill_lab.easydistill import prepare
 
     return prepare.read_json(path)
 
 
 def load_teacher(model_name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The teacher and its tokenizer, in 8 or 4 bits where its full weights would not fit the GPU. Raises ModelError."""
+    """Load the teacher and its tokenizer, in 8 or 4 bits if its full weights do not fit the GPU. Raises ModelError."""
     from distill_lab.models.loading import load_model
 
     return load_model(ModelConfig(model=model_name, quantization="auto"))
 
 
 def format_prompt(instruction: str, input_text: str = "", mode: Mode = "system1") -> str:
-    """An instruction as plain text, for tokenizers without a chat template; System 2 asks for steps."""
+    """An instruction as plain text, for tokenizers without a chat template; mode system2 asks for steps."""
     return plain_prompt(instruction, input_text, steps=mode == "system2")
 
 
@@ -80,21 +80,21 @@ def label_with_teacher(
     top_p: float = 0.9,
     mode: Mode = "system1",
 ) -> list[dict[str, Any]]:
-    """The items, dicts with `instruction` and optional `input`, with the teacher's answers as `output`.
+    """Return the items, dicts with `instruction` and optional `input`, with the teacher's answers as `output`.
 
-    Asked in the teacher's chat template (see `format_prompt` for teachers without one). An instruction the teacher could
-    not take, or did not finish within max_new_tokens, gets an empty output, which training leaves out and counts.
+    Uses the teacher's chat template (see `format_prompt` for teachers without one). If the teacher fails on an
+    instruction or does not finish within max_new_tokens, the output is empty; training drops and counts such rows.
     """
     from distill_lab import device
 
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    asked = [(item["instruction"], item.get("input") or "") for item in items]
-    answers = ask(teacher_model, tokenizer, asked, sampling, steps=mode == "system2", batch_size=batch_size)
+    questions = [(item["instruction"], item.get("input") or "") for item in items]
+    answers = ask(teacher_model, tokenizer, questions, sampling, steps=mode == "system2", batch_size=batch_size)
     device.free_memory()
     for reason in ("error", "length"):
         if number := sum(answer.finish_reason == reason for answer in answers):
-            why = "failed" if reason == "error" else f"were cut at {max_new_tokens} tokens"
-            print(f"{number} of {len(answers)} answers {why} and stay empty")
+            why = "failed" if reason == "error" else f"were cut off at {max_new_tokens} tokens"
+            print(f"{number} of {len(answers)} answers {why} and are left empty")
     return [
         {**item, "output": answer.content.strip() if answer.finish_reason == "stop" else ""}
         for item, answer in zip(items, answers, strict=True)
@@ -110,11 +110,11 @@ def prepare_system1_dataset(
     out_labeled: str = LABELED,
     dataset: str = presets.DATASET,
 ) -> None:
-    """A slice of a data set as {instruction, input, output} rows in two JSON files; nothing is written where it is empty.
+    """Write a slice of a data set as {instruction, input, output} rows to two JSON files; writes nothing if it is empty.
 
-    dataset: Hugging Face id, local file or tiny:instructions; rows in any form the lab reads. An Alpaca-style `input`
-    becomes part of the instruction, because EasyDistill reads that alone. relabel_with_teacher: the outputs are the
-    teacher's (`label_with_teacher`). Raises ValueError without a teacher to relabel with, DataError for malformed rows.
+    dataset: Hugging Face id, local file or tiny:instructions, with rows in any format the lab reads. An Alpaca-style
+    `input` becomes part of the instruction, because EasyDistill reads only the instruction. relabel_with_teacher: let the
+    teacher write the outputs (`label_with_teacher`). Raises ValueError if it has no teacher, DataError for malformed rows.
     """
     if relabel_with_teacher and (teacher_model is None or teacher_tokenizer is None):
         raise ValueError("Teacher model/tokenizer required for relabeling.")
@@ -145,11 +145,11 @@ def prepare_system2_dataset(
     out_cot: str = COT,
     dataset: str = presets.DATASET_SYS2,
 ) -> None:
-    """A slice of reasoning traces as {instruction, input, output} rows in a JSON file; none is written where none is left.
+    """Write a slice of reasoning traces as {instruction, input, output} rows to a JSON file; writes nothing if none is left.
 
-    How they are chosen: `distill_lab.easydistill.prepare.trace_rows`. Data without questions and reasoning gives the line
+    `distill_lab.easydistill.prepare.trace_rows` selects them. For data without questions and reasoning it prints
     `Unexpected OmniThought schema, please inspect omni[0]` and that row. Raises DataError for malformed rows, UserError for
-    thresholds.
+    invalid thresholds.
     """
     from distill_lab.easydistill.prepare import record_source, trace_rows
     from distill_lab.training_data.reasoning import UnexpectedSchema
@@ -182,7 +182,7 @@ def write_system1_config(
     learning_rate: float = 2e-5,
     how: dict[str, Any] | None = None,
 ) -> str:
-    """Write the EasyDistill config of a System 1 run; returns its path. how: learning_rate, method, lora_r of `System1`."""
+    """Write the EasyDistill config of a System 1 run; return its path. how: learning_rate, method, lora_r of `System1`."""
     settings = {"num_epochs": num_train_epochs, "learning_rate": learning_rate, **(how or {})}
     save_json(config_path, presets.system1_config(teacher_model, student_model, labeled_path, out_dir, **settings))
     print(f"Wrote System 1 KD config to {config_path}")
@@ -199,10 +199,10 @@ def write_system2_config(
     max_length: int = 4096,
     how: dict[str, Any] | None = None,
 ) -> str:
-    """Write the EasyDistill config of a System 2 run (training on reasoning traces); returns its path.
+    """Write the EasyDistill config of a System 2 run (training on reasoning traces); return its path.
 
-    max_length: in tokens; longer rows are left out. Traces of verbosity 6 and more seldom fit the 1024 of short answers.
-    how: learning_rate, method and lora_r, as `System2` has them.
+    max_length: in tokens; longer rows are dropped. Traces of verbosity 6 and above rarely fit the 1024 used for short
+    answers. how: learning_rate, method and lora_r of `System2`.
     """
     settings = {"num_epochs": num_train_epochs, "max_length": max_length, "learning_rate": learning_rate, **(how or {})}
     save_json(config_path, presets.system2_config(student_model, cot_path, out_dir, **settings))
@@ -211,10 +211,10 @@ def write_system2_config(
 
 
 def run_easy_distill(config_path: str, relabel: bool = False) -> int:
-    """Run a config in a process of its own: `easydistill` where that is installed, else `distill run`. Returns its code.
+    """Run a config in a separate process, with `easydistill` if installed, else `distill run`. Returns its exit code.
 
-    relabel: `distill run` asks the teacher for every answer again; `easydistill` always does. What the process says is
-    printed as it comes, so that a notebook shows it.
+    relabel: `distill run` lets the teacher answer everything again; `easydistill` always does. The process's output is
+    printed as it arrives, so that a notebook shows it.
     """
     from distill_lab.easydistill.process import command, run_process
 
@@ -229,25 +229,25 @@ def run_easy_distill(config_path: str, relabel: bool = False) -> int:
 
 
 def distill_system1(config: dict[str, Any]) -> str | None:
-    """The whole of System 1: check, prepare data where it is not prepared yet, write the config, run it.
+    """All of System 1: check, prepare data if needed, write the config, run it.
 
-    config: the keys of `System1`, each with a default. Prepared data files are used, unless made of another data set or
-    slice. Prints what goes on, a summary and the student's path, and returns that; None where there is none.
+    config: the keys of `System1`, each with a default. Existing data files are reused if they come from the same data set
+    and slice. Prints progress, a summary and the student's path, and returns the path; None if there is no student.
     """
-    return _said(lambda: _distill_system1(System1.model_validate(config)), System1)
+    return _print_errors(lambda: _distill_system1(System1.model_validate(config)), System1)
 
 
 def distill_system2(config: dict[str, Any]) -> str | None:
-    """The whole of System 2: check, prepare the traces where they are not prepared yet, write the config, run it.
+    """All of System 2: check, prepare the traces if needed, write the config, run it.
 
-    config: the keys of `System2`, each with a default. A prepared file is used, unless it was made of other data or with
-    other thresholds. Prints and returns as `distill_system1`; None, too, where no trace passes the thresholds.
+    config: the keys of `System2`, each with a default. An existing file is reused if it comes from the same data and
+    thresholds. Prints and returns the same as `distill_system1`; also None if no trace passes the thresholds.
     """
-    return _said(lambda: _distill_system2(System2.model_validate(config)), System2)
+    return _print_errors(lambda: _distill_system2(System2.model_validate(config)), System2)
 
 
-def _said(work: Callable[[], str | None], keys: type[Config]) -> str | None:
-    """What `work` returns; an error a user can mend is printed, and None returned."""
+def _print_errors(work: Callable[[], str | None], keys: type[Config]) -> str | None:
+    """Return what `work` returns; print an error that the user can fix, and return None."""
     try:
         return work()
     except ValidationError as error:
@@ -287,7 +287,7 @@ def _distill_system2(settings: System2) -> str | None:
 
 
 def _ready(files: Sequence[str], source: dict[str, Any], prepare: Callable[[], None], *, no_data: str) -> bool:
-    """Whether the data files hold rows of `source`; they are prepared where they are not there, or of something else."""
+    """Whether the data files contain rows of `source`; prepares them if they are missing or come from another source."""
     from distill_lab.easydistill.prepare import is_prepared
 
     if not is_prepared(*files, **source):
@@ -301,11 +301,11 @@ def _ready(files: Sequence[str], source: dict[str, Any], prepare: Callable[[], N
 
 
 def _summary(name: str, out_dir: str) -> str | None:
-    """Say what a run made; its exit code alone proves nothing (EasyDistill's is 0 where training failed)."""
+    """Print what a run produced; its exit code alone proves nothing (EasyDistill's is 0 even if training failed)."""
     from distill_lab.easydistill.job import training_summary
 
     if not any((Path(out_dir).expanduser() / name).is_file() for name in NAMES):
-        print(f"The run ended, but there is no model in {out_dir}; its output above says why")
+        print(f"The run ended, but there is no model in {out_dir}; see its output above")
         return None
     if trained := training_summary(out_dir):
         print(f"{name}: {trained}")
@@ -314,7 +314,7 @@ def _summary(name: str, out_dir: str) -> str | None:
 
 
 def load_student(model_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A distilled student and its tokenizer from its directory, loaded as a teacher is. Raises ModelError."""
+    """Load a distilled student and its tokenizer from its directory, as `load_teacher` does. Raises ModelError."""
     return load_teacher(model_path)
 
 
@@ -325,7 +325,7 @@ def infer_student(
     mode: Mode = "system1",
     max_new_tokens: int = 256,
 ) -> str:
-    """A student's answer, sampled (temperature 0.7, top_p 0.9) with a fixed seed. Raises UserError where there is none."""
+    """A student's answer, sampled (temperature 0.7, top_p 0.9) with a fixed seed. Raises UserError if there is none."""
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9)
     (answer,) = ask(model, tokenizer, [(prompt, "")], sampling, steps=mode == "system2")
     if answer.finish_reason == "error":
@@ -349,10 +349,10 @@ def compare_models(
     sys2_tokenizer: PreTrainedTokenizerBase | None = None,
     max_new_tokens: int = 128,
 ) -> None:
-    """Print every model's greedy answer to every prompt, one below the other, each under its label.
+    """Print every model's greedy answer to every prompt, one below the other, each with a label.
 
-    A model is given loaded, with its tokenizer, or by path or name (None leaves it out; one that holds no model gives the
-    line `Model not found at <path>`), and then in memory alone. The System 2 student is asked to think step by step.
+    Give a model loaded, with its tokenizer, or by path or name (None skips it; without a model there, this prints
+    `Model not found at <path>`); these are loaded one at a time. The System 2 student is told to think step by step.
     """
     from distill_lab import device
     from distill_lab.evaluation.compare import Comparison, with_thinking
@@ -377,15 +377,15 @@ def compare_models(
                 continue
             model, tokenizer = load_teacher(path) if label == "Teacher" else load_student(path)
         found = ask(model, tokenizer, [(prompt, "") for prompt in prompts], sampling, steps=label == "System 2")
-        for place, answer in zip(answers, found, strict=True):
-            place[label] = with_thinking(answer) if label == "System 2" else answer
+        for by_label, answer in zip(answers, found, strict=True):
+            by_label[label] = with_thinking(answer) if label == "System 2" else answer
         del model, tokenizer
-        device.free_memory()  # the next model, or the training's own process, needs it
+        device.free_memory()  # the next model, or the training process, needs it
     print(render_comparison([Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]))
 
 
 def _is_there(path: str) -> bool:
-    """Whether a path or name leads to a model."""
+    """Whether a path or name refers to a model."""
     from distill_lab.models.loading import load_tokenizer
     from distill_lab.models.names import resolve
 

@@ -115,7 +115,7 @@ def tokenized(rows: Path, model: Path) -> list[dict[str, Any]]:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     encoded = [encode(tokenizer, row["prompt"], row["completion"]) for row in read_jsonl(rows)]
-    return [{"input_ids": each.input_ids, "trained": each.trained} for each in encoded]
+    return [{"input_ids": each.input_ids, "trained": each.loss_mask} for each in encoded]
 
 
 def compare(mode: str, arguments: argparse.Namespace, model: Path, files: list[Path], scratch: Path) -> dict[str, Any]:

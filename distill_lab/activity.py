@@ -1,12 +1,12 @@
-"""What this process is doing at this moment: loaders, engines, graders and the trainer report it, a face shows it.
+"""What this process is doing right now: loaders, engines, graders and the trainer report it; the terminal shows it.
 
     with activity.doing("loading Qwen2.5-1.5B"):           in the library
         ...
     activity.report("reading prompts", 12, 300)
-    with activity.listening(print):                          in a face: called with an Activity, or None when it is over
+    with activity.listening(print):                          in the terminal: called with an Activity, or None at its end
         ...
 
-Reports are for people only. Nothing depends on them, and without a listener they cost nothing.
+Reports are only for people: no code depends on them, and without a listener they cost nothing.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How far one call of an engine's `generate` is. Counts only grow."""
+    """Progress of one call of an engine's `generate`. Counts only grow."""
 
     rows: int
-    """Completions that were asked for so far; an engine that takes prompts as it goes does not know them all."""
+    """Completions requested so far; an engine that takes prompts as it goes does not know the total."""
     rows_read: int
-    """Of these, how many have their prompt in the key-value cache."""
+    """How many of these have their prompt in the KV cache."""
     tokens: int
-    """Generated tokens, those of unfinished completions included."""
+    """Generated tokens, including those of unfinished completions."""
     seconds_reading: float
-    """Spent on prompts, shared prefixes left out: they are read once, so they say nothing about the pace."""
+    """Seconds of prefill, without shared prefixes: they are read only once, so they do not predict the speed."""
     seconds_decoding: float
-    """Spent on generated tokens."""
+    """Seconds of decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """One thing that takes a while."""
+    """One operation that takes a while."""
 
     text: str
-    """As a person reads it: `loading Qwen2.5-1.5B`."""
+    """Description for people: `loading Qwen2.5-1.5B`."""
     done: int | None = None
     total: int | None = None
     decoding: Decoding | None = None
@@ -51,24 +51,24 @@ class Activity:
 Listener = Callable[[Activity | None], None]
 
 _listeners: list[Listener] = []
-"""The last one hears; it may pass on what it has no use for (`pass_on`)."""
+"""Only the last one is called; it may pass reports on to the one before (`listening` yields it)."""
 
 
 def report(text: str, done: int | None = None, total: int | None = None, *, decoding: Decoding | None = None) -> None:
-    """Tell the listener what is being done and, where it is known, how far it is."""
+    """Tell the listener what is being done and, if known, how far it is."""
     if _listeners:
         _listeners[-1](Activity(text, done, total, decoding))
 
 
 def over() -> None:
-    """What was reported last is done."""
+    """Tell the listener that the last reported activity has ended."""
     if _listeners:
         _listeners[-1](None)
 
 
 @contextmanager
 def doing(text: str) -> Iterator[None]:
-    """Report `text` at the start of the block, and its end at the end."""
+    """Report `text` when the block starts, and its end when the block ends."""
     report(text)
     try:
         yield
@@ -78,15 +78,15 @@ def doing(text: str) -> Iterator[None]:
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[Listener]:
-    """`listener` hears everything in the block. Yields the one that heard before it, to pass things on to."""
+    """Send all reports in the block to `listener`. Yields the previous listener, for reports to pass on."""
     before = _listeners[-1] if _listeners else _silence
     _listeners.append(listener)
     try:
         yield before
     finally:
         # Not pop: a generator that is closed late may leave its block out of order.
-        place = max(index for index, each in enumerate(_listeners) if each is listener)
-        del _listeners[place]
+        last = max(index for index, each in enumerate(_listeners) if each is listener)
+        del _listeners[last]
 
 
 def _silence(_: Activity | None) -> None:

@@ -1,11 +1,11 @@
-r"""The answer a text states. In: what a model or a data set wrote. Out: the answer as it stands there, or None.
+r"""Extract the stated answer. In: text by a model or from a data set. Out: the answer as written there, or None.
 
     stated_answer("4 + 4 = 8.\nFinal Answer: 8 apples")   -> "8 apples"
     stated_answer(r"So $x = \boxed{\frac{1}{2}}$.")        -> r"\frac{1}{2}"
 
-Read are `\boxed{...}`, `Final Answer: x` and GSM8K's `#### x`; of several, the one that stands last. Where none of them is
-there, the last `The answer is x` / `Answer: x` / 答案是 x. Only what follows thinking counts. Time grows with the text's
-length and nothing else, and only its last 100,000 characters are read.
+Recognizes `\boxed{...}`, `Final Answer: x` and GSM8K's `#### x`; the last one wins. If there is none, the last
+`The answer is x` / `Answer: x` / 答案是 x. Only text after thinking counts. Runs in linear time and reads only the last
+100,000 characters.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from distill_lab.chat import SOLUTION_TAGS, THINKING_TAGS
 
 MAX_CHARS = 100_000
 MAX_ANSWER_CHARS = 2_000
-"""What is longer than this is no answer, and is cut here."""
+"""Maximum length of an answer; longer ones are cut off here."""
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\(?:boxed|fbox)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL)
 _MARK = re.compile(r"^####[ \t]{0,4}(?!\d+[.)]\s)(?=[-+−$€£¥￥.\d\\])", re.MULTILINE)
-# A colon, "is", or a heading of its own; markup around the words is left out.
-# Every repetition is bounded, or a long run of spaces would be read once from each of its letters.
+# Followed by a colon, "is", or a line break (a heading); ignores markup around the words.
+# Every repetition is bounded; otherwise a long run of spaces would take quadratic time.
 _FINAL = re.compile(
     r"final\s{1,4}answer[*_ ]{0,6}(?:is\b)?[*_ ]{0,6}(?:[:：]|(?=\s{0,4}\n))|最终答案[*_ ]{0,6}[是为]?[:：]?",
     re.IGNORECASE,
@@ -35,7 +35,7 @@ _CLOSING = tuple(closing for _, closing in THINKING_TAGS)
 
 
 def stated_answer(text: str) -> str | None:
-    """The answer that `text` states in words or in a box, without markup around it; None where it states none."""
+    """The answer that `text` states in words or in a box, without markup around it; None if it states none."""
     text = after_thinking(text)
     box = last_box(text)
     strong = [] if box is None else [box]
@@ -50,7 +50,7 @@ def stated_answer(text: str) -> str | None:
 
 
 def after_thinking(text: str) -> str:
-    """The end of `text` (at most 100,000 characters) that follows thinking, without tags around a solution."""
+    """The part of `text` after thinking (at most the last 100,000 characters), without solution tags."""
     text = text[-MAX_CHARS:]
     for closing in _CLOSING:
         text = text.rpartition(closing)[2]
@@ -60,9 +60,9 @@ def after_thinking(text: str) -> str:
 
 
 def last_box(text: str) -> tuple[int, str] | None:
-    r"""Where the last `\boxed{...}` (or `\fbox`) that is closed and not empty begins, and what it holds.
+    r"""Start and content of the last `\boxed{...}` (or `\fbox`) that is closed and not empty.
 
-    Braces nest, `\{` and `\}` are letters. `\boxed 5` holds 5.
+    Braces nest; `\{` and `\}` are literal. `\boxed 5` contains 5.
     """
     last: tuple[int, str] | None = None
     opened: list[tuple[int, int] | None] = []
@@ -84,13 +84,13 @@ def last_box(text: str) -> tuple[int, str] | None:
 
 def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
     match = None
-    for match in pattern.finditer(text):  # noqa: B007 - the last one is wanted
+    for match in pattern.finditer(text):  # noqa: B007 - keeps the last match
         pass
     return match
 
 
 def _statement(rest: str) -> str:
-    """What stands first in `rest`: a displayed formula, else the first line with something in it."""
+    """The first displayed formula or, if `rest` does not start with one, its first non-empty line."""
     rest = rest[: 2 * MAX_ANSWER_CHARS].lstrip(" \t\r\n*_`:：")
     for opening, closing in (("$$", "$$"), ("\\[", "\\]")):
         if rest.startswith(opening):

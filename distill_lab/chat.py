@@ -1,10 +1,10 @@
-"""Chat templates: messages -> token ids, the span of a conversation that is trained, thinking split from the answer.
+"""Chat templates: messages -> token ids and the loss mask for training; splits thinking from the answer.
 
 Data in: a Hugging Face tokenizer with a chat template, and messages (`types.Message`). Data out: token ids, and for
-training a flag per token. Nothing here knows a model by name: what a template does is found by rendering it.
+training a flag per token. Nothing here knows models by name: rendering a template shows what it does.
 
-The rule that holds everything together: *the trained tokens are those that generation would have had to produce*. So a
-trained turn is always `prompt_ids(everything before it)` followed by the answer and the template's end token.
+The rule behind everything: *the trained tokens are those that generation would have had to produce*. So a trained turn is
+always `prompt_ids(everything before it)` followed by the answer and the template's end token.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from distill_lab.control_tokens import marked, token_ids, unmarked
+from distill_lab.control_tokens import mark, token_ids, unmark
 from distill_lab.errors import UserError
 from distill_lab.types import Message
 
@@ -36,30 +36,30 @@ class Encoded:
 
     input_ids: list[int]
     """Length T."""
-    trained: list[bool]
-    """Length T: whether the student learns to produce the token. Not shifted; the last token is always trained."""
+    loss_mask: list[bool]
+    """Length T: whether the student is trained to produce the token. Not shifted; the last token is always trained."""
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What a tokenizer's chat template does, found by rendering it (`inspect_template`)."""
+    """What a tokenizer's chat template does, determined by rendering it (`inspect_template`)."""
 
     end_id: int
     """The token that ends an assistant's turn."""
     tail: str
-    """What the template writes after that token at the end of a conversation (often a newline); never trained."""
+    """Text the template adds after that token at the end of a conversation (often a newline); never trained."""
     renders_thinking: bool
-    """Whether it writes a message's `reasoning_content`; otherwise thinking goes into the content, in think tags."""
+    """Whether it renders a message's `reasoning_content`; if not, thinking goes into the content, in think tags."""
 
 
 def prompt_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, thinking: bool | None = None
 ) -> list[int]:
-    """Token ids of what a model is given to answer `messages`: the conversation and the opening of its own turn.
+    """Token ids of the prompt for `messages`: the conversation and the start of the assistant's turn.
 
-    Equal to `apply_chat_template(messages, add_generation_prompt=True, tokenize=True)`; `enable_thinking` is passed
-    where `thinking` is not None. Control tokens that a message spells are encoded as the plain text they are there
-    (`control_tokens`). Raises UserError where the tokenizer has no template or the template refuses.
+    Equals `apply_chat_template(messages, add_generation_prompt=True, tokenize=True)`; passes `enable_thinking` if
+    `thinking` is not None. Control tokens spelled out in a message are encoded as plain text (`control_tokens`). Raises
+    UserError if the tokenizer has no template or the template rejects the conversation.
     """
     return token_ids(tokenizer, _render(tokenizer, messages, thinking=thinking, open_turn=True))
 
@@ -73,16 +73,17 @@ def encode(
 ) -> Encoded:
     """The whole conversation as one sequence that starts with `prompt_ids(prompt)` and ends with the last end token.
 
-    Trained: every assistant turn of `completion` (its thinking where the message has one, and its end token), nothing
-    of `prompt`. With `thinking=False` the completion's thinking is left out, as generation would have none. A
-    message without thinking gets the empty think block where the template writes one; it is trained only where it is
-    not part of the prompt already (`thinking=False`).
+    Trains every assistant turn of `completion` (including its thinking, if any, and its end token), nothing of `prompt`.
+    `thinking=False` drops the completion's thinking, because generation would have none. A message without thinking
+    gets an empty think block if the template writes one; the block is trained unless it is already part of the prompt
+    (`thinking=False`).
 
     Several assistant turns: templates such as Qwen3's drop thinking (and think blocks) from earlier turns, so no single
-    sequence can hold both what was generated then and what the next turn sees. Here every turn stays as it was
-    generated, and later turns see it so. Where later turns must see exactly what they see in use, take `encode_turns`.
+    sequence can contain both what was generated then and what the next turn sees. This function keeps every turn as it
+    was generated, and later turns see it like that. If later turns must see exactly what they see at inference, use
+    `encode_turns`.
 
-    Raises UserError naming the tokenizer where prompt and answer do not continue one another in its template.
+    Raises UserError naming the tokenizer if its template does not put the answer right after the prompt.
     """
     turns = _turns(prompt, completion, thinking)
     encoded: Encoded | None = None
@@ -104,11 +105,11 @@ def encode_turns(
     *,
     thinking: bool | None = None,
 ) -> list[Encoded]:
-    """As `encode`, but every trained turn stands in exactly the context generation would give it, token by token.
+    """Like `encode`, but every trained turn has exactly the context it would have in generation, token by token.
 
-    A turn goes on in the sequence of the turn before it where the template leaves that one as it was generated
-    (Qwen2.5, Llama: one sequence in all), and starts a sequence of its own where it does not (Qwen3, after thinking).
-    Each assistant turn of `completion` is trained exactly once.
+    A turn continues the sequence of the previous turn if the template leaves that one as it was generated (Qwen2.5,
+    Llama: a single sequence); otherwise it starts a new sequence (Qwen3, after thinking). Each assistant turn of
+    `completion` is trained exactly once.
     """
     sequences: list[Encoded] = []
     for before, message in _turns(prompt, completion, thinking):
@@ -122,17 +123,17 @@ def encode_turns(
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None) -> list[int]:
-    """Every token that ends a completion: the template's own end of turn first, the tokenizer's, the model's.
+    """All tokens that end a completion: first the template's end of turn, then the tokenizer's and the model's.
 
     They differ in practice: Qwen2.5's base models name `<|endoftext|>` while their template ends turns with
-    `<|im_end|>`. Raises UserError where none is known.
+    `<|im_end|>`. Raises UserError if none is known.
     """
     found: list[int] = []
     if tokenizer.chat_template:
         try:
             found.append(inspect_template(tokenizer).end_id)
         except UserError:
-            # A template whose turns end without a token of their own can still generate: the tokenizer's end decides.
+            # A template without an end-of-turn token can still generate: the tokenizer's end token stops it.
             if tokenizer.eos_token_id is None:
                 raise
     if isinstance(tokenizer.eos_token_id, int):
@@ -141,17 +142,17 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
     if configured is not None:
         found += [int(token) for token in (configured if isinstance(configured, list) else [configured])]
     if not found:
-        raise UserError(f"{_name(tokenizer)}: no end token is known; set eos_token in its tokenizer_config.json")
+        raise UserError(f"{_name(tokenizer)}: no end token is defined; set eos_token in its tokenizer_config.json")
     return list(dict.fromkeys(found))
 
 
 def split_thinking(text: str, *, opened: bool = False) -> tuple[str | None, str]:
-    """`text` as (thinking, content), without tags and the blank lines around them; thinking is None where it is empty.
+    """Split `text` into (thinking, content), without tags and the blank lines around them; empty thinking is None.
 
-    Read at the start of `text`: `<think>`, `<thinking>`, `<|begin_of_thought|>`. A closing tag without an opening one
-    means that the prompt had opened it; thinking that never closes leaves the content empty. `opened`: the prompt
-    ended inside thinking (`opens_thinking`), so that a text cut before its closing tag is all thinking.
-    Text without tags comes back unchanged.
+    Recognizes `<think>`, `<thinking>` and `<|begin_of_thought|>` at the start of `text`. A closing tag without an opening
+    one means that the prompt opened it; thinking that is never closed leaves the content empty. opened: the prompt ended
+    inside thinking (`opens_thinking`), so a text cut off before its closing tag is all thinking. Text without tags is
+    returned unchanged.
     """
     for opening, closing in THINKING_TAGS:
         stripped = text.lstrip()
@@ -169,7 +170,7 @@ def split_thinking(text: str, *, opened: bool = False) -> tuple[str | None, str]
 
 
 def opens_thinking(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
-    """Whether a prompt's token ids end with an opening think tag, so that the completion begins inside thinking."""
+    """Whether a prompt's token ids end with an opening think tag, so that the completion starts inside thinking."""
     end = str(tokenizer.decode(list(ids[-16:]), skip_special_tokens=False)).rstrip()
     return end.endswith(tuple(opening for opening, _ in THINKING_TAGS))
 
@@ -179,7 +180,7 @@ def _thinking(text: str) -> str | None:
 
 
 def _solution(text: str) -> str:
-    # Blank lines go, the indentation of the first line of text (code) stays.
+    # Remove blank lines, but keep the indentation of the first line of text (code).
     text = re.sub(r"\A(?:\s*\n|[ \t]+)", "", text)
     if text.startswith(SOLUTION_TAGS[0]):
         text = text[len(SOLUTION_TAGS[0]) :].partition(SOLUTION_TAGS[1])[0].strip("\n")
@@ -190,9 +191,9 @@ _templates: WeakKeyDictionary[Any, dict[str, Template]] = WeakKeyDictionary()
 
 
 def inspect_template(tokenizer: PreTrainedTokenizerBase) -> Template:
-    """What the tokenizer's chat template does; remembered per tokenizer and template.
+    """What the tokenizer's chat template does; cached per tokenizer and template.
 
-    Raises UserError where assistant turns do not end with a token of the tokenizer.
+    Raises UserError if assistant turns do not end with a special token of the tokenizer.
     """
     known = _templates.setdefault(tokenizer, {})
     source = str(tokenizer.chat_template)
@@ -201,7 +202,7 @@ def inspect_template(tokenizer: PreTrainedTokenizerBase) -> Template:
     return known[source]
 
 
-# Words no template contains, that no template trims, and that cannot merge with what stands around them.
+# Words that no template contains or trims, and that do not merge with the text around them.
 _ASK, _ANSWER, _THOUGHT = "qeuzion", "anzwerr", "thougthh"
 
 
@@ -213,8 +214,8 @@ def _inspect(tokenizer: PreTrainedTokenizerBase) -> Template:
     end_text = tokenizer.added_tokens_decoder[ends[0]].content if ends else ""
     if not ends or not after.lstrip().startswith(end_text):
         raise UserError(
-            f"{_name(tokenizer)}: its chat template ends the assistant's turn with {after!r}, which is no special "
-            "token of this tokenizer, so a student could not learn where to stop; use the template that belongs to it"
+            f"{_name(tokenizer)}: its chat template ends the assistant's turn with {after!r}, which is not a special "
+            "token of this tokenizer, so a student could not learn where to stop; use the tokenizer's own template"
         )
     thought: Message = {"role": "assistant", "content": _ANSWER, "thinking": _THOUGHT}
     with_thinking = _render(tokenizer, [ask, thought], thinking=None, open_turn=False)
@@ -228,14 +229,14 @@ def _inspect(tokenizer: PreTrainedTokenizerBase) -> Template:
 def _turns(
     prompt: Sequence[Message], completion: Sequence[Message], thinking: bool | None
 ) -> list[tuple[list[Message], Message]]:
-    """(everything before it, the turn) of each assistant turn of `completion`."""
+    """(messages before the turn, the turn) for each assistant turn of `completion`."""
     if thinking is False:
         completion = [_without_thinking(message) for message in completion]
     whole = [*prompt, *completion]
-    places = [place for place in range(len(prompt), len(whole)) if whole[place]["role"] == "assistant"]
-    if not places:
-        raise UserError("a completion without an assistant's message has nothing to train on; leave the row out")
-    return [(whole[:place], whole[place]) for place in places]
+    positions = [index for index in range(len(prompt), len(whole)) if whole[index]["role"] == "assistant"]
+    if not positions:
+        raise UserError("a completion without an assistant message has nothing to train on; remove the row")
+    return [(whole[:index], whole[index]) for index in positions]
 
 
 def _extend(
@@ -246,17 +247,17 @@ def _extend(
     message: Message,
     thinking: bool | None,
 ) -> Encoded:
-    """`encoded`, the untrained rest of `context_ids`, and the trained tokens of `message`."""
+    """`encoded`, followed by the untrained rest of `context_ids` and the trained tokens of `message`."""
     answer = _answer_ids(tokenizer, before, message, thinking)
-    trained = encoded.trained if encoded is not None else []
-    untrained = [False] * (len(context_ids) - len(trained))
-    return Encoded(context_ids + answer, trained + untrained + [True] * len(answer))
+    mask = encoded.loss_mask if encoded is not None else []
+    untrained = [False] * (len(context_ids) - len(mask))
+    return Encoded(context_ids + answer, mask + untrained + [True] * len(answer))
 
 
 def _answer_ids(
     tokenizer: PreTrainedTokenizerBase, before: list[Message], message: Message, thinking: bool | None
 ) -> list[int]:
-    """The tokens generation would have to produce after `prompt_ids(before)` to have said `message`, end included."""
+    """The tokens that generation must produce after `prompt_ids(before)` to answer `message`, including the end token."""
     template = inspect_template(tokenizer)
     context = _render(tokenizer, before, thinking=thinking, open_turn=True)
     if not template.renders_thinking:
@@ -273,8 +274,8 @@ def _answer_ids(
     if whole_ids[: len(context_ids)] == context_ids:
         answer = whole_ids[len(context_ids) :]
     else:
-        # Text at the seam would merge into one token (a prompt ending in a newline, an answer starting with one).
-        # Generation starts from the prompt's tokens, so the seam stays.
+        # Text at the boundary would merge into one token (a prompt ending in a newline, an answer starting with one).
+        # Generation starts from the prompt's tokens, so the boundary stays.
         answer = token_ids(tokenizer, whole[len(context) :])
     same_text = context_ids + answer == whole_ids or _text(tokenizer, context_ids + answer) == _text(
         tokenizer, whole_ids
@@ -287,9 +288,9 @@ def _answer_ids(
 def _bridge(
     tokenizer: PreTrainedTokenizerBase, before: list[Message], after: list[Message], thinking: bool | None
 ) -> list[int]:
-    """What the template writes between the end token of an answer to `before` and the answer to `after`."""
-    stand_in: Message = {"role": "assistant", "content": _ANSWER}
-    text = _render(tokenizer, [*before, stand_in, *after], thinking=thinking, open_turn=True)
+    """Token ids the template puts between the end token of an answer to `before` and the answer to `after`."""
+    dummy: Message = {"role": "assistant", "content": _ANSWER}
+    text = _render(tokenizer, [*before, dummy, *after], thinking=thinking, open_turn=True)
     end_text = tokenizer.added_tokens_decoder[inspect_template(tokenizer).end_id].content
     _, found, between = text.rpartition(_ANSWER)[2].partition(end_text)
     if not found:
@@ -317,7 +318,7 @@ def _render(
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
-        raise UserError(f"{_name(tokenizer)} has no chat template; choose an instruct model or set its chat_template")
+        raise UserError(f"{_name(tokenizer)} has no chat template; use an instruct model or set its chat_template")
     rows = []
     for message in messages:
         row: dict[str, str] = _without_thinking(message)
@@ -325,14 +326,14 @@ def _render(
             row["reasoning_content"] = trace
         for field in ("content", "reasoning_content"):
             if isinstance(row.get(field), str):
-                row[field] = marked(tokenizer, row[field])
+                row[field] = mark(tokenizer, row[field])
         rows.append(row)
     settings: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
         text = tokenizer.apply_chat_template(rows, add_generation_prompt=open_turn, tokenize=False, **settings)
     except TemplateError as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
-        raise UserError(f"{_name(tokenizer)}: its chat template refuses a conversation of [{roles}]: {error}") from None
+        raise UserError(f"{_name(tokenizer)}: its chat template rejects the roles [{roles}]: {error}") from None
     assert isinstance(text, str)
     return text
 
@@ -346,18 +347,18 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _broken(tokenizer: PreTrainedTokenizerBase, context: str, whole: str) -> str:
-    context, whole = (unmarked(tokenizer, text) for text in (context, whole))
+    context, whole = (unmark(tokenizer, text) for text in (context, whole))
     same = next((n for n in range(len(context)) if context[n] != whole[n : n + 1]), len(context))
     return (
-        f"{_name(tokenizer)}: its chat template does not write the answer where the prompt ends (the prompt goes on "
-        f"with {context[same : same + 40]!r}, the conversation with {whole[same : same + 40]!r}), so a student would "
-        "learn something else than what it is asked. Leave the thinking out of the training set, ask with "
-        "thinking=True if the template knows that, or use a chat template that continues its own prompt"
+        f"{_name(tokenizer)}: its chat template does not put the answer right after the prompt (the prompt continues "
+        f"with {context[same : same + 40]!r}, the conversation with {whole[same : same + 40]!r}), so training would not "
+        "match generation. Remove the thinking from the training set, set thinking=True if the template supports it, or "
+        "use a chat template that continues its own prompt"
     )
 
 
 def answer_text(content: str, thinking: str | None) -> str:
-    """An answer as one text, its thinking in front of it in think tags; reading it back splits it again."""
+    """An answer as one text, preceded by its thinking in think tags; `split_thinking` splits it again."""
     if not thinking:
         return content
     opening, closing = THINKING_TAGS[0]

@@ -1,7 +1,7 @@
-"""The `distill` command: finds the recipe or stage by file name, makes its settings, runs it, and turns errors into exits.
+"""The `distill` command: finds a recipe or command by file name, reads its settings, runs it, turns errors into exit codes.
 
-Settings: flags beat the YAML file (--config), which beats the preset (--preset). Exit codes: 0 done, 1 a fault of ours,
-2 wrong usage or bad input, 130 after Ctrl-C, 143 after SIGTERM. Nothing heavy is imported before it is needed, so that
+Settings: flags override the YAML file (--config), which overrides the preset (--preset). Exit codes: 0 done, 1 a bug in the
+lab, 2 wrong usage or bad input, 130 after Ctrl-C, 143 after SIGTERM. Heavy libraries are imported only when needed, so that
 `distill --help` answers at once.
 """
 
@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from distill_lab.config import Config
 
-PACKAGES = {"recipes": "a whole method, one command", "commands": "one stage, and helpers"}
+PACKAGES = {"recipes": "a whole method in one command", "commands": "single steps and helpers"}
 GLOBAL_HELP = """\
-Also, before all flags below are read:
-  --preset NAME   start from these settings: {presets} (default: where no model or data is given, tiny without a
-                  GPU and {default} with one; with models or data of your own, none: the recipe's own defaults)
-  --config FILE   YAML settings on top of the preset; flags beat both
-  --run DIR       the run directory (default: runs/{name}); the same command again goes on where it stopped
+In addition to the flags below:
+  --preset NAME   start from these settings: {presets} (default: without a model or data, tiny on a machine without
+                  a GPU and {default} on one with a GPU; with a model or data, the recipe's defaults)
+  --config FILE   YAML settings that override the preset; flags override both
+  --run DIR       the run directory (default: runs/{name}); run the same command again to resume
 
---teacher M is short for --teacher.model M; --student, --data, --test and --engine likewise. --dtype D sets teacher.dtype,
-student.dtype and train.dtype."""
+--teacher M is short for --teacher.model M; --student, --data, --test and --engine work the same way. --dtype D sets
+teacher.dtype, student.dtype and train.dtype."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(name, rest)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         return 130
     except Exception as error:
         from distill_lab.errors import UserError
@@ -62,15 +62,15 @@ def _run(name: str, arguments: list[str]) -> int:
         package = _package_of(name)
         return _recipe(name, arguments) if package == "recipes" else _command(name, arguments)
     finally:
-        # Before anything is said of an error: the line that shows progress would be in its way.
+        # Before an error is printed: remove the progress line.
         if "distill_lab.terminal" in sys.modules:
             sys.modules["distill_lab.terminal"].close_all()
 
 
 def overview() -> str:
     """What `distill --help` prints: every command with the first sentence of its file."""
-    lines = ["distill: turn a big teacher into a small, fast student, and prove how much was kept.", ""]
-    lines += ["  distill COMMAND --help     what goes in, what comes out, every setting", ""]
+    lines = ["distill: turn a big teacher into a small, fast student, and measure how much quality it keeps.", ""]
+    lines += ["  distill COMMAND --help     inputs, outputs and all settings of a command", ""]
     for package, title in PACKAGES.items():
         lines.append(f"{package} ({title})")
         for name in _names(package):
@@ -94,7 +94,7 @@ def _spelled(name: str) -> str:
 
 
 def _first_sentence(path: Path) -> str:
-    """The first line of a file's docstring, without importing the file."""
+    """The first line of a file's docstring; does not import the file."""
     with path.open(encoding="utf-8") as file:
         return file.readline().strip().strip('"').rstrip(".")
 
@@ -108,7 +108,7 @@ def _package_of(name: str) -> str:
     if name in known:
         return known[name]
     close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(known)}"
     raise UserError(f"distill: no command {name!r}; {hint}")
 
 
@@ -119,8 +119,8 @@ def _recipe(name: str, arguments: list[str]) -> int:
         from distill_lab.errors import UserError
 
         raise UserError(
-            f"distill {name} is one process that starts the others itself: run it without torchrun or accelerate launch, "
-            "with --train.num-processes N; on several machines launch `distill train`"
+            f"distill {name} starts its training processes itself: run it without torchrun or accelerate launch, with "
+            "--train.num-processes N; on several machines, launch `distill train`"
         )
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     options, rest = _take_options(arguments, ("preset", "config", "run"))
@@ -129,7 +129,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
 
     yaml = read_yaml(Path(options["config"])) if "config" in options else {}
     named = given(yaml, _spell_out(module.Config, rest))
-    start_from, why, notes = start(module.PRESETS, asked=options.get("preset"), given=named)
+    start_from, why, notes = start(module.PRESETS, preset=options.get("preset"), given=named)
     base = _from_yaml(start_from, options.get("config"))
     others = [key for key in module.PRESETS if key != "tiny"]
     help_text = GLOBAL_HELP.format(presets=", ".join(module.PRESETS), default=others[0], name=name)
@@ -152,7 +152,7 @@ def _command(name: str, arguments: list[str]) -> int:
 
 
 def _take_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """`--name value` and `--name=value` of the given names, and what is left."""
+    """Values of `--name value` and `--name=value` for the given names, and the remaining arguments."""
     from distill_lab.errors import UserError
 
     found, rest, position = {}, [], 0
@@ -178,10 +178,10 @@ def _from_yaml(base: Config, path: str | None) -> Config:
 
     from distill_lab.config import AS_GIVEN
     from distill_lab.errors import UserError
-    from distill_lab.files.yaml_file import merged, read_yaml
+    from distill_lab.files.yaml_file import merge_settings, read_yaml
 
     try:
-        return type(base).model_validate(merged(base.model_dump(context=AS_GIVEN), read_yaml(Path(path))))
+        return type(base).model_validate(merge_settings(base.model_dump(context=AS_GIVEN), read_yaml(Path(path))))
     except ValidationError as error:
         problems = [f"{path}: {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
         raise UserError("\n".join(problems)) from None
@@ -192,7 +192,7 @@ def _plain(error: Any) -> str:
 
 
 def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: str, description: str) -> Any:
-    """The settings after the flags. tyro prints what is wrong with them itself, and exits with 2."""
+    """The settings with the flags applied. tyro prints errors in flags itself and exits with 2."""
     import tyro
 
     arguments = _spell_out(kind, arguments)
@@ -202,7 +202,7 @@ def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: 
 
 
 def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
-    """`--teacher M` as `--teacher.model M`: a group of settings stands for its first one; `--dtype D` for every dtype."""
+    """Expand `--teacher M` to `--teacher.model M` (a group's name sets its first field) and `--dtype D` to every dtype."""
     from pydantic import BaseModel
 
     long: dict[str, str] = {}
@@ -216,7 +216,7 @@ def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
     first_ones: list[str] = []
     if dtypes:
         found, arguments = _take_options(arguments, ("dtype",))
-        # In front, so that the dtype of one group beats it.
+        # In front, so that a group's own dtype flag overrides it.
         first_ones = [word for flag in dtypes for value in found.values() for word in (flag, value)]
     spelled = first_ones
     for argument in arguments:
@@ -226,9 +226,9 @@ def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
 
 
 def _other_spellings(aliases: dict[str, tuple[str, ...]], arguments: list[str]) -> list[str]:
-    """The arguments with a command's ALIASES (`--input-file`: the flags it stands for) written out.
+    """The arguments with a command's ALIASES (`--input-file`: the flags it means) expanded.
 
-    All but the last of those flags are defaults that come along: they go first, so that what was typed beats them.
+    All but the last of those flags are defaults: they go first, so that flags the user typed override them.
     """
     first: list[str] = []
     spelled: list[str] = []
@@ -241,7 +241,7 @@ def _other_spellings(aliases: dict[str, tuple[str, ...]], arguments: list[str]) 
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
-    # Raised as an exception so that files are closed and the run's lock is freed on the way out.
+    # An exception, so that files are closed and the run's lock is released on the way out.
     raise SystemExit(128 + number)
 
 

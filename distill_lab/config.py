@@ -1,6 +1,6 @@
-"""The settings every recipe shares: frozen pydantic models, a docstring under each field, each default written once.
+"""Settings that all recipes share: frozen pydantic models, a docstring under each field, each default written once.
 
-YAML files and command-line flags both derive from these (`cli.py`); unknown keys are refused.
+YAML files and command-line flags both derive from these (`cli.py`); unknown keys are rejected.
 """
 
 from __future__ import annotations
@@ -23,117 +23,119 @@ from distill_lab.errors import UserError
 
 FULL_LEARNING_RATE, ADAPTER_LEARNING_RATE = 2e-5, 2e-4
 AS_GIVEN = "as given"
-"""Context of `model_dump` that leaves defaults open which depend on other settings."""
+"""Context of `model_dump` that keeps None for defaults that depend on other settings."""
 Quantization = Literal["none", "8bit", "4bit", "auto"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class Config(BaseModel):
-    """Base of all settings: frozen, unknown keys refused."""
+    """Base class of all settings: frozen; unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ModelConfig(Config):
-    """Which model, and how it is loaded."""
+    """Which model to load, and how."""
 
     model: str
-    """Hugging Face id, local directory, GGUF file (FILE.gguf, its weights unpacked; pip install gguf), tiny:teacher /
-    tiny:student for the embedded family, or, for a teacher, openai:NAME for model NAME of an OpenAI-compatible server
+    """Hugging Face id, local directory, GGUF file (FILE.gguf, dequantized on loading; pip install gguf), tiny:teacher or
+    tiny:student for the embedded family, or, for a teacher, openai:NAME for model NAME on an OpenAI-compatible server
     (engine.base_url)."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit on the Hugging Face hub."""
     quantization: Quantization = "none"
-    """Weights in 8 or 4 bits through bitsandbytes; auto: the first of none, 8bit and 4bit that the GPU's memory holds."""
+    """Load weights in 8 or 4 bits with bitsandbytes; auto: the first of none, 8bit and 4bit that fits in GPU memory."""
     dtype: Dtype = "auto"
-    """What generation and scoring compute in (train.dtype: training); auto: bf16 or fp16 on a GPU by what it has, on a CPU
-    bf16 where products of the model's sizes, timed for some milliseconds, are clearly faster than in fp32."""
+    """Data type for generation and scoring (train.dtype is for training); auto: bf16 or fp16 on a GPU, whichever it
+    supports; on a CPU bf16 if matrix products of the model's sizes, timed for some milliseconds, are clearly faster than
+    in fp32."""
     trust_remote_code: bool = False
-    """Run Python code that the model's repository ships. Off unless you have read that code."""
+    """Run Python code from the model's repository. Turn it on only if you have read that code."""
 
 
 class DataConfig(Config):
-    """Which rows, and how they are read."""
+    """Which rows to read, and how."""
 
     path: str
     """Hugging Face data set id, local .json/.jsonl/.parquet/.csv file, or tiny:instructions|problems|labels."""
     split: str = "train"
-    """Split and slice as Hugging Face writes them: train, train[:1000], train[10%:20%]."""
+    """Split and slice in Hugging Face syntax: train, train[:1000], train[10%:20%]."""
     adapter: str = "auto"
-    """How a row becomes a prompt: a file name in distill_lab/data/adapters; auto recognises the row's fields."""
+    """How to turn a row into a prompt: a file name in distill_lab/data/adapters; auto decides by the row's fields."""
     skip_invalid: bool = False
-    """Set malformed rows aside and count them, instead of stopping at the first one."""
+    """Skip and count malformed rows instead of stopping at the first one."""
 
 
 class SamplingConfig(Config):
-    """How completions are sampled."""
+    """How to sample completions."""
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 512
-    """Most tokens of one completion, thinking included."""
+    """Maximum tokens per completion, including thinking."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy."""
+    """Sampling temperature; 0 decodes greedily."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Sample among the likeliest tokens whose probabilities reach this sum."""
+    """Nucleus sampling: keep the most likely tokens whose cumulative probability reaches this value."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Sample among this many likeliest tokens; 0 is all."""
+    """Sample from this many most likely tokens; 0: all tokens."""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Drop tokens less likely than this share of the likeliest one's probability."""
+    """Drop tokens whose probability is below this fraction of the most likely token's."""
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    """Above 1 makes tokens that already stand in prompt or completion less likely (Keskar et al. 2019, eq. 1)."""
+    """Values above 1 penalize tokens already in the prompt or completion (Keskar et al. 2019, eq. 1)."""
     from_model: bool = False
-    """Use the model's own generation_config for temperature, top_p, top_k, min_p and repetition_penalty, each where it
-    stands at its default here. Off: it is ignored, by every engine. A server's model: its server's settings apply."""
+    """Take temperature, top_p, top_k, min_p and repetition_penalty from the model's generation_config, except those set
+    to other than their default here. Off: all engines ignore generation_config. For a server's model, the server's
+    settings apply."""
     stop: tuple[str, ...] = ()
-    """Texts that end a completion; the text itself is left out."""
+    """Strings that end a completion; they are not part of it."""
     num_samples: Annotated[int, Field(ge=1)] = 1
     """Completions per prompt."""
     thinking: bool | None = None
-    """Ask the chat template for thinking (enable_thinking); None leaves the template's own default."""
+    """Turn thinking on or off in the chat template (enable_thinking); None keeps the template's default."""
     seed: int = 0
-    """Seed of the sampling. In fp32 on a CPU, one prompt's completion does not depend on its neighbours in the batch."""
+    """Random seed. In fp32 on a CPU, a prompt's completion does not depend on the other prompts in the batch."""
 
 
 class EngineConfig(Config):
-    """What generates, and how much at once."""
+    """Which engine generates, and how much at once."""
 
-    # What was typed into an address may be a key: no error message repeats it.
+    # A user may have typed a key into the address, so no error message repeats it.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     engine: str = "auto"
-    """A file name in distill_lab/generation/engines: transformers, vllm, ray; auto picks by what the machine has.
-    Models named openai:NAME are always asked over the network (openai_api)."""
+    """A file name in distill_lab/generation/engines: transformers, vllm, ray; auto chooses by what the machine has.
+    Models named openai:NAME always use openai_api."""
     batch_size: Annotated[int, Field(ge=0)] = 0
-    """Most prompts in one batch; 0 lets the engine choose. Halved by itself when memory runs out."""
+    """Maximum prompts per batch; 0 lets the engine choose. It is halved automatically when memory runs out."""
     base_url: str = ""
-    """Server of openai:NAME models, as in http://host:8000/v1; empty: OPENAI_BASE_URL. Its key is only ever read from
-    OPENAI_API_KEY and written nowhere."""
+    """Address of the server for openai:NAME models, such as http://host:8000/v1; empty: OPENAI_BASE_URL. The API key is
+    read only from OPENAI_API_KEY and is never written anywhere."""
     max_concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Most requests under way at a server; halved whenever it answers 429 (too many), raised again step by step."""
+    """Maximum concurrent requests; halved on HTTP 429, then raised gradually."""
     timeout_s: Annotated[float, Field(gt=0)] = 600.0
-    """Seconds a server may take for one whole answer before the request is given up and sent again."""
+    """Seconds to wait for a complete answer from a server before sending the request again."""
     max_retries: Annotated[int, Field(ge=0)] = 8
-    """How often a failed request is sent again, after waits that double from 1 s up to 30 s or as the server says."""
+    """Maximum retries of a failed request; the wait doubles from 1 s up to 30 s, or is what the server asks for."""
     extra_body: str = ""
-    """JSON object of fields that go into every request body, over what stands there; null takes a field out:
+    """JSON object of fields to add to every request body, replacing fields of the same name; null removes a field:
     {"max_tokens": null, "max_completion_tokens": 512}."""
     measure_budget_s: Annotated[float, Field(gt=0)] = 180.0
-    """Seconds that a recipe may spend on timing each model, loading it left out: of a slow one fewer and shorter answers
-    are timed. At least one answer of each kind is, however long it takes."""
+    """Seconds that a recipe may spend timing each model, without loading. Slow models are timed on fewer and shorter
+    answers, but on at least one answer of each kind, however long it takes."""
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
-    """vllm: GPUs that a model's weights are split over; for models that do not fit one."""
+    """vllm: number of GPUs to split a model's weights across, for models too large for one GPU."""
     data_parallel_size: Annotated[int, Field(ge=1)] = 1
-    """vllm: whole models side by side on this machine, each on GPUs of its own; the number of its GPUs for small models."""
+    """vllm: number of copies of the model on this machine, each on separate GPUs; for small models, the number of GPUs."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """vllm: share of each GPU's memory that weights and key-value cache may take."""
+    """vllm: fraction of each GPU's memory for weights and KV cache."""
     max_model_len: Annotated[int, Field(ge=0)] = 0
-    """vllm: most tokens of prompt and completion together; 0: the model's context, or less where the memory is too small."""
+    """vllm: maximum tokens of prompt plus completion; 0: the model's context length, or less if memory is too small."""
     enforce_eager: bool = False
-    """vllm: neither compile nor capture CUDA graphs: starts a minute earlier, generates slower. Always on without a GPU."""
+    """vllm: skip compilation and CUDA graphs: starts a minute sooner, generates more slowly. Always on without a GPU."""
     ray_engine: str = "auto"
-    """ray: the engine that each worker holds."""
+    """ray: the engine that each worker uses."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    """ray: how many workers; 0: one for every GPU of the cluster (or every tensor_parallel_size * data_parallel_size of
-    them), where it has none one for every two processor cores."""
+    """ray: number of workers; 0: one for each GPU in the cluster (or for each group of tensor_parallel_size *
+    data_parallel_size GPUs); without GPUs, one for every two CPU cores."""
 
     @field_validator("base_url")
     @classmethod
@@ -153,7 +155,7 @@ class EngineConfig(Config):
 
 
 def check_base_url(url: str) -> str:
-    """`url` of a server's API without slashes at its end. Raises UserError for what is none, and for a key in it."""
+    """A server's API address without trailing slashes. Raises UserError if `url` is malformed or contains a key."""
     remedy = "give it as http://host:8000/v1"
     try:
         parts = urlsplit(url.strip())
@@ -161,93 +163,96 @@ def check_base_url(url: str) -> str:
     except ValueError:
         raise UserError(f"the server's address is malformed; {remedy}") from None
     if parts.username or parts.password or parts.query or parts.fragment or "@" in parts.netloc:
-        raise UserError(f"the server's address holds more than host and path; {remedy}, a key goes in OPENAI_API_KEY")
+        raise UserError(
+            f"the server's address contains more than host and path; {remedy}, and put a key in OPENAI_API_KEY"
+        )
     if parts.scheme not in ("http", "https") or not host:
-        raise UserError(f"the server's address does not begin with http://host or https://host; {remedy}")
+        raise UserError(f"the server's address does not start with http://host or https://host; {remedy}")
     return url.strip().rstrip("/").removesuffix("/chat/completions")
 
 
 class LoraConfig(Config):
-    """Low-rank adapters instead of a full fine-tune; on a student in 4 bits this is QLoRA."""
+    """Low-rank adapters (LoRA) instead of full fine-tuning; on a 4-bit student this is QLoRA."""
 
     r: Annotated[int, Field(ge=0)] = 0
-    """Rank of the adapters, 8 to 64 as a rule; 0: no adapters, all weights are trained."""
+    """Rank of the adapters, usually 8 to 64; 0: no adapters, train all weights."""
     alpha: Annotated[int, Field(gt=0)] = 32
-    """Adapters count alpha / r times; 32, or twice the rank, is usual."""
+    """The adapters' output is scaled by alpha / r; common values are 32 or twice the rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of an adapter's inputs set to 0 while training."""
+    """Fraction of an adapter's inputs set to 0 during training."""
     targets: tuple[str, ...] = ("all-linear",)
-    """Layers that get adapters (q_proj, v_proj, ...); all-linear: every one but the output head and, in a mixture of
-    experts, the experts and their router."""
+    """Layers that get adapters (q_proj, v_proj, ...); all-linear: all linear layers except the output head and, in a
+    mixture of experts, the experts and their router."""
     merge: bool = False
-    """Save a plain model with the adapters merged in, and the adapters in its folder adapter/; off: the adapters alone."""
+    """Save a plain model with the adapters merged, plus the adapters in its folder adapter/; off: save only the adapters."""
 
 
 class TrainConfig(Config):
-    """How the student is trained."""
+    """How to train the student."""
 
     method: Literal["auto", "full", "lora", "qlora"] = "auto"
-    """Train all weights (full), adapters (lora), or adapters on 4-bit weights (qlora); auto: the first that fits the
-    memory, where need be with gradient checkpointing, 8-bit AdamW and smaller micro-batches. lora.r alone means lora."""
+    """Train all weights (full), adapters (lora), or adapters on 4-bit weights (qlora); auto: the first that fits in
+    memory, if needed with gradient checkpointing, 8-bit AdamW and smaller micro-batches. Setting only lora.r means lora."""
     num_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows."""
     max_steps: int = -1
-    """Stop after this many optimizer steps; -1: by epochs."""
+    """Stop after this many optimizer steps; -1: after num_epochs."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate of AdamW; None: 2e-5 where all weights are trained, 2e-4 for adapters, which learn best at about
-    ten times the rate of a full fine-tune."""
+    """Peak learning rate of AdamW; None: 2e-5 for full fine-tuning, 2e-4 for adapters, which learn best at about ten
+    times the full fine-tuning rate."""
     lr_scheduler_type: str = "cosine"
-    """Any scheduler name of transformers."""
+    """Any scheduler name from transformers."""
     min_lr_rate: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the learning rate that is left at the end, for the schedulers that stop above 0 (cosine_with_min_lr)."""
+    """Final fraction of the learning rate, for schedulers that do not end at 0 (cosine_with_min_lr)."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the steps over which the learning rate rises."""
+    """Fraction of the steps during which the learning rate rises."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    """AdamW weight decay (biases and norms excepted)."""
+    """AdamW weight decay (not applied to biases and norms)."""
     optim: str = "adamw_torch_fused"
-    """Any optimizer name of transformers; adamw_8bit (a GPU, bitsandbytes) keeps its state in a quarter of the memory."""
+    """Any optimizer name from transformers; adamw_8bit (needs a GPU and bitsandbytes) uses a quarter of the memory."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
-    """Gradients are clipped to this norm; 0: never."""
+    """Clip gradients to this norm; 0: no clipping."""
     max_length: Annotated[int, Field(ge=8)] = 1024
-    """Longest row in tokens; longer rows are dropped and counted, never cut."""
+    """Maximum tokens per row; longer rows are dropped and counted, never truncated."""
     tokens_per_batch: Annotated[int, Field(ge=8)] = 8192
-    """Tokens of one packed micro-batch: rows are packed to about this many. An optimizer step takes this many times
-    gradient_accumulation_steps, on one process or on many."""
+    """Approximate tokens per packed micro-batch. An optimizer step takes gradient_accumulation_steps times as many, on
+    any number of processes."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    """Micro-batches per optimizer step, over all processes."""
+    """Micro-batches per optimizer step, summed over all processes."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the rows held out for the validation loss."""
+    """Fraction of the rows held out for the validation loss."""
     eval_steps: Annotated[float, Field(ge=0)] = 0.0
-    """Steps (or, below 1, share of all steps) between validation losses; 0: before the first and after the last step."""
+    """Steps (below 1: fraction of all steps) between validation losses; 0: only before the first and after the last step."""
     save_steps: Annotated[float, Field(gt=0)] = 0.25
-    """Steps (or, below 1, share of all steps) between checkpoints."""
+    """Steps (below 1: fraction of all steps) between checkpoints."""
     logging_steps: Annotated[int, Field(ge=1)] = 10
     """Steps between log lines."""
     report_to: tuple[str, ...] = ()
-    """Trackers: trackio, wandb, tensorboard. None by default; nothing leaves the machine unasked."""
+    """Experiment trackers: trackio, wandb, tensorboard. None by default, so that no data leaves the machine."""
     lora: LoraConfig = LoraConfig()
     """Train adapters instead of all weights."""
     num_processes: Annotated[int, Field(ge=1)] = 1
-    """Processes that train together on this machine: the number of its GPUs. They share the tokens of a step among them;
-    where the micro-batches of a step are fewer than the processes, each takes a part of one."""
+    """Training processes on this machine; use one per GPU. They share the tokens of each step; if a step has fewer
+    micro-batches than there are processes, each process takes part of one."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
-    """Of several processes: ddp: each holds the whole student; fsdp2: weights and optimizer state are split among them."""
+    """With several processes: ddp copies the whole student to each; fsdp2 splits weights and optimizer state among them."""
     dtype: Dtype = "auto"
-    """What the passes compute in, weights trained in fp32 either way; auto: bf16 or fp16 on a GPU by what it has, on a CPU
-    bf16 where products of the model's sizes, timed for some milliseconds, are clearly faster than in fp32."""
+    """Data type of the forward and backward pass; trained weights are always fp32. auto: bf16 or fp16 on a GPU, whichever
+    it supports; on a CPU bf16 if matrix products of the model's sizes, timed for some milliseconds, are clearly faster
+    than in fp32."""
     compile: bool = False
-    """Compile the layers with torch.compile: minutes at first, then faster steps on a GPU."""
+    """Compile the layers with torch.compile: takes minutes at the start, then steps are faster on a GPU."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: uses less memory, about a third slower."""
     seed: int = 42
-    """Seed of the row order, the split and dropout."""
+    """Random seed for row order, validation split and dropout."""
 
     @property
     def peak_learning_rate(self) -> float:
-        """The learning rate, or the default for what is trained.
+        """The learning rate, or the default for full fine-tuning or adapters.
 
-        Sources of the adapters' ten times higher rate: Schulman et al. 2025, LoRA Without Regret
-        (thinkingmachines.ai/blog/lora); TRL's and Unsloth's documentation have the same default.
+        Sources for the ten times higher rate of adapters: Schulman et al. 2025, LoRA Without Regret
+        (thinkingmachines.ai/blog/lora); the documentation of TRL and Unsloth has the same default.
         """
         if self.learning_rate is not None:
             return self.learning_rate
@@ -255,21 +260,21 @@ class TrainConfig(Config):
 
     @field_serializer("learning_rate")
     def _write_learning_rate(self, value: float | None, info: FieldSerializationInfo) -> float | None:
-        """Records and keys of results have the rate that is used; what more settings will be put on has None."""
+        """Records and result keys store the rate in use; settings that others will be merged into (AS_GIVEN) keep None."""
         return value if info.context == AS_GIVEN else self.peak_learning_rate
 
 
 QWEN3_THINKING = SamplingConfig(max_new_tokens=16384, temperature=0.6, top_p=0.95, top_k=20)
-"""As Qwen3's model card has it for thinking, which it forbids to sample greedily (endless repetition). The card's budget is
-32,768 tokens; half of that is hardly ever reached by questions of school mathematics."""
+"""From Qwen3's model card for thinking mode, which warns against greedy decoding (endless repetition). The card allows
+32,768 tokens; school math questions hardly ever need half of that."""
 QWEN3_AT_ONCE = SamplingConfig(max_new_tokens=2048, temperature=0.7, top_p=0.8, top_k=20, thinking=False)
-"""As Qwen3's model card has it without thinking."""
+"""From Qwen3's model card for non-thinking mode."""
 STEP_BY_STEP = "Please think step by step and explain your reasoning before giving the final answer."
-"""What System 2 adds to a question, for teacher and student alike."""
+"""The instruction that System 2 adds to each question, for teacher and student alike."""
 
 
 class RecipeConfig(Config):
-    """The settings every recipe has; a recipe adds its own and gives its defaults."""
+    """Settings of every recipe; a recipe adds its own and sets the defaults."""
 
     teacher: ModelConfig
     """The model to learn from."""
@@ -280,26 +285,26 @@ class RecipeConfig(Config):
     sampling: SamplingConfig
     """How the teacher samples the answers to learn from."""
     test: DataConfig = DataConfig(path="")
-    """Prompts the scores are taken on; without a path, num_test rows of the data are held out."""
+    """Test prompts for the scores; without a path, num_test rows of the data are held out."""
     num_test: Annotated[int, Field(ge=0)] = 100
-    """Held-out rows if no test data is given (at most a tenth of the rows); 0: no scores."""
+    """Number of held-out rows if no test data is given (at most a tenth of the rows); 0: no scores."""
     test_sampling: SamplingConfig
-    """How the models answer the test, greedy unless said otherwise."""
+    """How the models sample the test answers; greedy by default."""
     grader: str = "auto"
     """A file name in distill_lab/grading/graders; auto: numeric if all gold answers are numbers, else math."""
     engine: EngineConfig = EngineConfig()
-    """What generates."""
+    """Which engine generates."""
     train: TrainConfig = TrainConfig()
-    """How the student is trained."""
+    """How to train the student."""
     measure: bool = True
     """Measure the speed of teacher and student on the test prompts."""
     out: str = ""
-    """Where the student goes; empty: student/ in the run directory."""
+    """Output directory for the student; empty: student/ in the run directory."""
 
     @model_validator(mode="before")
     @classmethod
     def _hold_out_of_given_data(cls, values: Any) -> Any:
-        """The default test belongs to the default data: other data is tested on rows held out of it, or as given."""
+        """The default test set goes with the default data; without a test set, other data is tested on held-out rows."""
         if isinstance(values, dict) and "data" in values and not values.get("test"):
             data, default = values["data"], cls.model_fields["data"].default
             path = data.get("path") if isinstance(data, dict) else getattr(data, "path", None)

@@ -1,10 +1,10 @@
-"""Control tokens in what people and models write: `<|im_end|>` in a message is text, not the end of a turn.
+"""Control tokens quoted in messages: `<|im_end|>` in a message is text, not the end of a turn.
 
-    text = render(marked(tokenizer, message))      a chat template writes its own control tokens beside the marks
-    ids = token_ids(tokenizer, text)                   control tokens for the template's, plain text for the marks
+    text = render(mark(tokenizer, message))          the chat template adds its own control tokens around the marks
+    ids = token_ids(tokenizer, text)                   control tokens from the template, plain text for the marks
 
-Without this a question about chat templates would end its own turn, and an answer that quotes `<|endoftext|>` would teach
-the student to stop there. Thinking tags are no control tokens here: models write them on purpose.
+Without this, a question about chat templates would end its own turn, and an answer that quotes `<|endoftext|>` would teach
+the student to stop there. Thinking tags do not count as control tokens here: models write them on purpose.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TAGS = ("think", "/think", "thinking", "/thinking")
 TAGS_WITH_BARS = ("begin_of_thought", "end_of_thought", "begin_of_solution", "end_of_solution")
 NOT_CONTROL = frozenset([*(f"<{tag}>" for tag in TAGS), *(f"<|{tag}|>" for tag in TAGS_WITH_BARS)])
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-"""Around a mark's number: Unicode's noncharacters, which no text that is exchanged contains and no template looks for."""
+"""Delimiters of a mark's number: Unicode noncharacters, which no exchanged text contains and no template looks for."""
 MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 
 
@@ -31,10 +31,10 @@ class _Control:
     """The control tokens of one tokenizer."""
 
     size: int
-    """Tokens the tokenizer had when they were found."""
+    """The tokenizer's number of tokens when these were collected."""
     tokens: dict[str, AddedToken]
     pattern: re.Pattern[str] | None
-    """Any of them, as one group; None where there are none."""
+    """Matches any of them, as one group; None if there are none."""
 
 
 _found: WeakKeyDictionary[Any, _Control] = WeakKeyDictionary()
@@ -54,8 +54,8 @@ def _control(tokenizer: PreTrainedTokenizerBase) -> _Control:
     return known
 
 
-def marked(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` with a mark in the place of each control token it spells."""
+def mark(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` with each spelled-out control token replaced by a mark."""
     control = _control(tokenizer)
     if control.pattern is None or not control.pattern.search(text):
         return text
@@ -63,23 +63,22 @@ def marked(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return control.pattern.sub(lambda match: f"{OPEN}{numbers[match[0]]}{CLOSE}", text)
 
 
-def unmarked(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """`text` with what the marks stand for."""
+def unmark(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """`text` with each mark replaced by the control token's text."""
     names = list(_control(tokenizer).tokens)
     return MARK.sub(lambda match: names[int(match[1])], text)
 
 
-def spelled_in(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[str]:
-    """The control tokens that are spelled in any of `texts`."""
+def find_spelled(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[str]:
+    """The control tokens spelled out in any of `texts`."""
     pattern = _control(tokenizer).pattern
     return set() if pattern is None else {name for text in texts for name in pattern.findall(text)}
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a rendered conversation: what its marks stand for as plain text, control tokens elsewhere as such.
+    """Token ids of a rendered conversation: marks become plain text; other control tokens stay control tokens.
 
-    Text from one control token to the next is encoded in one go, so that the tokens around a mark are those that plain text
-    has there.
+    Text between two control tokens is encoded in one go, so that the tokens around a mark are the same as in plain text.
     """
     if not MARK.search(text):
         return _ids(tokenizer, text)
@@ -88,23 +87,23 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = []
     plain = ""
     parts = control.pattern.split(text)  # text, control token, text, ...
-    for place, part in enumerate(parts):
+    for index, part in enumerate(parts):
         if not MARK.search(part):
             plain += part
             continue
         ids += _ids(tokenizer, plain) if plain else []
         plain = ""
-        # Some control tokens take the white space beside them (Phi-3's), and would have it in the text as a whole.
-        if place > 0 and control.tokens[parts[place - 1]].rstrip:
+        # Some control tokens (Phi-3's) absorb the white space next to them, as they would in the whole text.
+        if index > 0 and control.tokens[parts[index - 1]].rstrip:
             part = part.lstrip()
-        if place + 1 < len(parts) and control.tokens[parts[place + 1]].lstrip:
+        if index + 1 < len(parts) and control.tokens[parts[index + 1]].lstrip:
             part = part.rstrip()
-        ids += _ids(tokenizer, unmarked(tokenizer, part), spelled=True)
+        ids += _ids(tokenizer, unmark(tokenizer, part), spelled=True)
     return ids + (_ids(tokenizer, plain) if plain else [])
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, spelled: bool = False) -> list[int]:
-    """The tokens of `text`; spelled: control tokens in it as the text they are."""
+    """Token ids of `text`; spelled: control tokens in it are encoded as plain text."""
     settings: dict[str, Any] = {"split_special_tokens": True} if spelled else {}
     encoding: Mapping[str, Any] = tokenizer(text, add_special_tokens=False, **settings)
     return list(encoding["input_ids"])

@@ -1,4 +1,4 @@
-"""This machine: its device, its fastest dtype (timed), its memory, and what NVIDIA's driver says.
+"""This machine's device, fastest dtype (timed), memory, and the GPUs that NVIDIA's driver reports.
 
 torch is imported only where it is needed.
 """
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     import torch
 
 Shape = tuple[int, int]
-"""Inputs and outputs of a linear layer."""
+"""Input and output features of a linear layer."""
 
 MIN_GAIN = 1.3
-"""How many times as fast bf16 has to be to be chosen on a CPU: it rounds more than fp32 does."""
+"""Minimum speedup of bf16 over fp32 to be chosen on a CPU, because bf16 rounds more."""
 MIN_WEIGHTS = 1 << 25
-"""Models with fewer weights in their linear layers compute in fp32 on a CPU: most of their time is not in products."""
+"""Models with fewer weights in linear layers compute in fp32 on a CPU: matrix products are little of their time."""
 ROWS = (8, 64)
-"""Rows of the products that are timed: some answers decoded together, and a short prompt."""
+"""Rows of the timed products: several answers decoded together, and a short prompt."""
 NUM_TIMED, MAX_SIDE, NUM_ROUNDS = 2, 2048, 5
-"""How many of the shapes are timed, those with the most weights; the most inputs and outputs of each; how often."""
+"""How many shapes to time (those with the most weights); their maximum input and output size; how many rounds."""
 
 FINE_S = 1e-5
-"""Resolution of a clock that short products can be timed with."""
+"""Maximum clock resolution, in seconds, for timing short products."""
 
 
 def has_gpu() -> bool:
@@ -45,7 +45,7 @@ def has_gpu() -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is called, as in `NVIDIA A10G, 24 GB` or `AMD EPYC 9R14, 8 threads`."""
+    """Name of a device, such as `NVIDIA A10G, 24 GB` or `AMD EPYC 9R14, 8 threads`."""
     import torch
 
     if device.type == "cuda":
@@ -57,17 +57,17 @@ def device_name(device: torch.device) -> str:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of memory that a CUDA GPU has, used or not."""
+    """Total memory of a CUDA GPU in bytes, used or not."""
     import torch
 
     return torch.cuda.get_device_properties(device).total_memory
 
 
 def fastest_dtype(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> torch.dtype:
-    """fp32 or bf16, whichever multiplies by weights of these shapes faster on this CPU.
+    """fp32 or bf16, whichever multiplies weights of these shapes faster on this CPU.
 
-    shapes: of all linear layers of a model, repeated as often as the model has them. rows: of the inputs. Takes some
-    hundredths of a second the first time. bf16 has to win clearly (MIN_GAIN), and models too small to gain from it
+    shapes: one for each linear layer of a model, with repetitions. rows: number of input rows to time. Takes some
+    hundredths of a second the first time. bf16 must be clearly faster (MIN_GAIN); models too small to benefit
     (MIN_WEIGHTS) are not timed.
     """
     import torch
@@ -76,10 +76,10 @@ def fastest_dtype(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> t
 
 
 def bf16_gain(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> float:
-    """How many times as fast as in fp32 this CPU multiplies in bf16; 0 for a model too small to be timed.
+    """Speedup of bf16 over fp32 matrix products on this CPU; 0 for a model too small to be timed.
 
-    Timed because no flag of the processor says it: with units for bf16 (AVX512-BF16, AMX) it is a gain of 2 to 8, without
-    them down to a hundredth, and either depends on the library's kernels. Counted once per process and number of threads.
+    Timed because no CPU flag predicts it: it is 2 to 8 with bf16 units (AVX512-BF16, AMX), as low as 0.01 without them,
+    and depends on the library's kernels in both cases. Measured once per process and number of threads.
     """
     import torch
 
@@ -93,11 +93,11 @@ def bf16_gain(shapes: Iterable[Shape], *, rows: tuple[int, ...] = ROWS) -> float
 
 @cache
 def _gain(shapes: tuple[tuple[Shape, int], ...], rows: tuple[int, ...], num_threads: int) -> float:
-    """See `bf16_gain`. num_threads: part of the cache's key."""
+    """See `bf16_gain`. num_threads: only part of the cache key."""
     import torch
 
     slow = fast = 0.0
-    # The processor's time of all threads: what other processes take of a busy machine says nothing about a dtype.
+    # CPU time of all threads, so that other processes on a busy machine do not distort the result.
     fine = time.get_clock_info("process_time").resolution < FINE_S
     clock = time.process_time if fine else time.perf_counter
     with torch.inference_mode():
@@ -107,15 +107,15 @@ def _gain(shapes: tuple[tuple[Shape, int], ...], rows: tuple[int, ...], num_thre
             for num_rows in rows:
                 hidden = torch.randn(num_rows, weight.shape[1])
                 best = [float("inf")] * 2
-                # In turns and the best of several: other processes may take the processor's caches.
+                # Alternate the two and keep the best time of each: other processes may evict the CPU caches.
                 for turn in range(1 + NUM_ROUNDS):
                     for place, pair in enumerate(zip((hidden, hidden.bfloat16()), weights, strict=True)):
                         start = clock()
                         torch.nn.functional.linear(*pair)
-                        if turn:  # the first one sets kernels up
+                        if turn:  # the first round sets up kernels
                             best[place] = min(best[place], clock() - start)
                     if turn and best[1] > 4 * best[0]:
-                        return best[0] / best[1]  # a CPU without such units: the rest would take seconds
+                        return best[0] / best[1]  # a CPU without bf16 units: the rest would take seconds
                 slow, fast = slow + count * best[0], fast + count * best[1]
     return slow / fast
 
@@ -130,14 +130,14 @@ def _processor() -> str:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-"""Numbers of glibc's mallopt(3)."""
+"""Parameter numbers of glibc's mallopt(3)."""
 DEFAULTS = {M_TRIM_THRESHOLD: 128 << 10, M_MMAP_THRESHOLD: 128 << 10, M_MMAP_MAX: 65536}
 SIGNS = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
-"""In what errors say. cuBLAS makes its workspace at the first product: a full GPU shows as one of its own errors."""
+"""Parts of error messages. cuBLAS allocates its workspace at the first product, so a full GPU raises a cuBLAS error."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the GPU's or the host's memory did not suffice."""
+    """Whether an error means that GPU or host memory ran out."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -147,7 +147,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to. After a failed try, outside of its except block: a traceback holds tensors."""
+    """Free unreferenced memory. After a failure, call it outside the except block: the traceback keeps tensors alive."""
     import torch
 
     gc.collect()
@@ -157,10 +157,10 @@ def free_memory() -> None:
 
 @contextmanager
 def memory_returned() -> Iterator[None]:
-    """A block that holds a model: memory that was held before is given back first, and its own afterwards.
+    """A block that holds a model: free unused memory before it, and the block's own memory after it.
 
-    PyTorch keeps what it freed for itself, on a GPU where no other process gets it, and a cycle of objects keeps its
-    tensors until the garbage collector comes by.
+    PyTorch keeps freed GPU memory for itself, where no other process can use it, and reference cycles keep their tensors
+    until the garbage collector runs.
     """
     free_memory()
     try:
@@ -171,11 +171,10 @@ def memory_returned() -> Iterator[None]:
 
 @contextmanager
 def kept_heap() -> Iterator[None]:
-    """Let the C library keep freed host memory for the next tensor, and give it back at the end.
+    """Let the C library keep freed host memory for the next tensor, and return it at the end.
 
-    glibc maps large blocks anew each time and unmaps them when they are freed, so that a training on a CPU pays a page
-    fault for every 4 KiB of every activation of every step: a third of the time of a step of a Qwen2.5-0.5B. Elsewhere
-    than on Linux with glibc, nothing happens.
+    By default glibc maps each large block and unmaps it when freed, so CPU training pays a page fault for every 4 KiB of
+    every activation in every step: a third of the step time of Qwen2.5-0.5B. Does nothing except on Linux with glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
@@ -192,11 +191,11 @@ def kept_heap() -> Iterator[None]:
 
 
 NVIDIA_SMI_S = 10.0
-"""How long NVIDIA's tool may take to answer."""
+"""Timeout for nvidia-smi, in seconds."""
 
 
 def nvidia_gpus() -> list[str]:
-    """The GPUs that NVIDIA's driver sees, each "NAME, driver VERSION", whatever torch sees; empty without a driver."""
+    """GPUs that NVIDIA's driver reports, each as "NAME, driver VERSION", even if torch sees none; empty without a driver."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True).stdout
@@ -208,7 +207,7 @@ def nvidia_gpus() -> list[str]:
 
 
 def why_torch_sees_none() -> str:
-    """What most probably keeps torch from a GPU that NVIDIA's driver sees, and what to do about it."""
+    """The most likely reason why torch cannot use a GPU that NVIDIA's driver reports, and how to fix it."""
     import torch
 
     if torch.version.cuda is None:
@@ -217,8 +216,8 @@ def why_torch_sees_none() -> str:
     if hidden is not None:
         return f"CUDA_VISIBLE_DEVICES={hidden!r} hides GPUs; unset it"
     return (
-        f"torch {torch.__version__} wants the driver of CUDA {torch.version.cuda} and GPUs its build has code for; update "
-        "the driver, or install a torch for an older CUDA"
+        f"torch {torch.__version__} needs a driver for CUDA {torch.version.cuda} and a GPU its build supports; update the "
+        "driver, or install a torch build for an older CUDA version"
     )
 
 

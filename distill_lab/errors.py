@@ -1,14 +1,14 @@
-"""Errors the user can mend. Each message names the place and the remedy; the faces print it and exit with 2."""
+"""Errors the user can fix. Each message says where the problem is and how to fix it; the CLI prints it and exits with 2."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Wrong usage or bad input. `str(error)` is complete: what is wrong, where, and what to do instead."""
+    """Wrong usage or bad input. `str(error)` says what is wrong, where, and what to do instead."""
 
 
 class DataError(UserError):
-    """A malformed row or file: carries the source, the 1-based line (or row) and the reason."""
+    """A malformed row or file; has the source, the 1-based line (or row) and the reason."""
 
     def __init__(self, source: str, line: int | None, reason: str) -> None:
         self.source, self.line, self.reason = source, line, reason
@@ -17,7 +17,7 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A model that cannot be found or loaded: carries its name."""
+    """A model that cannot be found or loaded; has its name and the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self.reason = name, reason
@@ -25,8 +25,8 @@ class ModelError(UserError):
 
 
 class NoData(UserError):
-    """A selection that holds no rows at all."""
+    """The selected data contains no rows."""
 
 
 class EngineDeadError(UserError):
-    """What computes has ended: no request is to blame, and the same command goes on where it was."""
+    """The engine's process has died. No request caused it; the same command resumes where it stopped."""

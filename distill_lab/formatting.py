@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a person reads them: in the terminal, the report and errors."""
+"""Format numbers and untrusted text for people: in the terminal, the report and errors."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from html import escape
 from typing import Any
 
 KEPT = "\n\u200c\u200d"
-"""Line breaks, and the joiners that Persian, Hindi and emoji need."""
+"""Line breaks, and the zero-width joiners that Persian, Hindi and emoji need."""
 
 
 def times(ratio: float, sign: str = "×") -> str:
-    """A ratio such as 4.2×; rounded down, so that what is shown as 3.0× has reached 3."""
+    """A ratio such as 4.2×, rounded down: 3.0× means at least 3."""
     if ratio >= 20:
         return f"{math.floor(ratio)}{sign}"
     digits = 10 if ratio >= 1 else 100
-    # The margin keeps 4.1 from becoming 4.0 by binary rounding.
+    # The margin keeps floating-point rounding from turning 4.1 into 4.0.
     return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}{sign}"
 
 
 def clean(text: str) -> str:
-    """`text` without control characters, direction marks and lone surrogates; line breaks and joiners stay."""
+    """`text` without control characters, direction marks and lone surrogates; keeps line breaks and joiners."""
     return "".join(
         letter for letter in text if letter in KEPT or unicodedata.category(letter) not in ("Cc", "Cf", "Cs")
     )
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: `14 s`, `3 min`, `2 h 05 min`."""
+    """A duration for people: `14 s`, `3 min`, `2 h 05 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -36,7 +36,7 @@ def duration(seconds: float) -> str:
 
 
 def shown(text: Any) -> str:
-    """As `clean`, escaped for HTML; tabs stay too."""
+    """Like `clean`, escaped for HTML; keeps tabs too."""
     return escape("\t".join(clean(part) for part in str(text).split("\t")))
 
 

@@ -1,4 +1,4 @@
-"""How a recipe tells what it is doing. The library calls these; the faces override them to print, the base is silent."""
+"""How recipes report progress: the library calls these methods; `terminal.py` overrides them to print."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from typing import Any
 from distill_lab.activity import Activity
 
 BY_PACE = -1.0
-"""Instead of the seconds left: a face takes them from the pace of the counts."""
+"""Value of `seconds_left` that asks for an estimate from the counts so far."""
 
 
 class ProgressReporter:
-    """Silent. `terminal.py` has the one that draws progress bars."""
+    """Prints nothing; `terminal.Terminal` draws progress bars."""
 
     def stage(self, title: str) -> None:
-        """A stage begins; `title` is what a person reads, for example `teacher answers 1000 prompts`."""
+        """A stage starts; people read `title`, for example `teacher answers 1000 prompts`."""
 
     def finished(self, title: str) -> None:
-        """The stage that began with `title` is done."""
+        """The stage that started with `title` is done."""
 
     def skipped(self, title: str) -> None:
-        """A stage was found finished with the same inputs, and left alone."""
+        """A stage was already finished with the same inputs and was not run again."""
 
     def note(self, text: str) -> None:
-        """Something worth knowing: counts, choices made, paths written."""
+        """Information for the user: counts, choices made, paths written."""
 
     def progress(self, done: int, total: int, *, detail: str = "", seconds_left: float | None = BY_PACE) -> None:
-        """How far the current stage is, in rows or steps; `detail` holds speed or loss.
+        """How far the current stage is, in rows or steps; `detail` is its speed or loss.
 
-        seconds_left: as the caller measured it; None: it has no sound figure yet.
+        seconds_left: the caller's own estimate; None: it has no reliable one yet.
         """
 
     def doing(self, activity: Activity | None) -> None:
-        """What is being done within the stage, or between stages (loading, reading prompts, saving); None: it is over."""
+        """What is being done within or between stages (loading, reading prompts, saving); None: it has ended."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """One line of training figures (`step`, `loss`, `learning_rate`, ...)."""
+        """One row of training metrics (`step`, `loss`, `learning_rate`, ...)."""

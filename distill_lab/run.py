@@ -1,10 +1,10 @@
-"""A run directory: manifest, lock, resumable JSONL files, atomic writes, stages that are skipped when nothing changed.
+"""A run directory: manifest, lock, resumable JSONL files, atomic writes, and stages that are skipped if nothing changed.
 
     with Run.open("runs/demo", recipe="system1", config={...}) as run:
         prompts = run.stage("prompts", "prompts.jsonl", inputs={"data": "tiny:instructions"}, work=write_prompts)
 
-`run.json` records the recipe, the resolved config, versions, how each model is loaded, and per stage its key, status,
-seconds and counts.
+`run.json` records the recipe, the resolved config, package versions, how each model is loaded, and the key, status, seconds
+and counts of each stage.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ class Stage:
     path: Path
     """Its output."""
     counts: Counts | None
-    """Rows in, kept and dropped, if the stage counts rows."""
+    """Rows read, kept and dropped, if the stage counts rows."""
 
     @property
     def kept(self) -> int:
-        """Rows kept, by a stage that counts them."""
+        """Number of rows kept; only for stages that count rows."""
         assert self.counts is not None, f"the stage that wrote {self.path} counts no rows"
         return self.counts.kept
 
 
 class Run:
-    """One execution of a recipe and its directory. Open it with `Run.open`; a second process on it is refused."""
+    """One execution of a recipe in its directory. Open it with `Run.open`, which rejects a second process."""
 
     def __init__(self, directory: Path, manifest: dict[str, Any], lock: Any, watch: ProgressReporter) -> None:
         self.directory, self.watch, self._manifest, self._lock = directory, watch, manifest, lock
         self.recipe: str = manifest["recipe"]
         self.skipped: list[str] = []
-        """Stages this execution found finished and left alone."""
+        """Stages that were already finished and that this execution skipped."""
         self._heard = ExitStack()
         self._heard.enter_context(activity.listening(watch.doing))
 
@@ -63,8 +63,8 @@ class Run:
     def open(
         cls, directory: str | Path, *, recipe: str, config: Mapping[str, Any], watch: ProgressReporter | None = None
     ) -> Run:
-        """Create or reopen `directory`. Raises UserError where another process holds it, another recipe made it, or
-        files that a run would write over are someone else's."""
+        """Create or reopen `directory`. Raises UserError if another process uses it, another recipe created it, or it
+        contains files of the user that the run would overwrite."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = take_lock(
@@ -89,7 +89,7 @@ class Run:
         return run
 
     def path(self, name: str) -> Path:
-        """Where `name` stands in the run's directory."""
+        """Path of `name` in the run directory."""
         return self.directory / name
 
     def stage(
@@ -101,17 +101,16 @@ class Run:
         work: Callable[[Path], Counts | None],
         about: Mapping[str, Any] | None = None,
     ) -> Stage:
-        """Make `output` (a file or directory of this run) by `work(path)`, once.
+        """Create `output` (a file or directory of this run) by calling `work(path)` once.
 
-        `about` goes into run.json beside the stage's key, for people.
-
-        `inputs` is everything the result depends on. Finished with the same inputs and the output still as it was
-        left: skipped. Interrupted with the same inputs: `work` is called with what it left, to go on from there. Other
-        inputs: the old output is removed first. `output` may be an absolute path outside
-        the directory. Raises UserError where something stands there that this run did not make, or where it would have
-        to be removed and someone else's files are in it; those are no reason to make it again.
+        `inputs` is everything the result depends on. A stage that finished with the same inputs and whose output is
+        unchanged is skipped. After an interruption with the same inputs, `work` continues from what it left. If the
+        inputs differ, the old output is removed first. `about` goes into run.json next to the stage's key, for people.
+        `output` may be an absolute path outside the directory. Raises UserError if this run did not create what is
+        there, or if the user's files in it keep it from being removed; files that the user adds do not make a stage
+        run again.
         """
-        with self._held(output):
+        with self._locked(output):
             path = self._stage(name, output, plain(inputs), work, about or {})
         counts = self._manifest["stages"][name]["counts"]
         return Stage(path, Counts(**counts) if counts else None)
@@ -158,27 +157,27 @@ class Run:
         return path
 
     def check_free(self, name: str, output: str) -> None:
-        """Raise UserError where something stands at `output` that stage `name` of this run did not make."""
+        """Raise UserError if `output` exists and stage `name` of this run did not create it."""
         path, last = self.path(output), self._manifest["stages"].get(name)
         if path.exists() and not (last and self._is_at(last, output)):
-            raise UserError(f"{path} exists and is not this run's; choose another place for it, or remove it")
+            raise UserError(f"{path} already exists and was not created by this run; remove it or choose another path")
 
     def _is_at(self, stage: Mapping[str, Any], output: str) -> bool:
-        # As it was named, so that a run's directory can be moved; earlier versions wrote whole paths.
+        # The path as given, so that a run directory can be moved; earlier versions wrote absolute paths.
         return stage["at"] in (output, str(self.path(output).absolute()))
 
     def recorded(self, model: str) -> dict[str, Any] | None:
-        """What `record` noted of a model in this run, by this execution or an earlier one."""
+        """Settings that `record` stored for a model in this run, in this execution or an earlier one."""
         return self._manifest["models"].get(model)
 
     def record(self, model: str, settings: Mapping[str, Any]) -> None:
-        """Note how a model is loaded in this run, in run.json."""
+        """Store in run.json how this run loads a model."""
         self._manifest["models"][model] = dict(settings)
         self._save()
 
     @contextmanager
-    def _held(self, output: str) -> Iterator[None]:
-        """The run's lock holds what is in its directory; an output elsewhere has a lock of its own."""
+    def _locked(self, output: str) -> Iterator[None]:
+        """The run's lock covers its directory; take a separate lock for an output elsewhere."""
         path = self.path(output)
         if path.is_relative_to(self.directory):
             yield
@@ -189,7 +188,7 @@ class Run:
             yield
 
     def seconds(self, stage: str) -> float:
-        """How long a finished stage took, in seconds, interrupted attempts excepted."""
+        """How long a finished stage took, in seconds, without interrupted attempts."""
         return self._manifest["stages"][stage]["seconds"]
 
     def _save(self) -> None:
@@ -206,28 +205,28 @@ class Run:
 
 
 def _why_again(last: Mapping[str, Any] | None, key: str, inputs: Any) -> str:
-    """Why a stage that was done before is done again; empty where it was not, or where that is not known."""
+    """Why a finished stage runs again; empty if it never ran, or if the reason is unknown."""
     if last is None:
         return ""
     if last["key"] == key:
-        return "made again: what it had written was changed or removed"
+        return "running again: its output was changed or removed"
     found = differences(last["inputs"], inputs) if isinstance(last.get("inputs"), dict) else []
     more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
-    return f"made again, as there are other inputs: {', '.join(found[:MAX_DIFFERENCES])}{more}" if found else ""
+    return f"running again with changed inputs: {', '.join(found[:MAX_DIFFERENCES])}{more}" if found else ""
 
 
 def _check_place(directory: Path) -> None:
-    """Raise UserError where a directory that is no run's holds a file that a run writes when it ends."""
+    """Raise UserError if `directory` is not a run directory but contains a file that a run would overwrite at its end."""
     for name in ("summary.json", "report.html", "training.json", "evaluation_results.json"):
         if (directory / name).exists() and not (directory / "run.json").exists():
             raise UserError(
-                f"{directory / name} exists, and {directory} is not a run's directory: the run would write over it; choose "
-                "another --run directory, or move it elsewhere"
+                f"{directory / name} exists, but {directory} is not a run directory: the run would overwrite it; choose "
+                "another --run directory, or move the file elsewhere"
             )
 
 
 def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The stages and models an earlier execution recorded in `run.json`, none where there was none."""
+    """The stages and models that an earlier execution recorded in `run.json`; empty if there was none."""
     if not path.exists():
         return {}, {}
     try:
@@ -235,15 +234,17 @@ def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]
         old_recipe, stages, models = old["recipe"], old["stages"], dict(old.get("models", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not a run's manifest ({error}); remove it or choose another --run directory"
+            f"{path} is not the run.json of a run ({error}); remove it or choose another --run directory"
         ) from None
     if old_recipe != recipe:
-        raise UserError(f"{path.parent} holds a {old_recipe} run; give this {recipe} run another --run directory")
+        raise UserError(
+            f"{path.parent} contains a {old_recipe} run; choose another --run directory for this {recipe} run"
+        )
     return stages, models
 
 
 def installed_versions() -> dict[str, str]:
-    """Version by name of the packages a result depends on, those that are installed."""
+    """Versions of the installed packages that a result depends on, by name."""
     found = {}
     for name in VERSIONED:
         try:

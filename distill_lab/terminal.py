@@ -1,6 +1,6 @@
-"""What a person sees: progress, notes and results in the terminal. The only place that knows rich.
+"""Terminal output: progress, notes and results. The only module that uses rich for progress.
 
-Text from models and data is shown as it is: control characters are taken out and rich's own markup is never read from it.
+Text from models and data is printed literally: control characters are removed and rich markup is not interpreted.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from distill_lab.generation.progress import Progress as Generated
 from distill_lab.progress import BY_PACE, ProgressReporter
 
 PLAIN_EVERY_S, LONG_PLAIN_EVERY_S = 9.0, 30.0
-"""Seconds between progress lines where there is no terminal to draw on (logs, CI), and after LONG_STAGE_S of a stage."""
+"""Seconds between progress lines without a terminal (logs, CI): at first, and after LONG_STAGE_S of a stage."""
 LONG_STAGE_S = 300.0
-FEWEST_NEWS, FEWEST_SECONDS = 2, 5.0
-"""Steps that must be done, and seconds that must have passed, before their pace says how long the rest takes."""
+MIN_STEPS, MIN_SECONDS = 2, 5.0
+"""Steps that must be done, and seconds that must have passed, before the remaining time is estimated."""
 BAR_WIDTH = 20
 NAMES = {"teacher": "teacher", "base": "base student", "student": "student"}
 
 
 class Terminal(ProgressReporter):
-    """A line for each stage, and a sign of life while something runs: what it is, how far, since when, how long still.
+    """Prints a line for each stage, and status while something runs: what, how far, since when, how long still.
 
-    In a terminal that is one line that changes; in a log or a pipe a line now and then. It hears what the process
-    reports (`activity`) from the moment it is made; `close` ends that. clock, ticking: for tests, which call `tick`.
+    In a terminal, one status line is updated in place; in a log or pipe, a line is printed now and then. Listens to what
+    the process reports (`activity`) from its creation until `close`. clock, ticking: for tests, which call `tick`.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, ticking: bool = True) -> None:
-        # On a CPU it warns that a faster kernel could be had from the hub; nothing is wrong.
+        # On a CPU it warns that the hub has a faster kernel; nothing is wrong.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         self.console = Console(highlight=False, soft_wrap=True)
         self._clock, self._ticking = clock, ticking
@@ -59,7 +59,7 @@ class Terminal(ProgressReporter):
         self._count: _Count | None = None
         self._doing: Activity | None = None
         self._doing_since = clock(), 0
-        """When, and how far that was at first."""
+        """Start time of the activity, and its count then."""
         self._listening = ExitStack()
         weak = WeakMethod(self.doing)
 
@@ -72,7 +72,7 @@ class Terminal(ProgressReporter):
         _open.add(self)
 
     def stage(self, title: str) -> None:
-        """A line for the stage, and from now on a sign of life."""
+        """Print a line for the stage, and show its status from now on."""
         with self._lock:
             self.console.print(Text.assemble(("> ", "bold cyan"), (clean(title), "bold")))
             self._title, self._count, self._doing, self._loss = title, None, None, ""
@@ -80,27 +80,27 @@ class Terminal(ProgressReporter):
             self._show_life()
 
     def finished(self, title: str) -> None:
-        """No sign of life until the next thing begins."""
+        """Stop showing status until the next stage or activity starts."""
         with self._lock:
             self._title, self._count, self._doing = "", None, None
             self._close_live()
 
     def skipped(self, title: str) -> None:
-        """A line that says the stage stands as it was."""
+        """Print a line that says the stage is already done."""
         self.finished(title)
-        self.console.print(Text(f"= {clean(title)}: done before, nothing changed", style="dim"))
+        self.console.print(Text(f"= {clean(title)}: already done, nothing changed", style="dim"))
 
     def note(self, text: str) -> None:
-        """An indented line."""
+        """Print an indented line."""
         self.print(Text(f"  {clean(text)}"))
 
     def print(self, what: Any) -> None:
-        """Text (cleaned) or anything of rich's, as it is."""
+        """Print text (cleaned), or a rich renderable as it is."""
         with self._lock:
             self.console.print(Text(clean(what)) if isinstance(what, str) else what)
 
     def heading(self, title: str, subtitle: str = "") -> None:
-        """A rule with a title."""
+        """Print a rule with a title."""
         self.finished("")
         self.console.print()
         self.console.rule(Text(title, style="bold"), align="left")
@@ -137,11 +137,11 @@ class Terminal(ProgressReporter):
         self.tick()
 
     def generated(self, progress: Generated) -> None:
-        """Progress of a generation."""
+        """Show progress of generation."""
         self.progress(progress.done, progress.total, detail=progress.detail, seconds_left=progress.seconds_left)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Training figures as progress, what the trainer has to say as a note."""
+        """Show training metrics as progress, and the trainer's notes as notes."""
         if "note" in row:
             self.note(row["note"])
         elif "step" in row and "num_steps" in row:
@@ -149,7 +149,7 @@ class Terminal(ProgressReporter):
             self.progress(row["step"], row["num_steps"], detail=self._loss)
 
     def tick(self) -> None:
-        """Without a terminal: a line where the last one is long ago and something runs."""
+        """Without a terminal: print a status line if something is running and the last line is old enough."""
         with self._lock:
             now = self._clock()
             every = PLAIN_EVERY_S if now - self._began < LONG_STAGE_S else LONG_PLAIN_EVERY_S
@@ -162,14 +162,14 @@ class Terminal(ProgressReporter):
         return bool(self._title or self._doing)
 
     def _life(self) -> str:
-        """What is being done, how far, since when, how long still."""
+        """Status text: what is being done, how far, since when, how long still."""
         now, count, doing = self._clock(), self._count, self._doing
         parts = [f"{count.done:,}/{count.total:,}"] if count else []
         if doing:
             parts.append(clean(str(doing)))
         elif not count:
             parts.append(clean(self._title))
-        # Two things that are read at once would leave no room for the time.
+        # Showing two "reading" counts at once would leave no room for the time.
         if count and not (doing and count.detail.startswith("reading")):
             parts.append(count.detail)
         left = count.seconds_left if count else None
@@ -190,11 +190,11 @@ class Terminal(ProgressReporter):
                 self._live = Live(get_renderable=self._line, console=self.console, transient=True, refresh_per_second=4)
                 self._live.start()
         elif self._ticking and (self._ticker is None or not self._ticker.is_alive()):
-            self._ticker = Thread(target=_tick_on, args=(ref(self),), name="sign of life", daemon=True)
+            self._ticker = Thread(target=_tick_on, args=(ref(self),), name="status", daemon=True)
             self._ticker.start()
 
     def _line(self) -> Table:
-        """What the terminal shows as the one line that changes."""
+        """The status line that the terminal updates in place."""
         count, line = self._count, Table.grid(padding=(0, 1))
         life = Text(self._life(), no_wrap=True, overflow="ellipsis")
         bar: Any = Spinner("dots") if count is None else ProgressBar(count.total, count.done, width=BAR_WIDTH)
@@ -202,12 +202,12 @@ class Terminal(ProgressReporter):
         return line
 
     def close(self) -> None:
-        """End the sign of life, and hear no more."""
+        """Stop showing status and stop listening."""
         self.finished("")
         self._listening.close()
 
     def summary(self, summary: dict[str, Any], directory: Path) -> None:
-        """The result, the table of models, the figures between them, the KPIs as met or missed, and where the files are."""
+        """Print the result, the table of models, comparisons between them, KPIs as met or missed, and the file paths."""
         from distill_lab.report.figure import headline
 
         self.finished("")
@@ -230,15 +230,15 @@ class Terminal(ProgressReporter):
         for line in summary["advice"]:
             self._wrapped(line, style="yellow")
         self.console.print(
-            Text(f"everything is in {directory}: report.html, summary.json, every item in eval/", style="dim")
+            Text(f"all files are in {directory}: report.html, summary.json, graded answers in eval/", style="dim")
         )
 
     def _wrapped(self, text: str, *, style: str = "") -> None:
-        """A sentence, broken between words at the terminal's width."""
+        """Print a sentence, wrapped between words at the terminal's width."""
         self.console.print(Text(clean(text), style=style), soft_wrap=False)
 
     def examples(self, folder: Path, *, number: int) -> None:
-        """Some test prompts with what each model answered, first those the base student got wrong."""
+        """Print some test prompts with each model's answer, first prompts that the base student got wrong."""
         self.heading("Side by side")
         rows = {name: {row["id"]: row for row in read_jsonl(folder / f"{name}.jsonl")} for name in NAMES}
         for key in _telling(rows, number):
@@ -260,32 +260,32 @@ _open: WeakSet[Terminal] = WeakSet()
 
 @atexit.register
 def close_all() -> None:
-    """Close what is open, so that no line is left in a terminal."""
+    """Close all open terminals, so that no status line is left behind."""
     for terminal in list(_open):
         terminal.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Count:
-    """The last progress of the running stage."""
+    """Latest progress of the running stage."""
 
     done: int
     total: int
     detail: str
     seconds_left: float | None
     first: tuple[float, int]
-    """When the stage first said how far it was, and how far that was: what loading took says nothing of the pace."""
+    """Time and count of the stage's first report; loading before it would distort the speed."""
     by_pace: bool
-    """Whether the caller left the time left to the pace; where it measures that itself, a part's pace is not the whole's."""
+    """Whether to estimate the time left from the counts; False if the caller estimates it, as parts differ in speed."""
 
 
-def _left(seconds: float, news: int, left: int) -> float | None:
-    """Seconds left at a pace of `news` in `seconds`; None before both are enough to say."""
-    return seconds / news * left if news >= FEWEST_NEWS and seconds >= FEWEST_SECONDS else None
+def _left(seconds: float, done: int, left: int) -> float | None:
+    """Seconds left after `done` steps in `seconds`; None until there is enough of both for an estimate."""
+    return seconds / done * left if done >= MIN_STEPS and seconds >= MIN_SECONDS else None
 
 
 def _tick_on(terminal: ref[Terminal]) -> None:
-    """Tick once a second for as long as there is something to show."""
+    """Tick once a second while there is something to show."""
     while (shown := terminal()) is not None and shown._is_busy:
         shown.tick()
         del shown
@@ -293,7 +293,7 @@ def _tick_on(terminal: ref[Terminal]) -> None:
 
 
 def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
-    """Ids spread over the test: most where training changed something, and one where the student still fails."""
+    """Ids of prompts from all over the test set: mostly ones that training improved, and one the student still fails."""
 
     def change(key: str) -> float:
         return rows["student"][key]["grade"]["score"] - rows["base"][key]["grade"]["score"]
@@ -305,7 +305,7 @@ def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
 
 
 def _model_table(models: dict[str, Any]) -> Table:
-    """A row per model; no wider than 80 characters."""
+    """A table with a row per model, at most 80 characters wide."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     for title in ("score [95%]", "cut", "tokens/s", "p50/p95", "size", "memory"):
@@ -355,7 +355,7 @@ def _findings(summary: dict[str, Any]) -> Iterator[str]:
             beside = f"; base student {tenths(base / teacher)}" if base is not None else ""
             yield f"{title:<11}{tenths(summary[key])}  of the teacher's {metric}{beside}"
     if summary.get("retention_reason"):
-        yield f"retention  not claimed: {summary['retention_reason']} of the answers"
+        yield f"retention  not reported: {summary['retention_reason']} of the answers"
     if summary.get("speedup") is not None:
         for way, title in (("batched", "in batches"), ("single", "one at a time")):
             per_token = summary.get(f"speedup_per_token_{way}")
@@ -363,7 +363,7 @@ def _findings(summary: dict[str, Any]) -> Iterator[str]:
             yield f"{'speedup':<11}{times(summary[f'speedup_{way}'], 'x')}  per answer, {title}{beside}"
     if timed_with := ran_on(summary["models"]):
         yield f"{'timed with':<11}{timed_with}"
-        yield f"{'p50/p95':<11}seconds of an answer of {latency_tokens(summary['models'])} tokens, alone"
+        yield f"{'p50/p95':<11}seconds for one answer of {latency_tokens(summary['models'])} tokens at batch size 1"
     for name, model in summary["models"].items():
         if reason := no_p95(model):
             yield f"{'p95':<11}{NAMES.get(name, name)}: {reason}"

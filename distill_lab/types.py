@@ -1,4 +1,4 @@
-"""What travels along the line: prompts, completions, grades, scores and counts. No torch, no network.
+"""Data types that the pipeline passes along: prompts, completions, grades and counts. No torch, no network.
 
 Each type is a frozen dataclass with `to_json()` / `from_json()`; on disk it is one JSONL object (see `run.py`).
 """
@@ -12,23 +12,23 @@ from typing import Any, Literal
 
 Message = dict[str, str]
 """One chat turn: `{"role": "system" | "user" | "assistant" | "tool", "content": str}` plus, for assistants, an optional
-`"thinking": str` (the reasoning trace, kept apart from the content)."""
+`"thinking": str` (the reasoning trace, separate from the content)."""
 
 FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is asked."""
+    """A conversation for a model to answer."""
 
     id: str
     """Unique within a prompts file; the same input row always gets the same id."""
     messages: list[Message]
-    """The conversation so far; the last message is the one to be answered."""
+    """The conversation so far; the model answers the last message."""
     answer: str | None = None
-    """The gold answer, where the data has one."""
+    """The gold answer, if the data has one."""
     meta: dict[str, Any] = field(default_factory=dict)
-    """Whatever else the row carried (level, type, source)."""
+    """Other fields of the row (level, type, source)."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSONL row."""
@@ -42,29 +42,29 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row of a data set after its adapter: the prompt and, where the data has one, its own completion."""
+    """One data set row as its adapter returns it: the prompt and, if the data has one, its completion."""
 
     prompt: Prompt
     completion: list[Message] | None = None
-    """The messages that follow the prompt, the first of them the assistant's. Multi-turn rows keep every later turn."""
+    """The messages after the prompt, starting with the assistant's. Multi-turn rows keep all later turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model answered to one prompt, once."""
+    """One sampled answer of a model to a prompt."""
 
     id: str
     """The prompt's id."""
     sample: int
     """0-based index among the samples of this prompt."""
     content: str
-    """The answer, without the thinking and without special tokens."""
+    """The answer without thinking and special tokens."""
     thinking: str | None
-    """The reasoning trace without its tags; None where there was none."""
+    """The reasoning trace without its tags; None if there was none."""
     finish_reason: FinishReason
-    """`stop`: the model ended it; `length`: cut at the token limit; `error`: no answer (`error` says why)."""
+    """`stop`: the model finished; `length`: cut off at the token limit; `error`: no answer (`error` says why)."""
     num_tokens: int
-    """Generated tokens, thinking and end token included."""
+    """Generated tokens, including thinking and the end token."""
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -95,18 +95,18 @@ class Grade:
     score: float
     """In [0, 1]; 1 is correct."""
     answer: str | None
-    """The answer the grader read out of the completion; None where it found none."""
+    """The answer the grader extracted from the completion; None if it found none."""
     status: Literal["ok", "unparseable", "timeout"] = "ok"
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a stage did with its rows. `rows_in == kept + sum(dropped.values())` always holds."""
+    """How many rows a stage read, kept and dropped. `rows_in == kept + sum(dropped.values())` always holds."""
 
     rows_in: int
     kept: int
     dropped: dict[str, int] = field(default_factory=dict)
-    """Rows left out, by reason."""
+    """Dropped rows by reason."""
 
     def __post_init__(self) -> None:
         assert self.rows_in == self.kept + sum(self.dropped.values()), f"rows do not add up: {self}"

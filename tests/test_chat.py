@@ -95,8 +95,8 @@ def reference_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *
 def spans(encoded: Encoded) -> list[list[int]]:
     """The trained tokens, one list per run of them."""
     found: list[list[int]] = []
-    for place, (token, trained) in enumerate(zip(encoded.input_ids, encoded.trained, strict=True)):
-        if trained and (place == 0 or not encoded.trained[place - 1]):
+    for place, (token, trained) in enumerate(zip(encoded.input_ids, encoded.loss_mask, strict=True)):
+        if trained and (place == 0 or not encoded.loss_mask[place - 1]):
             found.append([])
         if trained:
             found[-1].append(token)
@@ -194,7 +194,7 @@ def test_trained_span(
     tokenizer = load(name)
     encoded = encode(tokenizer, [SYSTEM, user("2+2?")], [message], thinking=thinking)
     assert texts(tokenizer, encoded) == [trained]
-    untrained = [token for token, flag in zip(encoded.input_ids, encoded.trained, strict=True) if not flag]
+    untrained = [token for token, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True) if not flag]
     assert untrained == prompt_ids(tokenizer, [SYSTEM, user("2+2?")], thinking=thinking)
     assert tokenizer.decode(untrained).endswith(prompt_end)
 
@@ -221,7 +221,9 @@ def test_trained_span_of_other_templates(
     tokenizer = with_template(template)
     encoded = encode(tokenizer, [user("2+2?")], [message], thinking=thinking)
     assert texts(tokenizer, encoded) == [trained]
-    assert encoded.input_ids[: encoded.trained.index(True)] == prompt_ids(tokenizer, [user("2+2?")], thinking=thinking)
+    assert encoded.input_ids[: encoded.loss_mask.index(True)] == prompt_ids(
+        tokenizer, [user("2+2?")], thinking=thinking
+    )
 
 
 def test_several_turns_of_qwen2_5_are_one_exact_sequence(load: Any) -> None:
@@ -241,14 +243,14 @@ def test_several_turns_of_qwen3_see_what_generation_would_show_them(load: Any) -
 
     one, two = encode_turns(tokenizer, prompt, completion)
     assert texts(tokenizer, one) + texts(tokenizer, two) == whole
-    start = two.trained.index(True)
+    start = two.loss_mask.index(True)
     assert two.input_ids[:start] == prompt_ids(tokenizer, [*prompt, *completion[:2]])
     assert "first" not in tokenizer.decode(two.input_ids)
 
     joined = encode(tokenizer, prompt, completion)
     assert texts(tokenizer, joined) == whole
     assert joined.input_ids[: len(one.input_ids)] == one.input_ids
-    between = joined.input_ids[len(one.input_ids) : len(joined.input_ids) - sum(two.trained)]
+    between = joined.input_ids[len(one.input_ids) : len(joined.input_ids) - sum(two.loss_mask)]
     assert tokenizer.decode(between) == "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -297,8 +299,8 @@ def test_the_span_is_the_one_the_marked_template_names(
                 place = end
             place += 1
         assert ours.input_ids == ids[: len(ours.input_ids)]
-        assert ours.trained == expected[: len(ours.trained)]
-        assert not any(expected[len(ours.trained) :])
+        assert ours.loss_mask == expected[: len(ours.loss_mask)]
+        assert not any(expected[len(ours.loss_mask) :])
 
 
 # --- properties on random conversations
@@ -315,8 +317,8 @@ def test_properties_of_encode(load: Any, name: str, thinking: bool | None) -> No
         encoded = encode(tokenizer, prompt, completion, thinking=thinking)
         first = prompt_ids(tokenizer, prompt, thinking=thinking)
         assert encoded.input_ids[: len(first)] == first
-        assert encoded.trained[: len(first)] == [False] * len(first)
-        assert encoded.trained[len(first)]
+        assert encoded.loss_mask[: len(first)] == [False] * len(first)
+        assert encoded.loss_mask[len(first)]
 
         found = spans(encoded)
         assert len(found) == len(answers)
@@ -358,7 +360,7 @@ def test_properties_hold_or_are_refused_for_every_template(with_template: Any, t
             continue
         first = prompt_ids(tokenizer, prompt)
         assert encoded.input_ids[: len(first)] == first
-        assert not any(encoded.trained[: len(first)])
+        assert not any(encoded.loss_mask[: len(first)])
         found = spans(encoded)
         answers = [message for message in completion if message["role"] == "assistant"]
         assert len(found) == len(answers)
@@ -394,7 +396,7 @@ def test_an_answer_about_the_end_token_spells_it_out(load: Any) -> None:
 
 
 def test_a_prompt_that_closes_thinking_refuses_an_answer_with_thinking(load: Any) -> None:
-    with pytest.raises(UserError, match=r"minimind.*does not write the answer where the prompt ends"):
+    with pytest.raises(UserError, match=r"minimind.*does not put the answer right after the prompt"):
         encode(load("minimind"), [user("2+2?")], [assistant("4", "two and two")])
 
 
@@ -402,7 +404,7 @@ def test_a_template_of_another_tokenizer_is_refused(load: Any, shared_data: Path
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "minimind")
     for template in ("phi3", "gemma3", "llama3_1"):
         tokenizer.chat_template = (shared_data / "chat_templates" / f"{template}.jinja").read_text(encoding="utf-8")
-        with pytest.raises(UserError, match=r"minimind.*no special token of this tokenizer"):
+        with pytest.raises(UserError, match=r"minimind.*not a special token of this tokenizer"):
             encode(tokenizer, [user("Hi")], [assistant("Hello")])
 
 
@@ -413,7 +415,7 @@ def test_no_template_at_all_is_refused(shared_data: Path) -> None:
 
 
 def test_what_a_template_refuses_is_said(with_template: Any) -> None:
-    with pytest.raises(UserError, match=r"refuses a conversation of \[user, user\].*alternate"):
+    with pytest.raises(UserError, match=r"rejects the roles \[user, user\].*alternate"):
         prompt_ids(with_template("gemma3"), [user("a"), user("b")])
 
 
@@ -440,7 +442,7 @@ def test_end_tokens(load: Any, shared_data: Path) -> None:
 def test_no_end_token_is_refused(shared_data: Path) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(shared_data / "tokenizers" / "gpt-neox-20b")
     assert tokenizer.eos_token_id is None
-    with pytest.raises(UserError, match="no end token is known"):
+    with pytest.raises(UserError, match="no end token is defined"):
         end_token_ids(tokenizer)
 
 

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill_lab.chat import encode, encode_turns, end_token_ids, prompt_ids
-from distill_lab.control_tokens import marked, spelled_in, token_ids, unmarked
+from distill_lab.control_tokens import find_spelled, mark, token_ids, unmark
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.tiny import FAMILY
 from distill_lab.train.rows import read_rows
@@ -58,7 +58,7 @@ def test_an_answer_is_trained_as_text_and_ends_once(tokenizer: Any, text: str, w
     answer: Message = {"role": "assistant", "content": f"It is written {text}, I think."}
     found = way(tokenizer, [user("How?")], [answer])
     found = found[0] if isinstance(found, list) else found
-    trained = [token for token, flag in zip(found.input_ids, found.trained, strict=True) if flag]
+    trained = [token for token, flag in zip(found.input_ids, found.loss_mask, strict=True) if flag]
     turn, *_ = end_token_ids(tokenizer)
     assert number_of(tokenizer, trained) == {"<|endoftext|>": 0, "<|im_start|>": 0, "<|im_end|>": 1}
     assert trained[-1] == turn
@@ -74,16 +74,16 @@ def test_text_around_a_mark_has_the_tokens_of_plain_text(tokenizer: Any) -> None
         *tokenizer("user\n" + body, add_special_tokens=False, split_special_tokens=True)["input_ids"],
         *tokenizer(rest, add_special_tokens=False)["input_ids"],
     ]
-    found = token_ids(tokenizer, start + marked(tokenizer, body) + rest)
+    found = token_ids(tokenizer, start + mark(tokenizer, body) + rest)
     assert found == expected
-    assert unmarked(tokenizer, marked(tokenizer, body)) == body
+    assert unmark(tokenizer, mark(tokenizer, body)) == body
 
 
 def test_thinking_tags_and_plain_text_are_left_alone(tokenizer: Any) -> None:
     for text in ("<think>\nfirst\n</think>\n\nthen", "1 < 2 <b>bold</b> <|nothing|>", "<s>"):
-        assert marked(tokenizer, text) == text
-        assert not spelled_in(tokenizer, [text])
-    assert spelled_in(tokenizer, TEXTS) == set(CONTROL)
+        assert mark(tokenizer, text) == text
+        assert not find_spelled(tokenizer, [text])
+    assert find_spelled(tokenizer, TEXTS) == set(CONTROL)
 
 
 def test_rows_that_spell_control_tokens_are_kept_and_counted(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_preparing_traces(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["output"] for row in distill_app.read_json("flat.json")] == ["steps"]
     distill_app.prepare_system2_dataset("distill[:5]", out_cot="tiny.json", dataset="tiny:problems")
     assert "RV/CD scores not found, using raw slice: 5\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match="a threshold of 10 is none"):
+    with pytest.raises(UserError, match="invalid threshold 10"):
         distill_app.prepare_system2_dataset("train", rv_min=10, dataset="omni.jsonl")
 
 
@@ -180,7 +180,7 @@ def test_ac3_an_unexpected_schema_is_shown_and_nothing_trained(
     [
         ({"dataset_slice": "train[:0]"}, "No data for System 2 distillation"),
         ({"rv_min": 7}, "No data for System 2 distillation after filtering."),
-        ({"rv_min": 12}, "a threshold of 12.0 is none; give a share from 0 to 1, or a level up to 9"),
+        ({"rv_min": 12}, "invalid threshold 12.0; use a fraction from 0 to 1 or a level up to 9"),
     ],
 )
 def test_no_traces_run_nothing_and_leave_nothing(
@@ -270,7 +270,7 @@ def test_labelling_with_models_that_are_loaded(
     assert items[0]["output"] == "old"
     model, tokenizer = distill_app.load_student(str(random_model()))
     assert distill_app.label_with_teacher(model, tokenizer, items, max_new_tokens=4)[0]["output"] == ""
-    assert "2 of 2 answers were cut at 4 tokens and stay empty" in capsys.readouterr().out
+    assert "2 of 2 answers were cut off at 4 tokens and are left empty" in capsys.readouterr().out
     assert distill_app.label_with_teacher(model, tokenizer, []) == []
 
 

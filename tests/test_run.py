@@ -214,10 +214,10 @@ time.sleep(600)
 @pytest.mark.parametrize(
     ("manifest", "reason"),
     [
-        ('{"recipe": "other", "stages": {}}', "holds a other run"),
-        ('{"recipe": "te', "not a run's manifest"),
-        ("{}", "not a run's manifest"),
-        ("[]", "not a run's manifest"),
+        ('{"recipe": "other", "stages": {}}', "contains a other run"),
+        ('{"recipe": "te', "not the run.json of a run"),
+        ("{}", "not the run.json of a run"),
+        ("[]", "not the run.json of a run"),
     ],
 )
 def test_a_directory_of_something_else_is_refused_and_let_go(tmp_path: Path, manifest: str, reason: str) -> None:
@@ -348,7 +348,7 @@ def test_what_the_run_did_not_make_is_left_alone(tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "precious").write_text("1")
-    with open_run(tmp_path / "run") as run, pytest.raises(UserError, match="is not this run's"):
+    with open_run(tmp_path / "run") as run, pytest.raises(UserError, match="was not created by this run"):
         run.stage("student", str(theirs), inputs={}, work=Work())
     assert (theirs / "precious").read_text() == "1"
 
@@ -410,7 +410,7 @@ def test_another_place_that_holds_something_else_is_never_removed(tmp_path: Path
 
     with Run.open(tmp_path / "run", recipe="r", config={}) as run:
         run.stage("student", str(tmp_path / "first"), inputs={"a": 1}, work=work)
-        with pytest.raises(UserError, match="not this run's"):
+        with pytest.raises(UserError, match="was not created by this run"):
             run.stage("student", str(mine), inputs={"a": 2}, work=work)
     assert (mine / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "first" / "model").exists()
@@ -538,14 +538,14 @@ def test_a_file_of_the_users_in_the_students_directory_stays(tmp_path: Path) -> 
     mine.write_text("hours of work")
     run_it(1)
     assert made == [1]
-    with pytest.raises(UserError, match=r"student holds|holds files .* student-q4\.gguf"):
+    with pytest.raises(UserError, match=r"contains files .* student-q4\.gguf"):
         run_it(2)
     assert mine.read_text() == "hours of work"
     assert (mine.parent / "model.safetensors").exists()
     mine.unlink()
     run_it(2)
     assert made == [1, 1]
-    assert "made again, as there are other inputs: train.lr (1, now 2)" in heard
+    assert "running again with changed inputs: train.lr (1, now 2)" in heard
 
 
 def test_a_foreign_work_folder_in_a_run_is_not_removed(tmp_path: Path) -> None:
@@ -553,7 +553,7 @@ def test_a_foreign_work_folder_in_a_run_is_not_removed(tmp_path: Path) -> None:
         run.stage("rows", "rows.jsonl", inputs={"k": 1}, work=Work())
     (tmp_path / "rows.jsonl.work").mkdir()
     (tmp_path / "rows.jsonl.work" / "thesis.txt").write_text("years of work")
-    with open_run(tmp_path) as run, pytest.raises(UserError, match=r"rows\.jsonl\.work .* is not this lab's"):
+    with open_run(tmp_path) as run, pytest.raises(UserError, match=r"rows\.jsonl\.work .* was not created by this lab"):
         run.stage("rows", "rows.jsonl", inputs={"k": 2}, work=Work())
     assert (tmp_path / "rows.jsonl.work" / "thesis.txt").read_text() == "years of work"
     assert list(read_jsonl(tmp_path / "rows.jsonl")) == [{"row": 0}]
@@ -562,7 +562,7 @@ def test_a_foreign_work_folder_in_a_run_is_not_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["summary.json", "report.html", "training.json"])
 def test_a_directory_with_results_of_someone_else_is_no_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=rf"{name} exists, and .* is not a run's directory"):
+    with pytest.raises(UserError, match=rf"{name} exists, but .* is not a run directory"):
         open_run(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
     assert not (tmp_path / "run.json").exists()

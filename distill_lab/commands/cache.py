@@ -1,14 +1,14 @@
-"""Show what the cache of completed requests holds, and make it smaller.
+"""Show or prune the cache of model answers.
 
-In: the cache that `distill generate` and the recipes ask before they ask a model: one file of the user, shared by all
-runs. Out: what there is of each model, or what was removed of it. The folder is DISTILL_LAB_CACHE, else distill-lab in
-the user's cache folder; DISTILL_LAB_CACHE=off does without, as `distill generate --no-cache` does once.
+In: the cache that `distill generate` and the recipes search before they run a model: one file per user, shared by all
+runs. Out: what it contains for each model, or what was removed. The folder is DISTILL_LAB_CACHE, or distill-lab in the
+user's cache folder; DISTILL_LAB_CACHE=off turns the cache off, `distill generate --no-cache` does so for one command.
 
-    distill cache                                   how many answers of which model, how large, how old
-    distill cache --prune-days 30                   remove what was answered more than 30 days ago
-    distill cache --prune-model tiny:teacher        remove the answers of one model, as the list names it
-    distill cache --max-bytes 2000000000            remove the oldest until 2 GB are left
-    distill cache --clear                           remove everything; also mends a damaged file
+    distill cache                                   number, size and age of each model's answers
+    distill cache --prune-days 30                   remove answers older than 30 days
+    distill cache --prune-model tiny:teacher        remove one model's answers; use the name from the list
+    distill cache --max-bytes 2000000000            remove the oldest answers until 2 GB are left
+    distill cache --clear                           remove everything; also fixes a damaged file
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from distill_lab import config as settings
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from distill_lab.generation.request_cache import CacheFile, Held
+    from distill_lab.generation.request_cache import CacheFile, ModelUsage
     from distill_lab.terminal import Terminal
 
 
 class Config(settings.Config):
-    """Settings of `distill cache`; without any it only shows."""
+    """Settings of `distill cache`; without any, it only shows the contents."""
 
     prune_days: Annotated[float, Field(ge=0)] | None = None
     """Remove answers older than this many days."""
     prune_model: str = ""
-    """Remove the answers of this model."""
+    """Remove this model's answers."""
     max_bytes: Annotated[int, Field(ge=0)] | None = None
-    """Remove the oldest answers until the others have no more bytes than this; the file is somewhat larger."""
+    """Remove the oldest answers until the rest take at most this many bytes; the file is slightly larger."""
     clear: bool = False
     """Remove all answers."""
 
 
 def main(config: Config) -> None:
-    """Remove what is asked for, and show what is there."""
+    """Remove the requested answers, then show what is left."""
     import sqlite3
 
     from distill_lab.errors import UserError
@@ -64,23 +64,25 @@ def main(config: Config) -> None:
                 _remove(config, file, terminal)
             _show(file, terminal)
     except (sqlite3.OperationalError, OSError) as error:
-        raise UserError(f"{path}: {error}; may it be written, and does no other process hold it for long?") from None
+        raise UserError(f"{path}: {error}; check that it is writable and that no other process is using it") from None
     except sqlite3.DatabaseError as error:
         if not config.clear:
             raise UserError(
-                f"{path}: {error}; `distill cache --clear` removes it, the next run makes a new one"
+                f"{path}: {error}; `distill cache --clear` removes it, and the next run creates a new one"
             ) from None
         remove_file(path)
-        terminal.print(f"removed {path}, which could not be read ({error})")
+        terminal.print(f"removed {path}, which was unreadable ({error})")
 
 
 def _remove(config: Config, file: CacheFile, terminal: Terminal) -> None:
     from distill_lab.errors import UserError
 
-    names = [held.model for held in file.held()]
+    names = [usage.model for usage in file.usage()]
     if config.prune_model and config.prune_model not in names:
-        raise UserError(f"--prune-model {config.prune_model}: the cache holds {', '.join(names) or 'nothing'}")
-    removed: list[Held] = []
+        raise UserError(
+            f"--prune-model {config.prune_model}: not in the cache, which contains {', '.join(names) or 'nothing'}"
+        )
+    removed: list[ModelUsage] = []
     if config.clear:
         removed += file.remove_all()
     if config.prune_model:
@@ -89,8 +91,8 @@ def _remove(config: Config, file: CacheFile, terminal: Terminal) -> None:
         removed += file.remove_older(config.prune_days)
     if config.max_bytes is not None:
         removed += file.remove_beyond(config.max_bytes)
-    for held in removed:
-        terminal.print(f"removed {_answers(held)} of {held.model}, {_size(held.num_bytes)}")
+    for usage in removed:
+        terminal.print(f"removed {_answers(usage)} of {usage.model}, {_size(usage.num_bytes)}")
     if removed:
         file.shrink()
     else:
@@ -103,21 +105,25 @@ def _show(file: CacheFile, terminal: Terminal) -> None:
     table = Table("model", "answers", "size", "oldest", "newest", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for held in file.held():
+    for usage in file.usage():
         table.add_row(
-            _plain(held.model), f"{held.num_answers:,}", _size(held.num_bytes), _day(held.oldest), _day(held.newest)
+            _plain(usage.model),
+            f"{usage.num_answers:,}",
+            _size(usage.num_bytes),
+            _day(usage.oldest),
+            _day(usage.newest),
         )
     if table.row_count:
         terminal.print(table)
     terminal.print(f"{_size(file.num_bytes())} in {file.path}")
 
 
-def _answers(held: Held) -> str:
-    return f"{held.num_answers:,} answer{'s' if held.num_answers > 1 else ''}"
+def _answers(usage: ModelUsage) -> str:
+    return f"{usage.num_answers:,} answer{'s' if usage.num_answers > 1 else ''}"
 
 
 def _plain(text: str) -> Text:
-    """Without colours, whatever it holds."""
+    """`text` without colors or markup."""
     from rich.text import Text
 
     from distill_lab.formatting import clean

@@ -1,7 +1,7 @@
-"""Ask several models the same prompts and print their answers side by side.
+"""Give several models the same prompts and print their answers side by side.
 
-In: prompts, and the paths or names of a teacher and of the students. Out: text, per prompt a block, per model a labelled
-answer; a path that holds no model gives the line `Model not found at <path>` and is left out.
+In: prompts, and the paths or names of a teacher and of students. Out: text with a block per prompt and a labeled answer per
+model; for a path without a model it prints `Model not found at <path>` and skips that model.
 
     distill compare --teacher tiny:teacher --system1 runs/demo/system1/student --prompts "Make this upper case: pear, cat"
 """
@@ -15,7 +15,7 @@ class Config(settings.Config):
     """Settings of `distill compare`."""
 
     prompts: tuple[str, ...]
-    """What all of them are asked."""
+    """Prompts for all models."""
     teacher: str | None = None
     """The teacher; its answer is shortened."""
     base: str | None = None
@@ -25,11 +25,11 @@ class Config(settings.Config):
     system2: str | None = None
     """The System 2 student."""
     max_new_tokens: int = 128
-    """Most tokens of one answer."""
+    """Maximum tokens per answer."""
 
 
 def main(config: Config) -> None:
-    """Ask and print."""
+    """Generate the answers and print them."""
     from distill_lab.errors import UserError
     from distill_lab.evaluation.compare import compare_models
     from distill_lab.report.side_by_side import render_comparison

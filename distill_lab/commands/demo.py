@@ -1,8 +1,8 @@
-"""Show the lab at work on this machine: the tiny family, offline, a few minutes on two CPU cores.
+"""Run the lab on this machine with the tiny models: offline, a few minutes on two CPU cores.
 
-In: nothing. Out: runs/demo/system1 and runs/demo/system2, each with a trained student, scores, speeds and report.html; the
-results, and what teacher and students say, on the screen. What it shows is the machinery on models of a few million
-parameters, not Qwen's quality. Both are distilled at the same time, a CPU core each; speed is measured afterwards.
+In: nothing. Out: runs/demo/system1 and runs/demo/system2, each with a trained student, scores, speeds and report.html;
+prints the results and answers of teacher and students. It demonstrates the pipeline on models of a few million parameters,
+not Qwen's quality. Both students are distilled at the same time, on one CPU core each; speed is measured afterward.
 
     distill demo
 """
@@ -32,22 +32,22 @@ PROMPTS = (
     "A train travels 120 km in 4 hours. How many km does it travel in one hour?",
 )
 SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:4000]", 5
-"""Less than the tiny preset trains on, so that both are done at the same time."""
+"""Less than in the tiny preset, so that both students finish at about the same time."""
 COLUMN = 16
-"""Characters of a column of the table at the end."""
+"""Column width of the final table, in characters."""
 PROGRESS = re.compile(r"  .*(?: left| so far|, for [^,]*)$")
-"""A line of the other process that only says how far it is."""
+"""Matches progress lines of the other process."""
 
 
 class Config(settings.Config):
     """Settings of `distill demo`."""
 
     run: Path = Path("runs/demo")
-    """Where everything goes; the same command again goes on where it stopped."""
+    """Output directory; run the same command again to resume."""
 
 
 def main(config: Config) -> int:
-    """Run the recipes, print what came out and what to type next."""
+    """Run the recipes, print the results and the next commands to try."""
     from distill_lab.evaluation.compare import compare_models
     from distill_lab.recipes import system1, system2
     from distill_lab.report.side_by_side import render_comparison
@@ -67,11 +67,11 @@ def main(config: Config) -> int:
             system1.run(follow.model_copy(update={"measure": False}), first, watch=terminal)
         terminal.heading(
             "System 2: reasoning in steps",
-            "the same teacher solved word problems meanwhile, and another student learned from them",
+            "meanwhile, the same teacher solved word problems, and another student learned from its solutions",
         )
         if code := _follow(process, log, terminal):
             return code
-    terminal.heading("How fast they are", "each student and its teacher in turns, nothing else running")
+    terminal.heading("Speed", "each student and its teacher take turns, with nothing else running")
     summaries = {"System 1": system1.run(follow, first), "System 2": system2.run(reason, second)}
     for (name, summary), directory in zip(summaries.items(), (first, second), strict=True):
         terminal.heading(name)
@@ -94,7 +94,7 @@ def main(config: Config) -> int:
 
 @contextmanager
 def _beside(name: str, config: settings.Config, directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Recipe `name` in a process of its own (`alone`); its output goes to a file. Ended with this one."""
+    """Run recipe `name` in a separate process (`alone`) with its output in a file; stop it when the block ends."""
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "demo.log"
     command = [sys.executable, "-m", __name__, name, str(directory)]
@@ -115,7 +115,7 @@ def _beside(name: str, config: settings.Config, directory: Path) -> Iterator[tup
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Keep torch to one core: the other one is taken."""
+    """Limit torch to one core, because the other process uses the other one."""
     import torch
 
     threads = torch.get_num_threads()
@@ -127,7 +127,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _follow(process: subprocess.Popen[bytes], log: Path, terminal: Terminal) -> int:
-    """Print what the process has printed and goes on printing, until it ends; its exit code."""
+    """Print the process's output, past and to come, until it ends; return its exit code."""
     with log.open(encoding="utf-8") as output:
         late = False
         while True:
@@ -142,15 +142,15 @@ def _follow(process: subprocess.Popen[bytes], log: Path, terminal: Terminal) -> 
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Two or more summaries as lines of a table, a column each."""
+    """Lines of a table with a column for each summary."""
     rows = (
         ("score", lambda of: of["metric"]["short"] if of["metric"] else "-"),
         ("teacher's score", lambda of: _percent(of["models"]["teacher"]["score"])),
         ("base student's score", lambda of: _percent(of["models"]["base"]["score"])),
         ("student's score", lambda of: _percent(of["models"]["student"]["score"])),
-        ("kept of the teacher's score", lambda of: _percent(of["retention"])),
-        ("times as fast, in batches", lambda of: _times(of["speedup_batched"])),
-        ("times as fast, one at a time", lambda of: _times(of["speedup_single"])),
+        ("retention", lambda of: _percent(of["retention"])),
+        ("speedup in batches", lambda of: _times(of["speedup_batched"])),
+        ("speedup one at a time", lambda of: _times(of["speedup_single"])),
         ("answers in several steps", lambda of: _percent(of["models"]["student"].get("several_steps"))),
     )
     yield f"{'':<29}" + "".join(f"{name:>{COLUMN}}" for name in summaries)
@@ -169,7 +169,7 @@ def _percent(share: float | None) -> str:
 
 
 def alone(name: str, directory: Path) -> None:
-    """Run a recipe whose settings are JSON on standard input; the other process prints what comes of it."""
+    """Run a recipe with settings given as JSON on standard input; the parent process prints the output."""
     from distill_lab.terminal import Terminal
 
     recipe = import_module(f"distill_lab.recipes.{name}")

@@ -1,6 +1,6 @@
-"""Say what this machine has and what will be used: processor, memory, GPU, libraries, hub.
+"""Show what this machine has and what the lab will use: processor, memory, GPU, libraries, hub.
 
-In: nothing. Out: a list, each line with what follows from it.
+In: nothing. Out: a list with the consequence of each item.
 
     distill doctor
 """
@@ -15,7 +15,7 @@ import sys
 from distill_lab import config as settings
 
 QWEN = ((1536, 8960), (1536, 8960), (8960, 1536))
-"""Inputs and outputs of the largest layers of Qwen2.5-1.5B."""
+"""Input and output features of the largest layers of Qwen2.5-1.5B."""
 
 
 class Config(settings.Config):
@@ -23,7 +23,7 @@ class Config(settings.Config):
 
 
 def main(config: Config) -> None:
-    """Look and print."""
+    """Print the list."""
     import torch
 
     from distill_lab.device import nvidia_gpus, why_torch_sees_none
@@ -46,7 +46,7 @@ def main(config: Config) -> None:
     elif gpus := nvidia_gpus():
         print(f"GPU         torch sees none, the driver sees {'; '.join(gpus)}: {why_torch_sees_none()}")
     else:
-        print("GPU         none: preset tiny. Real Qwen sizes want a GPU (Colab's free T4 will do)")
+        print("GPU         none: preset tiny. Real Qwen sizes need a GPU (Colab's free T4 is enough)")
         print(f"dtype       {_cpu_dtype()}")
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     print(f"hub         {'off (HF_HUB_OFFLINE is set)' if offline else 'on; HF_HUB_OFFLINE=1 turns it off'}")
@@ -55,22 +55,22 @@ def main(config: Config) -> None:
         print(f"vLLM        not in this environment ({sys.prefix}); {_vllm_install.REMEDY}")
     else:
         fit = (
-            f"older than {_vllm_install.OLDEST}, too old for the lab"
+            f"older than {_vllm_install.MIN_VERSION}, too old for the lab"
             if _vllm_install.is_too_old(found)
-            else "used on a GPU unless told else"
+            else "used on a GPU by default"
         )
         print(f"vLLM        {found} in {sys.prefix}: {fit}")
     print("libraries   " + ", ".join(f"{name} {version}" for name, version in installed_versions().items()))
 
 
 def _cpu_dtype() -> str:
-    """What generation computes in on this CPU, and what was timed."""
+    """The data type of generation on this CPU, and the timing behind it."""
     from distill_lab.device import MIN_GAIN, MIN_WEIGHTS, bf16_gain
 
     gain = bf16_gain(QWEN * 28)
     chosen = "bf16" if gain >= MIN_GAIN else "fp32"
     return (
-        f"{chosen}: products of Qwen2.5-1.5B's sizes, just timed, are {gain:.2g} times as fast in bf16 as in fp32. Each "
-        f"model is timed with its own; below {MIN_WEIGHTS / 1e6:.0f} million weights in its layers it is fp32. "
-        "--model.dtype overrides"
+        f"{chosen}: matrix products of Qwen2.5-1.5B's sizes, just timed, are {gain:.2g} times as fast in bf16 as in fp32. "
+        f"Each model is timed with its own sizes; with fewer than {MIN_WEIGHTS / 1e6:.0f} million layer weights it uses "
+        "fp32. --model.dtype overrides this"
     )

@@ -1,11 +1,11 @@
-"""Score a model on prompts with answers: completions are generated, graded and summed up with a 95% interval.
+"""Score a model on prompts with gold answers: generate and grade completions, report the score with a 95% interval.
 
-In: a model and data with gold answers (or reference completions), and maybe a base model to compare with. Out: `<out>` with
-every prompt, output and grade, one JSON object a line; the score on the screen, of several samples pass@k and the majority
-vote too. `<out>` minus its suffix plus .completions.jsonl holds the raw completions. With --predictions FILE also
-`{"question", "generated_text", "prediction", "gold_answer"}`, for which the data needs no gold answers. With --grader label
-a line per answer as it comes, the confusion matrix and the worst labels, all of it in `<out>` with .results.json. The same
-command goes on where it stopped; another model, other prompts or settings need another --out, or --overwrite.
+In: a model, data with gold answers (or reference completions), and optionally a base model to compare with. Out: `<out>`
+with one JSON object per line: prompt, output and grade. Prints the score, and for several samples pass@k and the majority
+vote. `<out>` with the suffix .completions.jsonl contains the raw completions. --predictions FILE also writes
+`{"question", "generated_text", "prediction", "gold_answer"}`; this needs no gold answers. --grader label prints each answer
+as it arrives, the confusion matrix and the worst labels, and writes them to `<out>` with the suffix .results.json. Run the
+same command again to resume; another model, other prompts or other settings need another --out, or --overwrite.
 
     distill eval --model tiny:student --data tiny:instructions --data.split "test[:200]" --out eval/base.jsonl
     distill eval --base_model BASE --lora_model ADAPTERS --test_file test_questions.jsonl --output_file predictions.jsonl
@@ -41,44 +41,44 @@ class Config(settings.Config):
     data: DataConfig
     """Prompts and gold answers."""
     out: Path | None = None
-    """Where the graded items go (.jsonl); without it, beside --predictions."""
+    """Output file for graded answers (.jsonl); default: next to --predictions."""
     predictions: Path | None = None
-    """Also write question, generated text, prediction and gold answer, here (.jsonl)."""
+    """Also write question, generated text, prediction and gold answer to this file (.jsonl)."""
     base: str = ""
-    """A model to compare with, as many bits as --model: its score, and the gain over it."""
+    """A model to compare with, loaded with the same quantization as --model; prints its score and the gain over it."""
     instruction: str = ""
-    """Stands after every question."""
+    """Text to append to every question."""
     grader: str = "auto"
-    """A file name in distill_lab/grading/graders; auto: exact where every row has a gold answer, else overlap; final-answer:
-    numeric where all gold answers are numbers, else math."""
+    """A file name in distill_lab/grading/graders; auto: exact if every row has a gold answer, otherwise overlap;
+    final-answer: numeric if all gold answers are numbers, otherwise math."""
     sampling: SamplingConfig = SamplingConfig()
-    """How the model answers."""
+    """How to sample the answers."""
     engine: EngineConfig = EngineConfig()
-    """What generates."""
+    """Which engine generates."""
     overwrite: bool = False
-    """Replace what this command wrote of another model, with other settings or of other prompts. Other files are never
-    touched."""
+    """Replace this command's earlier output for another model, other settings or other prompts. Never touches other
+    files."""
 
 
 def main(config: Config) -> None:
-    """Generate, grade, print the score."""
+    """Generate, grade and print the score."""
     import tempfile
 
     from distill_lab.data.records import write_prompts
     from distill_lab.errors import UserError
     from distill_lab.files.jsonl import copy_file
     from distill_lab.files.outputs import writing
-    from distill_lab.planning.preflight import check_asked, check_grader, check_writable
+    from distill_lab.planning.preflight import check_generation, check_grader, check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.training_data.cot_files import take_gold, write_predictions
     from distill_lab.training_data.reasoning import add_instruction
 
     out = config.out or (config.predictions and config.predictions.with_suffix(".items.jsonl"))
     if out is None:
-        raise UserError("nowhere to write the items; give --out items.jsonl, or --predictions predictions.jsonl")
+        raise UserError("no output file; give --out items.jsonl, or --predictions predictions.jsonl")
     check_grader(config.grader, config.engine)
     for model in (config.model, *([config.model.model_copy(update={"model": config.base})] if config.base else [])):
-        check_asked(model, config.engine, config.sampling)
+        check_generation(model, config.engine, config.sampling)
     check_writable(out)
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")
@@ -102,7 +102,7 @@ def main(config: Config) -> None:
             if num_bare := take_gold(prompts, bare, gold=False).kept:
                 answers = out.with_suffix(".bare.completions.jsonl")
                 _answer(config, config.model, bare, answers, terminal)
-                terminal.print(f"{num_bare} prompts have no gold answer: predictions, no score")
+                terminal.print(f"{num_bare} prompts have no gold answer: they get predictions but no score")
                 files.append(answers)
             with writing(config.predictions):
                 written = write_predictions(questions, *files, config.predictions)
@@ -110,7 +110,7 @@ def main(config: Config) -> None:
 
 
 def _grader(config: Config, prompts: Path, gold: Path) -> str:
-    """The grader by its name."""
+    """Name of the grader to use."""
     from distill_lab.errors import UserError
     from distill_lab.grading.choose_grader import default_grader, final_answer_grader
     from distill_lab.planning.preflight import check_gold
@@ -118,20 +118,20 @@ def _grader(config: Config, prompts: Path, gold: Path) -> str:
 
     if config.predictions is not None:
         if not take_gold(prompts, gold, gold=True).kept:
-            return config.grader  # nothing is graded
+            return config.grader  # not used: there is nothing to grade
         prompts = gold
     grader = default_grader(prompts) if config.grader == "auto" else config.grader
     grader = final_answer_grader(prompts) if grader == FINAL_ANSWER else grader
     try:
         check_gold(prompts, grader)
     except UserError as error:
-        raise UserError(f"{error}; for answers without a score give --predictions FILE") from None
+        raise UserError(f"{error}; to get answers without a score, give --predictions FILE") from None
     return grader
 
 
 @contextmanager
 def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[None]:
-    """All files of the command held, those of the base model under a key of their own."""
+    """Claim all output files of the command; the base model's files have a separate key."""
     from distill_lab.files.claims import claim
     from distill_lab.generation.model_identity import answer_inputs, shown_name
     from distill_lab.grading.graders import grader_inputs
@@ -163,7 +163,7 @@ def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[
 
 
 def _models(config: Config, out: Path) -> list[tuple[ModelConfig, Path]]:
-    """The models to score, each with the file of its items: the one asked for and, where there is one, the base."""
+    """The models to score (the model and, if given, the base), each with the file for its graded answers."""
     models = [(config.model, out)]
     if config.base:
         models.append((config.model.model_copy(update={"model": config.base}), out.with_suffix(".base.jsonl")))
@@ -171,7 +171,7 @@ def _models(config: Config, out: Path) -> list[tuple[ModelConfig, Path]]:
 
 
 def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
-    """The model's score and, where there is a base, that one's and the gain."""
+    """Print the model's score and, with a base, the base's score and the gain."""
     from distill_lab.evaluation.statistics import paired
     from distill_lab.evaluation.verdict import CHANCE
 
@@ -185,9 +185,9 @@ def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Ter
             f"p = {result.p_value:.2g}"
         )
         if result.gain < 0:
-            chance = ", a difference within chance" if result.p_value >= CHANCE else ""
+            chance = ", but the difference may be chance" if result.p_value >= CHANCE else ""
             terminal.print(f"{config.model.model} scores below {config.base}{chance}")
-    terminal.note(f"every item is in {out}")
+    terminal.note(f"all graded answers are in {out}")
 
 
 def _answer(
@@ -206,7 +206,7 @@ def _answer(
     if note:
         terminal.note(note)
     terminal.stage(f"answers of {model.model}")
-    # A line for every answer leaves no room for a bar.
+    # With a line per answer, no progress bar.
     generate(prompts, path, engine, sampling, on_progress=None if live else terminal.generated)
 
 
@@ -224,9 +224,9 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
     low, high = score.ci95
     terminal.print(
         f"{model.model}: {metric_of(grader).name} {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts; "
-        f"{score.mean_tokens:.0f} tokens an answer, {score.truncated} cut ({score.cut_share:.0%}), "
-        f"{score.unparseable} unreadable, {score.missing} missing"
-        + (f", {score.timeouts} over the grader's time limit" if score.timeouts else "")
+        f"{score.mean_tokens:.0f} tokens per answer, {score.truncated} cut off ({score.cut_share:.0%}), "
+        f"{score.unparseable} unparseable, {score.missing} missing"
+        + (f", {score.timeouts} exceeded the grader's time limit" if score.timeouts else "")
     )
     if warning := cut_warning(model.model, score.cut_share):
         terminal.note(warning)
@@ -241,4 +241,4 @@ def _label_results(model: ModelConfig, items: Path, terminal: Terminal) -> None:
     report, path = label_report(items), items.with_suffix(".results.json")
     write_json(path, {"model": model.model} | report.to_json() | {"predictions": predictions(items)})
     terminal.print(render_label_report(report))
-    terminal.note(f"matrix, accuracy per label, errors and predictions are in {path}")
+    terminal.note(f"confusion matrix, accuracy per label, errors and predictions are in {path}")

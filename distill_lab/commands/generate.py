@@ -1,11 +1,11 @@
-"""Let a model answer prompts: data -> completions.jsonl.
+"""Generate completions for prompts with a model: data -> completions.jsonl.
 
 In: a data set (any adapter, file or hub id) and a model. Out: a JSONL file with one completion per line
-(`id, sample, content, thinking, finish_reason, num_tokens`), written as they are done; the prompts stand beside it as
-`<out>.prompts.jsonl`. With --cot FILE also the whole answers as `{"question", "cot"}`. The same command again asks only
-what is missing, and what ended in an error; what another run asked the same model already comes from the cache
-(`distill cache`). Another model, sampling or other prompts need another --out, or --overwrite: `<out>.key.json` says what
-the answers were made with.
+(`id, sample, content, thinking, finish_reason, num_tokens`), written as each finishes, and the prompts next to it as
+`<out>.prompts.jsonl`. --cot FILE also writes the full answers as `{"question", "cot"}`. Run the same command again to
+generate only missing and failed completions; answers that another run got from the same model come from the cache
+(`distill cache`). Another model, other sampling or other prompts need another --out, or --overwrite: `<out>.key.json`
+records what the answers were made with.
 
     distill generate --model tiny:teacher --data tiny:problems --data.split "test[:20]" --out answers.jsonl
     distill generate --teacher_model MODEL --input_file raw_questions.jsonl --output_file cot_dataset.jsonl
@@ -29,23 +29,23 @@ class Config(settings.Config):
     """Settings of `distill generate`."""
 
     model: ModelConfig
-    """Which model answers."""
+    """The model that answers."""
     data: DataConfig
-    """What it is asked."""
+    """The prompts."""
     out: Path | None = None
-    """Where the completions go (.jsonl); without it, beside --cot."""
+    """Output file for completions (.jsonl); default: next to --cot."""
     cot: Path | None = None
-    """Also write the answers as {"question", "cot"}, here (.jsonl)."""
+    """Also write the answers as {"question", "cot"} to this file (.jsonl)."""
     instruction: str = ""
-    """Stands after every question; not part of what --cot writes."""
+    """Text to append to every question; --cot does not write it."""
     sampling: SamplingConfig = SamplingConfig()
-    """How it samples."""
+    """How to sample the answers."""
     engine: EngineConfig = EngineConfig()
-    """What generates."""
+    """Which engine generates."""
     cache: bool = True
-    """Take answers to the same requests from the cache, and keep new ones there."""
+    """Reuse cached answers to identical requests, and cache new ones."""
     overwrite: bool = False
-    """Replace what this command wrote with another model, sampling or prompts. Other files are never touched."""
+    """Replace this command's earlier output for another model, sampling or prompts. Never touches other files."""
 
 
 def main(config: Config) -> None:
@@ -63,17 +63,17 @@ def main(config: Config) -> None:
     from distill_lab.generation.model_identity import answer_inputs, shown_name
     from distill_lab.generation.request_cache import RequestCache
     from distill_lab.models.generation_config import resolve_sampling
-    from distill_lab.planning.preflight import check_asked, check_writable
+    from distill_lab.planning.preflight import check_generation, check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.training_data.cot_files import write_cot_dataset
     from distill_lab.training_data.reasoning import add_instruction
 
     out = config.out or (config.cot and config.cot.with_suffix(".completions.jsonl"))
     if out is None:
-        raise UserError("nowhere to write the answers; give --out answers.jsonl, or --cot cot_dataset.jsonl")
+        raise UserError("no output file; give --out answers.jsonl, or --cot cot_dataset.jsonl")
     if config.cot is not None and config.cot.suffix != ".jsonl":
-        raise UserError(f"{config.cot}: what --cot (--output-file) writes is JSONL; name it .jsonl")
-    check_asked(config.model, config.engine, config.sampling)
+        raise UserError(f"{config.cot}: --cot (--output-file) writes JSONL; use a name that ends in .jsonl")
+    check_generation(config.model, config.engine, config.sampling)
     check_writable(out)
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")

@@ -1,8 +1,8 @@
-"""Grade completions: each one gets a score from a grader.
+"""Grade completions: a grader gives each one a score.
 
-In: prompts.jsonl with gold answers, and completions of them. Out: `<out>`, a JSONL file with the completions and
-`"grade": {"score", "answer", "status"}` each; how many could be graded on the screen. Stopped, the same command goes on.
-Other completions or another grader need another --out, or --overwrite.
+In: prompts.jsonl with gold answers, and completions for them. Out: `<out>`, a JSONL file with each completion plus
+`"grade": {"score", "answer", "status"}`; prints how many could be graded. Run the same command again to resume. Other
+completions or another grader need another --out, or --overwrite.
 
     distill grade --prompts answers.prompts.jsonl --completions answers.jsonl --grader numeric --out graded.jsonl
 """
@@ -19,21 +19,21 @@ class Config(settings.Config):
     """Settings of `distill grade`."""
 
     prompts: Path
-    """The prompts that were answered (.jsonl)."""
+    """The prompts that the completions answer (.jsonl)."""
     completions: Path
-    """What a model answered (.jsonl)."""
+    """A model's completions (.jsonl)."""
     out: Path
-    """Where the graded completions go (.jsonl)."""
+    """Output file for graded completions (.jsonl)."""
     grader: str = "exact"
     """A file name in distill_lab/grading/graders: exact, numeric, math, label, overlap; judge:MODEL asks a model."""
     engine: EngineConfig = EngineConfig()
-    """What runs the judge."""
+    """Which engine runs the judge."""
     overwrite: bool = False
-    """Replace what this command wrote of other completions or with another grader. Other files are never touched."""
+    """Replace this command's earlier output for other completions or another grader. Never touches other files."""
 
 
 def main(config: Config) -> None:
-    """Grade, and print the counts by status."""
+    """Grade and print the counts by status."""
     from distill_lab.errors import UserError
     from distill_lab.files.claims import claim
     from distill_lab.grading.grade import grade
@@ -61,4 +61,4 @@ def main(config: Config) -> None:
         terminal.stage(f"grades of {config.completions}, by {config.grader}")
         tally = grade(config.prompts, config.completions, config.out, grader, on_progress=terminal.progress)
         terminal.print(f"{tally}; mean score {tally.score:.3f}")
-        terminal.note(f"every completion with its grade is in {config.out}")
+        terminal.note(f"all graded completions are in {config.out}")

@@ -1,7 +1,7 @@
-"""Merge adapters into their student: an adapter directory -> a plain model directory that needs no peft.
+"""Merge adapters into their base model: an adapter directory -> a plain model directory that needs no peft.
 
-In: what `distill train --train.lora.r 16` leaves. Out: a Hugging Face model directory that computes the same. Where the
-adapters were trained on 4 or 8 bits, say so: the merged weights are then those the bits stand for.
+In: the output of `distill train --train.lora.r 16`. Out: a Hugging Face model directory that computes the same. If the
+adapters were trained on 4 or 8 bits, set the same quantization: the merged weights are then the dequantized ones.
 
     distill merge --adapter my-student --out my-student-merged
 """
@@ -20,13 +20,13 @@ class Config(settings.Config):
     adapter: ModelConfig
     """Directory of the adapters, and the quantization they were trained on."""
     out: Path
-    """Where the merged model goes."""
+    """Output directory for the merged model."""
     overwrite: bool = False
-    """Replace what this command wrote of other adapters. Other files are never touched."""
+    """Replace this command's earlier output for other adapters. Never touches other files."""
 
 
 def main(config: Config) -> None:
-    """Merge, and say where the model is."""
+    """Merge, and print where the model is."""
     from distill_lab.files.claims import claim
     from distill_lab.generation.model_identity import model_inputs, shown_name
     from distill_lab.terminal import Terminal
@@ -44,7 +44,7 @@ def main(config: Config) -> None:
     )
     with holding as claimed:
         if claimed.done:
-            terminal.note(f"{config.out} was merged from the same adapters before; there is nothing to do")
+            terminal.note(f"{config.out} was already merged from the same adapters; there is nothing to do")
             return
         terminal.stage(f"merging {config.adapter.model}")
         merge_directory(config.adapter, config.out)

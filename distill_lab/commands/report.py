@@ -1,6 +1,6 @@
-"""Write a run's report page again: run directory -> report.html.
+"""Rewrite a run's report page: run directory -> report.html.
 
-In: a run directory with summary.json. Out: report.html in it, one file that needs no network.
+In: a run directory with summary.json. Out: report.html in it, a single file that needs no network.
 
     distill report --run runs/system1
 """
@@ -20,7 +20,7 @@ class Config(settings.Config):
 
 
 def main(config: Config) -> None:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     from distill_lab.report.page import write_report
 
     print(write_report(config.run))

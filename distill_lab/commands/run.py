@@ -2,7 +2,7 @@
 
 In: a JSON config of job type kd_black_box_local, kd_black_box_api, kd_black_box_train_only or kd_sft (the last two train on
 labeled_path as it is). Out: the answers in labeled_path, the student in output_dir; everything else in <output_dir>.run.
-The same command again goes on where it stopped. Answers that labeled_path has already are kept and not asked again.
+Run the same command again to resume. Answers already in labeled_path are kept and not generated again.
 
     distill run configs/kd_black_box_qwen_0_5b.json
 """
@@ -23,11 +23,11 @@ class Config(settings.Config):
     config: Annotated[Path, tyro.conf.Positional]
     """The EasyDistill config."""
     relabel: bool = False
-    """The teacher answers every instruction again, and its answers replace those in labeled_path."""
+    """Let the teacher answer every instruction again and replace the answers in labeled_path."""
 
 
 def main(config: Config) -> None:
-    """Run it, with progress, and say where the student is."""
+    """Run it with progress, and print where the student is."""
     from distill_lab.easydistill import job
     from distill_lab.terminal import Terminal
 

@@ -1,7 +1,7 @@
-"""List the runs under a folder with their scores.
+"""List the runs in a folder with their scores.
 
-In: a folder of run directories. Out: a table: recipe, state of the stages, what was scored, the student's score
-and its base's, retention (none for likeness to a reference), speedup.
+In: a folder of run directories. Out: a table with recipe, stages done, metric, the scores of student and base student,
+retention (none for similarity to a reference) and speedup.
 
     distill runs
 """
@@ -18,7 +18,7 @@ class Config(settings.Config):
     """Settings of `distill runs`."""
 
     folder: Path = Path("runs")
-    """Where the run directories are; looked through to any depth."""
+    """Folder with the run directories, searched recursively."""
 
 
 def main(config: Config) -> None:

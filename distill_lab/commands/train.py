@@ -1,10 +1,10 @@
 """Train a student on a training set: rows of prompt and completion -> model directory.
 
-In: a JSONL or Parquet file of `{"prompt": [messages], "completion": [messages]}` (what `distill system1` writes as
-train.jsonl, and what TRL, LLaMA-Factory and Axolotl read), or with --data any data set that brings its answers along
+In: a JSONL or Parquet file of `{"prompt": [messages], "completion": [messages]}` (which `distill system1` writes as
+train.jsonl, and which TRL, LLaMA-Factory and Axolotl read), or with --data any data set that contains answers
 (`{"question", "cot"}`), and a base student. Out: a Hugging Face model directory, and <out>.training_log.jsonl with the loss
-of its steps. The same command again goes on from the last whole checkpoint; other rows, models or settings need another
---out, or --overwrite.
+of each step. Run the same command again to resume from the last complete checkpoint; other rows, models or settings need
+another --out, or --overwrite.
 
     distill train --student tiny:student --rows runs/system1/train.jsonl --out my-student
     distill train --student_model MODEL --cot_dataset cot_dataset.jsonl --output_dir my-adapters     4 bits, LoRA r 8
@@ -21,14 +21,14 @@ from distill_lab.config import DataConfig, ModelConfig, TrainConfig
 if TYPE_CHECKING:
     from distill_lab.terminal import Terminal
 
-# What the CoT summary names: all linear layers of Qwen2.5 but gate_proj.
+# From the CoT summary: all linear layers of Qwen2.5 except gate_proj.
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 QLORA = (
     *("--student.quantization", "4bit", "--train.lora.r", "8", "--train.lora.alpha", "16"),
     *("--train.lora.dropout", "0.05", "--train.lora.targets", *TARGETS, "--train.learning-rate", "2e-4"),
     *("--train.num-epochs", "3", "--train.tokens-per-batch", "4096", "--train.gradient-accumulation-steps", "4"),
 )
-"""The settings of the CoT summary, which --cot-dataset brings along; every one of them can be given otherwise."""
+"""Settings of the CoT summary, which --cot-dataset implies; other flags override them."""
 ALIASES = {
     "--student-model": ("--student.model",),
     "--cot-dataset": (*QLORA, "--data.path"),
@@ -44,18 +44,17 @@ class Config(settings.Config):
     rows: Path | None = None
     """The training set."""
     data: DataConfig = DataConfig(path="")
-    """Instead of rows: a data set with answers, any adapter; the rows go to <out>.rows.jsonl."""
+    """Instead of rows: a data set with answers, any adapter; writes the rows to <out>.rows.jsonl."""
     instruction: str = ""
-    """Stands after every question of --data."""
+    """Text to append to every question of --data."""
     out: Path
-    """Where the trained student goes."""
+    """Output directory for the trained student."""
     train: TrainConfig = TrainConfig()
-    """How it is trained."""
+    """How to train it."""
     thinking: bool | None = None
-    """Passed to the chat template as enable_thinking; None leaves its default."""
+    """Passed to the chat template as enable_thinking; None keeps the template's default."""
     overwrite: bool = False
-    """Replace what this command trained from other rows, another model or with other settings. Other files are never
-    touched."""
+    """Replace this command's earlier output for other rows, another model or other settings. Never touches other files."""
 
 
 def main(config: Config) -> None:
@@ -76,7 +75,7 @@ def main(config: Config) -> None:
 
     check_is_log(log_beside(config.out))
     if (config.rows is None) == (not config.data.path):
-        raise UserError("what is to be trained on? give --rows train.jsonl, or --data for a data set with answers")
+        raise UserError("give either --rows train.jsonl, or --data for a data set with answers")
     if config.rows is not None and not config.rows.is_file():
         raise UserError(f"{config.rows}: no such file; `distill system1` writes one as train.jsonl")
     check_writable(config.out)
@@ -95,10 +94,10 @@ def main(config: Config) -> None:
             shown={"model": shown_name(config.student)},
             overwrite=config.overwrite,
         )
-        # Of several processes that train together the first one holds the output for all.
+        # If several processes train together, the first one claims the output for all.
         with holding if int(os.environ.get("RANK", "0")) == 0 else nullcontext() as claimed:
             if claimed is not None and claimed.done:
-                terminal.note(f"{config.out} was trained with the same settings before; there is nothing to do")
+                terminal.note(f"{config.out} was already trained with the same settings; there is nothing to do")
                 return
             if config.rows is None:
                 with writing(copied):
@@ -119,12 +118,12 @@ def _train(config: Config, rows: Path, terminal: Terminal) -> None:
     before, after = result.validation_loss_before, result.validation_loss_after
     validation = f", validation loss {before:.3f} -> {after:.3f} nats per token" if before and after else ""
     terminal.note(f"{result.num_rows} rows{dropped}, {result.steps} steps, {result.seconds:.0f} s{validation}")
-    terminal.note(f"losses, step by step: {log_file}")
+    terminal.note(f"loss of each step: {log_file}")
     terminal.note(f"the student is in {config.out}")
 
 
 def _rows(config: Config, folder: Path, copied: Path, terminal: Terminal) -> Path:
-    """Training rows from a data set whose rows bring their answers along."""
+    """Training rows from a data set that contains answers."""
     from distill_lab.data.records import write_prompts
     from distill_lab.training_data.reasoning import add_instruction
     from distill_lab.training_data.training_set import write_training_set

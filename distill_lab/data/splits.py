@@ -1,7 +1,7 @@
-"""Test prompts that training never sees: prompts.jsonl -> a seeded sample of it, and everything but the sample.
+"""Hold out test prompts that training never sees: prompts.jsonl -> a seeded sample, and everything except the sample.
 
-sample(data, test, num_rows=100)            test.jsonl: at most a tenth of the rows
-without(data, test, prompts)                prompts.jsonl: the rows whose conversation is not in the test
+sample_test(data, test, num_rows=100)       test.jsonl: at most a tenth of the rows
+exclude_test(data, test, prompts)           prompts.jsonl: the rows whose conversation is not in the test set
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.types import Counts
 
-LARGEST_SHARE = 10
-"""A test takes at most one row in so many."""
+MAX_TEST_FRACTION = 0.1
+"""Largest fraction of rows held out for the test set."""
 
 
-def sample(data: Path, path: Path, *, num_rows: int, seed: int = 0) -> Counts:
-    """Write `num_rows` rows of `data` (at most a tenth of them) to `path`, drawn with `seed`, in their order."""
+def sample_test(data: Path, path: Path, *, num_rows: int, seed: int = 0) -> Counts:
+    """Write `num_rows` rows of `data` (at most a tenth of them) to `path`, sampled with `seed`, in their order."""
     total = sum(1 for _ in read_jsonl(data))
-    chosen = set(random.Random(seed).sample(range(total), min(num_rows, total // LARGEST_SHARE)))
+    chosen = set(random.Random(seed).sample(range(total), min(num_rows, int(MAX_TEST_FRACTION * total))))
     write_jsonl(path, (row for number, row in enumerate(read_jsonl(data)) if number in chosen))
     return Counts(total, len(chosen), {"left for training": total - len(chosen)})
 
 
-def without(data: Path, test: Path, path: Path) -> Counts:
-    """Write the rows of `data` to `path`, except those whose messages stand in `test` too."""
+def exclude_test(data: Path, test: Path, path: Path) -> Counts:
+    """Write the rows of `data` to `path`, except those whose messages are also in `test`."""
     tested = {_key(row) for row in read_jsonl(test)}
     rows_in = 0
 

@@ -105,14 +105,14 @@ def measure(
     and 8 of those one at a time. Prompts that some model cannot take (too long for it) are left out for all. Raises
     UserError without prompts that all can take, ModelError for a model that does not load.
     """
-    from distill_lab.models.loading import settled
+    from distill_lab.models.loading import resolve_precision
 
     if not prompts:
         raise UserError("no prompts to measure with; give at least one")
     if rounds < 1:
         raise UserError(f"rounds is {rounds}; at least 1 is needed")
     # Before anything is started, so that a wrong name is told at once, and once, so that all processes compute alike.
-    models = {name: settled(model) for name, model in models.items()}
+    models = {name: resolve_precision(model) for name, model in models.items()}
     prompts = prompts[:NUM_BATCHED]
     sampling = sampling.model_copy(update={"num_samples": 1})
     memory = peak_memory(models, prompts, sampling=sampling, budget_s=MEMORY_SHARE * budget_s)

@@ -1,1 +1,1 @@
-"""What is written to disk, safely: JSONL, locks, what an output was made from, what belongs to the lab, fingerprints."""
+"""Safe file output: JSONL, locks, keys that record an output's inputs, ownership checks, fingerprints."""

@@ -1,6 +1,6 @@
-"""Where the lab keeps what several runs of a user share: the answers of models, the digests of large files.
+"""The folder for data that a user's runs share: cached model answers and digests of large files.
 
-cache_folder() -> Path("~/.cache/distill-lab")      DISTILL_LAB_CACHE names another folder, or says off
+cache_folder() -> Path("~/.cache/distill-lab")      DISTILL_LAB_CACHE sets another folder, or "off"
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ VARIABLE, OFF = "DISTILL_LAB_CACHE", "off"
 
 
 def is_off() -> bool:
-    """Whether the user wants no cache."""
+    """Whether the user turned the cache off."""
     return os.environ.get(VARIABLE, "").strip().lower() == OFF
 
 
 def cache_folder() -> Path:
-    """The folder, there or not. Raises OSError for a user without a home folder."""
+    """The cache folder, which may not exist yet. Raises OSError for a user without a home folder."""
     if chosen := os.environ.get(VARIABLE, "").strip():
         return Path(chosen)
     xdg, local = os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("LOCALAPPDATA", "")
-    if os.path.isabs(xdg):  # other values are to be ignored, says the XDG specification
+    if os.path.isabs(xdg):  # the XDG specification says to ignore relative paths
         folder = Path(xdg)
     elif os.name == "nt" and local:
         folder = Path(local)

@@ -1,12 +1,12 @@
-"""The output of a command and its key: what it was made with stands beside it, and nothing else is ever put in its place.
+"""Claim a command's output: a key file next to it records its inputs, and the user's files are never overwritten.
 
     with claim(out, "generate", inputs={"model": ..., "sampling": ..., "prompts": Path(...)}, files=[out, ...]) as claimed:
-        ...                              writes the files; `claimed.done` says that they are whole already
+        ...                              writes the files; `claimed.done` means that they are already complete
 
-`<out>.key.json` holds the inputs (files by digest) and the files that the command writes. The same inputs: the command
-goes on with what is there. Other inputs: UserError that says what differs, unless `overwrite` is asked for. A file that is
-not in the key, or was changed after the lab wrote it, is the user's: UserError before the first byte is written. Another
-process on one of the files is refused.
+`<out>.key.json` lists the inputs (files by digest) and the files that the command writes. With the same inputs the command
+resumes; other inputs raise a UserError that says what differs, unless `overwrite` is set. A file that is not in the key, or
+that was changed after the lab wrote it, belongs to the user: UserError before anything is written. A second process that
+writes one of the files is rejected.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from distill_lab.files.locks import locked
 from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
 
 MADE_BY = "qwen-distillation-lab"
-REMEDY = "choose another name for the output, or move that elsewhere"
+REMEDY = "choose another output name, or move the existing file elsewhere"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An output that this process holds."""
+    """An output that this process has locked."""
 
     done: bool
-    """Whether an earlier execution with the same inputs ended, and every file is as it was left."""
+    """Whether an earlier execution with the same inputs finished and its files are unchanged."""
 
 
 def key_path(out: Path) -> Path:
-    """Where the key of an output stands."""
+    """Path of an output's key file."""
     return out.with_name(out.name + ".key.json")
 
 
@@ -55,11 +55,11 @@ def claim(
     shown: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Iterator[Claim]:
-    """Hold `out` and the other `files` of a command while the block writes them.
+    """Lock `out` and the other `files` of a command while the block writes them.
 
-    inputs: all that the files depend on; Paths in it count by content. appended: those of the files that grow row by row,
-    so that the user may take rows out of them. reads: files that the command reads, which are never written. shown: names
-    by which the differences between two inputs are told (of a model that counts by content, say).
+    inputs: everything the files depend on; Paths in it count by content. appended: the files that grow row by row, from
+    which the user may remove rows. reads: files that the command reads; they are never written. shown: readable names for
+    error messages about differing inputs (such as a model's name, because models count by content).
     """
     with ExitStack() as stack:
         with writing(out):
@@ -84,7 +84,7 @@ def claim(
                 made = {}
             done = same and old is not None and old["status"] == "done" and all(path.exists() for path in files)
             content = {"made_by": MADE_BY, "version": __version__, "inputs": now, "shown": dict(shown or {})}
-            # Named before they are written, so that after a kill they are known for the lab's.
+            # Recorded before they are written, so that after a kill they count as the lab's.
             made = {**{_name(path, out): None for path in files}, **made}
             write_json(key_path(out), {**content, "status": "done" if done else "running", "files": made})
         ended = False
@@ -93,7 +93,7 @@ def claim(
             ended = True
         finally:
             for path in files:
-                if done and path.is_dir():  # what the user has put into it since does not become the lab's
+                if done and path.is_dir():  # files that the user added since do not become the lab's
                     continue
                 made[_name(path, out)] = None if path in appended else record(path)
                 if not path.exists():
@@ -114,32 +114,31 @@ def _other_key(out: Path, old: Mapping[str, Any], now: Mapping[str, Any], shown:
             found += differences(old["inputs"].get(name), now.get(name), name)
     more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
     return (
-        f"{out} was made with other settings: {', '.join(found[:MAX_DIFFERENCES])}{more}. Choose another name for the "
-        "output, or add --overwrite to replace it"
+        f"{out} was made with other settings: {', '.join(found[:MAX_DIFFERENCES])}{more}. Choose another output name, "
+        "or add --overwrite to replace it"
     )
 
 
 def _check_names(files: Sequence[Path], reads: Sequence[Path]) -> None:
-    """No file of the command is written twice, or is one that it reads."""
-    places = [_real(path) for path in files]
-    for path, place in zip(files, places, strict=True):
-        if places.count(place) > 1:
-            raise UserError(f"{path}: that is another file of this command too; give it another name")
+    """Raise UserError if two outputs are the same file, or if an output is also an input."""
+    outputs = [_real(path) for path in files]
+    for path, output in zip(files, outputs, strict=True):
+        if outputs.count(output) > 1:
+            raise UserError(f"{path}: this command writes two files of this name; give one of them another name")
         for other in reads:
-            if place == _real(other) or (path.exists() and other.exists() and os.path.samefile(path, other)):
-                raise UserError(f"{path}: that is one of the inputs; choose another name for the output")
+            if output == _real(other) or (path.exists() and other.exists() and os.path.samefile(path, other)):
+                raise UserError(f"{path}: this file is also an input; choose another output name")
 
 
 def _check_ours(path: Path, made: Mapping[str, Any], *, changes: bool, key: Path) -> None:
-    """Raise UserError where something stands at `path` that the lab did not write, or, unless `changes`, no longer is
-    what it wrote."""
+    """Raise UserError if something at `path` was not written by the lab or, unless `changes`, was changed since."""
     if not path.exists() and not path.is_symlink():
         return
     name = _name(path, key)
     if name not in made:
         if path.is_file() and not path.stat().st_size:
             return
-        raise UserError(f"{path} exists, and nothing says that this command wrote it ({key} would); {REMEDY}")
+        raise UserError(f"{path} exists but was not written by this command (it is not listed in {key}); {REMEDY}")
     state = made[name]
     if state is None:
         if path.is_dir():
@@ -150,7 +149,7 @@ def _check_ours(path: Path, made: Mapping[str, Any], *, changes: bool, key: Path
     if changes:
         check_removable(path, state.get("names"))
     elif path_fingerprint(path) != state["digest"]:
-        raise UserError(f"{path} was changed after this lab wrote it, and would be written again; {REMEDY}")
+        raise UserError(f"{path} was changed after this lab wrote it and would be overwritten; {REMEDY}")
 
 
 def _read_key(path: Path) -> dict[str, Any] | None:
@@ -162,16 +161,16 @@ def _read_key(path: Path) -> dict[str, Any] | None:
             return {"status": "", "shown": {}, **key}
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    raise UserError(f"{path} should say what the output beside it was made with, and does not; move both elsewhere")
+    raise UserError(f"{path} should record the inputs of the output next to it, but does not; move both elsewhere")
 
 
 def _name(path: Path, beside: Path) -> str:
-    """A file's name in a key: seen from the folder that the key is in, so that both can be moved together."""
+    """A file's name in a key: relative to the key's folder, so that both can be moved together."""
     return os.path.relpath(_real(path), _real(beside).parent).replace(os.sep, "/")
 
 
 def _real(path: Path) -> Path:
-    """`path` whole, links in its folders followed, a link at its end not: that one would be replaced itself."""
+    """Absolute path with links in its folders resolved, but not a link at its end, which would itself be replaced."""
     return path.parent.resolve() / path.name
 
 

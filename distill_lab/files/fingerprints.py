@@ -1,11 +1,11 @@
-"""Fingerprints: a JSON-like value, a file or a directory -> SHA-256 of its content, in hexadecimal digits.
+"""Fingerprints: a JSON-like value, file or directory -> hexadecimal SHA-256 of its content.
 
     fingerprint({"rows": Path("train.jsonl"), "model": Path("student"), "epochs": 3})
 
-Paths count by what is in them, never by name, place or time, so that a copy is the same. Of a model's directory the files
-that loading it reads count: notes, a GGUF file or a model card beside them change nothing. The digests of large files are
-remembered in the user's cache folder by path, size, times and inode, so that gigabytes are read once and not at each step.
-`differences` says what differs between two such values.
+Paths count by content, never by name, location or time, so that a copy has the same fingerprint. In a model directory only
+the files needed to load it count: notes, a GGUF file or a model card do not. Digests of large files are stored in the
+user's cache folder by path, size, times and inode, so that gigabytes are read only once. `differences` lists what differs
+between two values.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from distill_lab import activity
 from distill_lab.files.cache_folder import cache_folder, is_off
 
 LARGE = 1 << 26
-"""Bytes from which on a file's digest is remembered; reading less takes no time."""
+"""Minimum size in bytes of files whose digest is stored; smaller ones are quick to read."""
 MAX_REMEMBERED = 1_000
 MAX_DIFFERENCES = 6
-"""Named in a message."""
+"""Maximum number of differences listed in a message."""
 SETTLED_S = 2.0
-"""A file written less than this many seconds ago may change again without a change of its times: it is read each time."""
+"""A file written less than this many seconds ago may change again with the same times, so its digest is not stored."""
 BLOCK = 1 << 22
 MODEL_CONFIGS = ("config.json", "adapter_config.json")
-"""A directory that holds one of these is a model's."""
+"""A directory that contains one of these is a model directory."""
 MODEL_FILE = re.compile(
     r"(?!training_args\.)([^/]+\.(safetensors|bin|model|index\.json)"
     r"|(adapter_|generation_|tokenizer_|processor_|preprocessor_|quantize_|quant_|hf_quant_)?config\.json"
     r"|tokenizer\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt"
     r"|chat_template\.(jinja|json)|additional_chat_templates/.+\.jinja)"
 )
-"""Files of a model's directory that loading it reads, by their path in it."""
+"""Matches the files in a model directory that are needed to load it, by relative path."""
 
 _known: dict[str, list[Any]] = {}
-"""Path -> what `_state` said of a large file when it was read, and its digest."""
+"""Path -> `_state` of a large file when it was read, and its digest."""
 _loaded: str | None = None
-"""The file `_known` was completed from."""
+"""The file from which `_known` was loaded."""
 
 
 def fingerprint(value: Any) -> str:
@@ -53,7 +53,7 @@ def fingerprint(value: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON holds it, each Path as the digest of its content."""
+    """`value` as plain JSON data, each Path replaced by the digest of its content."""
     if isinstance(value, Path):
         return path_fingerprint(value)
     if isinstance(value, Mapping):
@@ -61,12 +61,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(element) for element in value]
     if isinstance(value, float) and value.is_integer():
-        return int(value)  # 4 and 4.0 are one number, whichever a file or a caller wrote
+        return int(value)  # 4 and 4.0 are the same number
     return value
 
 
 def path_fingerprint(path: Path) -> str:
-    """Digest of a file's bytes, or of a directory's files by their names in it and bytes; "missing" where nothing is."""
+    """Digest of a file's bytes, or of a directory's relative file names and bytes; "missing" if there is nothing."""
     if path.is_dir():
         entries = [(name, _file_digest(path / name)) for name in files_of(path) if counts(path, name)]
         return hashlib.sha256(repr(entries).encode()).hexdigest()
@@ -74,32 +74,32 @@ def path_fingerprint(path: Path) -> str:
 
 
 def files_of(folder: Path) -> list[str]:
-    """The files below a directory, each as its path in it with slashes, sorted."""
+    """Sorted relative paths (with slashes) of all files below a directory."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def counts(folder: Path, name: str) -> bool:
-    """Whether a file of a directory is part of its fingerprint: all are, but for a model's directory the model's alone."""
+    """Whether a file counts in a directory's fingerprint: in a model directory only the model's files, otherwise all."""
     if not any((folder / config).is_file() for config in MODEL_CONFIGS):
         return True
-    if name.endswith(".py"):  # code of the model's own, where its config names it
+    if name.endswith(".py"):  # the model's own code, if its config refers to it
         return b"auto_map" in (folder / "config.json").read_bytes() if (folder / "config.json").is_file() else False
     return MODEL_FILE.fullmatch(name) is not None
 
 
-def differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """What differs between two JSON values, each as `place (was, is now)`; digests as "other content"."""
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """List the differences between two JSON values, each as `name (old, now new)`; digests as "other content"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
-        for name in [*old, *(name for name in new if name not in old)]:
-            found += differences(old.get(name), new.get(name), f"{place}.{name}" if place else str(name))
+        for key in [*old, *(key for key in new if key not in old)]:
+            found += differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
         return found
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [each for pair in zip(old, new, strict=True) for each in differences(*pair, place)]
+        return [each for pair in zip(old, new, strict=True) for each in differences(*pair, name)]
     if old == new:
         return []
     how = "other content" if _is_digest(old) or _is_digest(new) else f"{_short(old)}, now {_short(new)}"
-    return [f"{place} ({how})"]
+    return [f"{name} ({how})"]
 
 
 def _is_digest(value: Any) -> bool:
@@ -112,11 +112,11 @@ def _short(value: Any) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    state, place = _state(path), os.path.realpath(path)
+    state, real_path = _state(path), os.path.realpath(path)
     large = state[0] >= LARGE
     if large:
         _recall()
-        if (known := _known.get(place)) and known[:-1] == state:
+        if (known := _known.get(real_path)) and known[:-1] == state:
             return known[-1]
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -127,17 +127,17 @@ def _file_digest(path: Path) -> str:
     if large:
         activity.over()
     if large and state == _state(path) and time.time() - max(state[1:3]) / 1e9 > SETTLED_S:
-        _remember(place, [*state, digest.hexdigest()])
+        _remember(real_path, [*state, digest.hexdigest()])
     return digest.hexdigest()
 
 
 def _state(path: Path) -> list[int]:
-    """What changes whenever a file does: size, times of content and of the entry in ns, inode and device."""
+    """Values that change when a file changes: size, mtime and ctime in ns, inode and device."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
 
 
-def _place() -> Path | None:
+def _digest_file() -> Path | None:
     try:
         return None if is_off() else cache_folder() / "digests.json"
     except OSError:
@@ -145,18 +145,18 @@ def _place() -> Path | None:
 
 
 def _recall() -> None:
-    """Complete `_known` from the user's cache folder, once; what cannot be read there is read from the files again."""
+    """Load `_known` from the user's cache folder, once; unreadable entries are computed again."""
     global _loaded
-    place = _place()
-    if place is None or _loaded == str(place):
+    store = _digest_file()
+    if store is None or _loaded == str(store):
         return
-    _loaded = str(place)
-    _known.update({**_read(place), **_known})
+    _loaded = str(store)
+    _known.update({**_read(store), **_known})
 
 
-def _read(place: Path) -> dict[str, list[Any]]:
+def _read(store: Path) -> dict[str, list[Any]]:
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        found = json.loads(store.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     rows = found.items() if isinstance(found, dict) else ()
@@ -165,15 +165,15 @@ def _read(place: Path) -> dict[str, list[Any]]:
 
 def _remember(path: str, row: list[Any]) -> None:
     _known[path] = row
-    place = _place()
-    if place is None:
+    store = _digest_file()
+    if store is None:
         return
-    # Another process may have added to it. What two add in the same moment one of them reads again the next time.
-    rows = list({**_read(place), path: row}.items())[-MAX_REMEMBERED:]
+    # Another process may have added entries. If two add at the same moment, one entry is lost and computed again later.
+    rows = list({**_read(store), path: row}.items())[-MAX_REMEMBERED:]
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=place.parent, suffix=".json", delete=False, encoding="utf-8") as file:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=store.parent, suffix=".json", delete=False, encoding="utf-8") as file:
             json.dump(dict(rows), file)
-        os.replace(file.name, place)
-    except OSError:  # a full disk, no permission: it is only quicker with it
+        os.replace(file.name, store)
+    except OSError:  # a full disk or no permission: storing digests only saves time
         return

@@ -1,4 +1,4 @@
-"""JSON on disk: one object per line, atomic writes, appending that survives a kill. Every refusal names file and line."""
+"""JSON files: one object per line, atomic writes, appending that survives a kill. Every error names file and line."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from distill_lab.errors import DataError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not."""
+    """A temporary file next to `path` that replaces it when the block succeeds and is removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
-    temporary.open("xb").close()  # with the rights that the user's umask gives a new file
+    temporary.open("xb").close()  # with the permissions that the user's umask gives a new file
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -36,13 +36,13 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Put a copy of a file in the place of `path`, at once; a reader never sees half a file."""
+    """Replace `path` with a copy of a file, atomically; a reader never sees a partial file."""
     with atomic_path(path) as temporary:
         shutil.copyfile(source, temporary)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, one at a time. Raises DataError naming file and line for anything else."""
+    """Yield the objects of a JSONL file one at a time. Raises DataError naming file and line for anything else."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -50,21 +50,21 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """As `read_jsonl`, of a file that rows are appended to: a last line that a kill has torn is left out.
+    """Like `read_jsonl`, for a file that rows are appended to: skips a last line that a kill left incomplete.
 
-    Raises DataError, too, where the end of the file is no beginning of a row: then it is no such file.
+    Also raises DataError if the last line cannot be the start of a row, because then it is not such a file.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 if not line.startswith((b'{"', b"\0")) and line != b"{":  # some file systems leave zeros after a crash
-                    raise DataError(str(path), number, "not a JSON object; this file is left as it is")
+                    raise DataError(str(path), number, "not a JSON object; this file was not changed")
             elif line.strip():
                 yield parse_json_object(line, str(path), number)
 
 
 def parse_json_object(line: bytes, source: str, number: int) -> dict[str, Any]:
-    """One JSONL line as a dict. Raises DataError for torn lines, bad UTF-8, NaN/Infinity and anything but an object."""
+    """Parse one JSONL line. Raises DataError for incomplete lines, bad UTF-8, NaN/Infinity and anything but an object."""
 
     def refuse(constant: str) -> float:
         raise ValueError(f"{constant} is not JSON")
@@ -81,17 +81,17 @@ def parse_json_object(line: bytes, source: str, number: int) -> dict[str, Any]:
 
 
 def json_line(row: Mapping[str, Any]) -> bytes:
-    """One JSONL line, newline included. Raises ValueError for NaN and Infinity, which are not JSON."""
+    """One JSONL line including its newline. Raises ValueError for NaN and Infinity, which are not JSON."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:
-        # Half a surrogate pair (a text cut in the middle of an emoji) has no UTF-8 form; its JSON escape has.
+        # Half a surrogate pair (text cut off within an emoji) cannot be encoded in UTF-8, but as a JSON escape.
         return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write all `rows` as JSONL, atomically; returns how many."""
+    """Write `rows` as JSONL, atomically; return their number."""
     number = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         for row in rows:
@@ -101,7 +101,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 class JsonlAppender:
-    """Appends rows to a JSONL file that survives a kill: a torn last line is cut off on open, rows reach the disk."""
+    """Appends rows to a JSONL file and survives a kill: removes an incomplete last line on open, syncs rows to disk."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,9 +109,9 @@ class JsonlAppender:
         self._file = path.open("ab+")
         end = self._file.seek(0, os.SEEK_END)
         if end:
-            self._cut_torn_line(end)
+            self._remove_torn_line(end)
 
-    def _cut_torn_line(self, end: int) -> None:
+    def _remove_torn_line(self, end: int) -> None:
         position, tail = end, b""
         while position > 0 and b"\n" not in tail:
             start = max(0, position - 65536)
@@ -124,7 +124,7 @@ class JsonlAppender:
         self._file.seek(0, os.SEEK_END)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append `rows` and make sure they are on disk when this returns."""
+        """Append `rows`; they are on disk when this returns."""
         self._file.write(b"".join(json_line(row) for row in rows))
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -1,7 +1,7 @@
-"""Locks between processes: a file that one process holds, freed by the system if that process dies.
+"""Locks between processes: one process locks a file, and the system frees the lock if that process dies.
 
 lock = take_lock(directory / ".lock", busy="runs/demo is in use ...")      until lock.close()
-with locked(Path("answers.jsonl")): ...                                    .answers.jsonl.lock beside it, meanwhile
+with locked(Path("answers.jsonl")): ...                                    .answers.jsonl.lock next to it meanwhile
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from distill_lab.errors import UserError
 
 
 def take_lock(file: Path, *, busy: str) -> Any:
-    """An exclusive lock, held while the returned file is open. Raises UserError(busy) where another process holds it."""
+    """Take an exclusive lock, held while the returned file is open. Raises UserError(busy) if another process has it."""
     held = file.open("a+")
     try:
         if os.name == "nt":
@@ -35,19 +35,19 @@ def take_lock(file: Path, *, busy: str) -> Any:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold an output that is written for several minutes. Raises UserError where another process does."""
+    """Lock an output while the block writes it. Raises UserError if another process has locked it."""
     file = output.with_name(f".{output.name}.lock")
     busy = f"{output} is being written by another process; wait for it or choose another name"
     while True:
         held = take_lock(file, busy=busy)
-        # Whoever held it before may have removed the file between our opening it and our lock on it.
+        # Its previous owner may have removed the file after we opened it and before we locked it.
         if _is_the_same(held, file):
             break
         held.close()
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows cannot remove an open file
             file.unlink()
         held.close()
         if os.name == "nt":

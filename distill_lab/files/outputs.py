@@ -1,9 +1,9 @@
-"""What on the disk is the lab's and may be replaced, and what is the user's and is never touched.
+"""Tell the lab's files, which may be replaced, from the user's files, which are never touched.
 
-made = record(path)                      what was just written: its digest, of a directory also the names in it
-foreign(path, made["names"])             files of a directory that are not among those
-remove_output(path, made["names"])       refuses, naming them, where there are such files
-work_folder(path)                        <path>.work, marked as the lab's; a folder of that name without it is refused
+made = record(path)                      digest of a new output, and for a directory its file names
+foreign(path, made["names"])             other files in the directory
+remove_output(path, made["names"])       raises UserError naming such files, if there are any
+work_folder(path)                        <path>.work, marked as the lab's; rejects an unmarked folder of that name
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from distill_lab.errors import UserError
 from distill_lab.files.fingerprints import MODEL_FILE, files_of, path_fingerprint
 
 MARK = ".distill-lab"
-"""An empty file in a work folder: the lab made the folder, and removes it."""
+"""An empty file in a work folder; shows that the lab created the folder and may remove it."""
 PARTIAL = "partial"
-"""Where in a work folder a directory is written that is to appear at once."""
+"""Subfolder of a work folder in which an output directory is prepared before it is moved into place."""
 MAX_NAMED = 3
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says against a file that is written becomes a UserError that names it and the remedy."""
+    """Turn an OSError while writing a file into a UserError that names the file and the remedy."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "make room: what is in it stays, and the same command goes on from there"
+            remedy = "free some disk space; nothing is lost, run the same command again to resume"
         elif isinstance(error, (FileExistsError, NotADirectoryError)):
-            remedy = "a part of its path is no folder: choose another place for it"
+            remedy = "a parent of this path is not a directory; choose another path"
         else:
-            remedy = "mend that, or choose another place for it"
-        place = f": {error.filename}" if error.filename else ""
-        raise UserError(f"{path} cannot be written ({error.strerror or error}{place}); {remedy}") from error
+            remedy = "fix this, or choose another path"
+        file = f": {error.filename}" if error.filename else ""
+        raise UserError(f"{path} cannot be written ({error.strerror or error}{file}); {remedy}") from error
 
 
 def record(path: Path) -> dict[str, Any] | None:
-    """The digest of what stands at `path`, of a directory also the names of all files in it; None where nothing does."""
+    """The digest of `path` and, for a directory, the names of all files in it; None if there is nothing."""
     if not path.exists():
         return None
     names = {"names": files_of(path)} if path.is_dir() else {}
@@ -52,7 +52,7 @@ def record(path: Path) -> dict[str, Any] | None:
 
 
 def foreign(path: Path, names: Sequence[str] | None) -> list[str]:
-    """Files in the directory `path` that are not among `names`; where these are not known, that no model consists of."""
+    """Files in the directory `path` that are not in `names`; if names is None, files that are not part of a model."""
     if names is None:
         return [name for name in files_of(path) if not MODEL_FILE.fullmatch(name.removeprefix("adapter/"))]
     known = set(names)
@@ -60,7 +60,7 @@ def foreign(path: Path, names: Sequence[str] | None) -> list[str]:
 
 
 def remove_output(path: Path, names: Sequence[str] | None = None) -> None:
-    """Remove what the lab wrote at `path`. Raises UserError where a directory holds files that it did not write."""
+    """Remove what the lab wrote at `path`. Raises UserError if a directory contains files that it did not write."""
     if path.is_dir() and not path.is_symlink():
         check_removable(path, names)
         shutil.rmtree(path)
@@ -69,19 +69,19 @@ def remove_output(path: Path, names: Sequence[str] | None = None) -> None:
 
 
 def check_removable(path: Path, names: Sequence[str] | None = None) -> None:
-    """Raise UserError where the directory `path` holds files that the lab did not write there."""
+    """Raise UserError if the directory `path` contains files that the lab did not write."""
     if path.is_dir() and (found := foreign(path, names)):
         more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
         raise UserError(
-            f"{path} has to be written again, and holds files that this lab did not write there: "
-            f"{', '.join(found[:MAX_NAMED])}{more}; move them elsewhere, then give the same command again"
+            f"{path} must be written again, but contains files that this lab did not write: "
+            f"{', '.join(found[:MAX_NAMED])}{more}; move them elsewhere, then run the same command again"
         )
 
 
 def work_folder(output: Path) -> Path:
-    """The folder `<output>.work` for what is kept until `output` is whole: made and marked.
+    """Create and mark the folder `<output>.work` for files that are kept until `output` is complete.
 
-    Raises UserError where something of that name is not the lab's.
+    Raises UserError if something of that name is not the lab's.
     """
     work = _work_of(output)
     check_work(output)
@@ -92,17 +92,17 @@ def work_folder(output: Path) -> Path:
 
 
 def check_work(output: Path) -> None:
-    """Raise UserError where `<output>.work` is there and is not the lab's."""
+    """Raise UserError if `<output>.work` exists and is not the lab's."""
     work = _work_of(output)
     if (work.exists() or work.is_symlink()) and not _is_work(work):
         raise UserError(
-            f"{work} is needed for unfinished work, and what stands there is not this lab's; move it elsewhere, or choose "
-            "another name for the output"
+            f"{work} is needed for unfinished work, but exists and was not created by this lab; move it elsewhere, or "
+            "choose another output name"
         )
 
 
 def remove_work(output: Path) -> None:
-    """Remove `<output>.work`, if it is there. Raises UserError where it is not the lab's."""
+    """Remove `<output>.work` if it exists. Raises UserError if it is not the lab's."""
     check_work(output)
     work = _work_of(output)
     if work.exists():
@@ -110,7 +110,7 @@ def remove_work(output: Path) -> None:
 
 
 def has_work(output: Path) -> bool:
-    """Whether `<output>.work` holds anything."""
+    """Whether `<output>.work` contains anything."""
     work = _work_of(output)
     return work.is_dir() and any(path.name != MARK for path in work.iterdir())
 
@@ -120,7 +120,7 @@ def _work_of(output: Path) -> Path:
 
 
 def _is_work(work: Path) -> bool:
-    """Whether the lab made the folder: it bears the mark, is empty, or holds what versions without the mark wrote."""
+    """Whether the lab made the folder: it has the mark, is empty, or contains only files of versions without the mark."""
     if work.is_symlink() or not work.is_dir():
         return False
     if (work / MARK).is_file() or not (names := [path.name for path in work.iterdir()]):

@@ -1,4 +1,4 @@
-"""A YAML file of settings -> a dict, by YAML 1.2: `2e-5` is a number, `no` is text, a key given twice is an error."""
+"""Read a YAML file of settings into a dict, by YAML 1.2: `2e-5` is a number, `no` is text, a duplicate key is an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill_lab.errors import UserError
 
 
 class _Constructor(SafeConstructor):
-    """Dates stay text: no setting is one, but a model's revision may look like one."""
+    """Keeps dates as text: no setting is a date, but a model's revision may look like one."""
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: node.value)
@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         problem = (error.problem or error.context or "").splitlines()[0]
         if isinstance(error, DuplicateKeyError):
             key = problem.removeprefix("found duplicate key ").split(" with value")[0]
-            raise UserError(f"{place}: {key} is given twice; keep one") from None
+            raise UserError(f"{place}: {key} is given twice; keep only one") from None
         raise UserError(f"{place}: not YAML ({problem})") from None
     except YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
@@ -47,10 +47,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the values of `change`, mappings merged level by level."""
+def merge_settings(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` updated with the values of `change`; nested mappings are merged recursively."""
     result = dict(base)
     for key, value in change.items():
         old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        result[key] = merge_settings(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return result

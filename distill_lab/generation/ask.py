@@ -1,9 +1,9 @@
-"""Loaded models asked directly: instructions -> completions in their order, in the form each model knows.
+"""Ask an already loaded model; completions come back in input order.
 
     (answer,) = ask(model, tokenizer, [("Make this upper case: pear", "")], SamplingConfig())
 
-That form is the model's own chat template, the one training uses: a student asked in another form than it was trained in
-answers badly. Only a tokenizer without a template gets `plain_prompt`'s text.
+Uses the model's own chat template, as in training: a student answers poorly in a format it was not trained on. Only
+tokenizers without a template get the text of `plain_prompt`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def ask(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[tuple[str, str]],
+    questions: Sequence[tuple[str, str]],
     sampling: SamplingConfig,
     *,
     steps: bool = False,
@@ -30,29 +30,29 @@ def ask(
 ) -> list[Completion]:
     """The answers to (instruction, input) pairs.
 
-    steps: ask for steps, and leave thinking to the template; otherwise the model answers at once. Raises UserError as the
-    engine does.
+    steps: ask for steps and leave thinking to the template; otherwise the model answers without thinking. Raises UserError
+    like the engine.
     """
     from distill_lab.device import memory_returned
     from distill_lab.generation.engines.transformers import TransformersEngine
 
     if tokenizer.chat_template:
-        texts = [user_text(*pair, steps=steps) for pair in asked]
+        texts = [user_text(*pair, steps=steps) for pair in questions]
         sampling = sampling.model_copy(update={"thinking": None if steps else False})
     else:
-        texts = [plain_prompt(*pair, steps=steps) for pair in asked]
+        texts = [plain_prompt(*pair, steps=steps) for pair in questions]
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}"
-        # Without a template there is no end of turn: such a model goes on with the next question.
+        # Without a template there is no end-of-turn token: such a model would continue with the next question.
         sampling = sampling.model_copy(update={"stop": (*sampling.stop, "\nUser:")})
-    prompts = [Prompt(str(place), [{"role": "user", "content": text}]) for place, text in enumerate(texts)]
+    prompts = [Prompt(str(index), [{"role": "user", "content": text}]) for index, text in enumerate(texts)]
     with memory_returned():
         answers = TransformersEngine(model, tokenizer, batch_size=batch_size).generate(prompts, sampling)
         return sorted(answers, key=lambda answer: int(answer.id))
 
 
 def user_text(instruction: str, input_text: str = "", *, steps: bool = False) -> str:
-    """What the user's turn says, joined as the adapters join a row's fields."""
+    """The user's message, with instruction and input joined as the adapters join a row's fields."""
     text = "\n\n".join(part for part in (instruction, input_text) if part.strip())
     return f"{text}\n{STEP_BY_STEP}" if steps else text
 

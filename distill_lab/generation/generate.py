@@ -1,13 +1,13 @@
-"""Prompts -> completions: what is missing in the completions file is generated and appended as soon as it is done.
+"""Prompts -> completions: generate what is missing in the completions file, and append each as soon as it is done.
 
     counts = generate(Path("prompts.jsonl"), Path("completions.jsonl"), lambda: load_engine(model, config), sampling)
 
-Run it again after a kill and it goes on: an answer (prompt id, sample) that stands in the file is never asked for again,
-an error completion is, and the engine is only loaded where something is missing that the cache does not have either.
-Prompts stay on disk until they are asked; what is kept in memory is their ids, a few bytes each.
+It resumes after a kill: answers (prompt id, sample) in the file are never generated again, error completions are, and the
+engine is loaded only if something is missing in both the file and the cache. Prompts stay on disk until they are needed;
+memory holds only their ids and a few bytes for each.
 
-An engine answers whole prompts: where some samples of a prompt are there and others are not, all are made, and those
-that were there are dropped. After a kill that concerns the prompts that were under way, no more.
+An engine answers whole prompts: if only some samples of a prompt are missing, all are generated, and those already there
+are dropped. After a kill this happens only for prompts that were in progress.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from distill_lab.generation.progress import Progress, Tracker
 from distill_lab.generation.request_cache import KEY_BYTES, RequestCache
 from distill_lab.types import Completion, Counts, Prompt
 
-LOOKED_UP = 256
-"""Prompts that are looked up in the cache together."""
+LOOKUP_BATCH = 256
+"""Prompts per cache lookup."""
 MAX_WAITING = 2_000
-"""Completions that may wait for the disk before the engine does."""
+"""Completions that may wait for the disk before the engine has to wait."""
 MAX_REASONS, MAX_REASON = 5, 100
-"""Kinds of errors the counts tell apart, and how many characters of each."""
+"""Maximum number of distinct errors in the counts, and maximum characters of each."""
 
 
 def generate(
@@ -51,19 +51,18 @@ def generate(
     cache: RequestCache | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Counts:
-    """Complete `path` to `num_samples` completions of every prompt. Returns how many it holds, errors by reason.
+    """Fill `path` until it has `num_samples` completions of every prompt. Returns their number, and errors by reason.
 
-    A completion is on disk within moments of its end, and the file is valid after a kill at any time; then, an error of
-    an earlier execution may stand in it beside what replaces it, until the next one ends. Raises DataError for malformed
-    rows and prompt ids that occur twice, UserError where `path` holds completions of other prompts or cannot be written;
-    what is in it stays. cache: is asked first, and keeps the answers of the engine.
-    on_progress: called at the start, now and then while the cache is read, as the engine reports, and after every
-    completion.
+    Each completion is written within moments, and the file is valid after a kill at any time; it may then contain both an
+    error of an earlier execution and its replacement, until the next execution ends. Raises DataError for malformed rows
+    and duplicate prompt ids, UserError if `path` contains completions of other prompts or cannot be written; it never
+    loses what is in it. cache: searched first; stores the engine's answers. on_progress: called at the start, now and
+    then while the cache is read, when the engine reports, and after every completion.
     """
     todo = _Todo(prompts, sampling.num_samples)
     with writing(path):
-        todo.read(path)  # before the first byte is touched: it may be another file
-    with _File(path):  # cuts off a line torn by a kill
+        todo.read(path)  # before anything is changed: it may be another kind of file
+    with _File(path):  # removes a line that a kill left incomplete
         pass
     tracker = Tracker(total=todo.total, done=todo.done, max_new_tokens=sampling.max_new_tokens, on_progress=on_progress)
     tracker.report()
@@ -72,7 +71,7 @@ def generate(
             with _Writer(path, None) as writer:
                 for found in _from_cache(cache, todo, sampling):
                     for completion in found:
-                        todo.take(completion)
+                        todo.accept(completion)
                         writer.write(completion)
                     tracker.found(len(found))
         if todo.done < todo.total:
@@ -82,32 +81,34 @@ def generate(
             tracker.started()
             with _Writer(path, cache) as writer, tracker.listening():
                 for completion in answering.generate(todo.missing(), sampling):
-                    if todo.take(completion):
+                    if todo.accept(completion):
                         writer.write(completion, todo.key(completion))
                         tracker.completed(completion.num_tokens)
     finally:
         if todo.twice:
             todo.keep_last(path)
     if todo.done < todo.total:
-        raise UserError(f"the engine returned {todo.done} of {todo.total} completions; run the same command to go on")
+        raise UserError(
+            f"the engine returned only {todo.done} of {todo.total} completions; run the same command again to resume"
+        )
     return todo.counts()
 
 
 def _from_cache(cache: RequestCache, todo: _Todo, sampling: SamplingConfig) -> Iterator[list[Completion]]:
-    """What the cache has of what is missing, some prompts at a time; `todo` gets the keys of all."""
+    """Yield missing completions that are in the cache, some prompts at a time; set the keys of all in `todo`."""
     prompts = iter(todo.missing())
-    while cache.on and (batch := list(islice(prompts, LOOKED_UP))):
-        asked = []
+    while cache.on and (batch := list(islice(prompts, LOOKUP_BATCH))):
+        wanted = []
         for prompt in batch:
             keys = cache.keys(prompt, sampling)
             todo.set_keys(prompt.id, keys)
-            asked += [(prompt.id, sample, key) for sample, key in enumerate(keys) if todo.is_missing(prompt.id, sample)]
-        rows = cache.find([key for *_, key in asked])
-        yield [Completion.from_json({**rows[key], "id": id_, "sample": n}) for id_, n, key in asked if key in rows]
+            wanted += [(prompt.id, index, key) for index, key in enumerate(keys) if todo.is_missing(prompt.id, index)]
+        rows = cache.find([key for *_, key in wanted])
+        yield [Completion.from_json({**rows[key], "id": id_, "sample": n}) for id_, n, key in wanted if key in rows]
 
 
 class _File(JsonlAppender):
-    """As its base, but raises UserErrors for what goes wrong."""
+    """A JsonlAppender that raises UserError if the file cannot be written."""
 
     def __init__(self, path: Path) -> None:
         with writing(path):
@@ -123,7 +124,7 @@ class _File(JsonlAppender):
 
 
 class _Prompts(Sequence[Prompt]):
-    """The prompts that begin at these bytes of a file, read whenever they are asked for."""
+    """The prompts at these byte offsets of a file, read from disk on each access."""
 
     def __init__(self, path: Path, offsets: array[int]) -> None:
         self._path, self._offsets = path, offsets
@@ -138,39 +139,39 @@ class _Prompts(Sequence[Prompt]):
                 yield Prompt.from_json(json.loads(file.readline()))
 
     @overload
-    def __getitem__(self, place: int) -> Prompt: ...
+    def __getitem__(self, index: int) -> Prompt: ...
     @overload
-    def __getitem__(self, place: slice) -> _Prompts: ...
-    def __getitem__(self, place: int | slice) -> Prompt | _Prompts:
-        if isinstance(place, slice):
-            return _Prompts(self._path, self._offsets[place])
-        return next(iter(_Prompts(self._path, array("Q", [self._offsets[place]]))))
+    def __getitem__(self, index: slice) -> _Prompts: ...
+    def __getitem__(self, index: int | slice) -> Prompt | _Prompts:
+        if isinstance(index, slice):
+            return _Prompts(self._path, self._offsets[index])
+        return next(iter(_Prompts(self._path, array("Q", [self._offsets[index]]))))
 
 
 MISSING, FAILED_BEFORE, FAILED, ANSWERED = range(4)
-"""States of a sample. Missing and failed in an earlier execution: to be asked."""
+"""States of a sample. MISSING and FAILED_BEFORE (in an earlier execution) still need a completion."""
 
 
 class _Todo:
-    """Every sample that there is to be, and how far it is."""
+    """All samples to generate, and the state of each."""
 
     def __init__(self, prompts: Path, num_samples: int) -> None:
         self._prompts, self._num_samples = prompts, num_samples
-        self._places: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self._offsets = array("Q")
         for prompt, offset in zip(read_prompts(prompts), _line_offsets(prompts), strict=True):
-            self._places[prompt.id] = len(self._offsets)
+            self._numbers[prompt.id] = len(self._offsets)
             self._offsets.append(offset)
         self.total = len(self._offsets) * num_samples
         self.done = 0
-        """Samples that are not to be asked (again)."""
+        """Samples that need no (new) completion."""
         self.twice = False
-        """Whether an error and what replaces it both stand in the file."""
+        """Whether the file contains both an error and its replacement."""
         self._states, self._keys = bytearray(self.total), bytearray()
         self._reasons: dict[int, str] = {}
 
     def read(self, path: Path) -> None:
-        """Take over what stands in the completions file. Raises DataError, UserError for completions of other prompts."""
+        """Load the completions file. Raises DataError for malformed rows, UserError for completions of other prompts."""
         for number, row in enumerate(whole_rows(path) if path.exists() else (), start=1):
             try:
                 completion = Completion.from_json(row)
@@ -179,16 +180,16 @@ class _Todo:
             index = self._index(completion.id, completion.sample)
             if index is None:
                 raise UserError(
-                    f"{path}:{number}: sample {completion.sample} of {completion.id!r} is none of the "
-                    f"{self._num_samples} samples of the prompts given; the file is of another generation: remove it or "
-                    "write to another one"
+                    f"{path}:{number}: sample {completion.sample} of {completion.id!r} is not one of the "
+                    f"{self._num_samples} samples of the given prompts; the file belongs to another generation: remove it "
+                    "or choose another file"
                 )
             self._note(index, completion, failed=FAILED_BEFORE)
 
-    def take(self, completion: Completion) -> bool:
-        """Whether a new completion is one to be written: there is none yet, or an error of an earlier execution."""
+    def accept(self, completion: Completion) -> bool:
+        """Whether to write a new completion: True if there is none yet, or only an error of an earlier execution."""
         index = self._index(completion.id, completion.sample)
-        assert index is not None, f"no one asked for sample {completion.sample} of {completion.id!r}"
+        assert index is not None, f"sample {completion.sample} of {completion.id!r} was not requested"
         if self._states[index] in (FAILED, ANSWERED):
             return False
         self._note(index, completion, failed=FAILED)
@@ -204,29 +205,29 @@ class _Todo:
         self.done += self._states[index] in (FAILED, ANSWERED)
 
     def missing(self) -> _Prompts:
-        """The prompts that the engine is to be asked."""
+        """Prompts that still need completions."""
         size = self._num_samples
-        places = (n for n in range(len(self._offsets)) if min(self._states[n * size : (n + 1) * size]) < FAILED)
-        return _Prompts(self._prompts, array("Q", (self._offsets[place] for place in places)))
+        numbers = (n for n in range(len(self._offsets)) if min(self._states[n * size : (n + 1) * size]) < FAILED)
+        return _Prompts(self._prompts, array("Q", (self._offsets[number] for number in numbers)))
 
     def is_missing(self, prompt_id: str, sample: int) -> bool:
-        """Whether this sample is to be asked."""
-        return self._states[self._places[prompt_id] * self._num_samples + sample] < FAILED
+        """Whether this sample still needs a completion."""
+        return self._states[self._numbers[prompt_id] * self._num_samples + sample] < FAILED
 
     def set_keys(self, prompt_id: str, keys: Sequence[bytes]) -> None:
-        """Remember the cache's keys of a prompt."""
+        """Store the cache keys of a prompt's samples."""
         self._keys = self._keys or bytearray(KEY_BYTES * self.total)
-        start = self._places[prompt_id] * self._num_samples * KEY_BYTES
+        start = self._numbers[prompt_id] * self._num_samples * KEY_BYTES
         self._keys[start : start + len(keys) * KEY_BYTES] = b"".join(keys)
 
     def key(self, completion: Completion) -> bytes:
-        """The cache's key of a sample; empty where it was not set."""
-        start = (self._places[completion.id] * self._num_samples + completion.sample) * KEY_BYTES
+        """The cache key of a sample; empty if it was not set."""
+        start = (self._numbers[completion.id] * self._num_samples + completion.sample) * KEY_BYTES
         return bytes(self._keys[start : start + KEY_BYTES])
 
     def keep_last(self, path: Path) -> None:
-        """Take from the file what something later in it replaces."""
-        with _File(path):  # a full disk leaves a torn line
+        """Remove rows from the file that later rows replace."""
+        with _File(path):  # a full disk leaves an incomplete line
             pass
         last = {self._index(row["id"], row["sample"]): number for number, row in enumerate(read_jsonl(path))}
         numbers = set(last.values())
@@ -234,7 +235,7 @@ class _Todo:
             write_jsonl(path, (row for number, row in enumerate(read_jsonl(path)) if number in numbers))
 
     def counts(self) -> Counts:
-        """What the file holds once all is done."""
+        """Counts of the complete file."""
         reasons = Counter(self._reasons.values()).most_common()
         dropped = {f"error ({reason})": number for reason, number in reasons[:MAX_REASONS]}
         if len(reasons) > MAX_REASONS:
@@ -242,13 +243,13 @@ class _Todo:
         return Counts(self.total, self.total - len(self._reasons), dropped or {"error": 0})
 
     def _index(self, prompt_id: Any, sample: Any) -> int | None:
-        if type(prompt_id) is not str or type(sample) is not int or prompt_id not in self._places:
+        if type(prompt_id) is not str or type(sample) is not int or prompt_id not in self._numbers:
             return None
-        return self._places[prompt_id] * self._num_samples + sample if 0 <= sample < self._num_samples else None
+        return self._numbers[prompt_id] * self._num_samples + sample if 0 <= sample < self._num_samples else None
 
 
 def _line_offsets(path: Path) -> Iterator[int]:
-    """Where the lines of a JSONL file begin, empty ones left out."""
+    """Byte offsets of the non-empty lines of a JSONL file."""
     position = 0
     with path.open("rb") as file:
         for line in file:
@@ -258,13 +259,13 @@ def _line_offsets(path: Path) -> Iterator[int]:
 
 
 def _reason(error: str | None) -> str:
-    """An error's text without the numbers that make it another one for each prompt; a status says what went wrong."""
+    """An error's text with numbers (except HTTP status codes) replaced, so that equal errors count together."""
     text = re.sub(r"(?<!HTTP )\b\d+\b", "N", " ".join((error or "no reason given").split()))
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} [...]"
 
 
 class _Writer:
-    """Appends completions in a thread of its own: the model does not wait for the disk, those that wait share a flush."""
+    """Appends completions in a separate thread, so that the model does not wait for the disk; batches flushes."""
 
     def __init__(self, path: Path, cache: RequestCache | None) -> None:
         self._path, self._cache = path, cache
@@ -273,7 +274,7 @@ class _Writer:
         self._thread = Thread(target=self._work, name="completions writer", daemon=True)
 
     def write(self, completion: Completion, key: bytes = b"") -> None:
-        """Hand over a completion, and its key for the cache. Raises what an earlier one ran into (a full disk)."""
+        """Queue a completion and its cache key. Raises the error of an earlier write (a full disk)."""
         if self._error is not None:
             raise self._error
         self._waiting.put((completion, key))
@@ -291,9 +292,9 @@ class _Writer:
                     file.append([completion.to_json() for completion, _ in taken])
                     if self._cache is not None:
                         self._cache.add([(key, completion) for completion, key in taken if key])
-        except BaseException as error:  # `write` and the end raise it again
+        except BaseException as error:  # `write` and `__exit__` raise it again
             self._error = error
-        while not ended:  # or who writes would wait for room for ever
+        while not ended:  # otherwise `write` could wait forever for space in the queue
             ended = self._waiting.get() is None
 
     def __enter__(self) -> _Writer:

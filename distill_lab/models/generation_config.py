@@ -1,12 +1,12 @@
-"""A model's own sampling settings: its generation_config -> the values that are sampled with, by one rule in every engine.
+"""A model's own sampling settings: generation_config -> the values to sample with, by the same rule in every engine.
 
-    own_settings(ModelConfig(model="Qwen/Qwen2.5-1.5B-Instruct"))     -> {"temperature": 0.7, "top_p": 0.8, "top_k": 20, ...}
-    with_own(SamplingConfig(from_model=True), own)                    -> SamplingConfig(temperature=0.7, top_p=0.8, ...)
+    generation_settings(ModelConfig(model="Qwen/Qwen2.5-1.5B-Instruct"))  -> {"temperature": 0.7, "top_p": 0.8, ...}
+    with_generation_config(SamplingConfig(from_model=True), own)          -> SamplingConfig(temperature=0.7, top_p=0.8, ...)
 
-The rule: without `from_model` none of these settings is used, whatever samples. With it, each of `FIELDS` that stands at the
-lab's default takes the model's value; what was set to anything else stays. A model whose generation_config does not sample
-(`do_sample` is not true) is greedy, and of its settings only the repetition penalty counts.
-A server's model has its settings there: with `from_model` those fields are left out of the request (`chat_completions`).
+The rule: without `from_model`, no engine uses these settings. With it, each of `FIELDS` that has the lab's default takes
+the model's value; fields set to other values keep them. A model whose generation_config does not sample (`do_sample` is not
+true) is decoded greedily, and only its repetition penalty counts. A server has its own settings for its model: with
+`from_model` the request omits these fields (`_chat_completions`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Fields of SamplingConfig that a generation_config has under the same names."""
+"""Fields of SamplingConfig that have the same name in a generation_config."""
 
 
 def settings_in(generation: GenerationConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -32,12 +32,12 @@ def settings_in(generation: GenerationConfig | Mapping[str, Any]) -> dict[str, A
     if not found.get("do_sample"):
         values = {name: value for name, value in values.items() if name == "repetition_penalty"}
     else:
-        values = {"temperature": 1.0, **values}  # transformers' own where it samples
+        values = {"temperature": 1.0, **values}  # transformers' default for sampling
     return {name: value for name, value in values.items() if value != SamplingConfig.model_fields[name].default}
 
 
-def own_settings(model: ModelConfig) -> dict[str, Any]:
-    """As `settings_in`, of the file beside the model's weights; {} where it has none, and for a server's model."""
+def generation_settings(model: ModelConfig) -> dict[str, Any]:
+    """Like `settings_in`, for the model's generation_config file; {} if it has none, and for a server's model."""
     if api_engine(model.model):
         return {}
     from transformers import GenerationConfig
@@ -47,7 +47,7 @@ def own_settings(model: ModelConfig) -> dict[str, Any]:
 
     path = resolve(model.model)
     if is_adapter(path):
-        return own_settings(base_of(model))
+        return generation_settings(base_of(model))
     arguments = {name: value for name, value in _hub_arguments(path, model).items() if name != "trust_remote_code"}
     if Path(path).is_dir() and not (Path(path) / "generation_config.json").is_file():
         return {}
@@ -57,8 +57,8 @@ def own_settings(model: ModelConfig) -> dict[str, Any]:
         return {}
 
 
-def with_own(sampling: SamplingConfig, own: Mapping[str, Any]) -> SamplingConfig:
-    """`sampling` with the model's settings where it asks for them. What comes back asks for none."""
+def with_generation_config(sampling: SamplingConfig, own: Mapping[str, Any]) -> SamplingConfig:
+    """`sampling` with the model's settings applied if `from_model` is set. The result has `from_model=False`."""
     if not sampling.from_model:
         return sampling
     defaults = SamplingConfig.model_fields
@@ -67,15 +67,15 @@ def with_own(sampling: SamplingConfig, own: Mapping[str, Any]) -> SamplingConfig
 
 
 def resolve_sampling(model: ModelConfig, sampling: SamplingConfig) -> tuple[SamplingConfig, str]:
-    """What `model` samples with, and a sentence about its own settings; empty where it has none."""
+    """The settings to sample `model` with, and a note about its generation_config; the note is empty if it has none."""
     if api_engine(model.model):
-        return sampling, f"{model.model}: its server's own sampling settings apply" if sampling.from_model else ""
-    own = own_settings(model)
+        return sampling, f"{model.model}: its server's sampling settings apply" if sampling.from_model else ""
+    own = generation_settings(model)
     if not own:
-        return with_own(sampling, own), ""
+        return with_generation_config(sampling, own), ""
     listed = ", ".join(f"{name} {value:g}" for name, value in own.items())
-    resolved = with_own(sampling, own)
+    resolved = with_generation_config(sampling, own)
     if not sampling.from_model:
-        return resolved, f"{model.model}: its generation_config ({listed}) is not used; sampling.from-model uses it"
+        return resolved, f"{model.model}: not using its generation_config ({listed}); sampling.from-model turns it on"
     used = ", ".join(f"{name} {getattr(resolved, name):g}" for name in own)
-    return resolved, f"{model.model}: samples by its generation_config ({used})"
+    return resolved, f"{model.model}: sampling with its generation_config ({used})"

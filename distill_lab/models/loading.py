@@ -1,9 +1,9 @@
-"""Models and tokenizers by name: tiny:teacher, a local directory or a hub id -> (model, tokenizer), ready to use.
+"""Load models and tokenizers: tiny:teacher, a local directory or a hub id -> (model, tokenizer), ready to use.
 
     model, tokenizer = load_model(ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct"))
 
-Computes in bf16 or fp16 on a GPU, whichever it has, and on a CPU in fp32 or bf16, whichever its products are faster in
-(`precision.py`). A hub that does not answer is told apart from a name that does not exist, within seconds.
+Computes in bf16 or fp16 on a GPU, whichever it supports, and in fp32 or bf16 on a CPU, whichever is faster (`precision.py`).
+Within seconds, errors tell an unreachable hub from a name that does not exist.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ from distill_lab.models.precision import (
 )
 
 HUB_TIMEOUT_S = 10.0
-"""How long the hub may take to answer whether it has a model."""
+"""Timeout in seconds for asking the hub whether it has a model."""
 GATED = "gated; accept its terms on its hub page, then run hf auth login"
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token (its end token where it has none). Raises ModelError."""
+    """The model's tokenizer, with a padding token (its end token if it has none). Raises ModelError."""
     path = resolve(config.model)
     with _loading(config):
         return _tokenizer(path, config, _hub_arguments(path, config))
 
 
 def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model, placed and in evaluation mode, and its tokenizer.
+    """The model, on its device and in evaluation mode, and its tokenizer.
 
-    training: full weights come in fp32 in host memory, in training mode, for the trainer to place and autocast;
-    quantized weights are placed at once. A directory of adapters gives its base model with the adapters merged in, or,
-    where the base is quantized, attached. Raises ModelError with a remedy: unknown name, unreachable hub, weights that
-    are damaged, incomplete or too big, quantization that would reach hardly any of them.
+    training: load full weights in fp32 in host memory, in training mode, so that the trainer can place and autocast them;
+    quantized weights are placed right away. For a directory of adapters, loads the base model with the adapters merged
+    or, if the base is quantized, attached. Raises ModelError with a remedy: unknown name, unreachable hub, weights that
+    are damaged, incomplete or too big, or quantization that would apply to hardly any weights.
     """
     path = resolve(config.model)
     if is_adapter(path):
@@ -96,7 +96,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
 
 
 def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[Any, PreTrainedTokenizerBase]:
-    """As `load_model`, for the adapters in `path` and the base model that their config names."""
+    """Like `load_model`, for the adapters in `path` and the base model that their config names."""
     from peft import PeftModel
 
     from distill_lab.models.tied_head import untie_for
@@ -113,21 +113,21 @@ def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[
 
 
 def num_parameters(model: PreTrainedModel) -> int:
-    """How many weights the model has, shared ones once, quantized ones at their unpacked number."""
+    """Number of weights; counts shared weights once and quantized weights individually, not as packed."""
     return model.num_parameters()
 
 
-def settled(config: ModelConfig) -> ModelConfig:
-    """`config` with what `auto` means for this model on this machine, the same at every call; a server's as it is.
+def resolve_precision(config: ModelConfig) -> ModelConfig:
+    """`config` with `auto` replaced by the quantization and dtype for this model on this machine; a server's unchanged.
 
-    What a result depends on, to be recorded and passed to other processes. Reads the model's config, not its weights.
-    Raises ModelError as `load_model` does.
+    Results depend on these values, so they are recorded and passed to other processes. Always returns the same. Reads the
+    model's config, not its weights. Raises ModelError like `load_model`.
     """
     if api_engine(config.model) or (config.quantization != "auto" and config.dtype != "auto"):
         return config
     path = resolve(config.model)
     if is_adapter(path):
-        base = settled(base_of(config))
+        base = resolve_precision(base_of(config))
         return config.model_copy(update={"quantization": base.quantization, "dtype": base.dtype})
     device = best_device()
     with _loading(config):
@@ -137,24 +137,24 @@ def settled(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"quantization": quantization, "dtype": dtype})
 
 
-def unrounded(config: ModelConfig) -> ModelConfig:
-    """`config` for weights that are trained on or saved: a CPU holds them in fp32 where nothing else is asked for."""
-    asked = config.dtype != "auto" or best_device().type != "cpu"
-    return config if asked else config.model_copy(update={"dtype": "fp32"})
+def with_fp32_on_cpu(config: ModelConfig) -> ModelConfig:
+    """`config` for weights to train or save: on a CPU, dtype auto becomes fp32, so that weights are not rounded."""
+    keep = config.dtype != "auto" or best_device().type != "cpu"
+    return config if keep else config.model_copy(update={"dtype": "fp32"})
 
 
 def _quantization(config: ModelConfig, path: str, weights: Weights, device: torch.device) -> Quantization:
-    """What the weights are quantized to; those of a GGUF file never: transformers unpacks them."""
+    """The quantization to load the weights in; none for a GGUF file, which transformers dequantizes."""
     if not is_gguf(path):
         return choose_quantization(config.quantization, weights, device)
     if config.quantization in ("8bit", "4bit"):
         remedy = "use quantization none, or the model as a directory"
-        raise ModelError(config.model, f"{config.quantization} weights cannot be made of a GGUF file's; {remedy}")
+        raise ModelError(config.model, f"a GGUF file cannot be loaded in {config.quantization}; {remedy}")
     return "none"
 
 
 def _unpacked() -> dict[str, Any]:
-    """Ask for a GGUF file's weights as plain tensors; transformers before 5.23 knows no other way."""
+    """Arguments that make transformers dequantize a GGUF file; versions before 5.23 always do."""
     from transformers.utils import quantization_config
 
     kind = getattr(quantization_config, "GgufConfig", None)
@@ -162,15 +162,15 @@ def _unpacked() -> dict[str, Any]:
 
 
 def _forget_packing(model: PreTrainedModel) -> None:
-    """Unpacked weights are ordinary ones: to be trained, saved and adapted as those of any directory."""
-    places: list[tuple[Any, str]] = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
-    for place, name in [*places, (model.config, "quantization_config")]:
-        if hasattr(place, name):
-            delattr(place, name)
+    """Remove the marks of quantization: dequantized weights can be trained, saved and adapted like any others."""
+    marks: list[tuple[Any, str]] = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
+    for owner, name in [*marks, (model.config, "quantization_config")]:
+        if hasattr(owner, name):
+            delattr(owner, name)
 
 
 def _dtype(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel, device: torch.device) -> Dtype:
-    """What to compute in; quantized weights on a CPU in fp32, which its kernels are made for."""
+    """The dtype to compute in; fp32 for quantized weights on a CPU, because the kernels there are made for it."""
     if config.dtype == "auto" and quantization != "none" and device.type == "cpu":
         return "fp32"
     return choose_dtype(config.dtype, skeleton, device)
@@ -182,13 +182,13 @@ def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTraine
     tokenizer = AutoTokenizer.from_pretrained(_place(path), **hub)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ModelError(config.model, "its tokenizer has no padding and no end token; set pad_token")
+            raise ModelError(config.model, "its tokenizer has no padding token and no end token; set pad_token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def _place(path: str) -> str:
-    """What from_pretrained takes: of a GGUF file its directory, the file is an argument of its own."""
+    """Path for from_pretrained: for a GGUF file its directory, because the file is a separate argument."""
     return str(Path(path).parent) if is_gguf(path) else path
 
 
@@ -198,29 +198,29 @@ def _check_vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, m
     if len(tokenizer) > rows:
         raise ModelError(
             config.model,
-            f"its tokenizer has {len(tokenizer)} tokens and the model {rows}: it is another model's. Of a GGUF file the "
-            "tokenizer in its directory is taken: put the file into a directory without one to use the file's own",
+            f"its tokenizer has {len(tokenizer)} tokens but the model only {rows}, so it belongs to another model. A "
+            "tokenizer in a GGUF file's directory replaces the one in the file; move the file to a directory without one",
         )
 
 
 def load_config(config: ModelConfig) -> PreTrainedConfig:
-    """What a model's config.json says. Raises ModelError."""
+    """The model's config.json. Raises ModelError."""
     path = resolve(config.model)
     with _loading(config):
         return AutoConfig.from_pretrained(_place(path), **_hub_arguments(path, config))
 
 
 def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
-    """The model its config describes, without weights."""
+    """The model without weights, built from its config."""
     trust = {"trust_remote_code": hub["trust_remote_code"]}
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_place(path), **hub), **trust)
 
 
 def without_weights(config: ModelConfig) -> PreTrainedModel:
-    """The model that a config describes, on no device; of adapters, their base. Raises ModelError.
+    """The model without weights (on the meta device), built from its config; for adapters, their base model.
 
-    Also where its weights cannot be held in the bits that are asked for, as `load_model` would.
+    Raises ModelError like `load_model`, including when the weights cannot be quantized as requested.
     """
     path = resolve(config.model)
     if is_adapter(path):
@@ -243,12 +243,12 @@ def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: Pre
         return BitsAndBytesConfig(load_in_8bit=True)
     device, skipped = best_device(), None
     if device.type == "cpu":
-        # On a CPU bitsandbytes 0.50 fails, or scales weights wrongly, where blocks of 64 cross rows; see `fits_4bit`.
+        # On a CPU, bitsandbytes 0.50 fails or scales weights wrongly if blocks of 64 cross rows; see `fits_4bit`.
         layers = {name: layer for name, layer in skeleton.named_modules() if isinstance(layer, torch.nn.Linear)}
         skipped = get_keys_to_not_convert(skeleton)
         unfit = [name for name, layer in layers.items() if not fits_4bit(layer)]
         if set(layers) <= {*unfit, *skipped}:
-            raise ModelError(config.model, "no layer has the sizes that 4bit takes on a CPU; use 8bit or none")
+            raise ModelError(config.model, "no layer has sizes that 4bit supports on a CPU; use 8bit or none")
         skipped += unfit
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -260,26 +260,26 @@ def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: Pre
 
 
 def _check_reach(config: ModelConfig, quantization: Quantization, weights: Weights) -> None:
-    """Raise ModelError where most weights would stay as they are: experts of a mixture that are held in one tensor."""
+    """Raise ModelError if most weights would not be quantized: mixture-of-experts weights stored in one tensor."""
     if weights.share < MIN_QUANTIZED:
         raise ModelError(
             config.model,
-            f"{quantization} would reach only {weights.share:.0%} of its weights: its experts are no linear layers, which "
-            f"is all that bitsandbytes takes. It would still have {weights.bytes(quantization) / 1e9:.3g} GB, "
-            f"{weights.bytes('none') / 1e9:.3g} GB without; use quantization none, or a dense model",
+            f"{quantization} would quantize only {weights.share:.0%} of its weights: bitsandbytes supports only linear "
+            f"layers, and its experts are not. It would take {weights.bytes(quantization) / 1e9:.3g} GB instead of "
+            f"{weights.bytes('none') / 1e9:.3g} GB; use quantization none, or a dense model",
         )
 
 
 def fits_4bit(layer: torch.nn.Linear) -> bool:
-    """Whether bitsandbytes' CPU kernels take a layer in 4 bits: inputs a multiple of 64, outputs of 32. Others stay full.
+    """Whether bitsandbytes' CPU kernels support a layer in 4 bits: inputs a multiple of 64, outputs of 32.
 
-    All layers of the Qwen models do; small models may have others.
+    Other layers are not quantized. All layers of the Qwen models fit; those of small models may not.
     """
     return layer.in_features % 64 == 0 and layer.out_features % 32 == 0
 
 
 def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
-    """What every from_pretrained call gets. Asks the hub once, briefly, whether it has the model; see HUB_TIMEOUT_S."""
+    """Arguments for every from_pretrained call. Asks the hub once, briefly, whether it has the model (HUB_TIMEOUT_S)."""
     arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
     if Path(path).is_dir():
         return arguments
@@ -289,7 +289,7 @@ def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
         return {**arguments, "gguf_file": Path(path).name}
     from huggingface_hub import constants, model_info, try_to_load_from_cache
 
-    # Taken from the hub's client because that client has moved from one HTTP library to another between versions.
+    # From the hub client, because the client switched to another HTTP library between versions.
     from huggingface_hub.errors import (
         GatedRepoError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]
@@ -298,7 +298,7 @@ def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
     )
 
     cached = isinstance(try_to_load_from_cache(path, "config.json", revision=config.revision), str)
-    remedy = f"give a local directory, or run `hf download {path}` where there is a network"
+    remedy = f"use a local directory, or run `hf download {path}` with a network connection"
     offline = constants.HF_HUB_OFFLINE
     if offline and not cached:
         raise ModelError(config.model, f"no such directory and not in the cache, and HF_HUB_OFFLINE is set; {remedy}")
@@ -307,7 +307,7 @@ def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
         if not offline:
             model_info(path, revision=config.revision, timeout=HUB_TIMEOUT_S)
     except RevisionNotFoundError:
-        reason = f"has no revision {config.revision!r}; use a branch, tag or commit it has"
+        reason = f"has no revision {config.revision!r}; use an existing branch, tag or commit"
     except GatedRepoError:
         reason = GATED
     except RepositoryNotFoundError:
@@ -324,7 +324,7 @@ def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without the warning that peft asks transformers for a name it is about to change: no user can mend that."""
+    """Hide peft's warning about a name that transformers is about to change: users cannot fix it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         yield
@@ -332,7 +332,7 @@ def quiet_peft() -> Iterator[None]:
 
 @contextmanager
 def _quiet_gguf() -> Iterator[None]:
-    """Without the bar that transformers draws while it unpacks a GGUF file, which its own setting does not reach."""
+    """Hide transformers' progress bar for dequantizing a GGUF file, which its own setting does not control."""
     reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     before = reader.tqdm
     reader.tqdm = functools.partial(before, disable=True)
@@ -344,7 +344,7 @@ def _quiet_gguf() -> Iterator[None]:
 
 @contextmanager
 def _loading(config: ModelConfig) -> Iterator[None]:
-    """Without progress bars (only faces print); what goes wrong while loading becomes a ModelError with a remedy."""
+    """Hide progress bars (only the CLI prints) and turn loading errors into a ModelError with a remedy."""
     from safetensors import SafetensorError
 
     bars = transformers_logging.is_progress_bar_enabled()
@@ -356,13 +356,13 @@ def _loading(config: ModelConfig) -> Iterator[None]:
         raise
     except torch.OutOfMemoryError:
         raise ModelError(
-            config.model, "does not fit the memory; use --quantization 8bit or 4bit, or a smaller model"
+            config.model, "does not fit in memory; use --quantization 8bit or 4bit, or a smaller model"
         ) from None
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if "gated" in str(error).lower():
             raise ModelError(config.model, GATED) from error
         if "trust_remote_code" in str(error):
-            remedy = "its repository ships its own code; read it, then pass --trust-remote-code"
+            remedy = "its repository contains its own code; read it, then pass --trust-remote-code"
             raise ModelError(config.model, remedy) from error
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(config.model, f"cannot be loaded: {reason}") from error

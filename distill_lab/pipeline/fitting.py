@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distill_lab.config import EngineConfig, ModelConfig, RecipeConfig, TrainConfig
 from distill_lab.errors import ModelError, UserError
-from distill_lab.generation.engines import settled
+from distill_lab.generation.engines import resolve_engine_precision
 from distill_lab.models.names import api_engine
 from distill_lab.run import Run
 
@@ -22,7 +22,7 @@ def resolve_model(run: Run, model: ModelConfig, engine: EngineConfig) -> ModelCo
 
     Its answers are kept, and never mixed with those of what is another model.
     """
-    chosen = settled(model, engine)
+    chosen = resolve_engine_precision(model, engine)
     if chosen == model:
         return model
     from distill_lab.device import best_device, device_name

@@ -76,7 +76,7 @@ class Pipeline:
             "test",
             "test.jsonl",
             inputs={"data": data, "num_test": num_test},
-            work=lambda path: splits.sample(data, path, num_rows=num_test),
+            work=lambda path: splits.sample_test(data, path, num_rows=num_test),
         ).path
 
     def with_instruction(self, name: str, prompts: Path, instruction: str) -> Path:
@@ -91,7 +91,7 @@ class Pipeline:
             "prompts",
             "prompts.jsonl",
             inputs={"data": data, "test": test},
-            work=lambda path: splits.without(data, test, path),
+            work=lambda path: splits.exclude_test(data, test, path),
         )
         if not prompts.kept:
             raise NoData(

@@ -1,10 +1,10 @@
-"""What can be known to fail is refused before the first stage: settings -> nothing, or a UserError with place and remedy.
+"""Reject settings that are sure to fail, before the first stage: settings -> nothing, or a UserError with the remedy.
 
     check_before(config, out={"student": student_path(config.out)}, run=run)      a recipe's settings, before its first stage
-    check_training(config.student, config.train)                                  what `distill train` asks
+    check_training(config.student, config.train)                                  for `distill train`
 
-Nothing is loaded but tokenizers and configs, nothing is generated, and no server is sent anything. What a setting needs is
-asked of the library that will need it, so that both say the same.
+Loads only tokenizers and configs, generates nothing, and sends nothing to servers. Where possible, it asks the library that
+uses a setting, so that both agree.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from distill_lab.run import Run
 from distill_lab.types import Completion
 
 AUTO = ("auto", "final-answer")
-"""Names of graders that are chosen by the data."""
+"""Grader names that mean a choice by the data."""
 OFF = ("none", "all")
-"""Values of report_to that name no tracker."""
+"""Values of report_to that are not trackers."""
 
 
 def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str) -> None:
-    """Refuse the settings of a recipe that cannot work, before anything is generated or trained.
+    """Reject settings of a recipe that cannot work, before anything is generated or trained.
 
-    config: has teacher, student, data, test, sampling, test_sampling, grader, engine and train. out: stage -> the place it
-    writes to. example: a student that there is. Raises UserError (ModelError for models).
+    config: has teacher, student, data, test, sampling, test_sampling, grader, engine and train. out: stage -> its output
+    path. example: an existing student, for the error message. Raises UserError (ModelError for models).
     """
-    for stage, place in out.items():
-        run.check_free(stage, place)
-        check_writable(run.path(place))
+    for stage, output in out.items():
+        run.check_free(stage, output)
+        check_writable(run.path(output))
     for name in ("sampling", "test_sampling"):
         check_sampling(getattr(config, name), flag=f"--{name.replace('_', '-')}")
     if config.test.path and is_tiny(config.test.path) and not is_tiny(config.data.path):
         raise UserError(
-            f"the test {config.test.path} has nothing to do with {config.data.path}; give --test data of the same kind, "
-            'or --test "" to hold rows out of the data'
+            f"the test set {config.test.path} does not match {config.data.path}; give --test data of the same kind, or "
+            '--test "" to hold out rows of the data'
         )
     check_grader(config.grader, config.engine)
     check_model(config.student, role="student", example=example)
@@ -57,22 +57,22 @@ def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str)
 
 
 def asks_teacher(config: Any) -> bool:
-    """Whether a recipe's training set needs the teacher."""
+    """Whether a recipe needs the teacher for its training set."""
     return getattr(config, "relabel", True) or getattr(config, "thinking", "") == "summarise"
 
 
 def check_test(test: Path, config: Any) -> None:
-    """Refuse, where there are test prompts, a teacher that is not there and gold answers that the grader cannot use."""
+    """If there are test prompts, reject a missing teacher and gold answers that the grader cannot use."""
     if not test.stat().st_size:
         return
     check_engine(config.teacher, config.engine)
     check_model(config.teacher, role="teacher", example="Qwen/Qwen2.5-7B-Instruct")
     if config.grader in AUTO or not metric_of(config.grader).similarity:
-        check_gold(test, config.grader)  # for likeness the teacher's answers are a reference, too
+        check_gold(test, config.grader)  # for similarity, the teacher's answers can also be the reference
 
 
 def check_model(config: ModelConfig, *, role: str, example: str) -> None:
-    """Raise UserError `Invalid <role> model: <name>` with the reason and an example, before anything costly is done."""
+    """Raise UserError `Invalid <role> model: <name>` with the reason and an example, before any expensive work."""
     if role == "student" or not api_engine(config.model):
         try:
             check_loads(config)
@@ -81,7 +81,7 @@ def check_model(config: ModelConfig, *, role: str, example: str) -> None:
 
 
 def check_loads(config: ModelConfig) -> None:
-    """Raise ModelError if the model is not there, has no tokenizer, or cannot be held in the bits that are asked for."""
+    """Raise ModelError if the model does not exist, has no tokenizer, or cannot be quantized as requested."""
     from distill_lab.models.loading import load_tokenizer, without_weights
 
     load_tokenizer(config)
@@ -89,8 +89,8 @@ def check_loads(config: ModelConfig) -> None:
         without_weights(config)
 
 
-def check_asked(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> None:
-    """Refuse a model, engine and sampling that cannot answer; what a server says shows with the first request."""
+def check_generation(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> None:
+    """Reject a model, engine and sampling that cannot generate; errors of a server only show with the first request."""
     check_sampling(sampling, flag="--sampling")
     check_engine(model, engine)
     if not api_engine(model.model):
@@ -98,7 +98,7 @@ def check_asked(model: ModelConfig, engine: EngineConfig, sampling: SamplingConf
 
 
 def check_grader(name: str, engine: EngineConfig) -> None:
-    """Refuse a grader that there is not, and a judge whose model or engine there is not."""
+    """Reject an unknown grader, and a judge whose model or engine does not exist."""
     if name in AUTO:
         return
     _, judge = find_grader(name)
@@ -109,43 +109,40 @@ def check_grader(name: str, engine: EngineConfig) -> None:
 
 
 def check_gold(prompts: Path, grader: str) -> None:
-    """Refuse test prompts whose gold answers `grader` cannot use, as it would when the answers are there.
-
-    A judge needs none.
-    """
+    """Reject test prompts whose gold answers `grader` cannot use, as the grader would later. A judge needs none."""
     if grader in AUTO or find_grader(grader)[1] is not None:
         return
     loaded = load_grader(grader)
     for prompt in read_prompts(prompts, references=True):
-        # The gold answer itself: whatever is wrong with it shows, and it is compared with nothing.
+        # Grade the gold answer itself: any problem with it raises an error, and there is no other answer to compare.
         loaded(prompt, Completion(prompt.id, 0, prompt.answer or "", None, "stop", 0))
 
 
 def check_sampling(sampling: SamplingConfig, *, flag: str) -> None:
-    """Refuse several samples of a prompt that would all be the same."""
+    """Reject several samples per prompt that would all be identical."""
     if sampling.num_samples > 1 and sampling.temperature == 0 and not sampling.from_model:
         raise UserError(
             f"{flag}.num-samples {sampling.num_samples} at temperature 0 gives the same answer each time; set "
-            f"{flag}.temperature above 0, or leave num-samples at 1"
+            f"{flag}.temperature above 0, or num-samples to 1"
         )
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a place that cannot be written to: its nearest folder that is there is tried."""
+    """Reject a path that cannot be written, by trying its nearest existing folder."""
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
     if not folder.is_dir():
-        raise UserError(f"{path}: {folder} is a file, not a folder; choose another place")
+        raise UserError(f"{path}: {folder} is a file, not a folder; choose another path")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{path}: {folder} cannot be written to ({error.strerror}); choose another place") from None
+        raise UserError(f"{path}: {folder} is not writable ({error.strerror}); choose another path") from None
 
 
 def check_training(student: ModelConfig, train: TrainConfig) -> None:
-    """Refuse training settings that the trainer would refuse when the data is there."""
+    """Reject training settings that the trainer would reject later, once it has the data."""
     if student.quantization in ("4bit", "8bit") and not train.lora.r:
         raise UserError(
             f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
@@ -153,7 +150,7 @@ def check_training(student: ModelConfig, train: TrainConfig) -> None:
         )
     if train.max_steps == 0 or train.max_steps < -1:
         raise UserError(
-            f"--train.max-steps {train.max_steps} trains nothing; give a number of steps, or -1 for whole epochs"
+            f"--train.max-steps {train.max_steps} trains nothing; give a number of steps, or -1 to train for num-epochs"
         )
     check_trackers(train.report_to)
     _check_optimizer(train)
@@ -161,7 +158,7 @@ def check_training(student: ModelConfig, train: TrainConfig) -> None:
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse trackers that transformers does not know, and those whose package is not installed."""
+    """Reject trackers that transformers does not know, and those whose package is not installed."""
     named = [name for name in names if name not in OFF]
     if not named:
         return
@@ -170,13 +167,13 @@ def check_trackers(names: tuple[str, ...]) -> None:
     known, there = integration_utils.INTEGRATION_TO_CALLBACK, integration_utils.get_available_reporting_integrations()
     for name in named:
         if name not in known:
-            raise UserError(f"--train.report-to {name}: no such tracker; there are {', '.join(sorted(known))}")
+            raise UserError(f"--train.report-to {name}: no such tracker; choose from {', '.join(sorted(known))}")
         if name not in there:
             raise UserError(f"--train.report-to {name} needs a package that is not installed; pip install {name}")
 
 
 def _check_optimizer(train: TrainConfig) -> None:
-    """Make optimizer and scheduler as the trainer will, for one weight."""
+    """Create optimizer and scheduler as the trainer will, for a single weight."""
     import torch
     from transformers import Trainer, TrainingArguments, get_scheduler
     from transformers.trainer_utils import SchedulerType
@@ -188,7 +185,7 @@ def _check_optimizer(train: TrainConfig) -> None:
     ):
         known = [each.value for each in kind]
         if name not in known:
-            raise UserError(f"{flag} {name}: there is no such; there are {', '.join(known)}")
+            raise UserError(f"{flag} {name}: unknown value; choose from {', '.join(known)}")
     has_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(output_dir=folder, optim=train.optim, report_to="none", use_cpu=not has_gpu)
@@ -208,12 +205,12 @@ def _check_optimizer(train: TrainConfig) -> None:
         )
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"--train.lr-scheduler-type {train.lr_scheduler_type} needs settings there are no flags for ({error})"
+            f"--train.lr-scheduler-type {train.lr_scheduler_type} needs settings that have no flags ({error})"
         ) from None
 
 
 def _check_targets(student: ModelConfig, train: TrainConfig) -> None:
-    """Refuse adapters for layers that the student does not have, or that never get any."""
+    """Reject adapters for layers that the student does not have, or that cannot have adapters."""
     if not train.lora.r or train.lora.targets == ("all-linear",):
         return
     from distill_lab.models.loading import without_weights

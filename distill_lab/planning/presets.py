@@ -1,10 +1,10 @@
-"""What a recipe's settings start from: its presets, and the models and data that were given -> settings and the reason.
+"""Choose the initial settings of a recipe: its presets, and the user's models and data -> settings and the reason.
 
-    base, why, notes = start(system1.PRESETS, asked=None, given={"data": "my_instructions.jsonl"})
+    base, why, notes = start(system1.PRESETS, preset=None, given={"data": "my_instructions.jsonl"})
 
-The preset tiny holds a toy's learning rate, lengths and test set: unasked it is taken only where every model and data set
-given is of the embedded family, or none is given. Anything else starts from the recipe's own defaults, as from Python.
-A data set brings its own test: the rows held out of it, where no test is given.
+The preset tiny has a toy's learning rate, lengths and test set: by default it is used only if all given models and data sets
+are tiny, or none is given. Otherwise a run starts from the recipe's defaults, as in Python. With other data and no test
+set, rows of the data are held out for the test.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from distill_lab.config import Config, DataConfig
 from distill_lab.errors import UserError
 
 FIELDS = {"teacher": "model", "student": "model", "data": "path", "test": "path", "prompt_file": ""}
-"""Settings that name a model or data, and the field of their group that holds the name."""
+"""Settings that name a model or data, and the field of the group that contains the name."""
 
 
 def is_tiny(name: str) -> bool:
-    """Whether a model or a data set is of the embedded family."""
+    """Whether a model or data set belongs to the embedded tiny family."""
     return name.startswith("tiny:")
 
 
 def given(yaml: Mapping[str, Any], flags: Sequence[str]) -> dict[str, str]:
-    """What YAML settings and flags (spelled out, `--teacher.model M`) name: teacher, student, data, test -> name."""
+    """Models and data in YAML settings and expanded flags (`--teacher.model M`): teacher, student, data, test -> name."""
     found: dict[str, str] = {}
     for role, field in FIELDS.items():
         value = yaml.get(role)
@@ -41,13 +41,13 @@ def given(yaml: Mapping[str, Any], flags: Sequence[str]) -> dict[str, str]:
 
 
 def start(
-    presets: Mapping[str, Config], *, asked: str | None, given: Mapping[str, str]
+    presets: Mapping[str, Config], *, preset: str | None, given: Mapping[str, str]
 ) -> tuple[Config, str, list[str]]:
-    """The settings to begin with, which those are and why, and what else is worth a note.
+    """The initial settings, their name with the reason, and notes for the user.
 
-    asked: a preset by name. given: as the function `given` found it. Raises UserError for a preset that there is not.
+    preset: requested preset. given: the result of the function `given`. Raises UserError for an unknown preset.
     """
-    name, why = _choose(presets, asked, given)
+    name, why = _choose(presets, preset, given)
     base: Any = presets[name] if name else type(presets["tiny"])()
     data, notes = given.get("data"), []
     if data and data != base.data.path:
@@ -57,21 +57,21 @@ def start(
             changes["data"] = DataConfig(path=data)  # no slice of other data
         if test and "test" not in given:
             changes["test"] = DataConfig(path="")
-            notes.append(f"scores are taken on rows held out of {data}, not on {test}; --test names other data")
+            notes.append(f"the test set is held-out rows of {data}, not {test}; --test sets other data")
         base = base.model_copy(update=changes)
     return base, f"preset {name} ({why})" if name else why, notes
 
 
-def _choose(presets: Mapping[str, Config], asked: str | None, given: Mapping[str, str]) -> tuple[str | None, str]:
-    if asked is not None:
-        if asked not in presets:
-            raise UserError(f"--preset {asked}: no such preset; there are {', '.join(presets)}")
-        return asked, "as asked"
+def _choose(presets: Mapping[str, Config], preset: str | None, given: Mapping[str, str]) -> tuple[str | None, str]:
+    if preset is not None:
+        if preset not in presets:
+            raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(presets)}")
+        return preset, "as requested"
     foreign = [name for name in given.values() if not is_tiny(name)]
     if foreign:
-        return None, f"this recipe's own defaults ({foreign[0]} is not of the tiny family; --preset starts elsewhere)"
+        return None, f"this recipe's defaults ({foreign[0]} is not tiny; --preset chooses other settings)"
     if given:
-        return "tiny", "what was given is of the tiny family"
+        return "tiny", "all given models and data are tiny"
     from distill_lab.planning.machine import this_machine
     from distill_lab.planning.method import preset_for
 

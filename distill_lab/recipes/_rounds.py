@@ -88,7 +88,7 @@ def best_round(
         "validation questions",
         "validation.jsonl",
         inputs={"prompts": prompts},
-        work=lambda path: splits.sample(prompts, path, num_rows=sum(1 for _ in prompts.open("rb"))),
+        work=lambda path: splits.sample_test(prompts, path, num_rows=sum(1 for _ in prompts.open("rb"))),
     )
     if config.iterations > 1 and not validation.kept:
         raise NoData("iterations are compared on a tenth of the questions; give at least 10, or --iterations 1")

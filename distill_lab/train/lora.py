@@ -20,7 +20,7 @@ from distill_lab import activity
 from distill_lab.config import LoraConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, remove_output, remove_work, work_folder
-from distill_lab.models.loading import load_model, load_tokenizer, quiet_peft, unrounded
+from distill_lab.models.loading import load_model, load_tokenizer, quiet_peft, with_fp32_on_cpu
 from distill_lab.models.names import base_of, is_adapter, resolve
 from distill_lab.models.tied_head import untie_for
 from distill_lab.train.merge import can_write_merged, write_merged
@@ -87,7 +87,7 @@ def merge_beside(student: ModelConfig, folder: Path) -> None:
 
 
 def _merge(adapter: ModelConfig, out: Path) -> None:
-    base, tokenizer = load_model(unrounded(base_of(adapter)))
+    base, tokenizer = load_model(with_fp32_on_cpu(base_of(adapter)))
     if (Path(adapter.model) / "tokenizer_config.json").is_file():
         tokenizer = load_tokenizer(adapter)
     untie_for(adapter.model, base)

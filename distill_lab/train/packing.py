@@ -52,7 +52,7 @@ _NOTHING = Row(np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, bool))
 def shifted(encoded: Encoded) -> Row:
     """The row of a conversation. The shift by one between tokens and what they predict happens here and nowhere else."""
     ids = np.asarray(encoded.input_ids, dtype=np.int32)
-    return Row(ids[:-1], ids[1:], np.asarray(encoded.trained[1:], dtype=bool))
+    return Row(ids[:-1], ids[1:], np.asarray(encoded.loss_mask[1:], dtype=bool))
 
 
 def pack(lengths: Sequence[int], width: int) -> list[list[int]]:

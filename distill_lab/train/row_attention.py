@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from distill_lab.generation.decoding.attention import OF_OTHER_ATTENTION, Unsuitable
+from distill_lab.generation.decoding.attention import UNSUPPORTED_ARGUMENTS, Unsuitable
 
 NAME = "distill_lab_rows"
 TOLERANCE = 1e-3
@@ -79,7 +79,7 @@ def _forward(
     """What transformers calls; returns [1, T, H, D]."""
     if cu_seq_lens_q is None or attention_mask is not None or len(query_1HTD) > 1:
         raise Unsuitable
-    if any(others.get(name) is not None for name in OF_OTHER_ATTENTION) or others.get("is_causal") is False:
+    if any(others.get(name) is not None for name in UNSUPPORTED_ARGUMENTS) or others.get("is_causal") is False:
         raise Unsuitable
     repeats = query_1HTD.shape[1] // key_1GTD.shape[1]
     key_1HTD, value_1HTD = (each.repeat_interleave(repeats, 1) for each in (key_1GTD, value_1GTD))

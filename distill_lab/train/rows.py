@@ -17,7 +17,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.chat import encode_turns
-from distill_lab.control_tokens import spelled_in
+from distill_lab.control_tokens import find_spelled
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.cut_answers import TOO_LONG
@@ -69,7 +69,7 @@ def read_rows(
             dropped[TOO_LONG] += 1
             continue
         texts = [text for message in (*prompt, *completion) for text in message.values()]
-        num_spelled += bool(spelled_in(tokenizer, texts))
+        num_spelled += bool(find_spelled(tokenizer, texts))
         sequences.append(encoded)
         prompts.append(hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).digest())
     if not sequences:

@@ -26,7 +26,7 @@ from distill_lab.device import best_device, free_memory, kept_heap
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
 from distill_lab.generation.model_identity import weights_of
-from distill_lab.models.loading import load_model, unrounded
+from distill_lab.models.loading import load_model, with_fp32_on_cpu
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
 from distill_lab.train.chat_template import leave_out_thinking
@@ -126,7 +126,7 @@ def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrai
         return load_model(student.model_copy(update={"quantization": "none"}), training=True)
     from distill_lab.train.lora import add_adapters
 
-    model, tokenizer = load_model(unrounded(student))
+    model, tokenizer = load_model(with_fp32_on_cpu(student))
     folder = Path(student.model).expanduser()
     name = str(folder.resolve()) if folder.exists() else student.model
     return add_adapters(model, config.lora, name=name, revision=student.revision, seed=config.seed), tokenizer

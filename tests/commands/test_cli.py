@@ -16,7 +16,7 @@ from distill_lab import cli
 from distill_lab.config import Config, ModelConfig, TrainConfig
 from distill_lab.device import has_gpu
 from distill_lab.errors import UserError
-from distill_lab.files.yaml_file import merged, read_yaml
+from distill_lab.files.yaml_file import merge_settings, read_yaml
 from distill_lab.formatting import clean
 from distill_lab.recipes import system1
 from distill_lab.terminal import Terminal
@@ -138,7 +138,7 @@ def test_yaml_is_read_the_way_people_mean_it(tmp_path: Path) -> None:
     file.write_text("a: 2e-5\nb: no\nc: 010\nd: true\ne: null\nf: 1_000\ng: 12:30\nh: 2026-11-30\n")
     plain = {"a": 2e-5, "b": "no", "c": 10, "d": True, "e": None}
     assert read_yaml(file) == {**plain, "f": 1000, "g": "12:30", "h": "2026-11-30"}
-    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {"a": {"b": 1, "c": 4}, "d": 3}
+    assert merge_settings({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {"a": {"b": 1, "c": 4}, "d": 3}
 
 
 def test_sigterm_ends_with_143_and_frees_the_run(tmp_path: Path) -> None:
@@ -168,4 +168,4 @@ def test_runs_and_report_and_doctor(tmp_path: Path) -> None:
     said = distill("doctor").stdout
     assert "torch" in said
     if not has_gpu():
-        assert re.search(r"dtype +(fp32|bf16): products of .* are [\d.e-]+ times as fast in bf16", said)
+        assert re.search(r"dtype +(fp32|bf16): matrix products of .* are [\d.e-]+ times as fast in bf16", said)

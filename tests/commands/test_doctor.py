@@ -34,7 +34,7 @@ def test_a_gpu_that_torch_does_not_see_is_named(
     reasons = {
         (None, None): "is a build for CPUs; install torch with CUDA",
         ("13.0", ""): "CUDA_VISIBLE_DEVICES='' hides GPUs; unset it",
-        ("13.0", None): "wants the driver of CUDA 13.0",
+        ("13.0", None): "needs a driver for CUDA 13.0",
     }
     for (cuda, visible), reason in reasons.items():
         monkeypatch.setattr(torch.version, "cuda", cuda)

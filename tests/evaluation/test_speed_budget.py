@@ -106,7 +106,7 @@ def slow_engines(random_model: Callable[..., Path], monkeypatch: pytest.MonkeyPa
 
         folder = random_model(initializer_range=0.15)
         monkeypatch.setattr(measuring, "_load", slowed)
-        monkeypatch.setattr("distill_lab.models.loading.settled", lambda model: model)
+        monkeypatch.setattr("distill_lab.models.loading.resolve_precision", lambda model: model)
         monkeypatch.setattr(measuring.time, "perf_counter", clock)
         monkeypatch.setattr(measuring, "peak_memory", lambda models, *a, **k: dict.fromkeys(models, 1))
         return clock

@@ -26,7 +26,7 @@ def test_every_grader_names_its_metric() -> None:
     assert metric_of("overlap", reference="teacher").name == "ROUGE-L overlap against the teacher's answers"
     assert [name for name in names() if metric_of(name).similarity] == ["overlap"]
     assert all(metric_of(name).short != name for name in names())
-    with pytest.raises(UserError, match="no grader 'numerik'; there are exact, judge"):
+    with pytest.raises(UserError, match="no grader 'numerik'; choose from exact, judge"):
         metric_of("numerik")
 
 

@@ -42,8 +42,8 @@ def test_the_share_stands_beside_the_score(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("teacher_cut", "student_cut", "reason"), [
-    (2, 2, None), (3, 0, "teacher cut in 15%"), (0, 4, "student cut in 20%"),
-    (9, 4, "teacher cut in 45%, student cut in 20%"),
+    (2, 2, None), (3, 0, "teacher cut off in 15%"), (0, 4, "student cut off in 20%"),
+    (9, 4, "teacher cut off in 45%, student cut off in 20%"),
 ])  # fmt: skip
 def test_above_a_tenth_no_retention_is_claimed(
     tmp_path: Path, teacher_cut: int, student_cut: int, reason: str | None, capsys: pytest.CaptureFixture[str]
@@ -79,7 +79,7 @@ def test_above_a_tenth_no_retention_is_claimed(
 
 def test_warnings_name_the_share_and_a_remedy() -> None:
     assert cut_warning("the teacher", 0.1) == ""
-    assert "43% of the answers were cut" in cut_warning("the teacher", 0.43)
+    assert "43% of the answers were cut off" in cut_warning("the teacher", 0.43)
     assert cut_reason({}) is None
     assert dropped_warning(Counts(10, 9, {CUT: 1})) == ""
     assert "20% of the rows" in dropped_warning(Counts(10, 8, {CUT: 1, TOO_LONG: 1}))
@@ -110,6 +110,6 @@ def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[
     assert [note for note in notes if note.startswith("warning: 75% of the rows")]
     share = summary["models"]["teacher"]["cut_share"]
     assert share > 0.1
-    assert sum(f"{share:.0%} of the answers were cut" in note for note in notes) == 3
+    assert sum(f"{share:.0%} of the answers were cut off" in note for note in notes) == 3
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["retention_reason"]
     assert "not claimed" in (tmp_path / "run" / "report.html").read_text()

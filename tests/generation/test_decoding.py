@@ -25,10 +25,10 @@ from transformers import (
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.generation.decoding import flat
 from distill_lab.generation.decoding.attention import attend, attend_in_parts
-from distill_lab.generation.decoding.cohort import BatchSlab
+from distill_lab.generation.decoding.batch_slab import BatchSlab
 from distill_lab.generation.decoding.flat import FlatBatch, is_suitable
-from distill_lab.generation.decoding.prefixes import Prefix, share
-from distill_lab.generation.decoding.row import Row
+from distill_lab.generation.decoding.prefixes import Prefix, find_shared_prefixes
+from distill_lab.generation.decoding.sequence import DecodingSequence
 from distill_lab.generation.engines import transformers as engine_module
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
@@ -59,7 +59,7 @@ def test_prefixes_are_a_tree() -> None:
         list(range(900, 990)),
         [*system, 8, 9],
     ]
-    found = share(prompts, pays=always)
+    found = find_shared_prefixes(prompts, pays=always)
     deep, shallow = [(0, 100), (100, 141)], [(0, 100)]
     assert spans(prompts, found) == [deep, shallow, deep, [], shallow]
     assert found[0] is found[2]
@@ -70,10 +70,10 @@ def test_prefixes_are_a_tree() -> None:
 
 def test_equal_prompts_keep_their_last_token() -> None:
     ids = list(range(64))
-    found = share([ids, ids, ids[:40], ids], pays=always)
+    found = find_shared_prefixes([ids, ids, ids[:40], ids], pays=always)
     assert spans([ids, ids, ids[:40], ids], found) == [[(0, 39)]] * 4
     longer = [list(range(200))] * 3 + [list(range(100))]
-    assert spans(longer, share(longer, pays=always)) == [[(0, 99), (99, 199)]] * 3 + [[(0, 99)]]
+    assert spans(longer, find_shared_prefixes(longer, pays=always)) == [[(0, 99), (99, 199)]] * 3 + [[(0, 99)]]
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,17 @@ def test_equal_prompts_keep_their_last_token() -> None:
 )
 def test_what_is_short_or_alone_is_not_shared(prompts: list[list[int]]) -> None:
     expected = [[(0, 32)]] * 2 if prompts and prompts[0] == [1] * 33 else [[]] * len(prompts)
-    assert spans(prompts, share(prompts, pays=always)) == expected
+    assert spans(prompts, find_shared_prefixes(prompts, pays=always)) == expected
 
 
 def test_sharing_only_where_it_pays() -> None:
     common = list(range(50))
     prompts = [[*common, place, place] for place in range(6)] + [list(range(1000, 1080))] * 2
-    found = share(prompts, pays=lambda tokens, rows: tokens * rows >= 250)
+    found = find_shared_prefixes(prompts, pays=lambda tokens, rows: tokens * rows >= 250)
     assert spans(prompts, found) == [[(0, 50)]] * 6 + [[]] * 2
     # Where all together do not pay, some of them still may.
     prompts = [[1] * 40 + [place] for place in range(3)] + [[1] * 40 + [9] * 60 + [place] for place in range(3)]
-    found = share(prompts, pays=lambda tokens, rows: tokens > 50)
+    found = find_shared_prefixes(prompts, pays=lambda tokens, rows: tokens > 50)
     assert spans(prompts, found) == [[]] * 3 + [[(0, 100)]] * 3
 
 
@@ -99,7 +99,7 @@ def test_every_prefix_is_common_to_its_prompts_whatever_they_are() -> None:
     draw = random.Random(0)
     pieces = [[draw.randrange(3) for _ in range(draw.randint(1, 90))] for _ in range(8)]
     prompts = [[token for piece in draw.choices(pieces, k=draw.randint(1, 4)) for token in piece] for _ in range(60)]
-    found = share(prompts, pays=always)
+    found = find_shared_prefixes(prompts, pays=always)
     assert sum(map(bool, spans(prompts, found))) > 20
     for prefix in filter(None, found):
         assert prefix.num_waiting == sum(prefix in other.path() for other in found if other)
@@ -135,39 +135,39 @@ def test_cohorts_hold_what_was_written_whatever_joins_and_leaves() -> None:
     draw = random.Random(0)
 
     def new(rows: list[list[float]], room: int) -> BatchSlab:
-        cohort = BatchSlab(list(map(len, rows)), num_layers=2, room=room)
+        slab = BatchSlab(list(map(len, rows)), num_layers=2, headroom=room)
         for layer in range(2):
-            padded = [[99.0] * (cohort.length - len(row)) + row for row in rows]
+            padded = [[99.0] * (slab.length - len(row)) + row for row in rows]
             keys = torch.tensor(padded)[:, None, :, None] + layer
-            cohort.store(layer, keys, -keys)
-        return cohort
+            slab.store(layer, keys, -keys)
+        return slab
 
     rows: list[list[float]] = [[draw.random() for _ in range(draw.randint(3, 9))] for _ in range(6)]
-    cohort = new(rows, 2)
+    slab = new(rows, 2)
     for turn in range(40):
-        cohort.make_room()
+        slab.make_room()
         fresh = [draw.random() for _ in rows]
         for row, number in zip(rows, fresh, strict=True):
             row.append(number)
         for layer in range(2):
             number_BGD = torch.tensor(fresh)[:, None, None] + layer
-            keys, values = cohort.append(layer, number_BGD, -number_BGD)
+            keys, values = slab.append(layer, number_BGD, -number_BGD)
             assert torch.equal(keys, -values)
-            mask = cohort.mask(keys)
+            mask = slab.mask(keys)
             for place, row in enumerate(rows):
                 seen = keys[place, 0, :, 0]
                 if mask is not None:
                     seen = seen[mask[place, 0, 0] == 0]
                 torch.testing.assert_close(seen, torch.tensor(row) + layer)
-        cohort.length += 1
+        slab.length += 1
         if turn % 3 == 0 and len(rows) > 1:
             gone = draw.sample(range(len(rows)), draw.randint(1, min(3, len(rows) - 1)))
-            rows = [rows[place] for place in cohort.leave(gone)]
+            rows = [rows[place] for place in slab.evict(gone)]
         if turn % 5 == 0:
-            more = [[draw.random() for _ in range(draw.randint(1, cohort.length))] for _ in range(draw.randint(1, 3))]
-            cohort.absorb(new(more, 1))
+            more = [[draw.random() for _ in range(draw.randint(1, slab.length))] for _ in range(draw.randint(1, 3))]
+            slab.absorb(new(more, 1))
             rows += more
-    assert cohort.length < 60, "columns that only rows that left have used are given up"
+    assert slab.length < 60, "columns that only rows that left have used are given up"
 
 
 @pytest.fixture(scope="module")
@@ -348,21 +348,21 @@ def test_a_trained_llama_continues_as_generate_does(shared_data: Path) -> None:
     draw = random.Random(0)
     start = [1] + [draw.randrange(259, 512) for _ in range(40)]
     prompts = [start + [draw.randrange(259, 512) for _ in range(draw.randint(1, 30))] for _ in range(12)]
-    rows = [Row(Prompt(str(place), []), 0, ids, 40) for place, ids in enumerate(prompts)]
-    for row, prefix in zip(rows, share(prompts, pays=always), strict=True):
+    rows = [DecodingSequence(Prompt(str(place), []), 0, ids, 40) for place, ids in enumerate(prompts)]
+    for row, prefix in zip(rows, find_shared_prefixes(prompts, pays=always), strict=True):
         row.prefix = prefix
     assert all(row.prefix and row.prefix.end == 41 for row in rows)
-    choice = engine_module.Choice(SamplingConfig(), vocabulary=512, end_ids=(), min_new_tokens=0)
-    batch = FlatBatch(model, choice, bytes_per_token=2 * 5 * 4 * 8 * 4, room=8)
-    made, late = batch.join(rows[:7]), rows[7:]
+    sampler = engine_module.Sampler(SamplingConfig(), vocabulary=512, end_ids=(), min_new_tokens=0)
+    batch = FlatBatch(model, sampler, bytes_per_token=2 * 5 * 4 * 8 * 4, headroom=8)
+    made, late = batch.add(rows[:7]), rows[7:]
     while batch.rows:
         for row, token in made:
             row.tokens.append(token)
             row.done = len(row.tokens) == row.limit
         if any(row.done for row in batch.rows):
-            batch.leave()
+            batch.evict()
         if late and len(rows[0].tokens) == 9:
-            made, late = batch.join(late), []
+            made, late = batch.add(late), []
         else:
             made = batch.step() if batch.rows else []
     peer: Any = model

@@ -114,7 +114,7 @@ def test_errors_are_kept_counted_by_reason_and_asked_again(tmp_path: Path, rando
     assert 0 < len(failed) < 14
     assert all("the model's context is 16" in str(read(path)[key].error) for key in failed)
     # Whichever their lengths: one reason.
-    reason = "error (the prompt has N tokens, and the model's context is N)"
+    reason = "error (the prompt has N tokens, but the model's context is N)"
     assert counts == Counts(14, 14 - len(failed), {reason: len(failed)})
     before, asked = read(path), set[tuple[str, int]]()
 
@@ -230,9 +230,9 @@ def test_malformed_files_are_refused_with_their_line(prompts: Path, tmp_path: Pa
         generate(tmp_path / "bare.jsonl", path, no_engine, SAMPLING)
     generate(prompts, path, lambda: engine, SAMPLING)
     other = write_prompts(tmp_path / "other.jsonl", 3)
-    with pytest.raises(UserError, match="none of the 2 samples of the prompts given"):
+    with pytest.raises(UserError, match="not one of the 2 samples of the given prompts"):
         generate(other, path, no_engine, SAMPLING)
-    with pytest.raises(UserError, match="remove it or write to another one"):
+    with pytest.raises(UserError, match="remove it or choose another file"):
         generate(prompts, path, no_engine, SAMPLING.model_copy(update={"num_samples": 1}))
     write_jsonl(path, [{"id": "p-0"}])
     with pytest.raises(DataError, match=r"completions\.jsonl:1: a completion needs the field 'sample'"):
@@ -262,7 +262,7 @@ def test_prompts_are_read_when_they_are_asked(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "F").write_text("a file")
-    with pytest.raises(UserError, match=r"F/x\.jsonl cannot be written .*a part of its path is no folder"):
+    with pytest.raises(UserError, match=r"F/x\.jsonl cannot be written .*a parent of this path is not a directory"):
         generate(prompts, tmp_path / "F" / "x.jsonl", no_engine, ONE)
     with pytest.raises(UserError, match="cannot be written"):
         generate(prompts, tmp_path / ("x" * 300), no_engine, ONE)

@@ -49,7 +49,7 @@ def slow(engine: TransformersEngine, clock: Clock, *, seconds_per_token: float) 
         return forward(*args, **kwargs)
 
     engine.model.forward = passing
-    engine.slices = Slices(first=64, most=engine.slices.most, clock=clock)  # as many as for a large model
+    engine.slices = Slices(first=64, maximum=engine.slices.maximum, clock=clock)  # as many as for a large model
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def folder(random_model: Callable[..., Path]) -> Path:
 
 def test_slices_follow_the_measured_pace() -> None:
     clock = Clock()
-    slices = Slices(first=1000, most=4000, clock=clock)
+    slices = Slices(first=1000, maximum=4000, clock=clock)
 
     def read(num_tokens: int, seconds: float) -> int:
         with slices.timed(num_tokens):
@@ -72,7 +72,7 @@ def test_slices_follow_the_measured_pace() -> None:
     assert read(200, 9.0) == 100, "so few tokens took long: fewer still"
     assert read(100, 9.0) == 64
     assert [len(part) for part in slices.of(range(224))] == [64, 64, 96]
-    assert Slices(first=1e9, most=8192).size == 8192
+    assert Slices(first=1e9, maximum=8192).size == 8192
 
 
 def test_long_prompts_are_read_in_slices_and_answered_alike(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_long_prompts_are_read_in_slices_and_answered_alike(folder: Path, monkey
         *with_system(make_prompts(9, longest=12), words=150),
         *(replace(prompt, id=f"long {prompt.id}") for prompt in make_prompts(3, longest=200)[1:]),
     ]
-    engine.slices = Slices(first=64, most=64)
+    engine.slices = Slices(first=64, maximum=64)
     seen = passes(engine)
     # Shared prefixes and single long prompts, each in slices; the tokens are those of transformers' own generate.
     list(engine.generate(prompts, SamplingConfig(max_new_tokens=1)))
@@ -96,7 +96,7 @@ def test_prompts_of_several_samples_are_read_in_slices(folder: Path) -> None:
     prompts = make_prompts(6, longest=150)
     whole = by_id(make_engine(folder).generate(prompts, sampling))
     engine = make_engine(folder)
-    engine.slices = Slices(first=64, most=64)
+    engine.slices = Slices(first=64, maximum=64)
     seen = passes(engine)
     assert by_id(engine.generate(prompts, sampling)) == whole
     assert max(seen) <= 96

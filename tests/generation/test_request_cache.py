@@ -260,7 +260,7 @@ def test_runs_share_their_teacher_and_no_one_their_own_student(
         pipeline = Pipeline(run, engine=ENGINE)
         pipeline.answers("student answers", ModelConfig(model=str(inside)), prompts, SAMPLING, output="s.jsonl")
     with CacheFile(file) as held:
-        assert [each.model for each in held.held()] == [str(folder)]
+        assert [each.model for each in held.usage()] == [str(folder)]
 
 
 def test_off_means_off(
@@ -324,7 +324,7 @@ def test_a_file_that_cannot_be_used_is_named_and_done_without(
     assert len(rows(path)) == 12
     [note] = notes
     assert str(file) in note
-    assert "not used from here on" in note
+    assert "off from now on" in note
     assert "distill cache --clear" in note
 
 
@@ -360,7 +360,7 @@ def test_a_flipped_byte_costs_one_answer(
     db.close()
     with opened(model, notes=notes) as cache:
         generate(prompts, tmp_path / "b.jsonl", lambda: engine, SAMPLING, cache=cache)
-    assert notes == ["1 answers in the cache were damaged, and asked again", "11 of 12 from the cache"]
+    assert notes == ["1 answers in the cache were damaged and were generated again", "11 of 12 from the cache"]
     assert rows(tmp_path / "b.jsonl") == rows(tmp_path / "a.jsonl")
     with opened(model, notes=notes) as cache:
         generate(prompts, tmp_path / "c.jsonl", no_engine, SAMPLING, cache=cache)
@@ -460,7 +460,7 @@ def test_the_command_shows_and_removes(capsys: pytest.CaptureFixture[str], file:
         ]
     assert file.stat().st_size < size / 2
     code, printed = distill(capsys, "--prune-model", "old")
-    assert (code, "the cache holds new" in printed) == (2, True)
+    assert (code, "not in the cache, which contains new" in printed) == (2, True)
     assert "removed 24 answers of new" in distill(capsys, "--prune-model", "new")[1]
     fill(file, 2)
     code, printed = distill(capsys, "--clear")

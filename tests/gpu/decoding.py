@@ -26,9 +26,9 @@ from transformers import (
 from distill_lab.chat import split_thinking
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.device import free_memory
-from distill_lab.generation.decoding.sampling import filtered, next_tokens
+from distill_lab.generation.decoding.sampling import filter_logits, next_tokens
 from distill_lab.generation.engines.transformers import TransformersEngine
-from distill_lab.models.loading import load_model, settled
+from distill_lab.models.loading import load_model, resolve_precision
 from distill_lab.types import Completion, Prompt
 from tests.gpu import shapes
 from tests.gpu.checks import Setting, check
@@ -197,7 +197,7 @@ def top_p(setting: Setting) -> dict[str, Any]:
         seconds[name], token_B = timed(
             setting, lambda sampling=sampling, numbers=numbers: next_tokens(logits_BV, sampling, numbers)
         )
-    kept_BV = filtered(logits_BV, nucleus)
+    kept_BV = filter_logits(logits_BV, nucleus)
     assert bool(torch.isfinite(kept_BV.gather(1, token_B[:, None])).all())
     return {"ms": {name: round(1e3 * each, 2) for name, each in seconds.items()}}
 
@@ -267,12 +267,12 @@ def auto_stable(setting: Setting) -> dict[str, Any]:
         "qwen2.5-1.5b", setting.scratch, small=setting.small, device=setting.device, dtype=setting.dtype
     )
     model = ModelConfig(model=str(path))
-    before = settled(model)
+    before = resolve_precision(model)
     if setting.on_gpu:
         free, _ = torch.cuda.mem_get_info()
         held = torch.empty(int(0.9 * free), dtype=torch.uint8, device=setting.device)
-        during = settled(model)
+        during = resolve_precision(model)
         del held
         assert during == before
-    assert settled(model) == before
+    assert resolve_precision(model) == before
     return {"quantization": before.quantization, "dtype": before.dtype}

@@ -13,7 +13,12 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines._chat_completions import request_body
 from distill_lab.generation.engines.openai_api import OpenAIEngine
-from distill_lab.models.generation_config import own_settings, resolve_sampling, settings_in, with_own
+from distill_lab.models.generation_config import (
+    generation_settings,
+    resolve_sampling,
+    settings_in,
+    with_generation_config,
+)
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import prompt, system1, system2, verified
@@ -45,11 +50,11 @@ def test_only_what_is_named_and_changes_something_counts() -> None:
 
 
 def test_the_rule() -> None:
-    assert with_own(SamplingConfig(), VALUES) == SamplingConfig()
-    assert with_own(SamplingConfig(from_model=True), VALUES) == SamplingConfig(**VALUES)
+    assert with_generation_config(SamplingConfig(), VALUES) == SamplingConfig()
+    assert with_generation_config(SamplingConfig(from_model=True), VALUES) == SamplingConfig(**VALUES)
     given = SamplingConfig(from_model=True, temperature=0.2, top_k=5)
-    assert with_own(given, VALUES) == SamplingConfig(**{**VALUES, "temperature": 0.2, "top_k": 5})
-    assert with_own(SamplingConfig(from_model=True), {}) == SamplingConfig()
+    assert with_generation_config(given, VALUES) == SamplingConfig(**{**VALUES, "temperature": 0.2, "top_k": 5})
+    assert with_generation_config(SamplingConfig(from_model=True), {}) == SamplingConfig()
 
 
 def test_the_engine_follows_it(folder: Path) -> None:
@@ -78,8 +83,8 @@ def test_a_run_says_which_and_keeps_it_in_its_record(folder: Path, tmp_path: Pat
     said = [note for note in notes if "generation_config" in note]
     listed = "(temperature 0.7, top_p 0.8, top_k 20, repetition_penalty 1.05)"
     assert said == [
-        f"{folder}: its generation_config {listed} is not used; sampling.from-model uses it",
-        f"{folder}: samples by its generation_config {listed}",
+        f"{folder}: not using its generation_config {listed}; sampling.from-model turns it on",
+        f"{folder}: sampling with its generation_config {listed}",
     ]
     stages = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]
     assert stages["ignored"]["sampling"] == sampling.model_dump(mode="json")
@@ -89,10 +94,10 @@ def test_a_run_says_which_and_keeps_it_in_its_record(folder: Path, tmp_path: Pat
 
 def test_a_model_without_settings_of_its_own_is_passed_over(random_model: Callable[..., Path]) -> None:
     model = ModelConfig(model=str(random_model()))
-    assert own_settings(model) == {}
+    assert generation_settings(model) == {}
     assert resolve_sampling(model, SamplingConfig(from_model=True)) == (SamplingConfig(), "")
     (Path(model.model) / "generation_config.json").unlink()
-    assert own_settings(model) == {}
+    assert generation_settings(model) == {}
 
 
 def body(**settings: Any) -> dict[str, Any]:

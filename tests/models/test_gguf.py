@@ -18,7 +18,7 @@ from distill_lab.errors import ModelError
 from distill_lab.generation.engines import chosen_engine, load_engine
 from distill_lab.generation.request_cache import model_key
 from distill_lab.models import loading
-from distill_lab.models.loading import load_model, load_tokenizer, settled
+from distill_lab.models.loading import load_model, load_tokenizer, resolve_precision
 from distill_lab.models.names import resolve
 from distill_lab.train.student import train_student
 from tests.helpers import make_prompts
@@ -136,7 +136,7 @@ def test_it_answers_and_can_be_trained(tokenizer: Any, tmp_path: Path) -> None:
     make(tokenizer, path)
     model = ModelConfig(model=str(path))
     assert resolve(str(path)) == str(path)
-    assert settled(model).dtype != "auto"
+    assert resolve_precision(model).dtype != "auto"
     assert chosen_engine(model, EngineConfig()) == "transformers"
     answers = list(load_engine(model, EngineConfig()).generate(make_prompts(3), SamplingConfig(max_new_tokens=4)))
     assert len(answers) == 3

@@ -60,7 +60,7 @@ def test_the_embedded_family_loads() -> None:
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("tiny:pupil", "the embedded family has no such model; it has"),
+        ("tiny:pupil", "there is no such embedded model; choose from"),
         ("/no/such/model", "no such directory"),
         ("./model", "no such directory"),
         ("owner/name/more", "no such directory, and not a Hugging Face id"),
@@ -183,7 +183,7 @@ def test_layers_that_4bit_cannot_take_on_a_cpu_stay_full(random_model: Callable[
     with torch.no_grad():
         assert torch.nn.functional.cosine_similarity(model(IDS).logits, full(IDS).logits, dim=-1).min() > 0.95
     if model.device.type == "cpu":
-        with pytest.raises(ModelError, match="no layer has the sizes that 4bit takes"):
+        with pytest.raises(ModelError, match="no layer has sizes that 4bit supports"):
             load_model(config(random_model(hidden=48), quantization="4bit"))
 
 
@@ -225,7 +225,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end(copy: Path) -> None:
     assert tokenizer.pad_token_id == tokenizer.eos_token_id is not None
     del settings["eos_token"]
     (copy / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match="no padding and no end token; set pad_token"):
+    with pytest.raises(ModelError, match="no padding token and no end token; set pad_token"):
         load_tokenizer(config(copy))
 
 

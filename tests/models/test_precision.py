@@ -16,12 +16,12 @@ from distill_lab.device import bf16_gain, fastest_dtype
 from distill_lab.errors import UserError
 from distill_lab.evaluation import speed
 from distill_lab.generation.decoding.attention import with_shared
-from distill_lab.generation.decoding.choice import Choice
 from distill_lab.generation.decoding.prefixes import Prefix
-from distill_lab.generation.decoding.row import Row
+from distill_lab.generation.decoding.sampler import Sampler
+from distill_lab.generation.decoding.sequence import DecodingSequence
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.generation.request_cache import model_key
-from distill_lab.models.loading import load_model, settled
+from distill_lab.models.loading import load_model, resolve_precision
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.run import Run
 from distill_lab.types import Prompt
@@ -59,7 +59,7 @@ def test_a_gain_has_to_be_clear(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_embedded_family_stays_in_fp32() -> None:
     for name in ("tiny:teacher", "tiny:student"):
-        assert settled(ModelConfig(model=name)).dtype == "fp32"
+        assert resolve_precision(ModelConfig(model=name)).dtype == "fp32"
 
 
 def test_auto_loads_what_is_faster_and_a_setting_overrides_it(
@@ -67,11 +67,11 @@ def test_auto_loads_what_is_faster_and_a_setting_overrides_it(
 ) -> None:
     claim(monkeypatch, 3.0)
     model = ModelConfig(model=str(random_model()))
-    assert settled(model) == model.model_copy(update={"dtype": "bf16", "quantization": "none"})
+    assert resolve_precision(model) == model.model_copy(update={"dtype": "bf16", "quantization": "none"})
     assert load_model(model)[0].dtype == torch.bfloat16
     for dtype, expected in (("fp32", torch.float32), ("fp16", torch.float16)):
         asked = model.model_copy(update={"dtype": dtype})
-        assert settled(asked) == asked
+        assert resolve_precision(asked) == asked
         assert load_model(asked)[0].dtype == expected
     # Weights to be trained are fp32 whatever they are computed in.
     assert load_model(model, training=True)[0].dtype == torch.float32
@@ -130,10 +130,10 @@ def test_measured_processes_compute_as_the_one_that_started_them(
 def test_penalties_are_not_rounded_to_half_precision() -> None:
     # 10 / 1.1 = 9.09, which bf16 rounds to the other token's 9.0625.
     logits_BV = torch.tensor([[9.0625, 10.0, 0.0]], dtype=torch.bfloat16)
-    row = Row(Prompt("p", []), 0, [1], 4)
+    row = DecodingSequence(Prompt("p", []), 0, [1], 4)
     for dtype in (torch.float32, torch.bfloat16):
-        choice = Choice(SamplingConfig(repetition_penalty=1.1), vocabulary=3, end_ids=[2], min_new_tokens=0)
-        assert choice.join([row], logits_BV.to(dtype)).tolist() == [1]
+        sampler = Sampler(SamplingConfig(repetition_penalty=1.1), vocabulary=3, end_ids=[2], min_new_tokens=0)
+        assert sampler.add([row], logits_BV.to(dtype)).tolist() == [1]
 
 
 def test_a_shared_prefix_is_joined_without_rounding_its_share() -> None:

@@ -20,7 +20,7 @@ from distill_lab.device import is_out_of_memory
 from distill_lab.errors import ModelError
 from distill_lab.generation.request_cache import model_key
 from distill_lab.models import loading
-from distill_lab.models.loading import load_model, settled
+from distill_lab.models.loading import load_model, resolve_precision
 from distill_lab.models.precision import Weights, choose_quantization, count_weights, is_spread
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.run import Run
@@ -62,7 +62,7 @@ def test_what_is_free_decides_nothing(random_model: Callable[..., Path], monkeyp
     for total, level in ((2 * size, "none"), (1.1 * size, "8bit")):
         for free in (0.0, total):
             fake_gpu(monkeypatch, total, free=free)
-            assert settled(model) == model.model_copy(update={"quantization": level, "dtype": "fp16"})
+            assert resolve_precision(model) == model.model_copy(update={"quantization": level, "dtype": "fp16"})
     for free in (0, 80e9):
         fake_gpu(monkeypatch, 80e9, free=free, number=8)
         assert not is_spread(QWEN_14B, "none", GPU)
@@ -99,7 +99,7 @@ def mixture(random_model: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_quantization_that_would_miss_the_experts_is_refused_with_the_size(mixture: Path, quantization: Any) -> None:
-    with pytest.raises(ModelError, match=rf"{quantization} would reach only \d+% .*experts.* GB, .* GB without"):
+    with pytest.raises(ModelError, match=rf"{quantization} would quantize only \d+% .*experts.* GB instead of .* GB"):
         load_model(ModelConfig(model=str(mixture), quantization=quantization))
 
 

@@ -18,16 +18,16 @@ from distill_lab.planning.preflight import check_gold, check_training, check_wri
 RECIPES = ("system1", "system2", "cot", "verified", "prompt")
 BAD = {
     "--train.report-to wandb": "--train.report-to wandb needs a package that is not installed; pip install wandb",
-    "--train.report-to excel": "--train.report-to excel: no such tracker; there are",
-    "--train.optim adamw_tourch": "--train.optim adamw_tourch: there is no such; there are adamw_torch",
-    "--train.lr-scheduler-type cosin": "--train.lr-scheduler-type cosin: there is no such; there are linear",
-    "--train.lr-scheduler-type warmup_stable_decay": "needs settings there are no flags for",
+    "--train.report-to excel": "--train.report-to excel: no such tracker; choose from",
+    "--train.optim adamw_tourch": "--train.optim adamw_tourch: unknown value; choose from adamw_torch",
+    "--train.lr-scheduler-type cosin": "--train.lr-scheduler-type cosin: unknown value; choose from linear",
+    "--train.lr-scheduler-type warmup_stable_decay": "needs settings that have no flags",
     "--train.max-steps 0": "--train.max-steps 0 trains nothing",
     "--student.quantization 8bit --train.lora.r 0": "8bit weights cannot be trained; train adapters on them",
     "--train.lora.r 4 --train.lora.targets wq wk": "tiny:student has no linear layer wq, wk; it has down_proj, gate_proj",
-    "--grader numerik": "no grader 'numerik'; there are exact",
+    "--grader numerik": "no grader 'numerik'; choose from exact",
     "--grader judge:no-such/judge": "Invalid judge model: no-such/judge",
-    "--grader judge:openai:big": "which server?",
+    "--grader judge:openai:big": "no server address",
     "--engine vllm": "the engine vllm needs vLLM",
     "--engine ray --engine.ray-engine ray": "ray",
     "--engine vlm": "no engine 'vlm'",
@@ -35,7 +35,7 @@ BAD = {
     "--student no-such/student": "Invalid student model: no-such/student",
     "--sampling.num-samples 3 --sampling.temperature 0": "gives the same answer each time",
     "--test tiny:no-such": "tiny",
-    "--out {taken}": "exists and is not this run's",
+    "--out {taken}": "already exists and was not created by this run",
     "--out {file}/student": "is a file, not a folder",
 }
 
@@ -89,7 +89,7 @@ def test_each_bad_setting_of_a_recipe_is_refused_before_anything_is_paid(
         ("eval --model tiny:student --grader numeric", "is not a number"),
         ("generate --model tiny:student --engine vlm", "no engine 'vlm'"),
         ("generate --model no-such/model", "no-such/model"),
-        ("generate --model openai:big", "which server?"),
+        ("generate --model openai:big", "no server address"),
     ],
 )
 def test_commands_refuse_before_they_ask(
@@ -110,7 +110,7 @@ def test_train_refuses_before_it_reads(
     for flags, message in (
         ("--train.report-to wandb", "pip install wandb"),
         ("--student.quantization 4bit", "train adapters on them"),
-        ("--train.optim adam", "--train.optim adam: there is no such"),
+        ("--train.optim adam", "--train.optim adam: unknown value"),
     ):
         assert cli.main([*line, *flags.split()]) == 2
         assert message in capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_a_test_of_another_world_is_refused(tmp_path: Path, nothing_starts: list
     data = tmp_path / "mine.jsonl"
     data.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
     config = tiny.model_copy(update={"data": tiny.data.model_copy(update={"path": str(data), "split": "train"})})
-    with pytest.raises(UserError, match=r"the test tiny:instructions has nothing to do with .*mine\.jsonl"):
+    with pytest.raises(UserError, match=r"the test tiny:instructions does not match .*mine\.jsonl"):
         system1.run(config, tmp_path / "run")
     assert nothing_starts == []
 
@@ -169,7 +169,7 @@ def test_gold_answers_are_tried_as_the_grader_will(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "deep" / "student")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="cannot be written to"):
+    with pytest.raises(UserError, match="is not writable"):
         check_writable(Path("/proc/1/student"))
 
 

@@ -74,7 +74,7 @@ def test_a_preset_as_asked_does_not_keep_its_test_for_other_data(
     assert (config.data, config.test) == (DataConfig(path="mine.jsonl"), DataConfig(path=""))
     assert config.train == presets[preset].train
     if presets[preset].test.path:
-        assert f"held out of mine.jsonl, not on {presets[preset].test.path}" in capsys.readouterr().out
+        assert f"held-out rows of mine.jsonl, not {presets[preset].test.path}" in capsys.readouterr().out
     config = started(recipe, f"--preset {preset} --data mine.jsonl --test theirs.jsonl", monkeypatch)
     assert config.test.path == "theirs.jsonl"
     config = started(recipe, f'--preset {preset} --data.split "train[:7]"', monkeypatch)
@@ -104,7 +104,7 @@ def test_what_was_given_is_found_in_every_spelling() -> None:
 def test_data_of_the_family_keeps_its_slice_and_its_own_test() -> None:
     presets = import_module("distill_lab.recipes.system1").PRESETS
     base: Any
-    base, why, notes = start(presets, asked=None, given={"data": "tiny:problems"})
+    base, why, notes = start(presets, preset=None, given={"data": "tiny:problems"})
     assert (base.data.split, base.test.path) == ("distill[:16000]", "")
     assert "tiny" in why
     assert notes

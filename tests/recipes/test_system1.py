@@ -98,7 +98,7 @@ def test_a_directory_that_is_not_the_runs_own_is_never_overwritten(tmp_path: Pat
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="not this run's"):
+    with pytest.raises(UserError, match="not created by this run"):
         system1.run(tiny(out=str(mine)), tmp_path / "run")
     assert (mine / "thesis.txt").read_text() == "years of work"
 

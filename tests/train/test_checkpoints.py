@@ -115,6 +115,6 @@ def test_a_folder_of_someone_else_is_refused_and_stays(tmp_path: Path) -> None:
     work.mkdir()
     (work / "thesis.txt").write_text("years")
     for attempt in (lambda: checkpoints.keep_only(out, KEY), lambda: checkpoints.remove_finished(out)):
-        with pytest.raises(UserError, match=r"student\.work .* is not this lab's"):
+        with pytest.raises(UserError, match=r"student\.work .* was not created by this lab"):
             attempt()
     assert [path.name for path in work.iterdir()] == ["thesis.txt"]

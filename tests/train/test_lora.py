@@ -242,7 +242,7 @@ def test_a_mixture_in_few_bits_is_refused_before_a_teacher_is_asked(tmp_path: Pa
     for quantization in ("4bit", "8bit"):
         student = ModelConfig(model=mixture.model, quantization=quantization)
         with pytest.raises(
-            UserError, match=rf"(?s)Invalid student model.*{quantization} would reach only .* GB without"
+            UserError, match=rf"(?s)Invalid student model.*{quantization} would quantize only .* GB instead of"
         ):
             check_model(student, role="student", example="X")
     with pytest.raises(UserError, match="experts and their router, gate, which"):

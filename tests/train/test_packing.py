@@ -79,10 +79,10 @@ def loss_of_single_rows(model: Any, encoded: list[Encoded]) -> torch.Tensor:
     total = torch.zeros(())
     for each in encoded:
         labels = torch.tensor(
-            [token if flag else -100 for token, flag in zip(each.input_ids, each.trained, strict=True)]
+            [token if flag else -100 for token, flag in zip(each.input_ids, each.loss_mask, strict=True)]
         )
         loss = model(input_ids=torch.tensor([each.input_ids]), labels=labels[None]).loss
-        total = total + loss * sum(each.trained)
+        total = total + loss * sum(each.loss_mask)
     return total
 
 
@@ -229,6 +229,6 @@ def test_a_model_whose_rows_see_each_other_is_found_out() -> None:
 def test_shift_keeps_what_is_trained() -> None:
     encoded, packed = rows()
     for each, row in zip(encoded, packed, strict=True):
-        trained = [token for token, flag in zip(each.input_ids, each.trained, strict=True) if flag]
+        trained = [token for token, flag in zip(each.input_ids, each.loss_mask, strict=True) if flag]
         assert row.target[row.trained].tolist() == trained
         assert np.array_equal(row.input_ids[1:], row.target[:-1])

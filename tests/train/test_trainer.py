@@ -79,8 +79,8 @@ def test_accumulated_uneven_batches_equal_one_big_batch_and_plain_transformers(
     total, count = torch.zeros(()), 0
     for row in uneven:
         encoded = encode(tokenizer, row["prompt"], row["completion"])
-        labels = [token if flag else -100 for token, flag in zip(encoded.input_ids, encoded.trained, strict=True)]
-        trained = sum(encoded.trained)
+        labels = [token if flag else -100 for token, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True)]
+        trained = sum(encoded.loss_mask)
         total = total + trained * model(input_ids=torch.tensor([encoded.input_ids]), labels=torch.tensor([labels])).loss
         count += trained
     (total / count).backward()

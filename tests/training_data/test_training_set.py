@@ -198,5 +198,5 @@ def test_its_rows_are_what_is_trained(folder: Path) -> None:
     write_training_set(folder / "prompts.jsonl", folder / "train.jsonl", completions=folder / "completions.jsonl")
     (row,) = read_jsonl(folder / "train.jsonl")
     encoded = encode(tokenizer, row["prompt"], row["completion"])
-    trained = [token for token, flag in zip(encoded.input_ids, encoded.trained, strict=True) if flag]
+    trained = [token for token, flag in zip(encoded.input_ids, encoded.loss_mask, strict=True) if flag]
     assert tokenizer.decode(trained) == "<think>\n2+2\n</think>\n\n4<|im_end|>"

@@ -1,5 +1,5 @@
-"""Decoding: rows of any length in one batch, prefixes computed once, the next token of each. Used by the engine.
+"""Decode sequences of any length in one batch, computing shared prefixes once. Used by the engine transformers.
 
-prefixes.py finds what prompts begin with together; flat.py decodes without padding, through attention.py and cohort.py;
-padded.py serves the models that those cannot; choice.py picks tokens.
+prefixes.py finds shared prefixes of prompts; flat.py decodes without padding, using attention.py and batch_slab.py;
+padded.py is for models that flat.py does not support; sampler.py picks tokens.
 """

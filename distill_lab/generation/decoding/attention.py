@@ -1,9 +1,9 @@
-"""Attention over fresh tokens of many rows in one line, their own past, and prefixes they share.
+"""Attention of new tokens from many rows, concatenated without padding, to their own past and to shared prefixes.
 
-A plan says which tokens belong to which row; transformers' models hand it through to the attention function registered
-here. Queries of all rows that share a prefix look at it in one product, and what they see there is joined with what
-they see of their own by the weights of the two softmaxes (as in Juravsky et al. 2024, "Hydragen").
-Shapes: N fresh tokens, H heads, G key-value heads, D head size; R rows of one group, S tokens of its longest, T columns.
+A plan says which tokens belong to which row; transformers' models pass it on to the attention function registered here.
+All rows that share a prefix attend to it in one product, and the result is combined with the attention to their own
+tokens by the weights of the two softmaxes (as in Juravsky et al. 2024, "Hydragen").
+Shapes: N new tokens, H heads, G key-value heads, D head size; R rows of one group, S tokens of its longest, T columns.
 """
 
 from __future__ import annotations
@@ -16,44 +16,44 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from distill_lab.generation.decoding.cohort import BatchSlab
+from distill_lab.generation.decoding.batch_slab import BatchSlab
 from distill_lab.generation.decoding.prefixes import Prefix
 
 NAME = "distill_lab_flat"
 MAX_SCORES = 1 << 26
-"""Attention scores held at once where the device has no kernel that returns their sums."""
+"""Maximum attention scores in memory if the device has no kernel that returns the log-sum-exp."""
 
-OF_OTHER_ATTENTION = ("softcap", "s_aux", "sinks", "sliding_window", "position_bias", "indices", "block_indices")
-"""Arguments of transformers' models that change what attention is, where they are given."""
+UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "sinks", "sliding_window", "position_bias", "indices", "block_indices")
+"""Arguments of transformers' models that change the attention formula."""
 
 Part = tuple[torch.Tensor, torch.Tensor | None]
-"""Attention outputs [..., D], and log-sum-exp of the scores [...] where it is needed."""
+"""Attention outputs [..., D], and log-sum-exp of the scores [...] if needed."""
 Shared = list[tuple[Prefix, torch.Tensor | None]]
-"""Prefixes and which fresh tokens look at them (None: all)."""
+"""Prefixes, each with the indices of new tokens that attend to it (None: all)."""
 
 
 class Unsuitable(Exception):
-    """The model does not call attention in the way that is needed here."""
+    """The model does not call attention in a supported way."""
 
 
 class Plan(Protocol):
-    """What the fresh tokens of one forward pass look at."""
+    """What the new tokens of one forward pass attend to."""
 
     num_rows: int
 
     def attend(
         self, layer: int, query_1HND: torch.Tensor, keys_1GND: torch.Tensor, values_1GND: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Outputs [N, H, D]; the fresh keys and values are kept where they belong."""
+        """Return outputs [N, H, D] and store the new keys and values."""
         ...
 
 
 class Step:
-    """One token for each row of `cohorts`, in their order."""
+    """A decoding step: one new token for each row of `slabs`, in their order."""
 
-    def __init__(self, cohorts: Sequence[BatchSlab], shared: Shared) -> None:
-        self.num_rows = sum(map(len, cohorts))
-        self._cohorts, self._shared = cohorts, shared
+    def __init__(self, slabs: Sequence[BatchSlab], shared: Shared) -> None:
+        self.num_rows = sum(map(len, slabs))
+        self._slabs, self._shared = slabs, shared
 
     def attend(
         self, layer: int, query_1HND: torch.Tensor, keys_1GND: torch.Tensor, values_1GND: torch.Tensor, scale: float
@@ -63,25 +63,25 @@ class Step:
         heads, groups, size = query_NHD.shape[1], keys_NGD.shape[1], query_NHD.shape[2]
         parts: list[Part] = []
         first = 0
-        for cohort in self._cohorts:
-            end = first + len(cohort)
-            keys_BGTD, values_BGTD = cohort.append(layer, keys_NGD[first:end], values_NGD[first:end])
-            # The heads of one group are so many queries on the same keys.
+        for slab in self._slabs:
+            end = first + len(slab)
+            keys_BGTD, values_BGTD = slab.append(layer, keys_NGD[first:end], values_NGD[first:end])
+            # The query heads of one group use the same keys.
             query_BGQD = query_NHD[first:end].reshape(-1, groups, heads // groups, size)
             output_BGQD, sums_BGQ = attend(
-                query_BGQD, keys_BGTD, values_BGTD, scale, mask=cohort.mask(query_NHD), sums=bool(self._shared)
+                query_BGQD, keys_BGTD, values_BGTD, scale, mask=slab.mask(query_NHD), sums=bool(self._shared)
             )
             sums_BH = None if sums_BGQ is None else sums_BGQ.reshape(-1, heads)
             parts.append((output_BGQD.reshape(-1, heads, size), sums_BH))
             first = end
-        return with_shared(_joined(parts), query_NHD, self._shared, layer, scale)
+        return with_shared(_concat(parts), query_NHD, self._shared, layer, scale)
 
 
 class Group:
-    """Rows of like length whose tokens stand one after another from `first` on.
+    """Rows of similar length whose tokens follow one another, starting at index `first`.
 
-    keep(layer, keys_RGSD, values_RGSD): takes the keys and values of rows that stand at the right of S columns. copies:
-    the row each kept row is a copy of; None: each is kept once.
+    keep(layer, keys_RGSD, values_RGSD): stores the keys and values of the rows, right-aligned in S columns. copies: for
+    each stored row, the index of the computed row to copy; None: store each computed row once.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Group:
         self._right_RS: torch.Tensor | None = None
         even = len(set(lengths)) == 1
         if not even:
-            # At the left, the causal mask alone hides the padding.
+            # Left-aligned, so that the causal mask alone hides the padding.
             self._left_RS = (starts_R1 + columns_1S.minimum(lengths_R1 - 1)).to(device)
             self._real = (columns_1S < lengths_R1).flatten().nonzero()[:, 0].to(device)
         if copies is not None or not even:
@@ -121,7 +121,7 @@ class Group:
         *,
         sums: bool,
     ) -> Part:
-        """Of each token to those before it in its row: outputs [tokens, H, D], log-sum-exp [tokens, H]."""
+        """Attention of each token to earlier ones in its row: outputs [tokens, H, D], log-sum-exp [tokens, H]."""
         query_RHSD, keys_RGSD, values_RGSD = (
             self._rows(each, self._left_RS) for each in (query_HND, keys_GND, values_GND)
         )
@@ -142,14 +142,14 @@ class Group:
 
     def _rows(self, tokens_GND: torch.Tensor, index_RS: torch.Tensor | None) -> torch.Tensor:
         if index_RS is not None:
-            # By whole tokens: the model makes them [N, G, D], and a token's heads stand side by side.
+            # Index whole tokens: the model's memory layout is [N, G, D], with a token's heads next to each other.
             rows_NGD = tokens_GND.transpose(0, 1).index_select(0, index_RS.flatten())
             return rows_NGD.unflatten(0, index_RS.shape).transpose(1, 2)
         return tokens_GND[:, self._first : self._first + self.num_tokens].unflatten(1, self._shape).transpose(0, 1)
 
 
 class Prefill:
-    """All tokens so far of rows that join, group by group."""
+    """All tokens so far of newly added rows, group by group."""
 
     def __init__(self, groups: Sequence[Group], shared: Shared, *, num_rows: int) -> None:
         self._groups, self._shared, self.num_rows = groups, shared, num_rows
@@ -160,12 +160,12 @@ class Prefill:
         """See `Plan`."""
         inputs = query_1HND[0], keys_1GND[0], values_1GND[0]
         sums = bool(self._shared)
-        part = _joined([group.attend(layer, *inputs, scale, sums=sums) for group in self._groups])
+        part = _concat([group.attend(layer, *inputs, scale, sums=sums) for group in self._groups])
         return with_shared(part, inputs[0].transpose(0, 1), self._shared, layer, scale)
 
 
 def with_shared(own: Part, query_NHD: torch.Tensor, shared: Shared, layer: int, scale: float) -> torch.Tensor:
-    """Outputs of `own` joined with those of the shared prefixes, [N, H, D]. Overwrites `own`."""
+    """Combine the outputs of `own` with attention to the shared prefixes, [N, H, D]. Overwrites `own`."""
     output_NHD, sums_NH = own
     if sums_NH is None:
         return output_NHD
@@ -203,7 +203,7 @@ def attend(
 ) -> Part:
     """Softmax attention and, with `sums`, the log-sum-exp of its scores: [B, H, N, D] and fp32 [B, H, N].
 
-    causal: N is T, and later tokens are not seen. mask: added to the scores.
+    causal: N equals T, and tokens do not attend to later ones. mask: added to the scores.
     """
     if not sums:
         output_BHND = scaled_dot_product_attention(
@@ -226,14 +226,14 @@ def attend_in_parts(
     mask: torch.Tensor | None = None,
     causal: bool = False,
 ) -> Part:
-    """The same by the formula, some queries at a time, on any device."""
+    """The same computed by formula, some queries at a time, on any device."""
     rows, heads, queries, _ = query_BHND.shape
     columns = keys_BHTD.shape[2]
     size = max(1, MAX_SCORES // (rows * heads * columns))
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
     for first in range(0, queries, size):
         part_BHND = query_BHND[:, :, first : first + size]
-        # Scaled first: in half precision the bare products might overflow.
+        # Scale first, because the unscaled products might overflow in half precision.
         scores_BHNT = (part_BHND * scale @ keys_BHTD.transpose(2, 3)).float()
         if mask is not None:
             scores_BHNT = scores_BHNT + mask
@@ -249,11 +249,11 @@ def attend_in_parts(
 
 
 def _lerp(own: torch.Tensor, seen: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """The sum own * (1 - share) + seen * share, in fp32, for a share in bf16 has 8 bits; in the dtype of `own`."""
+    """Own * (1 - share) + seen * share in the dtype of `own`; computed in fp32 because bf16 has only 8 bits."""
     return own.float().lerp(seen.float(), share).to(own.dtype)
 
 
-def _joined(parts: Sequence[Part]) -> Part:
+def _concat(parts: Sequence[Part]) -> Part:
     if len(parts) == 1:
         return parts[0]
     sums = [sums for _, sums in parts if sums is not None]
@@ -270,11 +270,11 @@ def _forward(
     generation_plan: Plan | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls: heads of one line of tokens, [1, H, N, D]; returns [1, N, H, D]."""
+    """The attention function that transformers calls: inputs [1, H, N, D], output [1, N, H, D]."""
     layer = getattr(module, "layer_idx", None)
     if generation_plan is None or not isinstance(layer, int) or attention_mask is not None or key.shape != value.shape:
         raise Unsuitable
-    if any(others.get(name) is not None for name in OF_OTHER_ATTENTION):
+    if any(others.get(name) is not None for name in UNSUPPORTED_ARGUMENTS):
         raise Unsuitable
     scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     return generation_plan.attend(layer, query, key, value, scale)[None], None

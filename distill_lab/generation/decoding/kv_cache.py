@@ -1,9 +1,9 @@
-"""A key-value cache that is written in place: room for the tokens to come, instead of a new tensor at every step.
+"""A preallocated KV cache, updated in place instead of concatenated at each step.
 
-    cache = growing_cache(model.config, room=512)
+    cache = growing_cache(model.config, headroom=512)
 
-Takes the place of transformers' DynamicCache, whose full-attention layers copy everything at every token. Layers of
-other kinds (sliding window, linear attention) stay as transformers makes them.
+Replaces transformers' DynamicCache, whose full-attention layers copy everything at every token. Other layers (sliding
+window, linear attention) remain those of transformers.
 Shapes: B rows, G key-value heads, T tokens, D head size.
 """
 
@@ -17,23 +17,23 @@ from transformers.cache_utils import DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """One full-attention layer. `keys` and `values` are views of buffers that are enlarged by doubling."""
+    """One full-attention layer. `keys` and `values` are views of buffers that grow by doubling."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, headroom: int) -> None:
         super().__init__()
-        self.room = room
-        """Tokens to leave room for after the first ones."""
+        self.headroom = headroom
+        """Tokens to allocate after the first ones."""
         self.length = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append key_states and value_states [B, G, T, D]; returns all of them so far."""
+        """Append key_states and value_states [B, G, T, D]; return all so far."""
         end = self.length + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._keys_BGTD = _empty(key_states, end + self.room)
-            self._values_BGTD = _empty(value_states, end + self.room)
+            self._keys_BGTD = _empty(key_states, end + self.headroom)
+            self._values_BGTD = _empty(value_states, end + self.headroom)
         elif end > self._keys_BGTD.shape[-2]:
             self._keys_BGTD = _enlarged(self._keys_BGTD, self.length, 2 * end)
             self._values_BGTD = _enlarged(self._values_BGTD, self.length, 2 * end)
@@ -43,7 +43,7 @@ class GrowingLayer(DynamicLayer):
         return self._keys_BGTD[:, :, :end], self._values_BGTD[:, :, :end]
 
     def get_seq_length(self) -> int:
-        """Tokens held."""
+        """Number of tokens in the cache."""
         return self.length
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
@@ -54,12 +54,12 @@ class GrowingLayer(DynamicLayer):
             self._show(self.length)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all tokens."""
         super().reset()
         self.length = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -tokens_to_remove tokens."""
+        """Remove the last -tokens_to_remove tokens."""
         if self.is_initialized:
             self._show(self.length - abs(tokens_to_remove))
 
@@ -69,11 +69,11 @@ class GrowingLayer(DynamicLayer):
         self.values = self._values_BGTD[:, :, :length]
 
 
-def growing_cache(config: PreTrainedConfig, *, room: int) -> DynamicCache:
-    """The cache for a model of `config`, its full-attention layers with room for `room` tokens after the first."""
+def growing_cache(config: PreTrainedConfig, *, headroom: int) -> DynamicCache:
+    """The cache for a model of `config`; full-attention layers allocate `headroom` tokens after the first ones."""
     cache = DynamicCache(config=config)
     if cache.layers:
-        cache.layers = [GrowingLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        cache.layers = [GrowingLayer(headroom) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 

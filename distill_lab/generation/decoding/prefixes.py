@@ -1,9 +1,9 @@
-"""What prompts begin with together, so that it is computed once: token lists -> a tree of shared prefixes.
+"""Find prefixes that prompts share, so that they are computed only once: token lists -> a tree of prefixes.
 
-    prefixes = share([[1, 2, 3, 4], [1, 2, 3, 5]], pays=lambda tokens, rows: tokens * rows > 4)
+    prefixes = find_shared_prefixes([[1, 2, 3, 4], [1, 2, 3, 5]], pays=lambda tokens, rows: tokens * rows > 4)
 
-A long system prompt is shared by all rows, the examples after it perhaps by some, a prompt that is sampled several times
-by its samples: each is one `Prefix` below the other.
+All rows may share a long system prompt, some of them the examples after it, and all samples of a prompt the whole prompt:
+each of these is a `Prefix` whose parent is the one before.
 """
 
 from __future__ import annotations
@@ -16,41 +16,41 @@ import numpy as np
 import torch
 
 MIN_TOKENS = 32
-"""A shorter prefix is not worth a look."""
+"""Minimum length of a shared prefix; shorter ones are not worth an attention call."""
 
 
 @dataclass(slots=True, eq=False)
 class Prefix:
-    """Tokens that several prompts have in common, after those of `parent`."""
+    """Tokens that several prompts share, following those of `parent`."""
 
     ids: list[int]
     parent: Prefix | None
     end: int
     """Tokens from the prompt's start to the end of this prefix."""
     order: int
-    """Prefixes below another follow it."""
+    """Position in the tree: children come after their parent."""
     num_waiting: int
-    """Rows that need it and are not done."""
+    """Unfinished rows that need it."""
     keys_values: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    """Per layer its keys and values, [1, key-value heads, tokens, head size]; empty where not computed (again)."""
+    """Keys and values of each layer, [1, key-value heads, tokens, head size]; empty if not computed or freed."""
 
     def path(self) -> Iterator[Prefix]:
-        """This prefix and those it stands on, the longest first."""
+        """This prefix and its ancestors, the longest first."""
         prefix: Prefix | None = self
         while prefix is not None:
             yield prefix
             prefix = prefix.parent
 
     def row_done(self) -> None:
-        """One row less needs this path; what no row needs any more is forgotten."""
+        """One row fewer needs this path; free prefixes that no row needs anymore."""
         for prefix in self.path():
             prefix.num_waiting -= 1
             if not prefix.num_waiting:
                 prefix.keys_values.clear()
 
 
-def share(prompts: Sequence[Sequence[int]], *, pays: Callable[[int, int], bool]) -> list[Prefix | None]:
-    """The longest prefix each prompt shares, where sharing `pays(tokens, rows)`; at least one token stays its own."""
+def find_shared_prefixes(prompts: Sequence[Sequence[int]], *, pays: Callable[[int, int], bool]) -> list[Prefix | None]:
+    """The longest shared prefix of each prompt, if `pays(tokens, rows)`; never includes a prompt's last token."""
     found: list[Prefix | None] = [None] * len(prompts)
     tokens = [np.asarray(ids, dtype=">u4") for ids in prompts]
     keys = [ids.tobytes() for ids in tokens]  # big-endian, so that bytes sort as tokens do
@@ -67,12 +67,12 @@ def share(prompts: Sequence[Sequence[int]], *, pays: Callable[[int, int], bool])
                 parent = Prefix(list(prompts[order[low]][start:end]), parent, end, count, high - low)
                 count += 1
                 start = end
-            # Rows that go on together for some more tokens may share a further prefix.
+            # Rows that share some more tokens may share a further prefix.
             cuts = np.flatnonzero(common[low : high - 1] <= max(end, start + MIN_TOKENS - 1)) + low + 1
             bounds = [low, *cuts.tolist(), high]
             todo += [(one, two, parent) for one, two in pairwise(bounds) if two - one > 1]
-        for place in range(low, high):
-            found[order[place]] = parent
+        for index in range(low, high):
+            found[order[index]] = parent
     return found
 
 

@@ -1,10 +1,10 @@
-"""How many prompt tokens are read in one pass: as many as take a few seconds by this machine's measured pace.
+"""Choose how many prompt tokens to read in one pass, so that it takes a few seconds at this machine's measured speed.
 
-    slices = Slices(first=256, most=8192)
+    slices = Slices(first=256, maximum=8192)
     for part in slices.of(tokens):              parts of a long prompt
-        with slices.timed(len(part)): ...       the next size follows from what this one took
+        with slices.timed(len(part)): ...       its duration determines the next size
 
-A pass that takes minutes would leave whoever waits without a sign of life, and its activations in memory.
+A pass of minutes would show the user no progress and would need memory for many activations.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-FEWEST_TOKENS = 64
-"""A smaller pass reads the weights for too few tokens."""
-SHORTEST_S, MAX_S = 1.0, 4.0
-"""Seconds of a pass: the next one has twice as many tokens after a shorter one, half as many after a longer one."""
+MIN_TOKENS = 64
+"""Minimum tokens per pass; fewer would not be worth reading the weights."""
+MIN_S, MAX_S = 1.0, 4.0
+"""Target seconds of a pass: after a shorter one the next has twice as many tokens, after a longer one half as many."""
 
 
 class Slices:
-    """first, most: tokens of the first pass, and the most there may be in one."""
+    """first: tokens of the first pass; maximum: maximum tokens per pass."""
 
-    def __init__(self, *, first: float, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.most, self.clock = most, clock
-        self.size = min(max(int(min(first, most)), FEWEST_TOKENS), most)
+    def __init__(self, *, first: float, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.maximum, self.clock = maximum, clock
+        self.size = min(max(int(min(first, maximum)), MIN_TOKENS), maximum)
         """Tokens of the next pass."""
         self.prefix_seconds = 0.0
-        """Spent so far on what prompts share."""
+        """Seconds spent so far on shared prefixes."""
 
     def of(self, tokens: Sequence[int]) -> Iterator[Sequence[int]]:
-        """`tokens` in parts, each of the size that is right when it is taken."""
+        """Split `tokens` into parts, each of the current `size`."""
         start = 0
         while start < len(tokens):
-            # No crumb at the end: half a slice more takes hardly longer than a pass of its own.
+            # Avoid a small last part: half a slice more takes hardly longer than a separate pass.
             end = start + self.size if len(tokens) - start > 1.5 * self.size else len(tokens)
             yield tokens[start:end]
             start = end
 
     @contextmanager
     def timed(self, num_tokens: int) -> Iterator[None]:
-        """The block is a pass over so many tokens; one that fails says nothing."""
+        """Time a block that is a pass over `num_tokens` tokens; ignore passes that fail."""
         start = self.clock()
         yield
         seconds = self.clock() - start
         if seconds > MAX_S:
-            self.size = max(min(self.size, num_tokens) // 2, FEWEST_TOKENS)
-        elif seconds < SHORTEST_S and 2 * num_tokens > self.size:
-            self.size = min(2 * self.size, self.most)
+            self.size = max(min(self.size, num_tokens) // 2, MIN_TOKENS)
+        elif seconds < MIN_S and 2 * num_tokens > self.size:
+            self.size = min(2 * self.size, self.maximum)

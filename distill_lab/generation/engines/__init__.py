@@ -1,12 +1,12 @@
-"""What generates: prompts in, completions out. One file per engine; the file name is the registry.
+"""Engines generate completions: prompts in, completions out. One file per engine; the file name is the engine's name.
 
     engine = load_engine(ModelConfig(model="tiny:teacher"), EngineConfig())
     for completion in engine.generate(prompts, SamplingConfig()): ...
 
 An engine module has two functions: `load(model, config) -> Engine`, and `preference() -> int`, how well it suits this
-machine (0: only where it is asked for by name). `auto` takes the highest. `preference` must be quick and not raise.
-A model named PREFIX:NAME belongs to the engine PREFIX_api, where there is one, whatever engine is chosen: it runs on a
-server, only a teacher can be one, and its weights are not here.
+machine (0: use it only if requested by name). `auto` takes the highest. `preference` must be quick and must not raise. A
+model named PREFIX:NAME always uses the engine PREFIX_api, if there is one: it runs on a server, its weights are not on this
+machine, and only a teacher can be such a model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distill_lab.types import Completion, Prompt
 
 
 class Engine(Protocol):
-    """A loaded model that answers."""
+    """A loaded model that generates."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, in any order, each as soon as it is done."""
@@ -33,14 +33,14 @@ class Engine(Protocol):
 
 
 def engine_names() -> list[str]:
-    """The engines there are: the modules of this package, except its helpers (`_*.py`)."""
+    """Names of all engines: the modules of this package except helpers (`_*.py`)."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load_engine(model: ModelConfig, config: EngineConfig, *, on_note: Callable[[str], None] | None = None) -> Engine:
-    """The engine `config` names, its model loaded. Raises UserError for an unknown name, ModelError for the model.
+    """The engine named in `config`, with its model loaded. Raises UserError for an unknown name, ModelError for the model.
 
-    on_note: is told what a user should know of how the model is run.
+    on_note: receives what a user should know about how the model is run.
     """
     with activity.doing(f"loading {model.model}"):
         engine: Engine = _module(chosen_engine(model, config)).load(model, config)
@@ -51,7 +51,7 @@ def load_engine(model: ModelConfig, config: EngineConfig, *, on_note: Callable[[
 
 
 def complete(engine: Engine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
-    """As `engine.generate`. Raises UserError where it ends with other than `num_samples` completions of every prompt."""
+    """Like `engine.generate`. Raises UserError if it ends without `num_samples` completions of every prompt."""
     missing = {(prompt.id, sample) for prompt in prompts for sample in range(sampling.num_samples)}
     number = len(missing)
     for completion in engine.generate(prompts, sampling):
@@ -59,13 +59,13 @@ def complete(engine: Engine, prompts: Sequence[Prompt], sampling: SamplingConfig
         yield completion
     if missing:
         raise UserError(
-            f"the engine returned {number - len(missing)} of {number} completions; run the same command again, or take "
-            "another engine (--engine)"
+            f"the engine returned only {number - len(missing)} of {number} completions; run the same command again, or "
+            "use another engine (--engine)"
         )
 
 
 def chosen_engine(model: ModelConfig, config: EngineConfig) -> str:
-    """The name of the engine that `load_engine` takes. Raises UserError for an unknown one."""
+    """The name of the engine that `load_engine` uses. Raises UserError for an unknown one."""
     if server := api_engine(model.model):
         return server
     if config.engine == "auto":
@@ -73,24 +73,24 @@ def chosen_engine(model: ModelConfig, config: EngineConfig) -> str:
             return "transformers"
         return max(engine_names(), key=lambda name: _module(name).preference())
     if config.engine not in engine_names():
-        raise UserError(f"no engine {config.engine!r}; there are: auto, {', '.join(engine_names())}")
+        raise UserError(f"no engine {config.engine!r}; choose from: auto, {', '.join(engine_names())}")
     return config.engine
 
 
-def settled(model: ModelConfig, config: EngineConfig) -> ModelConfig:
-    """`model` with the dtype and quantization it has on the engine of this process (`models.settled`).
+def resolve_engine_precision(model: ModelConfig, config: EngineConfig) -> ModelConfig:
+    """`model` with the dtype and quantization it will have on this engine (`loading.resolve_precision`).
 
-    As it is where another process or library decides: a server, vLLM, workers of a cluster. Raises ModelError.
+    Unchanged if another process or library decides: a server, vLLM, workers of a cluster. Raises ModelError.
     """
     if chosen_engine(model, config) != "transformers":
         return model
-    from distill_lab.models.loading import settled
+    from distill_lab.models.loading import resolve_precision
 
-    return settled(model)
+    return resolve_precision(model)
 
 
 def check_engine(model: ModelConfig, config: EngineConfig) -> None:
-    """Raise what `load_engine` raises before it loads: no such engine, its package or its server's address missing."""
+    """Raise UserError for problems that need no loading: no such engine, missing package, missing server address."""
     module = _module(chosen_engine(model, config))
     if api_engine(model.model):
         module.load(model, config)  # sends nothing

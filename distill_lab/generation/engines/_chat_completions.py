@@ -1,4 +1,4 @@
-"""The chat completions protocol (OpenAI's, spoken by vLLM, SGLang, Ollama and others): prompt -> JSON -> completion.
+"""The chat completions protocol of OpenAI (also vLLM, SGLang, Ollama and others): prompt -> JSON -> completion.
 
 body = request_body("gpt", prompt, sampling, sample=0, extra={})
 completion = to_completion(response_json, prompt.id, 0)
@@ -14,16 +14,16 @@ from distill_lab.config import SamplingConfig
 from distill_lab.types import Completion, Prompt
 
 SEED_STEP = 1_000_003
-"""Between the seeds of a prompt's samples, so that runs with neighbouring seeds share none."""
+"""Difference between the seeds of a prompt's samples, so that runs with nearby seeds do not share seeds."""
 
 
 FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 NEUTRAL = {"top_k": -1}
-"""What servers take for all tokens, where the lab has 0: vLLM's earlier versions and SGLang refuse that."""
+"""What servers accept as "all tokens" where the lab has 0, which earlier vLLM versions and SGLang reject."""
 
 
 class RequestRejected(Exception):
-    """This prompt gets no answer however often it is asked. kind: failures of one kind may have one cause."""
+    """A request that fails no matter how often it is retried. kind: failures of the same kind may have the same cause."""
 
     def __init__(self, reason: str, *, kind: str = "") -> None:
         super().__init__(reason)
@@ -39,13 +39,13 @@ def request_body(
     extra: Mapping[str, Any],
     neutral: bool = False,
 ) -> dict[str, Any]:
-    """The JSON of one request; `extra` goes over it, and takes out what it has as None.
+    """The JSON body of one request; `extra` overrides its fields and removes those set to None.
 
-    A server fills in what is missing, from the model's generation_config or as it was started: temperature and top_p are
-    always sent, and with `neutral` also the values of top_k, min_p and repetition_penalty that change nothing. Those are no
-    part of OpenAI's protocol, and hosted servers refuse fields that they do not know; without `neutral` they are sent only
-    where they are set. With `sampling.from_model` what is at its default is left to the server.
-    Thinking in earlier turns is left out, as chat templates do.
+    A server fills in missing fields from the model's generation_config or its own settings. Therefore temperature and
+    top_p are always sent, and with `neutral` also the values of top_k, min_p and repetition_penalty that have no effect.
+    OpenAI's protocol does not have these three, and hosted servers reject unknown fields; without `neutral` they are sent
+    only if set. With `sampling.from_model`, fields at their default are left to the server. Thinking in earlier turns is
+    dropped, as in chat templates.
     """
     messages = [
         {name: value for name, value in message.items() if name not in ("thinking", "reasoning_content")}
@@ -71,45 +71,45 @@ def request_body(
 
 
 def to_completion(data: Mapping[str, Any], prompt_id: str, sample: int) -> Completion:
-    """The completion in a response. Thinking: `reasoning_content`, `reasoning`, or what stands in think tags.
+    """The completion in a response. Thinking is `reasoning_content`, `reasoning`, or text in think tags.
 
-    num_tokens is `usage.completion_tokens`, and 0 where the server does not say. An answer that a content filter cut
-    becomes an error completion. Raises RequestRejected where there is no answer in it.
+    num_tokens is `usage.completion_tokens`, or 0 if the server does not report it. An answer cut off by a content filter
+    becomes an error completion. Raises RequestRejected if the response contains no answer.
     """
     choices = data.get("choices")
     if not isinstance(choices, list) or not choices:
-        raise RequestRejected("the server's response holds no choices")
+        raise RequestRejected("the server's response has no choices")
     choice = choices[0]
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
-        raise RequestRejected("the server's choice holds no message")
+        raise RequestRejected("the choice in the server's response has no message")
     usage = data.get("usage")
     counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
     num_tokens = counted if type(counted) is int and counted > 0 else 0
     reason, content = choice.get("finish_reason"), message.get("content")
     if reason == "content_filter":
-        error = "the server's content filter cut the answer"
+        error = "the server's content filter cut off the answer"
         return Completion(prompt_id, sample, "", None, "error", num_tokens, error)
     thinking = message.get("reasoning_content") or message.get("reasoning")
     if not isinstance(thinking, str) or not thinking.strip():
         thinking = None
     if not isinstance(content, str):
-        # A server that takes thinking and answer apart has no content where the answer was never begun.
+        # A server that separates thinking from the answer returns no content if the answer never started.
         if content is not None or thinking is None:
             found = "null" if content is None else f"a JSON {type(content).__name__}"
-            raise RequestRejected(f"the answer's content is {found}, no text (finish_reason {reason!r})")
+            raise RequestRejected(f"the answer's content is {found} instead of text (finish_reason {reason!r})")
         content = ""
     if reason not in ("stop", "length"):
-        raise RequestRejected(f"the answer is not whole: its finish_reason is {one_line(repr(reason))}")
+        raise RequestRejected(f"the answer is incomplete: its finish_reason is {one_line(repr(reason))}")
     if thinking is None:
         thinking, content = chat.split_thinking(content)
-    else:  # as split_thinking leaves them
+    else:  # the same form as from split_thinking
         thinking, content = thinking.strip("\n"), content.lstrip("\n")
     return Completion(prompt_id, sample, content, thinking, reason, num_tokens)
 
 
 def error_message(data: Any) -> str:
-    """What an error response says: OpenAI's, vLLM's, FastAPI's and Ollama's forms."""
+    """The message in an error response: formats of OpenAI, vLLM, FastAPI and Ollama."""
     if not isinstance(data, dict):
         return ""
     error = data.get("error") or data.get("detail") or data.get("message") or ""
@@ -119,6 +119,6 @@ def error_message(data: Any) -> str:
 
 
 def one_line(text: str) -> str:
-    """On one line, shortened."""
+    """`text` on one line, shortened."""
     text = " ".join(text.split())
     return text if len(text) <= 300 else f"{text[:300]} [...]"

@@ -1,11 +1,11 @@
-"""A coroutine's results as a plain iterator: it runs in an event loop in a thread of its own, at most `room` ahead.
+"""Iterate over a coroutine's results: it runs in an event loop in a separate thread, at most `room` items ahead.
 
     async def produce(deliver):
         await deliver(await something())
 
     for item in iterate(produce, room=8): ...
 
-Works where an event loop already runs (a notebook), and keeps working between two items.
+Works even if an event loop is already running (a notebook), and keeps working between items.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Deliver = Callable[[T], Awaitable[None]]
-"""Hands an item over; waits while `room` items wait already."""
+"""Delivers an item; waits while `room` items are waiting."""
 
 
 class _End:
-    """Stands behind the last item."""
+    """Marks the end of the items."""
 
 
 def iterate(produce: Callable[[Deliver[T]], Coroutine[Any, Any, None]], *, room: int) -> Iterator[T]:
-    """What `produce(deliver)` delivers, in that order, then what it raises.
+    """Yield what `produce(deliver)` delivers, in that order, then raise what it raises.
 
-    Nothing runs before the first `next`. Whoever stops early (break, an error, Ctrl-C) cancels what is under way. An
-    item whose delivery is cancelled while it waits for room comes out all the same.
+    Nothing runs before the first `next`. Stopping early (break, an error, Ctrl-C) cancels running work. An item whose
+    delivery is canceled while it waits for room is still yielded.
     """
     items: SimpleQueue[T | _End] = SimpleQueue()
     free = asyncio.Semaphore(room)

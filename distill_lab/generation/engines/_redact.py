@@ -1,12 +1,12 @@
-r"""A secret taken out of text, as it is and in the forms in which servers and libraries repeat it.
+r"""Remove a secret from text, both verbatim and in the forms in which servers and libraries repeat it.
 
     redact = Redactor("sk-secret-0123456789abcdef")
     redact("you sent sk%2Dsecret-01234 56789abcdef")      -> "you sent ***"
 
-Found are: the secret in any case, split by spaces, quotes, line ends or invisible characters, half of it or more, spelled
-backwards, in percent, backslash, HTML and quoted-printable escapes (mixed, and of some characters only), in hexadecimal or
-decimal numbers, and in base64 at any place of what was encoded. Text in which a form remains that cannot be cut out is
-withheld as a whole.
+Finds the secret in any case, split by spaces, quotes, line breaks or invisible characters, half of it or more, reversed, in
+percent, backslash, HTML and quoted-printable escapes (mixed, and of some characters only), in hexadecimal or decimal
+numbers, and in base64 at any offset of the encoded text. Text that contains a form that cannot be removed is withheld
+completely.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from urllib.parse import unquote
 
 MARK = "***"
-SHORTEST = 8
-"""A shorter secret is a placeholder (EMPTY, ollama), which may well occur in an answer: nothing is taken out."""
+MIN_LENGTH = 8
+"""A shorter secret is a placeholder (EMPTY, ollama) that may occur in an answer; it is not removed."""
 LONG = 16
-"""From so many characters on a secret is looked for in pieces too; a shorter one may be a word."""
-SHORTEST_PIECE = 10
+"""Minimum length of secrets that are also removed in pieces; a shorter one may be a word."""
+MIN_PIECE = 10
 _INVISIBLE = r"\x00-\x20\x7f-\xa0\xad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff"
 _BETWEEN = rf"(?:[{_INVISIBLE}\"'`,;|*]|\\{{1,4}}[nrtbf0\"'/])"
 _OTHER = re.compile(r"[^0-9a-z]+")
@@ -30,11 +30,11 @@ _ESCAPE = re.compile(r"\\{1,4}(?:u\{?0*([0-9a-fA-F]{2})\}?|x([0-9a-fA-F]{2})|([0
 
 
 class Redactor:
-    """Takes one secret out of text; an empty or short one is none."""
+    """Removes one secret from text; an empty or short secret is ignored."""
 
     def __init__(self, secret: str) -> None:
         self.secret = secret
-        self._on = len(secret) >= SHORTEST
+        self._on = len(secret) >= MIN_LENGTH
         if not self._on:
             return
         self._pieces = _pieces(secret) if len(secret) >= LONG else []
@@ -45,7 +45,7 @@ class Redactor:
         hexes = ["".join(f"{number:02x}" for number in code) for code in codes]
         decimals = [[str(number) for number in code] for code in codes]
         needles = (*texts, *base64s, *hexes, *("".join(row) for row in decimals), *self._pieces)
-        self._needles = {needle for needle in map(self._squeezed, needles) if len(needle) >= SHORTEST}
+        self._needles = {needle for needle in map(self._squeezed, needles) if len(needle) >= MIN_LENGTH}
         between = f"{_BETWEEN}{{0,8}}" if len(secret) >= LONG else ""
         forms = [f"(?i:{between.join(map(_spelled, text))})" for text in texts]
         forms += [between.join(map(_spelled, text)) for text in base64s]
@@ -55,7 +55,7 @@ class Redactor:
         self._forms = re.compile("|".join(forms))
 
     def __call__(self, text: str) -> str:
-        """`text` with MARK in place of the secret."""
+        """`text` with the secret replaced by MARK."""
         if not self._on or not self._is_in(text):
             return text
         text = self._forms.sub(MARK, text)
@@ -63,22 +63,22 @@ class Redactor:
         return MARK if self._is_in(text) else text
 
     def _is_in(self, text: str) -> bool:
-        """Whether any form of the secret may be in the text: cheap, for nearly all texts hold none."""
+        """Whether the text may contain any form of the secret; fast, because nearly all texts contain none."""
         squeezed = self._squeezed(_decoded(text))
         return any(needle in squeezed for needle in self._needles)
 
     def _squeezed(self, text: str) -> str:
-        """In small letters and, for a long secret, without all that may stand between its characters."""
+        """`text` in lower case and, for a long secret, without anything that may separate its characters."""
         text = text.lower()
         return _OTHER.sub("", text.replace("0x", "")) if len(self.secret) >= LONG else text
 
     def _without_pieces(self, text: str) -> str:
         lower, spans = text.lower(), []
         for piece in self._pieces:
-            place = lower.find(piece)
-            while place >= 0:
-                spans.append((place, place + len(piece)))
-                place = lower.find(piece, place + 1)
+            offset = lower.find(piece)
+            while offset >= 0:
+                spans.append((offset, offset + len(piece)))
+                offset = lower.find(piece, offset + 1)
         kept, end = [], 0
         for start, stop in sorted(spans):
             if start > end or not kept:
@@ -88,13 +88,13 @@ class Redactor:
 
 
 def _pieces(secret: str) -> Iterable[str]:
-    """Every piece of half the secret's length, in small letters."""
-    size = max(SHORTEST_PIECE, (len(secret) + 1) // 2)
+    """Every piece of half the secret's length, in lower case."""
+    size = max(MIN_PIECE, (len(secret) + 1) // 2)
     return [secret[start : start + size].lower() for start in range(len(secret) - size + 1)]
 
 
 def _spelled(character: str) -> str:
-    """A pattern for one character, as it is or escaped."""
+    """A pattern for one character, verbatim or escaped."""
     code = ord(character)
     high, low = f"{code:02x}"
     two = f"(?i:{high}{low})"
@@ -103,18 +103,18 @@ def _spelled(character: str) -> str:
 
 
 def _base64(secret: bytes) -> list[str]:
-    """What base64 makes of the secret wherever it stands in what is encoded, both alphabets."""
+    """Base64 of the secret at any offset in the encoded text, in both alphabets."""
     found = set()
     for before in range(3):
         text = base64.b64encode(b"\0" * before + secret).decode().rstrip("=")
-        # Of the characters at the ends some bits are the neighbours'.
+        # The characters at the ends also contain bits of the neighboring bytes.
         text = text[(0, 2, 3)[before] : len(text) - ((before + len(secret)) % 3 > 0)]
         found |= {text, text.replace("+", "-").replace("/", "_")}
     return sorted(found)
 
 
 def _decoded(text: str) -> str:
-    """Text with its escapes read."""
+    """`text` with escapes decoded."""
     for _ in range(3):
         before = text
         if "%" in text:

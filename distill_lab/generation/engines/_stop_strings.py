@@ -1,6 +1,6 @@
-"""Texts that end a completion, found wherever they fall on token boundaries.
+"""Stop strings, found even when they span several tokens.
 
-Data in: the tokens of a completion so far. Data out: where in its text a stop text begins, as soon as it is complete.
+Data in: the tokens of a completion so far. Data out: the offset of a stop string in its text, once it is complete.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 REPLACEMENT = "\ufffd"
-"""What decoders write for bytes that are no whole character yet."""
+"""What decoders return for bytes that are not yet a complete character."""
 
 
 class StopStrings:
-    """`texts` in the text that `decode` makes of tokens. `token_ids`: those that are one token by themselves."""
+    """Finds `texts` in the text that `decode` returns for tokens. `token_ids`: stop strings that are single tokens."""
 
     def __init__(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, decode: Callable[[Sequence[int]], str]
@@ -25,14 +25,14 @@ class StopStrings:
         self._decode, self._tokenizer = decode, tokenizer
         self._last_characters = {text[-1] for text in self._texts}
         self._may_complete: dict[int, bool] = {}
-        # Each token gives at least a byte; tokens that show nothing are why there are some more.
+        # Each token yields at least one byte; a few more, because some tokens yield nothing.
         self._tail = 8 + max((len(text.encode()) for text in self._texts), default=0)
 
     def __bool__(self) -> bool:
         return bool(self._texts)
 
     def find(self, tokens: Sequence[int]) -> int | None:
-        """The place in the whole text where a stop text begins that the last token has completed; else None."""
+        """The offset in the whole text of a stop string that the last token completed; None if there is none."""
         last = tokens[-1]
         if last not in self._may_complete:
             self._may_complete[last] = self._ends_one(last)
@@ -42,10 +42,10 @@ class StopStrings:
         if not any(text in tail for text in self._texts):
             return None
         whole = self._decode(tokens)
-        return min((place for text in self._texts if (place := whole.find(text)) >= 0), default=None)
+        return min((offset for text in self._texts if (offset := whole.find(text)) >= 0), default=None)
 
     def _ends_one(self, token: int) -> bool:
-        """Whether a stop text's last character can come from this token: what spares most tokens the decoding."""
+        """Whether this token can contain the last character of a stop string; saves decoding for most tokens."""
         text = str(self._tokenizer.decode([token], skip_special_tokens=False))
-        # Some decoders drop the space before a first word, so white space is never ruled out.
+        # Some decoders drop the space before a first word, so white space always counts as possible.
         return REPLACEMENT in text or any(end in text or end.isspace() for end in self._last_characters)

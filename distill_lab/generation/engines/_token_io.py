@@ -1,10 +1,10 @@
-"""What a model is given and what its tokens say: prompts -> token ids, generated token ids -> completions.
+"""Convert prompts to token ids, and generated token ids to completions.
 
     io = TokenIO(tokenizer, generation_config)
     ids, limit, refusal = io.request(prompt, sampling, context=4096)
     completion = io.completion(prompt, 0, ids, tokens, "stop")
 
-For engines whose library makes the tokens, so that their completions read as those of the engine transformers do.
+Shared by engines that generate tokens, so that all turn them into completions in the same way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class TokenIO:
-    """A tokenizer, the tokens that end a completion (`end_ids`), and those that are not shown."""
+    """A tokenizer, the tokens that end a completion (`end_ids`), and those left out of its text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None) -> None:
         self.tokenizer = tokenizer
@@ -33,9 +33,9 @@ class TokenIO:
         self._hidden_ids.update(self.end_ids)
 
     def request(self, prompt: Prompt, sampling: SamplingConfig, *, context: int) -> tuple[list[int], int, str]:
-        """Token ids of a prompt, the most tokens its completion may have, and why it cannot be asked (empty: it can).
+        """Token ids of a prompt, the maximum tokens of its completion, and why the model cannot answer it (or "").
 
-        context: most tokens of prompt and completion together. Raises UserError where the tokenizer has no template.
+        context: maximum tokens of prompt plus completion. Raises UserError if the tokenizer has no template.
         """
         try:
             ids = chat.prompt_ids(self.tokenizer, prompt.messages, thinking=sampling.thinking)
@@ -47,11 +47,11 @@ class TokenIO:
         return (
             ids,
             limit,
-            "" if limit > 0 else f"the prompt has {len(ids)} tokens, and the model's context is {context}",
+            "" if limit > 0 else f"the prompt has {len(ids)} tokens, but the model's context is {context}",
         )
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The tokens as text, special ones left out except for the tags that thinking is known by."""
+        """The tokens as text, without special tokens except thinking and solution tags."""
         shown = [token for token in tokens if token not in self._hidden_ids]
         return str(self.tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
@@ -65,7 +65,7 @@ class TokenIO:
         *,
         cut_at: int | None = None,
     ) -> Completion:
-        """The completion that `tokens` are. cut_at: where in their text a stop text begins."""
+        """The completion for `tokens`. cut_at: offset of a stop string in their text."""
         opened = chat.opens_thinking(self.tokenizer, prompt_ids)
         thinking, content = chat.split_thinking(self.text(tokens)[:cut_at], opened=opened)
         return Completion(prompt.id, sample, content, thinking, reason, len(tokens))

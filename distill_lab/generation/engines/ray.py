@@ -1,10 +1,10 @@
-"""Generation by many workers on a Ray cluster, each holding another engine: prompts in, completions out as each is done.
+"""Generate with many workers on a Ray cluster, each using another engine: prompts in, completions out as each is done.
 
     distill generate --engine ray --engine.ray-engine transformers --engine.num-workers 2 --model tiny:teacher ...
     RAY_ADDRESS=auto distill generate --engine ray --model Qwen/Qwen2.5-7B-Instruct ...
 
-Each worker loads the model once. One bad prompt or one dead worker loses nothing: see `cluster/`.
-A local directory of a model must be there on every machine, under the same path.
+Each worker loads the model once. A bad prompt or a dead worker loses no completions: see `_ray/`. A local model directory
+must exist on every machine, at the same path.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 
 def preference() -> int:
-    """First where RAY_ADDRESS names a cluster, else only where it is asked for."""
+    """Preferred if RAY_ADDRESS is set; otherwise used only if requested."""
     return 20 if os.environ.get("RAY_ADDRESS") and find_spec("ray") is not None else 0
 
 
 def load(model: ModelConfig, config: EngineConfig) -> RayEngine:
-    """Find the cluster; workers load the model when they are first asked. Raises UserError."""
+    """Connect to the cluster; workers load the model on first use. Raises UserError."""
     check(config)
     from distill_lab.generation.engines._ray.pool import RayEngine, connect
 
     folder = Path(model.model).expanduser()
     if folder.exists():
-        # A worker may have another current folder.
+        # A worker may have another working directory.
         model = model.model_copy(update={"model": str(folder.resolve())})
     connect()
     return RayEngine(model, config)
 
 
 def check(config: EngineConfig) -> None:
-    """Raise UserError where Ray is not installed, or where workers are to hold Ray itself."""
+    """Raise UserError if Ray is not installed, or if the workers' engine is Ray itself."""
     if find_spec("ray") is None:
         raise UserError("the engine ray needs Ray, which is not installed here; pip install ray")
     if config.ray_engine == "ray":
-        raise UserError("engine.ray_engine is what each worker holds, so it cannot be ray; take transformers or vllm")
+        raise UserError("engine.ray_engine is the engine of each worker, so it cannot be ray; use transformers or vllm")

@@ -1,11 +1,10 @@
-"""Generation with a Hugging Face model, anywhere transformers runs: prompts in, completions out as each is done.
+"""Generate with a Hugging Face model, anywhere transformers runs: prompts in, completions out as each is done.
 
-In fp32 on a CPU greedy output equals `model.generate`, and sampled output of a prompt does not depend on its batch
-(`sampling.py`). In bf16 or fp16, and on a GPU, sums differ in their last bits with the shape of the batch, and a near tie
-between two tokens may fall the other way: a token here and there differs, as it does between two batches of `generate`.
-Prompts are read in passes of a few seconds (`decoding/slices.py`), and what is done is reported. What prompts begin with
-together is computed once, rows that are done give their place to waiting ones, and what does not fit the memory is tried
-with half the rows.
+In fp32 on a CPU, greedy output equals `model.generate`, and a prompt's sampled output does not depend on its batch
+(`sampling.py`). In bf16 or fp16, and on a GPU, the last bits of sums depend on the shape of the batch, so a near tie between
+two tokens may go the other way: occasional tokens differ, as between two batches of `generate`. Prompts are read in passes
+of a few seconds (`decoding/slices.py`) with progress reports. Shared prefixes of prompts are computed once, waiting rows
+replace finished ones, and a batch that does not fit in memory is retried with half the rows.
 """
 
 from __future__ import annotations
@@ -27,40 +26,40 @@ from distill_lab.activity import Decoding
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import UserError
-from distill_lab.generation.decoding.choice import Choice
 from distill_lab.generation.decoding.flat import FlatBatch, extra_bytes, why_not
 from distill_lab.generation.decoding.padded import PaddedBatch
-from distill_lab.generation.decoding.prefixes import share
-from distill_lab.generation.decoding.row import Row
+from distill_lab.generation.decoding.prefixes import find_shared_prefixes
+from distill_lab.generation.decoding.sampler import Sampler
+from distill_lab.generation.decoding.sequence import DecodingSequence, NextTokens
 from distill_lab.generation.decoding.slices import Slices
 from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
-from distill_lab.models.generation_config import settings_in, with_own
+from distill_lab.models.generation_config import settings_in, with_generation_config
 from distill_lab.models.loading import load_model
 from distill_lab.types import Completion, Prompt
 
 WINDOW = 8192
-"""Completions whose prompts are looked through together for shared prefixes and sorted."""
+"""Number of completions whose prompts are sorted and searched for shared prefixes together."""
 MAX_ROWS_CPU, MAX_ROWS_GPU = 256, 1024
-"""Most rows of a batch where the engine chooses: a CPU gains nothing beyond, a GPU is bound by launches up to it."""
+"""Maximum rows per batch if the engine chooses: more do not help a CPU; fewer leave a GPU bound by kernel launches."""
 MAX_PREFILL_CPU, MAX_PREFILL_GPU = 8_192, 131_072
-"""Most tokens of the prompts that join a batch at once, where the engine chooses: they bound the pass's memory."""
+"""Maximum prompt tokens added to a batch at once if the engine chooses; limits the memory of the pass."""
 FIRST_FLOP_CPU, FIRST_FLOP_GPU = 2e11, 1e14
-"""Operations of the first pass over prompts, a few seconds' worth; from then on its measured pace decides (`Slices`)."""
+"""Operations of the first pass over prompts, a few seconds' worth; then the measured speed decides (`Slices`)."""
 REPORT_EVERY_S = 1.0
-"""Between reports of how many tokens are generated so far."""
-CACHE_SHARE = 0.5
-"""Share of the free memory that a batch's keys and values and logits may be expected to take."""
+"""Seconds between reports of how many tokens are generated so far."""
+CACHE_FRACTION = 0.5
+"""Fraction of free memory that a batch's KV cache and logits are expected to take."""
 EXPECTED_TOKENS = 1024
-"""Most tokens a row is expected to get when the memory is divided."""
-REFILL_SHARE = 1 / 8
-"""Waiting rows join once this share of the batch's places is free."""
-ROOM = 128
-"""Tokens that room is first made for; it doubles when they are used up."""
+"""Maximum tokens per row to plan memory for."""
+REFILL_FRACTION = 1 / 8
+"""Waiting rows are added once this fraction of the batch is free."""
+INITIAL_CACHE_TOKENS = 128
+"""Initial cache headroom in tokens; doubled when full."""
 
 
 def preference() -> int:
-    """Suits every machine; engines made for the hardware at hand come first."""
+    """Works on every machine; engines made for its hardware are preferred."""
     return 1
 
 
@@ -82,7 +81,7 @@ class _Job:
 
 @dataclass(slots=True)
 class _Done:
-    """How far a call of `generate` is; see `activity.Decoding`."""
+    """Progress of a call of `generate`; see `activity.Decoding`."""
 
     rows: int = 0
     rows_read: int = 0
@@ -93,7 +92,7 @@ class _Done:
 
 
 class TransformersEngine:
-    """A model in evaluation mode, its tokenizer and the batch size (0: chosen by memory)."""
+    """A model in evaluation mode, its tokenizer and the batch size (0: chosen by free memory)."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 0) -> None:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
@@ -104,11 +103,11 @@ class TransformersEngine:
         self._text_config = model.config.get_text_config(decoder=True)
         reason = why_not(model)
         self._flat = not reason
-        self.note = f"decoded with padding, which is slower: {reason}" if reason else ""
-        """What a user should know of how this model is decoded; empty: nothing."""
+        self.note = f"decoding with padding, which is slower: {reason}" if reason else ""
+        """What a user should know about decoding this model; may be empty."""
         self._bytes_per_token = _bytes_per_token(self._text_config, model.dtype)
         self._fitting_rows: int | None = None
-        """Set once a batch did not fit."""
+        """Set once a batch did not fit in memory."""
         self.slices = self._first_slices()
 
     def generate(
@@ -116,57 +115,63 @@ class TransformersEngine:
     ) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, long prompts first, each as soon as it is done.
 
-        min_new_tokens: no completion ends before it has as many tokens (for timing). A prompt that the model cannot
-        take gives a completion with finish_reason "error". Raises UserError where not even one row fits the memory, and
-        where the model's output is not a number.
+        min_new_tokens: minimum length of each completion (for timing). A prompt that the model cannot answer gets a
+        completion with finish_reason "error". Raises UserError if not even one row fits in memory, or if the model's
+        output is not a number.
         """
-        sampling = with_own(sampling, settings_in(self.model.generation_config)) if sampling.from_model else sampling
+        sampling = (
+            with_generation_config(sampling, settings_in(self.model.generation_config))
+            if sampling.from_model
+            else sampling
+        )
         stop = StopStrings(sampling.stop, self.tokenizer, self.io.text)
         job = _Job(sampling, stop, frozenset(self.io.end_ids) | stop.token_ids, min_new_tokens, _Done())
         made = (row for prompt in prompts for row in self._rows(prompt, sampling))
         while window := list(islice(made, WINDOW)):
             yield from (row for row in window if isinstance(row, Completion))
-            rows = [row for row in window if isinstance(row, Row)]
+            rows = [row for row in window if isinstance(row, DecodingSequence)]
             job.done.rows += len(rows)
             yield from self._complete(self._in_order(rows), job)
-            # Who asks by the way (a judge, a measurement) counts nothing.
-            assert all(row.done for row in rows), f"{sum(not row.done for row in rows)} prompts were left unanswered"
+            # Callers such as a judge or a measurement do not check the number of completions.
+            assert all(row.done for row in rows), f"{sum(not row.done for row in rows)} prompts were not answered"
             self._report(job.done)
 
     def refusal(self, prompt: Prompt, sampling: SamplingConfig) -> str:
-        """Why the model cannot take a prompt; empty where it can."""
+        """Why the model cannot answer a prompt; empty if it can."""
         return self.io.request(prompt, sampling, context=self._text_config.max_position_embeddings)[2]
 
-    def _in_order(self, rows: list[Row]) -> deque[Row]:
-        """Rows that share a prefix one after another, otherwise long ones first."""
+    def _in_order(self, rows: list[DecodingSequence]) -> deque[DecodingSequence]:
+        """Sort rows: those that share a prefix next to each other, otherwise the longest first."""
         if self._flat and len(rows) > 1:
-            most_rows, _ = self._most()
-            # Every step pays for a look at the prefix, and saves one look of each row.
-            least = 2 * extra_bytes(self.model.device) * self._text_config.num_hidden_layers
+            max_rows, _ = self._max_batch()
+            # Every step needs one more attention call for the prefix, but reads it once instead of once per row.
+            min_bytes = 2 * extra_bytes(self.model.device) * self._text_config.num_hidden_layers
 
             def pays(tokens: int, sharing: int) -> bool:
-                return tokens * min(sharing, most_rows) * self._bytes_per_token >= least
+                return tokens * min(sharing, max_rows) * self._bytes_per_token >= min_bytes
 
-            for row, prefix in zip(rows, share([row.prompt_ids for row in rows], pays=pays), strict=True):
+            for row, prefix in zip(
+                rows, find_shared_prefixes([row.prompt_ids for row in rows], pays=pays), strict=True
+            ):
                 row.prefix = prefix
         rows.sort(key=lambda row: (row.prefix.order if row.prefix else len(rows), -len(row.prompt_ids)))
         return deque(rows)
 
-    def _rows(self, prompt: Prompt, sampling: SamplingConfig) -> Iterator[Row | Completion]:
-        """The rows of one prompt, or its failures where the template or the context refuses it."""
+    def _rows(self, prompt: Prompt, sampling: SamplingConfig) -> Iterator[DecodingSequence | Completion]:
+        """The rows of one prompt, or error completions if the template or the context length rejects it."""
         context = self._text_config.max_position_embeddings
         ids, limit, reason = self.io.request(prompt, sampling, context=context)
         for sample in range(sampling.num_samples):
             if reason:
                 yield Completion(prompt.id, sample, "", None, "error", 0, reason)
             else:
-                yield Row(prompt, sample, ids, limit)
+                yield DecodingSequence(prompt, sample, ids, limit)
 
-    def _complete(self, waiting: deque[Row], job: _Job) -> Iterator[Completion]:
-        """Completions of `waiting`, or of half as many at a time where the memory is too small; no token is made twice."""
+    def _complete(self, waiting: deque[DecodingSequence], job: _Job) -> Iterator[Completion]:
+        """Complete `waiting`; if memory runs out, retry with half as many rows. No token is generated twice."""
         while waiting:
             batch = self._batch(job)
-            tried: list[Row] = []
+            tried: list[DecodingSequence] = []
             fits = True
             try:
                 yield from self._decode(batch, waiting, tried, job)
@@ -175,8 +180,8 @@ class TransformersEngine:
                     raise
                 fits = False
             if fits:
-                continue  # a batch that nothing can join ends with rows still waiting
-            # Out of the except block: the traceback no longer holds the batch's tensors.
+                continue  # a batch that cannot grow may end with rows still waiting
+            # After the except block, because the traceback kept the batch's tensors alive.
             del batch
             free_memory()
             if len(tried) == 1:
@@ -191,32 +196,32 @@ class TransformersEngine:
             waiting.extendleft(reversed(again))
 
     def _decode(
-        self, batch: FlatBatch | PaddedBatch, waiting: deque[Row], tried: list[Row], job: _Job
+        self, batch: FlatBatch | PaddedBatch, waiting: deque[DecodingSequence], tried: list[DecodingSequence], job: _Job
     ) -> Iterator[Completion]:
-        """Decode until no row is in the batch or, where it can be joined, waiting. tried: set to the rows in memory."""
-        most_rows, most_prefill = self._most()
-        budget = CACHE_SHARE * _free_bytes(self.model.device)
+        """Decode until the batch is empty and, if rows can be added, none is waiting. tried: set to the rows in memory."""
+        max_rows, max_prefill = self._max_batch()
+        budget = CACHE_FRACTION * _free_bytes(self.model.device)
         num_done = 0
         filling = True
         while True:
-            free = most_rows - len(batch.rows)
-            enough = 1 if filling else max(1, min(len(waiting), REFILL_SHARE * most_rows))
-            if not batch.rows or (batch.can_join and free >= enough):
+            free = max_rows - len(batch.rows)
+            enough = 1 if filling else max(1, min(len(waiting), REFILL_FRACTION * max_rows))
+            if not batch.rows or (batch.can_add and free >= enough):
                 held = sum(self._row_bytes(row, job) for row in batch.rows)
-                joining = self._joining(waiting, free, most_prefill, budget - held, job, alone=not batch.rows)
+                added = self._take_fitting(waiting, free, max_prefill, budget - held, job, alone=not batch.rows)
             else:
-                joining = []
-            filling = bool(joining)  # a slice at a time, until the places or the memory are taken
-            tried[:] = batch.rows + joining
-            made = self._advance(batch, joining, job.done)
+                added = []
+            filling = bool(added)  # a slice at a time, until the batch or the memory is full
+            tried[:] = batch.rows + added
+            made = self._advance(batch, added, job.done)
             cut_by_context = False
             for row, token in made:
                 if row.done:
                     continue
                 row.tokens.append(token)
                 may_end = len(row.tokens) > job.min_new_tokens
-                place = job.stop.find(row.tokens) if job.stop and may_end else None
-                ended = place is not None or (may_end and token in job.end_ids)
+                offset = job.stop.find(row.tokens) if job.stop and may_end else None
+                ended = offset is not None or (may_end and token in job.end_ids)
                 if ended or len(row.tokens) >= row.limit:
                     row.done = True
                     num_done += 1
@@ -224,28 +229,28 @@ class TransformersEngine:
                     if row.prefix:
                         row.prefix.row_done()
                     reason = "stop" if ended else "length"
-                    yield self.io.completion(row.prompt, row.sample, row.prompt_ids, row.tokens, reason, cut_at=place)
-            if num_done == len(batch.rows) and not (batch.can_join and waiting):
+                    yield self.io.completion(row.prompt, row.sample, row.prompt_ids, row.tokens, reason, cut_at=offset)
+            if num_done == len(batch.rows) and not (batch.can_add and waiting):
                 return
-            # A row at the end of its context leaves at once: models with learned positions fail beyond it.
-            if num_done and (cut_by_context or num_done >= batch.leave_share * len(batch.rows)):
-                batch.leave()
+            # Evict a row at the end of its context immediately: models with learned positions fail beyond it.
+            if num_done and (cut_by_context or num_done >= batch.evict_fraction * len(batch.rows)):
+                batch.evict()
                 num_done = 0
 
-    def _advance(self, batch: FlatBatch | PaddedBatch, joining: list[Row], done: _Done) -> list[tuple[Row, int]]:
-        """Let rows join, or take one step; reports how far it is."""
+    def _advance(self, batch: FlatBatch | PaddedBatch, added: list[DecodingSequence], done: _Done) -> NextTokens:
+        """Add rows or take one step; report the progress."""
         start, prefixes = self.slices.clock(), self.slices.prefix_seconds
-        if joining and not done.rows_read:
+        if added and not done.rows_read:
             self._report(done)
-        made = batch.join(joining) if joining else batch.step()
+        made = batch.add(added) if added else batch.step()
         seconds = self.slices.clock() - start
-        if joining:
-            done.rows_read += len(joining)
+        if added:
+            done.rows_read += len(added)
             done.seconds_reading += seconds - (self.slices.prefix_seconds - prefixes)
         else:
             done.seconds_decoding += seconds
             done.tokens += sum(not row.done for row, _ in made)
-        if joining or self.slices.clock() - done.reported_at >= REPORT_EVERY_S:
+        if added or self.slices.clock() - done.reported_at >= REPORT_EVERY_S:
             self._report(done)
         return made
 
@@ -259,66 +264,72 @@ class TransformersEngine:
 
     def _first_slices(self) -> Slices:
         on_cpu = self.model.device.type == "cpu"
-        operations = 2 * sum(weight.numel() for weight in self.model.parameters())  # of one token
+        operations = 2 * sum(weight.numel() for weight in self.model.parameters())  # per token
         return Slices(
             first=(FIRST_FLOP_CPU if on_cpu else FIRST_FLOP_GPU) / operations,
-            most=MAX_PREFILL_CPU if on_cpu else MAX_PREFILL_GPU,
+            maximum=MAX_PREFILL_CPU if on_cpu else MAX_PREFILL_GPU,
         )
 
-    def _joining(
-        self, waiting: deque[Row], most: int, most_prefill: int, budget: float, job: _Job, *, alone: bool
-    ) -> list[Row]:
-        """Take the next rows from `waiting` that fit the memory left; alone: at least one."""
-        joining: list[Row] = []
+    def _take_fitting(
+        self, waiting: deque[DecodingSequence], most: int, max_prefill: int, budget: float, job: _Job, *, alone: bool
+    ) -> list[DecodingSequence]:
+        """Take the next rows from `waiting` that fit in the remaining memory; alone: at least one."""
+        added: list[DecodingSequence] = []
         size = self.slices.size if self._flat else math.inf
-        while waiting and len(joining) < most:
+        while waiting and len(added) < most:
             row = waiting[0]
-            most_prefill -= row.num_own if self._flat else len((joining or [row])[0].prompt_ids)  # padding included
+            max_prefill -= row.num_own if self._flat else len((added or [row])[0].prompt_ids)  # includes padding
             budget -= self._row_bytes(row, job)
             size -= row.num_own
-            if size < 0 and joining:
+            if size < 0 and added:
                 break
-            if not self.batch_size and min(most_prefill, budget) < 0 and (joining or not alone):
+            if not self.batch_size and min(max_prefill, budget) < 0 and (added or not alone):
                 break
-            joining.append(waiting.popleft())
-        return joining
+            added.append(waiting.popleft())
+        return added
 
     def _batch(self, job: _Job) -> FlatBatch | PaddedBatch:
-        choice = Choice(
+        sampler = Sampler(
             job.sampling,
             vocabulary=self._text_config.vocab_size,
             end_ids=sorted(job.end_ids),
             min_new_tokens=job.min_new_tokens,
         )
-        room = min(ROOM, job.sampling.max_new_tokens)
+        headroom = min(INITIAL_CACHE_TOKENS, job.sampling.max_new_tokens)
         if self._flat:
-            return FlatBatch(self.model, choice, bytes_per_token=self._bytes_per_token, room=room, slices=self.slices)
+            return FlatBatch(
+                self.model,
+                sampler,
+                bytes_per_token=self._bytes_per_token,
+                headroom=headroom,
+                slices=self.slices,
+            )
         return PaddedBatch(
             self.model,
-            choice,
+            sampler,
             pad_id=int(self.tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
-            room=room,
+            headroom=headroom,
             takes_positions=self._takes_positions,
             last_only=self._last_only,
         )
 
-    def _most(self) -> tuple[int, int]:
-        """Most rows in memory at once, and most tokens of those that join at once."""
+    def _max_batch(self) -> tuple[int, int]:
+        """Maximum rows in memory at once, and maximum tokens added at once."""
         on_cpu = self.model.device.type == "cpu"
         rows = self.batch_size or (MAX_ROWS_CPU if on_cpu else MAX_ROWS_GPU)
         return min(rows, self._fitting_rows or rows), MAX_PREFILL_CPU if on_cpu else MAX_PREFILL_GPU
 
-    def _row_bytes(self, row: Row, job: _Job) -> int:
-        """What a row is expected to take in the end, its share of the logits included."""
+    def _row_bytes(self, row: DecodingSequence, job: _Job) -> int:
+        """Expected final memory of a row in bytes, including its logits."""
         own = len(row.prompt_ids) - (row.prefix.end if row.prefix else 0)
-        # Logits in fp32, and while sampling their probabilities and cumulated probabilities (fp64).
+        # Logits in fp32, and for sampling their probabilities and cumulative probabilities (fp64).
         logits_bytes = self._text_config.vocab_size * (4 if job.sampling.temperature == 0 else 24)
         return self._bytes_per_token * (own + min(row.limit, EXPECTED_TOKENS)) + logits_bytes
 
 
 def _bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """Of its keys and values."""
-    fields = config.to_dict()  # models without grouped heads or a head size of their own lack these fields
+    """Bytes of keys and values per token."""
+    fields = config.to_dict()  # models without grouped heads or an explicit head size lack these fields
     heads = fields.get("num_key_value_heads") or config.num_attention_heads
     size = fields.get("head_dim") or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * size * dtype.itemsize

@@ -1,11 +1,11 @@
-"""Generation with vLLM in this process, on GPUs or a CPU: prompts in, completions out as each is done.
+"""Generate with vLLM in this process, on GPUs or a CPU: prompts in, completions out as each is done.
 
     distill generate --engine vllm --model Qwen/Qwen2.5-7B-Instruct --data ... --out ...
 
-Prompts that begin alike share that part's keys and values. Requests join and leave at any time, there is no batch to wait
-for. What a prompt becomes and how its tokens are read is the same as with the engine transformers; what is drawn depends
-on the seed, the prompt's id and the sample, though not on the same numbers. vLLM computes in processes of its own; they
-are ended even where this one is killed. It is told to send no usage figures.
+Prompts with the same beginning share its keys and values. Requests start and finish at any time; none waits for a batch.
+Tokenization of prompts and decoding of answers are the same as in the engine transformers. Samples depend on the seed, the
+prompt's id and the sample index, but use other random numbers. vLLM computes in child processes, which end even if this
+process is killed. It sends no usage statistics.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from transformers import AutoConfig, GenerationConfig
 
 from distill_lab.config import EngineConfig, ModelConfig, Quantization, SamplingConfig
 from distill_lab.device import free_memory
-from distill_lab.errors import ModelError, UserError
+from distill_lab.errors import EngineDeadError, ModelError, UserError
 from distill_lab.generation.engines._chat_completions import one_line
 from distill_lab.generation.engines._process_guard import Guard
 from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
-from distill_lab.generation.engines._vllm_install import OLDEST, REMEDY, installed, is_too_old
-from distill_lab.models.generation_config import settings_in, with_own
+from distill_lab.generation.engines._vllm_install import MIN_VERSION, REMEDY, installed, is_too_old
+from distill_lab.models.generation_config import settings_in, with_generation_config
 from distill_lab.models.loading import _hub_arguments, _skeleton, load_tokenizer
 from distill_lab.models.names import base_of, is_adapter, resolve
 from distill_lab.models.precision import FULL_SHARE, MIN_QUANTIZED, count_weights
@@ -47,29 +47,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CPU_CACHE_BYTES = 2 << 30
-"""Keys and values on a CPU, where VLLM_CPU_KVCACHE_SPACE (GiB) does not say else."""
+"""KV cache on a CPU, unless VLLM_CPU_KVCACHE_SPACE (GiB) is set."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""vLLM's own: the room for adapters has one of these ranks."""
+"""Values that vLLM accepts as the maximum rank of adapters."""
 MERGE = "merge them into the model first (distill merge), or --engine transformers"
 INT8, BITSANDBYTES = "int8_per_channel_weight_only", "bitsandbytes"
-"""Of vLLM's methods; the second left vLLM with 0.28 and is there where a plug-in brings it back."""
+"""vLLM's names of quantization methods; vLLM 0.28 removed the second, but a plug-in may bring it back."""
 AHEAD = 2
-"""Requests under way for each place in the batch, so that one that is done is replaced in the next step."""
+"""Active requests per slot of the batch, so that a finished one is replaced in the next step."""
 
 VLLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Ours by theirs."""
+"""vLLM's names of dtypes."""
 
 
 def preference() -> int:
-    """Before transformers where there is a CUDA GPU and vLLM."""
+    """Preferred over transformers on a CUDA GPU with vLLM installed."""
     found = installed()
     return 10 if found is not None and not is_too_old(found) and torch.cuda.is_available() else 0
 
 
 def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
-    """Start vLLM with the model. Raises UserError where it is not installed, ModelError for what it cannot load."""
+    """Start vLLM with the model. Raises UserError if vLLM is not installed, ModelError if it cannot load the model."""
     check(config)
-    # Read when vLLM is imported. Its warnings are for those who tune servers; errors are shown.
+    # Read when vLLM is imported. Its warnings are for tuning servers; errors are shown.
     for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
         os.environ.setdefault(name, value)
     path = resolve(model.model)
@@ -83,7 +83,7 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
         _import()
         settings = _settings(base, config)
         if adapter:
-            settings |= {"enable_lora": True, "max_lora_rank": _room_for(adapter, model)}
+            settings |= {"enable_lora": True, "max_lora_rank": _max_lora_rank(adapter, model)}
         engine = VllmEngine(_start(settings), tokenizer, guard, adapter=adapter)
     except UserError:
         guard.close()
@@ -92,9 +92,9 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
         guard.close()
         raise ModelError(
             model.model,
-            f"vLLM cannot load it ({_said(error)}); what it wrote above may say more. Where memory is short: lower "
-            "engine.max_model_len, raise engine.tensor_parallel_size, or --quantization 8bit. --engine transformers takes "
-            "models that vLLM does not",
+            f"vLLM cannot load it ({_message(error)}); its output above may say more. If memory is short, lower "
+            "engine.max_model_len, raise engine.tensor_parallel_size, or use --quantization 8bit. --engine transformers "
+            "supports models that vLLM does not",
         ) from error
     guard.seal()
     if adapter:
@@ -103,26 +103,26 @@ def load(model: ModelConfig, config: EngineConfig) -> VllmEngine:
 
 
 def check(config: EngineConfig) -> None:
-    """Raise UserError where vLLM is not installed, or too old."""
+    """Raise UserError if vLLM is not installed or too old."""
     found = installed()
     if found is None:
         raise UserError(f"the engine vllm needs vLLM, which is not installed here: {REMEDY}")
     if is_too_old(found):
-        raise UserError(f"vLLM {found} is older than {OLDEST}, the oldest the lab works with: {REMEDY}")
+        raise UserError(f"vLLM {found} is older than {MIN_VERSION}, the oldest version that the lab supports: {REMEDY}")
 
 
 def _import() -> None:
-    """Import vLLM from a thread of its own.
+    """Import vLLM in a separate thread.
 
-    Of packages it can do without (torchcodec) it keeps the ImportError, that its traceback, and that the frames of all
-    callers with what stands in them: an engine would never end, and the GPU's memory never be free for the student.
+    vLLM keeps the ImportErrors of optional packages (torchcodec), whose tracebacks keep the frames and variables of all
+    callers: an engine would never be freed, and its GPU memory would not be available for the student.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(importlib.import_module, "vllm.v1.engine.async_llm").result()
 
 
 def _start(settings: dict[str, Any]) -> Any:
-    """Load the model. vLLM has defaults for servers and for many prompts at once; the latter are taken."""
+    """Load the model, with vLLM's defaults for many prompts at once rather than those for servers."""
     from vllm import AsyncEngineArgs  # pyright: ignore
     from vllm.usage.usage_lib import UsageContext  # pyright: ignore
     from vllm.v1.engine.async_llm import AsyncLLM  # pyright: ignore
@@ -131,7 +131,7 @@ def _start(settings: dict[str, Any]) -> Any:
 
 
 def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
-    """The arguments of vLLM's engine."""
+    """Arguments for vLLM's engine."""
     platform = importlib.import_module("vllm.platforms").current_platform
     on_cpu = platform.is_cpu()
     on_half = not on_cpu and not platform.has_device_capability(80)  # no bf16 units (T4)
@@ -153,54 +153,56 @@ def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
     if config.batch_size:
         settings["max_num_seqs"] = config.batch_size
     if config.tensor_parallel_size > 1:
-        settings["distributed_executor_backend"] = "mp"  # in a Ray worker too: its GPUs are of this machine
+        settings["distributed_executor_backend"] = "mp"  # in a Ray worker too: its GPUs are on this machine
     if on_cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         settings["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
     return settings
 
 
 def _quantization(model: ModelConfig, config: EngineConfig, platform: Any) -> str | None:
-    """VLLM's name for how weights are quantized while they are loaded; None: as the checkpoint has them.
+    """Name of the quantization that vLLM applies while loading; None: load the checkpoint unchanged.
 
-    `auto` is what it is with the engine transformers (`precision.choose_quantization`), as far as vLLM has it. Its 8 bits
-    are int8 per output channel, those of transformers bitsandbytes', so that answers differ in places. Checkpoints that are
-    quantized (AWQ, GPTQ, fp8) are taken as they are. Raises ModelError for what vLLM cannot do.
+    `auto` means the same as in the engine transformers (`precision.choose_quantization`), as far as vLLM supports it. Its
+    8 bits are int8 per output channel, those of transformers are bitsandbytes', so some answers differ. Quantized
+    checkpoints (AWQ, GPTQ, fp8) are loaded unchanged. Raises ModelError for what vLLM does not support.
     """
     wanted = model.quantization
-    own = _own_quantization(model)
-    if own:
+    method = _checkpoint_quantization(model)
+    if method:
         if wanted in ("4bit", "8bit"):
-            raise ModelError(model.model, f"its weights are quantized already ({own}); leave --quantization out")
+            raise ModelError(model.model, f"its weights are already quantized ({method}); remove --quantization")
         return None
     methods = importlib.import_module("vllm.model_executor.layers.quantization").QUANTIZATION_METHODS
     if wanted == "auto":
-        wanted = "none" if platform.is_cpu() else _fitting(model, config, platform, methods)
+        wanted = "none" if platform.is_cpu() else _fitting_quantization(model, config, platform, methods)
     if wanted == "none":
         return None
     if platform.is_cpu():
         raise ModelError(
-            model.model, f"vLLM has no {wanted} weights on a CPU; leave quantization out, or --engine transformers"
+            model.model, f"vLLM does not support {wanted} on a CPU; remove --quantization, or use --engine transformers"
         )
     name = {"8bit": INT8, "4bit": BITSANDBYTES}[wanted]
     if name in methods:
         return name
     raise ModelError(
         model.model,
-        f"vLLM {installed()} cannot make its weights {wanted} while loading; give a checkpoint that is quantized already "
-        "(AWQ, GPTQ or fp8: many models are published so), --quantization 8bit, or --engine transformers",
+        f"vLLM {installed()} cannot quantize its weights to {wanted} while loading; use a quantized checkpoint (AWQ, GPTQ "
+        "or fp8, as many models are published), --quantization 8bit, or --engine transformers",
     )
 
 
-def _own_quantization(model: ModelConfig) -> str | None:
-    """The method a checkpoint is quantized by, as its config names it."""
+def _checkpoint_quantization(model: ModelConfig) -> str | None:
+    """The quantization method named in a checkpoint's config."""
     path = resolve(model.model)
     settings = AutoConfig.from_pretrained(path, **_hub_arguments(path, model))
     method = getattr(settings, "quantization_config", None) or {}
     return str(method.get("quant_method", "unnamed")) if method else None
 
 
-def _fitting(model: ModelConfig, config: EngineConfig, platform: Any, methods: Sequence[str]) -> Quantization:
-    """The first of none, 8bit and 4bit that this vLLM has and with which the weights fit the GPUs they are split over."""
+def _fitting_quantization(
+    model: ModelConfig, config: EngineConfig, platform: Any, methods: Sequence[str]
+) -> Quantization:
+    """The first of none, 8bit and 4bit that this vLLM supports and that fits the GPUs the weights are split across."""
     path = resolve(model.model)
     weights = count_weights(_skeleton(path, _hub_arguments(path, model)))
     if weights.share < MIN_QUANTIZED:
@@ -211,36 +213,36 @@ def _fitting(model: ModelConfig, config: EngineConfig, platform: Any, methods: S
     return "8bit" if weights.bytes("8bit") <= room or BITSANDBYTES not in methods else "4bit"
 
 
-def _room_for(adapter: str, model: ModelConfig) -> int:
+def _max_lora_rank(adapter: str, model: ModelConfig) -> int:
     settings = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8"))
     rank = max([settings["r"], *settings.get("rank_pattern", {}).values()])
-    fitting = [room for room in LORA_RANKS if room >= rank]
+    fitting = [maximum for maximum in LORA_RANKS if maximum >= rank]
     if not fitting:
-        raise ModelError(model.model, f"its adapters have rank {rank}, vLLM's most is {LORA_RANKS[-1]}; {MERGE}")
+        raise ModelError(model.model, f"its adapters have rank {rank}, vLLM's maximum is {LORA_RANKS[-1]}; {MERGE}")
     return fitting[0]
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return one_line(str(error)) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One completion to make."""
+    """One completion to generate."""
 
     prompt: Prompt
     sample: int
     prompt_ids: list[int]
     limit: int
-    """Most tokens it may have."""
+    """Maximum tokens of the completion."""
 
 
 _Answer = tuple[_Request, Any]
-"""A request and vLLM's output for it, or as a string why there is none."""
+"""A request and vLLM's output for it, or a string saying why there is none."""
 
 
 class VllmEngine:
-    """A running vLLM, its tokenizer, and the process that guards its processes. They end with this object."""
+    """A running vLLM, its tokenizer, and the guard of its child processes. All end with this object."""
 
     def __init__(
         self, llm: Any, tokenizer: PreTrainedTokenizerBase, guard: Guard, *, adapter: str | None = None
@@ -252,43 +254,42 @@ class VllmEngine:
         self._io = TokenIO(tokenizer, GenerationConfig(eos_token_id=ends))
         self._context: int = llm.model_config.max_model_len
         config = llm.vllm_config
-        self._most = AHEAD * config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+        self._max_active = AHEAD * config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
         self._adapter = None
         if adapter:
             from vllm.lora.request import LoRARequest  # pyright: ignore
 
             self._adapter = LoRARequest("adapters", 1, adapter)
         self._numbers = count()
-        # vLLM belongs to one event loop for as long as it lives.
+        # vLLM must use the same event loop for its whole life.
         self._loop = asyncio.new_event_loop()
         thread = Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         thread.start()
         end = weakref.finalize(self, _end, llm, self._loop, thread, guard)
-        # One that lives on ends before multiprocessing waits for vLLM's processes, which it would do for ever: what is
-        # registered last is called first.
+        # At exit, end it before multiprocessing waits forever for vLLM's processes: the last registered is called first.
         atexit.register(end)
 
     def check_adapter(self, model: ModelConfig) -> None:
-        """Load the adapters. Raises ModelError where vLLM cannot."""
+        """Load the adapters. Raises ModelError if vLLM cannot."""
         try:
             asyncio.run_coroutine_threadsafe(self._llm.add_lora(self._adapter), self._loop).result()
-        except Exception as error:  # vLLM has no narrower one for what went wrong in its own process
-            raise ModelError(model.model, f"vLLM cannot take these adapters ({_said(error)}); {MERGE}") from error
+        except Exception as error:  # vLLM has no narrower exception for errors in its process
+            raise ModelError(model.model, f"vLLM cannot load these adapters ({_message(error)}); {MERGE}") from error
 
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
 
-        A prompt that the model cannot take gives a completion with finish_reason "error". Raises UserError where vLLM
-        refuses the sampling, EngineDeadError where its processes end.
+        A prompt that the model cannot answer gets a completion with finish_reason "error". Raises UserError if vLLM
+        rejects the sampling settings, EngineDeadError if its processes end.
         """
-        sampling = with_own(sampling, self._own) if sampling.from_model else sampling
+        sampling = with_generation_config(sampling, self._own) if sampling.from_model else sampling
         stop = StopStrings(sampling.stop, self._io.tokenizer, self._io.text)
         finished: SimpleQueue[Future[_Answer]] = SimpleQueue()
         under_way: set[Future[_Answer]] = set()
         waiting = self._requests(prompts, sampling)
         try:
             while True:
-                while len(under_way) < self._most and (row := next(waiting, None)) is not None:
+                while len(under_way) < self._max_active and (row := next(waiting, None)) is not None:
                     if isinstance(row, Completion):
                         yield row
                         continue
@@ -306,31 +307,31 @@ class VllmEngine:
                 future.cancel()
 
     def _requests(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[_Request | Completion]:
-        """What to ask for each prompt, or its failures where the template or the context refuses it."""
+        """The requests of each prompt, or error completions if the template or the context length rejects it."""
         for prompt in prompts:
-            ids, limit, refusal = self._io.request(prompt, sampling, context=self._context)
+            ids, limit, problem = self._io.request(prompt, sampling, context=self._context)
             for sample in range(sampling.num_samples):
-                if refusal:
-                    yield Completion(prompt.id, sample, "", None, "error", 0, refusal)
+                if problem:
+                    yield Completion(prompt.id, sample, "", None, "error", 0, problem)
                 else:
                     yield _Request(prompt, sample, ids, limit)
 
     async def _ask(self, row: _Request, parameters: Any) -> _Answer:
-        """What vLLM answers, or why it does not. Raises EngineDeadError."""
+        """The answer from vLLM, or why there is none. Raises EngineDeadError."""
         from vllm.exceptions import VLLMClientError  # pyright: ignore
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError  # pyright: ignore
+        from vllm.v1.engine import exceptions  # pyright: ignore
 
         name, prompt = str(next(self._numbers)), {"prompt_token_ids": row.prompt_ids}
         answers = self._llm.generate(prompt, parameters, name, lora_request=self._adapter)
         try:
             outputs = [output async for output in answers]  # one, when it is done
-        except (VLLMClientError, EngineGenerateError) as error:
-            # It has failed at this request, and goes on with the others.
-            return row, f"vLLM: {_said(error.__cause__ or error)}"
-        except EngineDeadError as error:
+        except (VLLMClientError, exceptions.EngineGenerateError) as error:
+            # Only this request failed; vLLM continues with the others.
+            return row, f"vLLM: {_message(error.__cause__ or error)}"
+        except exceptions.EngineDeadError as error:
             raise EngineDeadError(
-                "vLLM's own process has ended, what it wrote above may say why (out of memory: lower "
-                "engine.gpu_memory_utilization or engine.batch_size); the same command goes on from here"
+                "vLLM's process has died; its output above may say why (if out of memory, lower "
+                "engine.gpu_memory_utilization or engine.batch_size); run the same command again to resume"
             ) from error
         return row, outputs[0].outputs[0]
 
@@ -339,7 +340,7 @@ class VllmEngine:
             return Completion(row.prompt.id, row.sample, "", None, "error", 0, answer)
         tokens, reason = list(answer.token_ids), answer.finish_reason
         if reason not in ("stop", "length"):
-            error = f"vLLM ended it for the reason {reason!r}"
+            error = f"vLLM stopped with finish_reason {reason!r}"
             return Completion(row.prompt.id, row.sample, "", None, "error", len(tokens), error)
         cut_at = stop.find(tokens) if stop and tokens else None
         return self._io.completion(row.prompt, row.sample, row.prompt_ids, tokens, reason, cut_at=cut_at)
@@ -360,34 +361,36 @@ class VllmEngine:
                 seed=_seed(sampling.seed, row.prompt.id, row.sample) if sampling.temperature else None,
                 stop=list(sampling.stop),
                 stop_token_ids=sorted({*self._io.end_ids, *stop.token_ids}),
-                detokenize=bool(stop),  # where vLLM has no text to look at, tokens are all it needs
+                detokenize=bool(stop),  # vLLM needs text only to find stop strings
                 skip_special_tokens=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
         except (ValueError, VLLMClientError) as error:
-            raise UserError(f"vLLM refuses the sampling ({_said(error)}); --engine transformers takes it") from error
+            raise UserError(
+                f"vLLM rejects the sampling settings ({_message(error)}); use --engine transformers for them"
+            ) from error
 
 
 def _seed(seed: int, prompt_id: str, sample: int) -> int:
-    """A number in [0, 2**63) for one completion, whatever else is generated."""
+    """A seed in [0, 2**63) for one completion, independent of the other completions."""
     name = json.dumps([seed, prompt_id, sample]).encode()
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
 def _end(llm: Any, loop: asyncio.AbstractEventLoop, thread: Thread, guard: Guard) -> None:
-    """End vLLM's processes, so that the GPU's memory is free for what comes next."""
+    """End vLLM's processes, so that the GPU memory is free for the next step."""
     llm.shutdown()
-    # It would shut down once more when Python takes modules apart, and complain that they are gone.
+    # Otherwise it would shut down again when Python unloads modules, and fail because they are gone.
     llm.shutdown = lambda: None
-    asyncio.run_coroutine_threadsafe(_settle(), loop).result()
+    asyncio.run_coroutine_threadsafe(_cancel_tasks(), loop).result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
     guard.close()
 
 
-async def _settle() -> None:
-    """Let what was cancelled come to its end."""
+async def _cancel_tasks() -> None:
+    """Cancel all tasks and wait for them to end."""
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

@@ -1,14 +1,14 @@
-"""Graders by name: a file in this folder that has `grade(prompt, completion) -> Grade` is a grader of the file's name.
+"""Graders by name: a file in this folder with `grade(prompt, completion) -> Grade` defines a grader named after the file.
 
     grader = load_grader("numeric")
     grader(prompt, completion).score
     grader.grade_all([(prompt, completion), ...])
 
-What every such grader keeps to: the score is in [0, 1]; a completion that did not end by itself (`finish_reason` other
-than `stop`) scores 0, whatever it says; a prompt without a gold answer is refused by name, never scored.
-A file that has `load(argument, engine) -> Grader` instead is asked for as NAME:ARGUMENT (judge:MODEL). METRIC says what its
-score is called in results; SIMILARITY = True, that it measures likeness to a reference and not whether an answer is right.
-Files that begin with an underscore are shared parts.
+Rules for every such grader: the score is in [0, 1]; a completion that did not finish (`finish_reason` other than `stop`)
+scores 0, whatever it says; a prompt without a gold answer raises an error that names it. A file with
+`load(argument, engine) -> Grader` instead is used as NAME:ARGUMENT (judge:MODEL). METRIC is the score's name in results;
+SIMILARITY = True means that it measures similarity to a reference, not correctness. Files that start with an underscore are
+shared parts.
 """
 
 from __future__ import annotations
@@ -29,56 +29,56 @@ Pair = tuple[Prompt, Completion]
 
 
 class Grader(Protocol):
-    """What gives grades."""
+    """Grades completions."""
 
     @property
     def name(self) -> str:
-        """What it is and all that its grades depend on; work that was interrupted is taken up by the same name only."""
+        """Identifies the grader and everything its grades depend on; interrupted work resumes only under the same name."""
         ...
 
     def __call__(self, prompt: Prompt, completion: Completion) -> Grade:
-        """The verdict on one completion of `prompt`. Raises UserError where the prompt lacks what is needed."""
+        """Grade one completion of `prompt`. Raises UserError if the prompt lacks what the grader needs."""
         ...
 
     def grade_all(self, pairs: Sequence[Pair]) -> list[Grade]:
-        """The verdicts on many at once, in their order."""
+        """Grade many pairs at once, in their order."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class OneByOne:
-    """A grader that looks at each completion for itself."""
+    """A grader that grades each completion separately."""
 
     name: str
     grade: Callable[[Prompt, Completion], Grade]
 
     def __call__(self, prompt: Prompt, completion: Completion) -> Grade:
-        """As `Grader`."""
+        """See `Grader`."""
         return self.grade(prompt, completion)
 
     def grade_all(self, pairs: Sequence[Pair]) -> list[Grade]:
-        """As `Grader`."""
+        """See `Grader`."""
         return [self.grade(prompt, completion) for prompt, completion in pairs]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a grader's scores are called, and what they may be used for."""
+    """The name and kind of a grader's scores."""
 
     grader: str
     """The grader's name."""
     name: str
-    """What a score is, as it stands in a headline: exact match, ROUGE-L overlap with the reference text."""
+    """Name of the score for headlines: exact match, ROUGE-L overlap with the reference text."""
     short: str
-    """The same for a table or figure."""
+    """The same for tables and figures."""
     similarity: bool
-    """Likeness to a reference text: nothing follows from it about quality."""
+    """Whether it measures similarity to a reference text, which says nothing about quality."""
 
 
 def metric_of(name: str, *, reference: str = "gold") -> Metric:
-    """The metric of a grader, given as `load_grader` takes it; nothing is loaded.
+    """The metric of a grader, named as in `load_grader`; loads nothing.
 
-    reference: "teacher" where the teacher's answers take the place of gold answers. Raises UserError for an unknown name.
+    reference: "teacher" if the teacher's answers replace gold answers. Raises UserError for an unknown name.
     """
     stem, _, argument = name.partition(":")
     module = vars(_module(stem))
@@ -92,14 +92,14 @@ def metric_of(name: str, *, reference: str = "gold") -> Metric:
 
 
 def names() -> list[str]:
-    """The graders there are, sorted: the file names of this folder."""
+    """Sorted names of all graders: the file names in this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def load_grader(name: str, engine: EngineConfig | None = None) -> Grader:
-    """The grader of this name, or NAME:ARGUMENT; `engine` is for those that ask a model.
+    """The grader named NAME or NAME:ARGUMENT; `engine` is for graders that use a model.
 
-    Raises UserError with the names there are, and where an argument is missing or has no place.
+    Raises UserError for an unknown name, and if an argument is missing or not allowed.
     """
     module, argument = find_grader(name)
     if argument is None:
@@ -109,7 +109,7 @@ def load_grader(name: str, engine: EngineConfig | None = None) -> Grader:
 
 @contextmanager
 def grading(name: str, engine: EngineConfig | None = None) -> Iterator[Grader]:
-    """As `load_grader`, for a block after which the grader's model, if it has one, is given back."""
+    """Like `load_grader`, for a block; frees the grader's model, if any, at its end."""
     grader = load_grader(name, engine)
     try:
         yield grader
@@ -123,36 +123,36 @@ def grading(name: str, engine: EngineConfig | None = None) -> Iterator[Grader]:
 
 
 def find_grader(name: str) -> tuple[ModuleType, str | None]:
-    """The grader's file, and the model after the colon where it takes one. Raises as `load_grader`, loads nothing."""
+    """The grader's module, and the model after the colon if it takes one. Raises like `load_grader`, but loads nothing."""
     stem, colon, argument = name.partition(":")
     module = _module(stem)
     if "load" not in vars(module):
         if colon:
-            raise UserError(f"grader {name!r}: {stem} takes nothing after its name; write {stem}")
+            raise UserError(f"grader {name!r}: {stem} takes no argument; write {stem}")
         return module, None
     if not argument:
-        raise UserError(f"grader {name!r} needs to know which model; write {stem}:MODEL")
+        raise UserError(f"grader {name!r} needs a model; write {stem}:MODEL")
     return module, argument
 
 
 def _module(stem: str) -> ModuleType:
     if stem not in names():
-        raise UserError(f"no grader {stem!r}; there are {', '.join(names())}")
+        raise UserError(f"no grader {stem!r}; choose from {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{stem}")
 
 
 def grader_inputs(name: str, engine: EngineConfig) -> Any:
-    """What grades depend on besides what is graded: the grader's name, and of a judge the model. Raises as `find_grader`."""
+    """What grades depend on besides the completions: the grader's name, and a judge's model. Raises like `find_grader`."""
     _, argument = find_grader(name)
     if argument is None:
         return name
-    from distill_lab.generation.model_identity import asked_model
+    from distill_lab.generation.model_identity import requested_model_inputs
 
-    return {"name": name.partition(":")[0], **asked_model(ModelConfig(model=argument), engine)}
+    return {"name": name.partition(":")[0], **requested_model_inputs(ModelConfig(model=argument), engine)}
 
 
 def gold_answer(prompt: Prompt, grader: str) -> str:
-    """The prompt's gold answer. Raises UserError naming prompt and grader where it has none (an empty one is none)."""
+    """The prompt's gold answer. Raises UserError naming prompt and grader if it is missing or empty."""
     if prompt.answer is None or not prompt.answer.strip():
         raise UserError(
             f"prompt {prompt.id} has no gold answer, which the {grader} grader needs; use data with answers"

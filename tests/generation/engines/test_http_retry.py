@@ -8,7 +8,7 @@ import time
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 
-from distill_lab.generation.engines._http_retry import MAX_WAIT_S, Pace, backoff_s, retry_after_s
+from distill_lab.generation.engines._http_retry import MAX_WAIT_S, AdaptiveLimiter, backoff_s, retry_after_s
 
 
 def test_waits_grow_with_jitter_up_to_a_bound() -> None:
@@ -32,19 +32,19 @@ def test_retry_after_is_read_in_both_forms() -> None:
 
 def test_the_pace_halves_once_per_refusal_and_recovers() -> None:
     async def drive() -> None:
-        pace = Pace(64)
+        limiter = AdaptiveLimiter(64)
         sent_at = time.monotonic()
         for _ in range(64):  # all sent at the same time: one reason to slow down, not 64
-            assert pace.slow_down(sent_at)
-        assert pace.limit == 32
+            assert limiter.slow_down(sent_at)
+        assert limiter.limit == 32
         slower = []
         for _ in range(7):
             await asyncio.sleep(0.001)
-            slower.append(pace.slow_down(time.monotonic()))
-        assert pace.limit == 1
+            slower.append(limiter.slow_down(time.monotonic()))
+        assert limiter.limit == 1
         assert slower == [True] * 5 + [False] * 2
         for _ in range(5000):
-            pace.speed_up()
-        assert pace.limit == 64
+            limiter.speed_up()
+        assert limiter.limit == 64
 
     asyncio.run(drive())

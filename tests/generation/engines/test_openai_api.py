@@ -87,7 +87,7 @@ def test_a_prompt_that_always_fails_ends_as_an_error_with_the_reason(server: Hos
     server.script["c"] = [Reply(reset=True)] * 9
     found = ask(engine(server), "abcde")
     assert (found["b"].finish_reason, found["b"].num_tokens, found["b"].content) == ("error", 0, "")
-    assert found["b"].error == "HTTP 500: CUDA error (asked 4 times)"
+    assert found["b"].error == "HTTP 500: CUDA error (tried 4 times)"
     assert str(found["c"].error).startswith("the connection broke (")
     assert len(server.asked("b")) == len(server.asked("c")) == 4
     assert [found[text].content for text in "ade"] == ["re: a", "re: d", "re: e"]
@@ -98,7 +98,7 @@ def test_a_stalled_request_is_given_up_and_asked_again(server: HostileServer) ->
     server.script["c"] = [Reply(stall=True)] * 9
     found = ask(engine(server, timeout_s=0.3, max_retries=1), "abcd")
     assert [found[text].content for text in "abd"] == ["re: a", "re: b", "re: d"]
-    assert found["c"].error == "no whole answer within 0.3 s (asked 2 times)"
+    assert found["c"].error == "no complete answer within 0.3 s (tried 2 times)"
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -114,18 +114,18 @@ def test_a_prompt_that_is_refused_is_not_asked_again(server: HostileServer, stat
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"choices": []}, "the server's response holds no choices"),
-        ({}, "the server's response holds no choices"),
-        ({"choices": [{"index": 0}]}, "the server's choice holds no message"),
-        (answer(None), "the answer's content is null, no text (finish_reason 'stop')"),
-        (answer(["part"]), "the answer's content is a JSON list, no text (finish_reason 'stop')"),
+        ({"choices": []}, "the server's response has no choices"),
+        ({}, "the server's response has no choices"),
+        ({"choices": [{"index": 0}]}, "the choice in the server's response has no message"),
+        (answer(None), "the answer's content is null instead of text (finish_reason 'stop')"),
+        (answer(["part"]), "the answer's content is a JSON list instead of text (finish_reason 'stop')"),
         (
             answer(None, finish_reason="tool_calls"),
-            "the answer's content is null, no text (finish_reason 'tool_calls')",
+            "the answer's content is null instead of text (finish_reason 'tool_calls')",
         ),
-        (answer("half", finish_reason=None), "the answer is not whole: its finish_reason is None"),
-        (answer("half", finish_reason="abort"), "the answer is not whole: its finish_reason is 'abort'"),
-        (answer("half", finish_reason="content_filter"), "the server's content filter cut the answer"),
+        (answer("half", finish_reason=None), "the answer is incomplete: its finish_reason is None"),
+        (answer("half", finish_reason="abort"), "the answer is incomplete: its finish_reason is 'abort'"),
+        (answer("half", finish_reason="content_filter"), "the server's content filter cut off the answer"),
     ],
 )
 def test_a_response_without_an_answer_is_an_error(server: HostileServer, body: Any, reason: str) -> None:
@@ -311,7 +311,7 @@ def test_different_refusals_in_a_row_are_the_prompts_fault(server: HostileServer
 def test_a_server_that_is_not_there_is_told_at_once() -> None:
     with HostileServer() as gone:
         pass
-    with pytest.raises(UserError, match=r"cannot be reached .* is the server up"):
+    with pytest.raises(UserError, match=r"cannot be reached .* check that the server is running"):
         ask(engine(gone), range(100))
 
 
@@ -324,7 +324,7 @@ def test_a_server_that_goes_away_stops_the_run_and_what_was_done_is_kept() -> No
                 server.break_off()
             yield completion
 
-    with HostileServer(delay_s=0.005) as server, pytest.raises(UserError, match=r"cannot be reached .* asked 3 times"):
+    with HostileServer(delay_s=0.005) as server, pytest.raises(UserError, match=r"cannot be reached .* tried 3 times"):
         collect(going_away(server), done)
     assert len(done) >= 40
     assert {row.finish_reason for row in done} == {"stop"}
@@ -336,7 +336,7 @@ def test_the_key_is_repeated_nowhere(server: HostileServer) -> None:
     server.script["c"] = [Reply(status=500, body=f"plain {KEY}".encode())] * 4
     found = ask(engine(server), "abc")
     assert (found["a"].content, found["a"].thinking) == ("you sent ***", "***")
-    assert found["c"].error == "HTTP 500: plain *** (asked 4 times)"
+    assert found["c"].error == "HTTP 500: plain *** (tried 4 times)"
     assert not any(KEY[:12] in str(row) for row in found.values())
 
 
@@ -419,4 +419,4 @@ def test_what_is_done_when_a_run_breaks_off_comes_out() -> None:
 def test_a_server_that_always_asks_to_wait_is_given_up(server: HostileServer) -> None:
     server.rule = lambda request: Reply(status=429, body={"error": {"message": "busy"}})
     found = ask(engine(server, max_retries=2), range(4))
-    assert {row.error for row in found.values()} == {"HTTP 429: busy (asked 3 times)"}
+    assert {row.error for row in found.values()} == {"HTTP 429: busy (tried 3 times)"}

@@ -61,7 +61,7 @@ def test_the_address_comes_from_flag_or_environment(server: HostileServer, monke
     with pytest.raises(UserError, match="http://host:8000/v1"):
         load_engine(ModelConfig(model="openai:m"), EngineConfig())
     monkeypatch.setenv("OPENAI_API_KEY", "two\nlines")
-    with pytest.raises(UserError, match="OPENAI_API_KEY holds characters"):
+    with pytest.raises(UserError, match="OPENAI_API_KEY contains invalid characters"):
         load_engine(ModelConfig(model="openai:m"), EngineConfig(base_url=server.url))
 
 

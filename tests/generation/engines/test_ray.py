@@ -22,7 +22,7 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
-from distill_lab.generation.engines._ray.blocks import MAX_DEATHS, MAX_IN_A_ROW, MOST, Block, Blocks
+from distill_lab.generation.engines._ray.blocks import MAX_BLOCK, MAX_DEATHS, MAX_IN_A_ROW, Block, Blocks
 from distill_lab.types import Completion, Prompt
 
 LONG = pytest.mark.skipif(not os.environ.get("DISTILL_LAB_LONG"), reason="takes minutes: DISTILL_LAB_LONG=1 runs it")
@@ -76,7 +76,7 @@ def test_blocks_hand_out_every_prompt_once(number: int) -> None:
         assert all(samples == {0, 1, 2} for samples in block.missing.values())
     assert not blocks.waiting
     assert seen == [f"p-{place}" for place in range(number)]
-    assert max(sizes) <= MOST
+    assert max(sizes) <= MAX_BLOCK
     assert len(sizes) >= min(number, 4)
     assert sizes == sorted(sizes, reverse=True)
 
@@ -89,7 +89,7 @@ def test_one_bad_prompt_is_found_in_a_few_tries(place: int) -> None:
         assert len(found) == 2000
         bad = {key: row for key, row in found.items() if row.finish_reason == "error"}
         assert set(bad) == {(f"p-{place}", 0), (f"p-{place}", 1)}
-        assert ("ended its worker" if way == "kills" else "raised") in str(bad[f"p-{place}", 0].error)
+        assert ("killed its worker" if way == "kills" else "raised") in str(bad[f"p-{place}", 0].error)
         assert 1 <= num_dead + num_raised <= 5
 
 
@@ -121,9 +121,9 @@ def test_what_came_before_a_failure_is_not_asked_again() -> None:
 
 def test_where_everything_fails_the_run_stops() -> None:
     everything = frozenset(f"p-{place}" for place in range(100))
-    with pytest.raises(UserError, match=f"{MAX_IN_A_ROW} prompts failed one after another, the last because: raised"):
+    with pytest.raises(UserError, match=f"{MAX_IN_A_ROW} prompts in a row failed, the last one with: raised"):
         drive(Blocks(make_prompts(100), 2, 1), raises=everything)
-    with pytest.raises(UserError, match=f"{MAX_DEATHS + 1} workers ended"):
+    with pytest.raises(UserError, match=f"{MAX_DEATHS + 1} workers died"):
         drive(Blocks(make_prompts(100), 2, 1), kills=everything)
     found, _, _ = drive(Blocks(make_prompts(3), 2, 1), raises=everything)
     assert [row.error for row in found.values()] == ["raised"] * 6
@@ -204,7 +204,7 @@ def test_a_prompt_that_ends_its_worker_is_an_error_alone(ray_engine: Any, expect
     failed = [found.pop(("deadly", sample)) for sample in range(2)]
     assert {row.finish_reason for row in failed} == {"error"}
     # With others of its block, which then was split once or twice, and alone.
-    assert all(re.match("it ended its worker [23] times", str(row.error)) for row in failed)
+    assert all(re.match("it killed its worker [23] times", str(row.error)) for row in failed)
     assert found == expected
 
 
@@ -247,7 +247,7 @@ def test_what_is_wrong_with_the_model_is_told(ray_engine: Any, tmp_path: Path) -
     (broken / "config.json").write_text("{}")
     for model, engine, reason in (
         (str(broken), "transformers", f"{broken}: cannot be loaded"),
-        ("tiny:nobody", "transformers", "the embedded family has no such model"),
+        ("tiny:nobody", "transformers", "there is no such embedded model"),
         ("tiny:teacher", "nothing", "no engine 'nothing'"),
     ):
         config = HELD.model_copy(update={"ray_engine": engine, "num_workers": 1})

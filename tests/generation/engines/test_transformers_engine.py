@@ -34,7 +34,7 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.decoding import sampling as sampling_module
 from distill_lab.generation.decoding.kv_cache import GrowingLayer, growing_cache
-from distill_lab.generation.decoding.sampling import BLOCK, draw, filtered, penalize, uniforms
+from distill_lab.generation.decoding.sampling import BLOCK, draw, filter_logits, penalize, uniforms
 from distill_lab.generation.engines import engine_names, load_engine
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
@@ -130,7 +130,7 @@ def test_filters_equal_those_of_transformers(fields: dict[str, float], scale: fl
     if sampling.min_p:
         reference.append(MinPLogitsWarper(sampling.min_p))
     expected_BV = reference(torch.zeros(32, 1, dtype=torch.long), logits_BV)  # pyright: ignore[reportArgumentType]
-    torch.testing.assert_close(filtered(logits_BV, sampling), expected_BV)
+    torch.testing.assert_close(filter_logits(logits_BV, sampling), expected_BV)
 
 
 def test_repetition_penalty_equals_that_of_transformers() -> None:
@@ -408,7 +408,7 @@ def test_prompts_of_any_script_and_no_prompts_at_all(folder: Path) -> None:
 
 def test_growing_layer_equals_transformers_own() -> None:
     generator = torch.Generator().manual_seed(0)
-    layer, reference = GrowingLayer(room=3), DynamicLayer()
+    layer, reference = GrowingLayer(headroom=3), DynamicLayer()
     for tokens in (4, 1, 1, 1, 1, 7, 1):
         keys, values = (torch.randn(3, 2, tokens, 5, generator=generator) for _ in range(2))
         for found, expected in zip(layer.update(keys, values), reference.update(keys, values), strict=True):
@@ -426,10 +426,10 @@ def test_growing_layer_equals_transformers_own() -> None:
 
 def test_growing_cache_takes_the_place_of_full_attention_only(folder: Path) -> None:
     config = Gemma3TextConfig(num_hidden_layers=6, sliding_window=16)
-    kinds = [type(layer) is GrowingLayer for layer in growing_cache(config, room=8).layers]
+    kinds = [type(layer) is GrowingLayer for layer in growing_cache(config, headroom=8).layers]
     assert kinds == [kind == "full_attention" for kind in config.layer_types]  # pyright: ignore[reportOptionalIterable]
     model, _ = load_model(ModelConfig(model=str(folder)))
-    assert all(type(layer) is GrowingLayer for layer in growing_cache(model.config, room=8).layers)
+    assert all(type(layer) is GrowingLayer for layer in growing_cache(model.config, headroom=8).layers)
 
 
 def test_engines_are_found_by_their_file_name(folder: Path) -> None:
@@ -438,7 +438,7 @@ def test_engines_are_found_by_their_file_name(folder: Path) -> None:
     for name in ("auto", "transformers"):
         engine = load_engine(model, EngineConfig(engine=name))
         assert len(list(engine.generate(make_prompts(2), SamplingConfig(max_new_tokens=2)))) == 2
-    with pytest.raises(UserError, match=r"no engine 'tranformers'; there are: auto, .*transformers"):
+    with pytest.raises(UserError, match=r"no engine 'tranformers'; choose from: auto, .*transformers"):
         load_engine(model, EngineConfig(engine="tranformers"))
     with pytest.raises(ModelError):
         load_engine(ModelConfig(model=str(folder / "nothing")), EngineConfig())

@@ -1,1 +1,1 @@
-"""Generation on a Ray cluster, for the engine ray: pool.py keeps workers, worker.py is one, blocks.py deals prompts out."""
+"""Parts of the engine ray: pool.py manages workers, worker.py is one worker, blocks.py distributes prompts."""

@@ -1,11 +1,11 @@
-"""Which prompts to hand out next, and what becomes of those that failed: prompts -> blocks -> completions, each once.
+"""Distribute prompts to workers in blocks, and retry failed ones: prompts -> blocks -> completions, each exactly once.
 
     blocks = Blocks(prompts, num_samples=2, num_workers=8)
     while block := blocks.take(): ...
         blocks.answered(block, completion) / blocks.raised(block, reason) / blocks.died(block, reason)
 
-A block that failed is split and its parts are asked again, until the prompt that is to blame stands alone. So one bad
-prompt among a thousand costs a few tries, whatever it does to its worker, and the others lose nothing.
+A failed block is split and its parts are retried, until the prompt at fault is alone in a block. So one bad prompt among a
+thousand costs a few retries, whatever it does to its worker, and the others lose nothing.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from itertools import islice
 from distill_lab.errors import UserError
 from distill_lab.types import Completion, Prompt
 
-LEAST, MOST = 16, 2048
-"""Prompts of a block while there are many left; towards the end blocks grow smaller, so that no worker is late."""
+MIN_BLOCK, MAX_BLOCK = 16, 2048
+"""Prompts per block; blocks become smaller toward the end, so that all workers finish together."""
 PARTS = 8
-"""What a block that failed is split into."""
+"""Number of parts that a failed block is split into."""
 MAX_KILLS = 2
-"""As often as this a prompt may end a worker's process."""
+"""How many times a prompt may kill a worker's process before it counts as failed."""
 MAX_IN_A_ROW = 20
-"""As many prompts failing with no answer between are not the prompts' fault: the run stops."""
+"""If this many prompts fail with no answer in between, the prompts are not the cause: the run stops."""
 MAX_DEATHS = 6
-"""As many workers, besides each of them once, ending with no answer between: likewise."""
+"""If this many workers, plus once the number of workers, die with no answer in between, the run stops too."""
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """Prompts that are asked together."""
+    """Prompts that one worker answers together."""
 
     prompts: dict[str, Prompt]
-    """By id, those that are not done."""
+    """Unfinished prompts by id."""
     missing: dict[str, set[int]]
-    """Of each, the samples that have not come."""
+    """Missing samples of each prompt."""
     num_kills: int = 0
-    """Workers that have ended over these prompts."""
+    """Number of workers that died on these prompts."""
 
 
 @dataclass(slots=True)
 class Blocks:
-    """All prompts of one generation."""
+    """All prompts of one `generate` call."""
 
     prompts: Sequence[Prompt]
     num_samples: int
@@ -54,24 +54,24 @@ class Blocks:
     _num_left: int = field(init=False)
     _again: deque[Block] = field(init=False, default_factory=deque)
     _held: list[Completion] = field(init=False, default_factory=list)
-    """Error completions since the last answer; whose fault they are is not known yet."""
+    """Error completions since the last answer; the cause is not known yet."""
     _deaths: int = field(init=False, default=0)
-    """Of workers since the last answer."""
+    """Workers that died since the last answer."""
 
     def __post_init__(self) -> None:
         self._left, self._num_left = iter(self.prompts), len(self.prompts)
 
     @property
     def waiting(self) -> bool:
-        """Whether there is a block to take."""
+        """Whether `take` would return a block."""
         return bool(self._again or self._num_left)
 
     def take(self) -> Block | None:
-        """The next block; None where there is none now. One that is out may come back."""
+        """The next block; None if there is none now. A block in progress may fail and come back."""
         if self._again:
             return self._again.popleft()
-        size = min(MOST, max(LEAST, math.ceil(self._num_left / (2 * self.num_workers))))
-        # Also where there are few: every worker gets some.
+        size = min(MAX_BLOCK, max(MIN_BLOCK, math.ceil(self._num_left / (2 * self.num_workers))))
+        # With few prompts, give every worker some.
         size = min(size, math.ceil(len(self.prompts) / self.num_workers))
         found = {prompt.id: prompt for prompt in islice(self._left, size)}
         self._num_left -= len(found)
@@ -79,7 +79,7 @@ class Blocks:
         return Block(found, {name: set(samples) for name in found}) if found else None
 
     def answered(self, block: Block, completion: Completion) -> Iterator[Completion]:
-        """What to pass on now that `completion` has come: it, unless it came before, and errors that were held."""
+        """Completions to pass on now that `completion` arrived: itself, unless it is a duplicate, and held-back errors."""
         missing = block.missing.get(completion.id, set())
         if completion.sample not in missing:
             return
@@ -91,37 +91,37 @@ class Blocks:
         yield completion
 
     def raised(self, block: Block, reason: str) -> None:
-        """The engine raised over this block. Raises UserError where it does so over everything."""
+        """The engine raised an error on this block. Raises UserError if it fails on everything."""
         if len(block.prompts) > 1:
             self._split(block)
         else:
             self._blame(block, reason)
 
     def died(self, block: Block, reason: str) -> None:
-        """The worker ended over this block. Raises UserError where that goes on and on."""
+        """The worker died on this block. Raises UserError if workers keep dying."""
         self.worker_died(reason)
         block.num_kills += 1
         if len(block.prompts) == 1 and block.num_kills >= MAX_KILLS:
-            self._blame(block, f"it ended its worker {block.num_kills} times; at last: {reason}")
+            self._blame(block, f"it killed its worker {block.num_kills} times; the last time: {reason}")
         else:
             self._split(block)
 
     def worker_died(self, reason: str) -> None:
-        """A worker ended, perhaps while it had no block. Raises UserError where that goes on and on."""
+        """A worker died, perhaps without a block. Raises UserError if workers keep dying."""
         self._deaths += 1
         if self._deaths >= MAX_DEATHS + self.num_workers:
             raise UserError(
-                f"{self._deaths} workers ended, and none answered between ({reason}). Where memory is short: lower "
-                "engine.batch_size or engine.num_workers. The same command goes on from here"
+                f"{self._deaths} workers died with no answer in between ({reason}). If memory is short, lower "
+                "engine.batch_size or engine.num_workers. Run the same command again to resume"
             )
 
     def release(self) -> Iterator[Completion]:
-        """The error completions that were held."""
+        """Yield and clear the held-back error completions."""
         yield from self._held
         self._held.clear()
 
     def _split(self, block: Block) -> None:
-        """The parts go to the front: what is wrong shows early, and does not come last."""
+        """Split a block and put the parts first in the queue, so that failures show early."""
         size = math.ceil(len(block.prompts) / PARTS)
         names = list(block.prompts)
         for start in reversed(range(0, len(names), size)):
@@ -134,4 +134,4 @@ class Blocks:
         self._held += [Completion(name, sample, "", None, "error", 0, reason) for sample in sorted(samples)]
         num_prompts = len({row.id for row in self._held})
         if num_prompts >= MAX_IN_A_ROW:
-            raise UserError(f"{num_prompts} prompts failed one after another, the last because: {reason}")
+            raise UserError(f"{num_prompts} prompts in a row failed, the last one with: {reason}")

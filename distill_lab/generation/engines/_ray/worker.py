@@ -1,6 +1,6 @@
-"""One worker of the engine ray: holds another engine in a process of its own, anywhere in the cluster.
+"""One worker of the engine ray: runs another engine in a separate process anywhere in the cluster.
 
-In: blocks of prompts. Out: each completion as soon as it is done, and at the end, where the engine raised, a `Failure`.
+In: blocks of prompts. Out: each completion as soon as it is done, then a `Failure` if the engine raised an error.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class Failure:
 
     reason: str
     worker_died: bool = False
-    """Whether the worker can answer nothing more."""
+    """Whether the worker is unusable from now on."""
 
 
 class Worker:
-    """Loads a model once, then answers block after block."""
+    """Loads a model once, then answers blocks one after another."""
 
     def load(self, model: ModelConfig, config: EngineConfig) -> str:
-        """Load it. Returns what is wrong with model or settings, "" for nothing."""
+        """Load the model. Returns an error message about model or settings, or "" if it is loaded."""
         from distill_lab.generation.engines import Engine, load_engine
 
-        # Where this is set, the engine of choice would be ray again.
+        # If this were set, `auto` would choose ray again.
         os.environ.pop("RAY_ADDRESS", None)
         try:
             self._engine: Engine = load_engine(model, config)
@@ -46,5 +46,5 @@ class Worker:
             yield Failure(str(error), worker_died=True)
         except UserError as error:
             yield Failure(str(error))
-        except Exception as error:  # whatever a row does to an engine, the driver decides about it
+        except Exception as error:  # the driver handles any error that a prompt causes in an engine
             yield Failure(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""One completion in the making."""
+"""A sequence being decoded: one completion of one prompt."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from distill_lab.types import Prompt
 
 
 @dataclass(slots=True, eq=False)
-class Row:
-    """A prompt's tokens, those generated so far, and what it shares with others."""
+class DecodingSequence:
+    """A prompt's tokens, the tokens generated so far, and the prefix it shares with others."""
 
     prompt: Prompt
     sample: int
     prompt_ids: list[int]
     limit: int
-    """Most tokens it may have."""
+    """Maximum number of generated tokens."""
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     prefix: Prefix | None = None
@@ -28,17 +28,21 @@ class Row:
 
     @property
     def num_own(self) -> int:
-        """Tokens so far after the shared prefix."""
+        """Number of tokens so far after the shared prefix."""
         return len(self.prompt_ids) + len(self.tokens) - (self.prefix.end if self.prefix else 0)
 
     def own_ids(self) -> list[int]:
-        """Those tokens."""
+        """Tokens so far after the shared prefix."""
         start = self.prefix.end if self.prefix else 0
         return self.prompt_ids[start:] + self.tokens
 
     def uniform(self, seed: int) -> float:
-        """The number in [0, 1) that decides its next token; see `sampling.uniforms`."""
+        """The random number in [0, 1) for its next token; see `sampling.uniforms`."""
         block, column = divmod(len(self.tokens), BLOCK)
         if self._numbers is None or block != self._block:
             self._numbers, self._block = uniforms(seed, self.prompt.id, self.sample, block=block), block
         return float(self._numbers[column])
+
+
+NextTokens = list[tuple[DecodingSequence, int]]
+"""Sequences of a batch, each with its next token."""
