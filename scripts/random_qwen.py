@@ -1,4 +1,4 @@
-"""A Qwen2.5 of random weights with a real tokenizer, for timings and trials where the real weights are not at hand.
+"""Create a Qwen2.5 with random weights and a real tokenizer, for timings and trials without the real weights.
 
 python -m scripts.random_qwen --tokenizer ../shared/data/tokenizers/qwen2.5 --hidden 64 --layers 2 --out random-qwen
 """
@@ -12,11 +12,11 @@ import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 QWEN25_VOCABULARY = 151_936
-"""Rows of the embedding of Qwen2.5 0.5B to 3B; the tokenizer has fewer tokens."""
+"""Embedding rows of Qwen2.5 0.5B to 3B; the tokenizer has fewer tokens."""
 
 
 def build(tokenizer: Path, out: Path, *, hidden: int, layers: int, seed: int = 0) -> int:
-    """Write the model and its tokenizer to `out`; returns its parameters. `hidden` must be a multiple of 64."""
+    """Write the model and its tokenizer to `out`; return the number of parameters. `hidden` must be a multiple of 64."""
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     torch.manual_seed(seed)
     model = Qwen2ForCausalLM(
@@ -39,12 +39,12 @@ def build(tokenizer: Path, out: Path, *, hidden: int, layers: int, seed: int = 0
 
 
 def main() -> None:
-    """Build what is asked for."""
+    """Parse the arguments and build the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="directory of a Qwen2.5 tokenizer")
-    parser.add_argument("--out", type=Path, required=True, help="where the model goes")
+    parser.add_argument("--out", type=Path, required=True, help="output directory")
     parser.add_argument("--hidden", type=int, default=896, help="hidden size; 896 is Qwen2.5-0.5B's (default)")
-    parser.add_argument("--layers", type=int, default=24, help="layers; 24 is Qwen2.5-0.5B's (default)")
+    parser.add_argument("--layers", type=int, default=24, help="number of layers; 24 is Qwen2.5-0.5B's (default)")
     arguments = parser.parse_args()
     number = build(arguments.tokenizer, arguments.out, hidden=arguments.hidden, layers=arguments.layers)
     print(f"{number:,} parameters in {arguments.out}")

@@ -1,1 +1,1 @@
-"""Rows from anywhere -> prompts: sources, adapters (one file per row format), splits, reasoning traces."""
+"""Rows from any source -> prompts: sources, adapters (one file per row format), splits, reasoning traces."""

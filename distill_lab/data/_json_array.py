@@ -1,7 +1,7 @@
-"""A JSON array of any size, one element at a time: file -> (line, object or None, reason), in constant memory.
+"""Read a JSON array of any size, one element at a time: file -> (line, object or None, reason), in constant memory.
 
-The file is read in blocks; each element is decoded as soon as it is whole. An element that is no usable row comes with
-its reason. A file that is not an array any more from some place on raises DataError naming line and row.
+Reads the file in blocks and decodes each element once it is complete. Elements that are not usable rows come with a reason.
+If the file stops being a JSON array at some point, raises DataError naming line and row.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from distill_lab.errors import DataError
 
 BLOCK_BYTES = 1 << 18
 MAX_ROW_CHARS = 64 * 2**20
-"""Longest element. Without a limit a missing bracket near the start would pull the whole file into memory."""
+"""Maximum length of an element; without it, a missing bracket near the start would load the whole file into memory."""
 SLACK_CHARS = 16
-"""How near the end of the text an error must be to mean that more text is needed (half a literal, half an escape)."""
+"""An error this close to the end of the text means that more text is needed (half a literal, half an escape)."""
 SPACE = " \t\r\n"
 
 Element = tuple[int, dict[str, Any] | None, str]
-"""(1-based line it starts on, the object, why it is none)."""
+"""(1-based line where it starts, the object or None, the reason if it is None)."""
 
 
 def json_array(path: Path) -> Iterator[Element]:
-    """The elements of the array in `path`. Raises DataError where it cannot be read on."""
+    """Yield the elements of the array in `path`. Raises DataError if reading cannot continue."""
     with path.open("rb") as file:
         yield from _Scanner(file, str(path)).elements()
 
 
 class _Scanner:
-    """The text between what has been handed out and what has been read, and the line it starts on."""
+    """The text that is read but not yet returned, and the line where it starts."""
 
     def __init__(self, file: Any, source: str) -> None:
         self.file, self.source = file, source
         self.text, self.position, self.line = "", 0, 1
         self.counted = 0
-        """Where in the text the line number holds."""
+        """Position in the text up to which lines are counted."""
         self.index, self.ended = 0, False
         self.constants: list[str] = []
-        # Broken bytes must not stop the file: they become lone surrogates, which the row's check refuses.
+        # Broken bytes must not stop the reading: they become lone surrogates, which the row's check rejects.
         self.utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
         self.decoder = json.JSONDecoder(parse_constant=self.constants.append)
 
     def elements(self) -> Iterator[Element]:
-        self._take("[", "an array of objects begins with [")
+        self._take("[", "an array of objects starts with [")
         if self._peek() == "]":
             self.position += 1
         else:
@@ -79,7 +79,7 @@ class _Scanner:
                 raise self._error(error.pos, reason) from None
             except (ValueError, RecursionError) as error:
                 raise self._error(self.position, f"not usable JSON ({error})") from None
-            # A number at the very end of the text may go on in the next block.
+            # A number at the very end of the text may continue in the next block.
             if end == len(self.text) and self._read():
                 continue
             self.position = end
@@ -97,7 +97,7 @@ class _Scanner:
         self.position += 1
 
     def _peek(self) -> str:
-        """The next character that is no space, or "" at the end of the file."""
+        """The next non-space character, or "" at the end of the file."""
         while True:
             while self.position < len(self.text) and self.text[self.position] in SPACE:
                 self.position += 1
@@ -107,13 +107,13 @@ class _Scanner:
                 return ""
 
     def _read(self) -> bool:
-        """Append at least as much text as is left over, so that a long row costs time in proportion to its length."""
+        """Append at least as much text as is left over, so that the time for a long row is linear in its length."""
         if self.ended:
             return False
         self._line_at(self.position)
         left = self.text[self.position :]
         if len(left) > MAX_ROW_CHARS:
-            raise self._error(self.position, f"no end within {MAX_ROW_CHARS} characters; is a bracket missing?")
+            raise self._error(self.position, f"no end within {MAX_ROW_CHARS} characters; check for a missing bracket")
         block = self.file.read(max(BLOCK_BYTES, len(left)))
         self.ended = not block
         self.text, self.position, self.counted = left + self.utf8.decode(block, self.ended), 0, 0
@@ -127,5 +127,5 @@ class _Scanner:
 
     def _error(self, position: int, reason: str) -> DataError:
         line = self._line_at(min(position, len(self.text)))
-        advice = "nothing from here on can be read; mend the file, or write one row per line as .jsonl"
+        advice = "the rest of the file cannot be read; fix the file, or write one row per line as .jsonl"
         return DataError(self.source, line, f"row {self.index}: {reason}; {advice}")

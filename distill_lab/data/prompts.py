@@ -1,4 +1,4 @@
-"""prompts.jsonl, read: one Prompt after the other, every row checked.
+"""Read prompts.jsonl: one Prompt at a time, with every row checked.
 
 for prompt in read_prompts(run.path("prompts.jsonl")): ...
 """
@@ -15,9 +15,9 @@ from distill_lab.types import Prompt
 
 
 def read_prompts(path: Path, *, references: bool = False) -> Iterator[Prompt]:
-    """The prompts of a file, streaming. Raises DataError naming line and reason for malformed rows and double ids.
+    """Stream the prompts of a file. Raises DataError naming line and reason for malformed rows and duplicate ids.
 
-    references: where a prompt has no gold answer, its answer is the completion that came with the data, if any.
+    references: for prompts without a gold answer, use the completion from the data, if any, as the answer.
     """
     seen = set[str]()
     for number, row in enumerate(read_jsonl(path), start=1):

@@ -1,9 +1,9 @@
-"""Data sets as prompts: file, hub id or tiny task -> Records, streaming -> prompts.jsonl.
+"""Read data sets as prompts: file, hub id or tiny task -> Records, streaming -> prompts.jsonl.
 
     counts = write_prompts(DataConfig(path="data.jsonl", split="train[:1000]"), Path("prompts.jsonl"))
 
-Each row of the slice goes through an adapter. A malformed one stops with a DataError that names file, line and row;
-with `skip_invalid` it is set aside and counted. A record's id is its split's name and its row's number in the source.
+An adapter converts each row of the slice. A malformed row raises a DataError that names file, line and row; with
+`skip_invalid` it is skipped and counted. A record's id is its split's name and its row number in the source.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPLIT = re.compile(r"(?P<name>[\w.-]+)\s*(\[\s*(?P<start>-?\d+%?)?\s*:\s*(?P<sto
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A parsed split: its name and two bounds, each a row number or a percentage, negative ones from the end."""
+    """A parsed split: its name and two bounds, each a row number or a percentage; negative ones count from the end."""
 
     name: str
     start: str | None
@@ -38,18 +38,18 @@ class Slice:
 
     @classmethod
     def parse(cls, text: str) -> Slice:
-        """`train`, `train[:1000]`, `train[10%:20%]`, `train[-100:]`. Raises UserError for anything else."""
+        """Parse `train`, `train[:1000]`, `train[10%:20%]`, `train[-100:]`. Raises UserError for anything else."""
         match = SPLIT.fullmatch(text.strip())
         bounds = (match["start"], match["stop"]) if match else ()
         if match is None or any(bound and "%" in bound and abs(int(bound[:-1])) > 100 for bound in bounds):
             forms = "train, train[:1000], train[500:], train[500:1000], train[-100:], train[10%:20%]"
-            raise UserError(f"split {text!r} cannot be read; write it like one of {forms}")
+            raise UserError(f"invalid split {text!r}; write it like one of {forms}")
         return cls(match["name"], *bounds)
 
     def bounds(self, source: Source) -> tuple[int, int | None]:
-        """Row numbers (start, stop), stop None for the end. Percentages go to the nearest row, as in `datasets`.
+        """Row numbers (start, stop); stop None means the end. Percentages round to the nearest row, as in `datasets`.
 
-        The source is asked for its length only where a bound needs it. Raises UserError where it does not know.
+        Uses the source's length only if a bound needs it. Raises UserError if the length is unknown.
         """
         relative = any(bound and ("%" in bound or "-" in bound) for bound in (self.start, self.stop))
         length = source.num_rows(self.name) if relative else None
@@ -59,18 +59,18 @@ class Slice:
 
 
 class Records:
-    """The records of one data set slice, in order, streaming; to be iterated once.
+    """Streams the records of one data set slice in order; can be iterated only once.
 
-    Raises UserError for a path, split or adapter that is not there, DataError for a malformed row (unless
-    `skip_invalid`) and, in either case, where a file is damaged so that what follows cannot be read.
+    Raises UserError for a missing path, split or adapter, DataError for a malformed row (unless `skip_invalid`), and
+    always DataError if a file is so damaged that the rest cannot be read.
     """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.adapter = config.adapter
-        """The adapter's name; with auto, the one chosen for the first row that has one."""
+        """The adapter's name; with auto, the adapter chosen for the first row that matches one."""
         self.invalid: list[DataError] = []
-        """Why rows were set aside; the first 100."""
+        """Errors of skipped rows; at most 100."""
         self._slice, self._source = Slice.parse(config.split), open_source(config.path)
         if config.adapter != adapters.AUTO:
             adapters.load(config.adapter)
@@ -79,12 +79,12 @@ class Records:
 
     @property
     def counts(self) -> Counts:
-        """Rows so far: complete when the iteration has ended."""
+        """Rows so far; complete once the iteration has ended."""
         dropped = {"invalid": self._num_invalid} if self.config.skip_invalid else {}
         return Counts(self._num_kept + self._num_invalid, self._num_kept, dropped)
 
     def __iter__(self) -> Iterator[Record]:
-        assert not self._iterated, "Records can be iterated once; make another one"
+        assert not self._iterated, "Records can be iterated only once; create another one"
         self._iterated = True
         return self._records()
 
@@ -110,21 +110,21 @@ class Records:
         fields = {_plain(name, name): _plain(value, name) for name, value in row.fields.items()}
         name = self.config.adapter
         if name == adapters.AUTO:
-            # Chosen anew for each row, so that rows of several forms can stand in one file. One that fits no form goes
-            # to the adapter of the first row, which can say what is missing.
+            # Chosen for each row, so that one file can contain rows of several formats. A row that matches none goes to
+            # the adapter of the first row, which can say what is missing.
             name = adapters.choose(fields) or self.adapter
             if name == adapters.AUTO:
                 known = ", ".join(adapters.names())
-                raise ValueError(f"no adapter reads the fields {', '.join(fields) or '(none)'}; there are {known}")
+                raise ValueError(f"no adapter reads the fields {', '.join(fields) or '(none)'}; choose from {known}")
             if self.adapter == adapters.AUTO:
                 self.adapter = name
         return adapters.load(name).record(fields, f"{self._slice.name}-{row.index}")
 
 
 def write_prompts(config: DataConfig, path: Path) -> Counts:
-    """Write all records of a data set slice to `path` as prompts.jsonl, atomically; returns the counts.
+    """Write all records of a data set slice to `path` as prompts.jsonl, atomically; return the counts.
 
-    A row is `Prompt.to_json()` and, where the data has one, `"completion": [messages]`. Raises as `Records` does.
+    A row is `Prompt.to_json()` plus, if the data has one, `"completion": [messages]`. Raises the same errors as `Records`.
     """
     records = Records(config)
     write_jsonl(path, (_row(record) for record in records))
@@ -144,22 +144,22 @@ def _row_number(bound: str, length: int | None) -> int:
 
 
 def _plain(value: Any, field: str) -> Any:
-    """The value as JSON can hold it: NaN, a table's way to say missing, is None; dates and decimals become text.
+    """Convert a value to plain JSON data: NaN, which tables use for missing values, is None; dates and decimals are text.
 
-    Raises ValueError naming the field for what has no JSON form.
+    Raises ValueError naming the field if the value has no JSON form.
     """
     if isinstance(value, str):
         try:
             if not value.isascii():
                 value.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"field {field!r} holds broken text (not UTF-8, or half a character)") from None
+            raise ValueError(f"field {field!r} contains broken text (not UTF-8, or half a character)") from None
         return value
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         if math.isinf(value):
-            raise ValueError(f"field {field!r} holds {value}, which is not JSON")
+            raise ValueError(f"field {field!r} contains {value}, which is not JSON")
         return None if math.isnan(value) else value
     if isinstance(value, (list, tuple)):
         return [_plain(item, field) for item in value]
@@ -169,4 +169,4 @@ def _plain(value: Any, field: str) -> Any:
         return value.isoformat()
     if isinstance(value, (decimal.Decimal, datetime.timedelta)):
         return str(value)
-    raise ValueError(f"field {field!r} holds {type(value).__name__}, which has no JSON form")
+    raise ValueError(f"field {field!r} contains {type(value).__name__}, which has no JSON form")

@@ -1,9 +1,9 @@
-"""Where rows come from: a path or data set id -> a Source, which gives the rows of a slice, streaming.
+"""Open data sources: a path or data set id -> a Source, which streams the rows of a slice.
 
     for row in open_source("data.jsonl").rows("train", 0, 100): row.index, row.line, row.fields or row.reason
 
-Nothing here holds more than one row, one block of a file or one small batch in memory. A malformed row comes with its
-reason, and the reading goes on; where a file is so damaged that what follows cannot be read, DataError is raised.
+Sources keep at most one row, one block of a file or one small batch in memory. A malformed row comes with its reason, and
+reading continues; if a file is so damaged that the rest cannot be read, raises DataError.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from distill_lab.files.jsonl import parse_json_object
 
 BOM = b"\xef\xbb\xbf"
 BATCH_ROWS = 256
-"""Rows of a Parquet file that are decoded at once."""
+"""Rows of a Parquet file to decode at once."""
 MAX_FIELD_CHARS = 64 * 2**20
-"""Longest CSV field."""
+"""Maximum length of a CSV field."""
 HUB_TIMEOUT_S = 10.0
-"""How long the hub may take to answer whether it has a data set."""
+"""Timeout in seconds for asking the hub whether it has a data set."""
 HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<name>[\w.-]+))?")
 
 
@@ -35,50 +35,50 @@ class Row:
     """One row of a source: its fields, or the reason why it has none."""
 
     index: int
-    """0-based position among the source's rows, malformed ones included, blank lines not."""
+    """0-based position among the source's rows; counts malformed rows but not blank lines."""
     line: int | None
-    """1-based line on which the row starts, in text files."""
+    """1-based line where the row starts, in text files."""
     fields: dict[str, Any] | None
     reason: str = ""
 
 
 class Source(Protocol):
-    """Something that has rows. `split` is the name before the bracket; files have one split, whatever it is called."""
+    """A source of rows. `split` is the name before the bracket; files have a single split, with any name."""
 
     def num_rows(self, split: str) -> int:
-        """How many rows there are. Raises UserError where that is not known."""
+        """Number of rows. Raises UserError if it is unknown."""
         ...
 
     def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
-        """The rows from `start` up to and without `stop` (None: to the end). Raises UserError, DataError."""
+        """The rows from `start` up to but not including `stop` (None: to the end). Raises UserError, DataError."""
         ...
 
 
 def open_source(path: str) -> Source:
-    """The source behind `path`; files are looked up now, the hub when its rows are read. Raises UserError."""
+    """The source for `path`; checks files now, the hub when its rows are read. Raises UserError."""
     if path.startswith("tiny:"):
         return Tiny(path.removeprefix("tiny:"))
     file = Path(path).expanduser()
     kinds = {".json": Json, ".jsonl": JsonLines, ".parquet": Parquet, ".csv": Csv, ".txt": Text}
     if file.is_dir():
-        raise UserError(f"{path}: this is a directory; name one file in it ({', '.join(kinds)})")
+        raise UserError(f"{path}: this is a directory; give one file in it ({', '.join(kinds)})")
     if file.suffix in kinds:
         if not file.is_file():
             raise UserError(f"{path}: no such file (looked for {file.absolute()}); check the path")
         return kinds[file.suffix](file)
     if file.is_file():
-        raise UserError(f"{path}: cannot tell what is in this file; its name must end in {', '.join(kinds)}")
+        raise UserError(f"{path}: unknown file type; the name must end in {', '.join(kinds)}")
     hub = HUB_ID.fullmatch(path)
     if not hub:
         raise UserError(
-            f"{path}: no such file, and not a data set id either; give a {', '.join(kinds)} file, "
+            f"{path}: no such file, and not a data set id; give a {', '.join(kinds)} file, "
             "a Hugging Face id (owner/name, or owner/name:configuration), or tiny:TASK"
         )
     return Hub(hub["id"], hub["name"])
 
 
 class JsonLines:
-    """A .jsonl file: one JSON object per line; blank lines, CRLF and a byte order mark are fine."""
+    """A .jsonl file: one JSON object per line; blank lines, CRLF and a byte order mark are allowed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -100,7 +100,7 @@ class JsonLines:
 
 
 class Text:
-    """A .txt file: one text per line, as the row `{"sentence": line}`; blank lines, CRLF and a byte order mark are fine."""
+    """A .txt file: each line becomes a row `{"sentence": line}`; blank lines, CRLF and a byte order mark are allowed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,7 +119,7 @@ class Text:
 
 
 def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines with something in them, and their 1-based numbers."""
+    """The non-empty lines, with their 1-based numbers."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             line = (line.removeprefix(BOM) if number == 1 else line).strip()
@@ -128,7 +128,7 @@ def _filled_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 class Json:
-    """A .json file: an array of objects; one object per line is read as well."""
+    """A .json file: an array of objects, or one object per line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -141,7 +141,7 @@ class Json:
         """The rows of a slice; see Source."""
         if not self._is_array():
             for row in JsonLines(self.path).rows(split, start, stop):
-                hint = "a .json file is an array of objects, or one object per line"
+                hint = "a .json file must be an array of objects, or one object per line"
                 yield row if row.fields else Row(row.index, row.line, None, f"{row.reason}; {hint}")
             return
         for index, (number, fields, reason) in islice(enumerate(json_array(self.path)), start, stop):
@@ -159,7 +159,7 @@ class Json:
 
 
 class Csv:
-    """A .csv file with a header line, comma-separated, quoted with "; fields may hold line breaks."""
+    """A .csv file with a header line, comma-separated, quoted with "; fields may contain line breaks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -191,13 +191,13 @@ class Csv:
                         index += 1
                     line = reader.line_num + 1
             except csv.Error as error:
-                reason = f"row {index}: the quotes do not match ({error}); nothing from here on can be read"
+                reason = f"row {index}: the quotes do not match ({error}); the rest of the file cannot be read"
                 raise DataError(str(self.path), line, reason) from None
 
     @staticmethod
     def _row(index: int, line: int, header: list[str], values: list[str]) -> Row:
         if len(values) != len(header):
-            return Row(index, line, None, f"{len(values)} values under a header of {len(header)}")
+            return Row(index, line, None, f"{len(values)} values, but the header has {len(header)}")
         return Row(index, line, dict(zip(header, values, strict=True)))
 
 
@@ -231,7 +231,7 @@ class Parquet:
                         yield Row(offset, None, fields)
                     index += batch.num_rows
             except (pyarrow.ArrowException, OSError) as error:
-                reason = f"row {index} and what follows cannot be read ({error}); get the file again"
+                reason = f"row {index} and the rest of the file cannot be read ({error}); download the file again"
                 raise DataError(str(self.path), None, reason) from error
 
     def _open(self) -> Any:
@@ -239,34 +239,36 @@ class Parquet:
         import pyarrow.parquet
 
         try:
-            # Buffered and without prefetch: otherwise a whole row group, often the whole file, is read at once.
+            # Buffered and without prefetch; otherwise a whole row group, often the whole file, is read at once.
             return pyarrow.parquet.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False)
         except pyarrow.ArrowInvalid as error:
-            raise DataError(str(self.path), None, f"not a whole Parquet file ({error}); get it again") from error
+            raise DataError(
+                str(self.path), None, f"not a complete Parquet file ({error}); download it again"
+            ) from error
 
 
 class Tiny:
-    """One of the tiny family's tasks; its rows have no end."""
+    """One of the tiny family's tasks, with infinitely many rows."""
 
     def __init__(self, task: str) -> None:
         self.task = task
 
     def num_rows(self, split: str) -> int:
         """How many rows there are; see Source."""
-        raise UserError(f"tiny:{self.task} has no end, so count from its start: {split}[:1000]")
+        raise UserError(f"tiny:{self.task} has infinitely many rows; use row numbers from the start: {split}[:1000]")
 
     def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
         """The rows of a slice; see Source."""
         from distill_lab.tiny import tasks
 
         if stop is None:
-            raise UserError(f"tiny:{self.task} has no end; say how many rows you want: {split}[:1000]")
+            raise UserError(f"tiny:{self.task} has infinitely many rows; say how many you want: {split}[:1000]")
         for index, fields in islice(enumerate(tasks.rows(self.task, split)), start, stop):
             yield Row(index, None, fields)
 
 
 class Hub:
-    """A data set on the Hugging Face hub, streamed: only what is read is downloaded."""
+    """A data set on the Hugging Face hub, streamed: downloads only what is read."""
 
     def __init__(self, id: str, name: str | None) -> None:
         self.id, self.name = id, name
@@ -276,7 +278,9 @@ class Hub:
         """How many rows there are; see Source."""
         number = num_examples(self._dataset(split), split)
         if number is None:
-            raise UserError(f"{self.id}: the hub does not say how long {split} is; use row numbers: {split}[:1000]")
+            raise UserError(
+                f"{self.id}: the hub does not report the length of {split}; use row numbers: {split}[:1000]"
+            )
         return number
 
     def rows(self, split: str, start: int, stop: int | None) -> Iterator[Row]:
@@ -285,7 +289,7 @@ class Hub:
         try:
             yield from stream(dataset, start, stop)
         except _hub_failures() as error:
-            raise UserError(f"{self.id}: the download broke off ({_cause(error)}); start again") from error
+            raise UserError(f"{self.id}: the download failed ({_cause(error)}); run the same command again") from error
 
     def _dataset(self, split: str) -> Any:
         if split not in self._datasets:
@@ -295,15 +299,15 @@ class Hub:
             try:
                 self._datasets[split] = datasets.load_dataset(self.id, self.name, split=split, streaming=True)
             except _hub_failures() as error:
-                remedy = f"a configuration goes after a colon ({self.id}:main), a split before the bracket (test[:100])"
+                remedy = f"give a configuration after a colon ({self.id}:main), a split before the bracket (test[:100])"
                 raise UserError(f"{self.id}: cannot be opened ({_cause(error)}); {remedy}") from error
         return self._datasets[split]
 
     def _check(self) -> None:
-        """One short question to the hub, because `datasets` retries in silence for half a minute and more."""
+        """Ask the hub once, briefly, because `datasets` silently retries for half a minute or more."""
         from huggingface_hub import dataset_info
 
-        # HTTPError is taken from the hub's client, which has moved from one HTTP library to another between versions.
+        # HTTPError from the hub client, because the client switched to another HTTP library between versions.
         from huggingface_hub.errors import (
             GatedRepoError,
             HTTPError,  # pyright: ignore[reportPrivateImportUsage]
@@ -320,12 +324,12 @@ class Hub:
         except (HTTPError, OSError) as error:
             raise UserError(
                 f"{self.id}: no such file here, and the hub does not answer ({_cause(error)}); check the network, or "
-                f"get the file where there is one (hf download --repo-type dataset {self.id}) and give its path"
+                f"download the file elsewhere (hf download --repo-type dataset {self.id}) and give its path"
             ) from error
 
 
 def num_examples(dataset: Any, split: str) -> int | None:
-    """The length that a streamed data set's card states for a split, where it does."""
+    """The length of a split from a streamed data set's card; None if the card does not state it."""
     splits = dataset.info.splits
     return splits[split].num_examples if splits and split in splits else None
 

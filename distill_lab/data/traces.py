@@ -1,20 +1,20 @@
-"""Reasoning traces: a row of OmniThought, or of its relatives -> its traces; thresholds; the best one of a question.
+"""Reasoning traces: read them from rows of OmniThought and similar data, filter by thresholds, choose the best.
 
     question, traces = read_traces(row)                                 several traces per question, or one
     counts = select_traces(prompts, path, rv_min=0.6, cd_min=0.6)       prompts.jsonl -> prompts.jsonl, filtered
 
 A trace has two levels from 0 to 9: reasoning verbosity (RV) and cognitive difficulty (CD) (Cai et al. 2025, "Reasoning
-with OmniThought"). Forms that are read:
+with OmniThought"). Supported row formats:
 
     {"question", "reasoning": [{"thought", "solution", "full_response", "teacher", "thought_correctness_verify",
                                 "Reasoning_Verbosity": {"level"}, "Cognitive_Difficulty": {"level"}}]}
-    {"instruction" or "question" or "input", "cot" or "output" or "response" or "answer", and of the scores
+    {"instruction" or "question" or "input", "cot" or "output" or "response" or "answer", and optionally the scores
      "rv_score"/"cd_score" (0 to 1, or a level above 1) or "reasoning_verbosity"/"cognitive_difficulty" (levels),
      "logical_correctness"}
 
-A threshold from 0 to 1 is a share of the highest level (0.6 keeps levels from 6 on, since 0.6 * 9 = 5.4); above 1 it is
-a level. What a row does not say filters nothing: a trace without levels passes every threshold, and one that nobody
-verified is kept; one that failed the verification is not.
+A threshold from 0 to 1 is a fraction of the highest level (0.6 keeps levels 6 and above, because 0.6 * 9 = 5.4); above 1 it
+is a level. Missing values filter nothing: a trace without levels passes every threshold, and an unverified trace is kept,
+but one that failed verification is not.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ QUESTION = ("question", "instruction", "input", "problem")
 ANSWER = ("cot", "output", "response", "answer")
 SCORES = ("rv_score", "cd_score", "reasoning_verbosity", "cognitive_difficulty", "logical_correctness")
 SCHEMA = (
-    "Unexpected OmniThought schema, please inspect omni[0]: it has the fields {fields}; needed are a question and a list "
+    "Unexpected OmniThought schema, please inspect omni[0]: it has the fields {fields}; it needs a question and a list "
     "`reasoning` of traces, or an instruction and an output with rv_score and cd_score"
 )
 NOT_VERIFIED, EMPTY, OTHER = "not verified", "empty", "another trace of the question is better"
 META = "traces"
-"""Where a prompt's `meta` keeps its traces."""
+"""Key of a prompt's traces in its `meta`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One way of a teacher to an answer."""
+    """A teacher's reasoning and solution for one question."""
 
     thinking: str | None
-    """The reasoning, without tags; None where the row has none apart from the solution."""
+    """The reasoning without tags; None if the row does not separate it from the solution."""
     solution: str
-    """What follows it."""
+    """The text after the reasoning."""
     rv: float | None = None
-    """Reasoning verbosity, 0 to 9; None where the row does not say."""
+    """Reasoning verbosity, 0 to 9; None if unknown."""
     cd: float | None = None
-    """Cognitive difficulty, 0 to 9; None where the row does not say."""
+    """Cognitive difficulty, 0 to 9; None if unknown."""
     verified: bool | None = None
-    """Whether a judge found it right; None where nobody looked."""
+    """Whether a judge found it correct; None if it was not verified."""
     teacher: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Trace:
         return dataclasses.asdict(self)
 
     def message(self) -> Message:
-        """The assistant's turn."""
+        """The trace as an assistant message."""
         turn = {"role": "assistant", "content": self.solution}
         return turn | {"thinking": self.thinking} if self.thinking else turn
 
@@ -78,25 +78,25 @@ def minimum_level(threshold: float) -> int:
 
 def _floor(threshold: float) -> float:
     if not 0 <= threshold <= MAX_LEVEL:
-        raise UserError(f"a threshold of {threshold} is none; give a share from 0 to 1, or a level up to {MAX_LEVEL}")
+        raise UserError(f"invalid threshold {threshold}; use a fraction from 0 to 1 or a level up to {MAX_LEVEL}")
     return threshold * MAX_LEVEL if threshold <= 1 else threshold
 
 
 def read_traces(row: Mapping[str, Any]) -> tuple[str, list[Trace]]:
-    """The question of a row and its traces. Raises ValueError naming the field for a row of another form."""
+    """A row's question and traces. Raises ValueError naming the field for a row in another format."""
     if isinstance(row.get("reasoning"), list) and isinstance(row.get("question"), str):
         return row["question"], [_nested(item, f"reasoning[{n}]") for n, item in enumerate(row["reasoning"])]
     question, answer = answer_fields(row)
     if question is None or answer is None:
         raise ValueError(SCHEMA.format(fields=", ".join(row) or "(none)"))
     thinking, solution = split_thinking(row[answer])
-    rv = _share(row, "rv_score") if row.get("rv_score") is not None else _level(row, "reasoning_verbosity")
-    cd = _share(row, "cd_score") if row.get("cd_score") is not None else _level(row, "cognitive_difficulty")
+    rv = _score_level(row, "rv_score") if row.get("rv_score") is not None else _level(row, "reasoning_verbosity")
+    cd = _score_level(row, "cd_score") if row.get("cd_score") is not None else _level(row, "cognitive_difficulty")
     return row[question], [Trace(thinking, solution, rv, cd, _truth(row, "logical_correctness"))]
 
 
 def answer_fields(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The fields of a flat row that hold its question and its trace; None for what it does not have."""
+    """Names of the fields of a flat row with its question and its trace; None for a missing one."""
 
     def filled(names: Sequence[str]) -> str | None:
         return next((name for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
@@ -105,10 +105,10 @@ def answer_fields(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def best(traces: Sequence[Trace]) -> Trace | None:
-    """The trace to learn from; None where none has a solution.
+    """The trace to learn from; None if none has a solution.
 
-    Verified ones go before those nobody looked at, and these before failed ones; then the one whose verbosity is nearest
-    to its difficulty (as many words as the problem is worth); then the shorter one; then the first.
+    Prefers verified traces to unverified ones, and these to failed ones; then the one whose verbosity is closest to its
+    difficulty (as long as the problem deserves); then the shorter one; then the first.
     """
     usable = [trace for trace in traces if trace.solution.strip()]
     return min(usable, key=_rank) if usable else None
@@ -121,7 +121,7 @@ def _rank(trace: Trace) -> tuple[int, float, int]:
 
 
 def reason_against(trace: Trace, *, rv_min: float = 0.0, cd_min: float = 0.0, verified_only: bool = True) -> str | None:
-    """Why a trace is left out; None where it is kept. Raises UserError for a threshold that is none."""
+    """Why a trace is dropped; None if it is kept. Raises UserError for an invalid threshold."""
     if not trace.solution.strip():
         return EMPTY
     if verified_only and trace.verified is False:
@@ -141,14 +141,14 @@ def select_traces(
     verified_only: bool = True,
     per_question: int = 1,
 ) -> Counts:
-    """Write the prompts of the traces that pass to `path`, each with its trace as completion; counts are of traces.
+    """Write a prompt to `path` for each trace that passes, with the trace as completion; the counts are of traces.
 
-    `per_question`: how many traces of a question stay at most, the best first; 0: all that pass. From the second on a
-    row's id is the prompt's and the trace's rank (train-7.2). A prompt without traces counts as one and keeps its own
-    completion. Raises UserError for thresholds that are none, DataError for a malformed row.
+    per_question: maximum traces per question, best first; 0: all that pass. From the second trace on, the row's id is the
+    prompt's id and the trace's rank (train-7.2). A prompt without traces counts as one and keeps its own completion.
+    Raises UserError for invalid thresholds, DataError for a malformed row.
     """
     for threshold in (rv_min, cd_min):
-        minimum_level(threshold)  # refuses a bad one before anything is read
+        minimum_level(threshold)  # rejects an invalid one before anything is read
     dropped: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -157,7 +157,7 @@ def select_traces(
             try:
                 traces = None if META not in meta else [Trace(**trace) for trace in meta.pop(META)]
             except TypeError as error:
-                raise DataError(str(prompts), number, f"its meta holds something else than traces ({error})") from None
+                raise DataError(str(prompts), number, f"its meta contains invalid traces ({error})") from None
             if traces is None:
                 if row.get("completion"):
                     yield row
@@ -176,21 +176,21 @@ def select_traces(
                 if per_question and rank > per_question:
                     dropped[OTHER] += 1
                     continue
-                told = {"rv": trace.rv, "cd": trace.cd, "verified": trace.verified, "teacher": trace.teacher}
-                told = {key: value for key, value in told.items() if value is not None}
+                known = {"rv": trace.rv, "cd": trace.cd, "verified": trace.verified, "teacher": trace.teacher}
+                known = {key: value for key, value in known.items() if value is not None}
                 id = row["id"] if rank == 1 else f"{row['id']}.{rank}"
-                yield row | {"id": id, "meta": meta | told, "completion": [trace.message()]}
+                yield row | {"id": id, "meta": meta | known, "completion": [trace.message()]}
 
     kept = write_jsonl(path, rows())
     return Counts(kept + dropped.total(), kept, dict(dropped))
 
 
-def _nested(item: Any, place: str) -> Trace:
+def _nested(item: Any, field: str) -> Trace:
     if not isinstance(item, Mapping):
-        raise ValueError(f"{place} is {type(item).__name__}, expected an object")
+        raise ValueError(f"{field} is {type(item).__name__}, expected an object")
     for name in ("thought", "solution", "full_response", "teacher"):
         if item.get(name) is not None and not isinstance(item[name], str):
-            raise ValueError(f"{place}.{name} is {type(item[name]).__name__}, expected text")
+            raise ValueError(f"{field}.{name} is {type(item[name]).__name__}, expected text")
     thinking, solution = item.get("thought"), item.get("solution")
     if not (thinking and solution):
         thinking, solution = split_thinking(item.get("full_response") or solution or "")
@@ -200,43 +200,43 @@ def _nested(item: Any, place: str) -> Trace:
     for name in ("Reasoning_Verbosity", "Cognitive_Difficulty"):
         score = item.get(name)
         score = score if isinstance(score, Mapping) else {"level": score}
-        levels.append(_level(score, "level", place=f"{place}.{name}.level"))
-    verified = _truth(item, "thought_correctness_verify", place=f"{place}.thought_correctness_verify")
+        levels.append(_level(score, "level", field=f"{field}.{name}.level"))
+    verified = _truth(item, "thought_correctness_verify", field=f"{field}.thought_correctness_verify")
     return Trace(thinking, solution, levels[0], levels[1], verified, item.get("teacher"))
 
 
 def _bare(thinking: str) -> str | None:
-    """Thinking without tags around it, should it have some."""
+    """Thinking without the tags around it, if any."""
     inside, outside = split_thinking(thinking)
     return inside or outside.strip("\n") or None
 
 
-def _level(row: Mapping[str, Any], name: str, *, place: str = "") -> float | None:
-    """A level from 0 to 9, as a number or as text; None where there is none."""
+def _level(row: Mapping[str, Any], name: str, *, field: str = "") -> float | None:
+    """A level from 0 to 9, given as a number or text; None if it is missing."""
     value = row.get(name)
     if isinstance(value, str) and value.strip().isdigit():
         value = int(value)
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_LEVEL:
-        raise ValueError(f"field {place or name!r} holds {value!r}, expected a level from 0 to {MAX_LEVEL}")
+        raise ValueError(f"field {field or name!r} is {value!r}, expected a level from 0 to {MAX_LEVEL}")
     return value
 
 
-def _share(row: Mapping[str, Any], name: str) -> float | None:
-    """A score from 0 to 1 as a level; above 1 it is one."""
+def _score_level(row: Mapping[str, Any], name: str) -> float | None:
+    """A score from 0 to 1 converted to a level; above 1 it is already a level."""
     level = _level(row, name)
     return level if level is None or level > 1 else level * MAX_LEVEL
 
 
-def _truth(row: Mapping[str, Any], name: str, *, place: str = "") -> bool | None:
-    """A yes or no, also as text; None where there is none."""
+def _truth(row: Mapping[str, Any], name: str, *, field: str = "") -> bool | None:
+    """A true or false value, also given as text; None if it is missing."""
     value = row.get(name)
     if isinstance(value, str):
         known = {"true": True, "yes": True, "false": False, "no": False, "": None}
         value = known.get(value.strip().lower(), value)
     if value is not None and not isinstance(value, bool):
         if value not in (0, 1):
-            raise ValueError(f"field {place or name!r} holds {value!r}, expected true or false")
+            raise ValueError(f"field {field or name!r} is {value!r}, expected true or false")
         value = bool(value)
     return value

@@ -1,4 +1,4 @@
-"""EasyDistill 1.0's black-box jobs on the lab's own stages: `config.py` reads them, `training.py` translates, `job.py` runs.
+"""Run EasyDistill 1.0's black-box jobs as stages: `config.py` reads them, `training.py` translates, `job.py` runs.
 
 from distill_lab.easydistill import job
 student = job.run("configs/kd_black_box_qwen_0_5b.json")

@@ -1,12 +1,11 @@
-"""EasyDistill 1.0's JSON configs: read, checked, and translated into the lab's settings.
+"""Read EasyDistill 1.0's JSON configs, check them, and translate them into the lab's settings.
 
     job = read_job(Path("configs/kd_black_box_qwen_0_5b.json"))
 
 In: a config with `job_type` kd_black_box_local, kd_black_box_api or kd_black_box_train_only (kd_sft means the last one).
-Out: a `Job`. EasyDistill has no defaults; here a key may be missing where its default is plain. An unknown key is an
-error, and so is a training setting that would change the student and that the lab's trainer does not have. Relative
-paths are seen from the current directory, as EasyDistill sees them; what is to be read and is not there is looked for
-beside the config.
+Out: a `Job`. EasyDistill has no defaults; here a key may be missing if its default is obvious. An unknown key is an error,
+and so is a training setting that would change the student but that the lab's trainer does not have. Relative paths are
+relative to the current directory, as in EasyDistill; input files that are not there are also searched next to the config.
 """
 
 from __future__ import annotations
@@ -30,28 +29,28 @@ NumTokens = Annotated[int, Field(ge=1)]
 
 
 class Data(Config):
-    """What `dataset` has in every job."""
+    """Fields of `dataset` in every job."""
 
     labeled_path: Text
     """Instructions with their answers."""
     template: str = ""
-    """Not used: a student is trained in its own chat template."""
+    """Not used: a student is trained with its own chat template."""
     seed: int = 42
-    """Order of the rows."""
+    """Seed of the row order."""
 
 
 class TrainOnlyData(Data):
     """`dataset` of a job that only trains."""
 
     instruction_path: str = ""
-    """Not read."""
+    """Not used."""
 
 
 class TeacherData(Data):
     """`dataset` of a job with a teacher."""
 
     instruction_path: Text
-    """What the teacher is asked."""
+    """Instructions for the teacher."""
 
 
 class LocalInference(Config):
@@ -68,7 +67,7 @@ class LocalInference(Config):
 
 
 class ApiInference(Config):
-    """`inference` of a teacher behind an OpenAI-compatible server."""
+    """`inference` of a teacher on an OpenAI-compatible server."""
 
     base_url: Text
     api_key: SecretStr = SecretStr("")
@@ -78,11 +77,11 @@ class ApiInference(Config):
 
 
 class Models(Config):
-    """`models` of a job that can do without the name of a teacher."""
+    """`models` of a job that needs no teacher name."""
 
     student: Text
     teacher: str = ""
-    """Of an API job: the server's name of it; empty: the first model the server names."""
+    """In an API job: the server's name for the teacher; empty: the first model that the server lists."""
 
 
 class Pair(Config):
@@ -113,7 +112,7 @@ class ApiConfig(Config):
 
 
 class TrainOnlyConfig(Config):
-    """kd_black_box_train_only; what a config has for a teacher is not used."""
+    """kd_black_box_train_only; settings for a teacher are ignored."""
 
     job_type: str
     dataset: TrainOnlyData
@@ -139,37 +138,37 @@ OTHER_JOBS: dict[str, str | None] = {
     "cot_eval_api": None,
     **dict.fromkeys(f"{name}_{how}" for name in _DATA_JOBS for how in ("api", "batch")),
 }
-"""EasyDistill's other jobs, and the module of the lab's command for the same purpose, where it has one."""
+"""EasyDistill's other jobs, and the module of the lab's command for the same purpose, if it has one."""
 VLLM_ONLY = ("enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "max_model_len")
 WHITE_BOX_KEYS = ("distillation", "logits_path", "top_logits_num")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a config asks for, in the lab's terms."""
+    """A job as the lab's settings."""
 
     path: Path
-    """The config."""
+    """The config file."""
     instructions: str | None
-    """What the teacher is asked: a data set's path; None where the job only trains."""
-    labelled: Path
-    """Instructions with answers: written where there is a teacher, read where there is none."""
+    """Path of the data set with instructions for the teacher; None if the job only trains."""
+    labeled: Path
+    """Instructions with answers: written if there is a teacher, otherwise read."""
     teacher: ModelConfig | None
     engine: EngineConfig
     sampling: SamplingConfig
     system_prompt: str
-    """What the teacher is told first; the student is not."""
+    """System prompt for the teacher; the student does not get it."""
     api_key: SecretStr
     student: ModelConfig
     out: Path
-    """Where the student goes."""
+    """Output directory for the student."""
     training: Training
     seed: int
     notes: tuple[str, ...]
-    """What a person should know about the translation."""
+    """Notes for the user about the translation."""
 
     def to_json(self) -> dict[str, Any]:
-        """For the run's manifest; without the key."""
+        """The config in run.json, without the API key."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del row["api_key"], row["notes"]
         return {
@@ -179,7 +178,7 @@ class Job:
 
 
 def read_job(path: Path) -> Job:
-    """The job in `path`. Raises UserError naming file, key and remedy, DataError where the file is not JSON."""
+    """Read the job in `path`. Raises UserError naming file, key and remedy, DataError if the file is not JSON."""
     raw = _read_json(path)
     name = raw.get("job_type")
     if name not in JOBS:
@@ -193,29 +192,29 @@ def read_job(path: Path) -> Job:
     if isinstance(config, LocalConfig):
         left += [f"inference.{name}" for name in VLLM_ONLY if getattr(config.inference, name) is not None]
     if left:
-        notes.append(f"left to the lab, which chooses by what the machine has: {', '.join(left)}")
+        notes.append(f"ignored, because the lab chooses these itself for this machine: {', '.join(left)}")
     if config.dataset.template:
-        notes.append("dataset.template is not used: the student is trained in its own chat template")
+        notes.append("dataset.template is not used: the student is trained with its own chat template")
     teacher, engine, sampling = None, EngineConfig(), SamplingConfig()
     system_prompt, api_key = "", SecretStr("")
     if isinstance(config, LocalConfig):
-        asked = config.inference
+        local = config.inference
         name = _model(path, config.models.teacher)
-        teacher = ModelConfig(model=name, quantization="auto", trust_remote_code=asked.trust_remote_code)
+        teacher = ModelConfig(model=name, quantization="auto", trust_remote_code=local.trust_remote_code)
         sampling = SamplingConfig(
-            max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, seed=asked.seed, thinking=False
+            max_new_tokens=local.max_new_tokens, temperature=local.temperature, seed=local.seed, thinking=False
         )
     elif isinstance(config, ApiConfig):
-        asked = config.inference
+        api = config.inference
         teacher = ModelConfig(model=f"openai:{config.models.teacher}")
-        engine = EngineConfig(base_url=_base_url(path, asked.base_url))
-        sampling = SamplingConfig(max_new_tokens=asked.max_new_tokens, temperature=1.0)
-        system_prompt, api_key = asked.system_prompt, asked.api_key
+        engine = EngineConfig(base_url=_base_url(path, api.base_url))
+        sampling = SamplingConfig(max_new_tokens=api.max_new_tokens, temperature=1.0)
+        system_prompt, api_key = api.system_prompt, api.api_key
     seed = config.dataset.seed if training.seed is None else training.seed
     return Job(
         path=path,
         instructions=str(_located(path, config.dataset.instruction_path)) if teacher else None,
-        labelled=_located(path, config.dataset.labeled_path),
+        labeled=_located(path, config.dataset.labeled_path),
         teacher=teacher,
         engine=engine,
         sampling=sampling,
@@ -234,7 +233,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
-            raise UserError(f"{path}: the key {twice[0]!r} stands twice in one object; keep one")
+            raise UserError(f"{path}: duplicate key {twice[0]!r} in an object; keep only one")
         return dict(pairs)
 
     def refuse(constant: str) -> float:
@@ -260,22 +259,22 @@ def _no_such_job(name: Any) -> str:
     if name in OTHER_JOBS:
         module = OTHER_JOBS[name]
         if module and find_spec(f"distill_lab.{module}"):
-            return f"job_type {name}: for this there is `distill {module.partition('.')[2]}` (see its --help)"
-        return f"job_type {name}: not supported; `distill run` does {known}"
+            return f"job_type {name}: use `distill {module.partition('.')[2]}` instead (see its --help)"
+        return f"job_type {name}: not supported; `distill run` supports {known}"
     close = get_close_matches(str(name), [*JOBS, *OTHER_JOBS], n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"job_type {name!r}: no such job; {hint}There are {known}"
+    return f"job_type {name!r}: no such job; {hint}Choose from {known}"
 
 
 def _problem(error: Any) -> str:
-    place = ".".join(map(str, error["loc"]))
+    key = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
-        return f"{place}: missing; give it a value"
+        return f"{key}: missing; give it a value"
     if error["type"] == "extra_forbidden":
         if error["loc"][-1] in WHITE_BOX_KEYS:
-            return f"{place}: belongs to the white-box jobs; remove it"
-        return f"{place}: no such key; check its spelling or remove it"
-    return f"{place}: {error['msg']}"
+            return f"{key}: belongs to the white-box jobs; remove it"
+        return f"{key}: no such key; check its spelling or remove it"
+    return f"{key}: {error['msg']}"
 
 
 def _base_url(path: Path, url: str) -> str:
@@ -286,13 +285,13 @@ def _base_url(path: Path, url: str) -> str:
 
 
 def _located(config: Path, text: str) -> Path:
-    """A path seen from the current directory; where nothing is there but beside the config, that one."""
+    """A path relative to the current directory, or next to the config if it exists only there."""
     path = Path(text).expanduser()
-    beside = config.parent / path
-    return beside if not path.exists() and beside.exists() else path
+    near_config = config.parent / path
+    return near_config if not path.exists() and near_config.exists() else path
 
 
 def _model(config: Path, text: str) -> str:
-    """A model's directory, looked for like every path, or its name as it is (EasyDistill's examples end in a slash)."""
+    """A model's directory, searched like every path, or its name (EasyDistill's examples end in a slash)."""
     path = _located(config, text)
     return str(path) if path.is_dir() else text.rstrip("/")

@@ -1,10 +1,10 @@
-"""Runs EasyDistill 1.0's black-box jobs: a JSON config -> answers in `labeled_path`, the student in `output_dir`.
+"""Run EasyDistill 1.0's black-box jobs: a JSON config -> answers in `labeled_path`, the student in `output_dir`.
 
     student = run("configs/kd_black_box_qwen_0_5b.json")
 
-The lab's own stages do the work, in the run directory `<output_dir>.run`: the same call goes on where it stopped.
-Answers that stand in `labeled_path` are never asked for again nor replaced, unless `relabel` asks for it; what is missing is
-asked, and the file is written once, whole. The student learns the answers and nothing of the prompts.
+The lab's stages do the work, in the run directory `<output_dir>.run`; the same call resumes there. Answers in `labeled_path`
+are kept and not generated again, except with `relabel`; missing answers are generated, and the file is written once,
+completely. Only the answers are trained, not the prompts.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ RELABEL = "asked again"
 
 
 def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | None = None) -> Path:
-    """Do the job in `config`, resuming what is there; returns the student's directory.
+    """Run the job in `config`, or resume it; return the student's directory.
 
-    relabel: the teacher answers every instruction, and its answers take the place of those in `labeled_path`. Raises
-    UserError (DataError, ModelError, NoData) for a config, a file or a model the user can mend, before anything is
-    written where it shows in time.
+    relabel: the teacher answers every instruction, and its answers replace those in `labeled_path`. Raises UserError
+    (DataError, ModelError, NoData) for problems with the config, a file or a model, if possible before anything is
+    written.
     """
     job = read_job(Path(config))
     _check(job, relabel)
@@ -68,7 +68,7 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
             new_tokens=job.sampling.max_new_tokens,
         )
         answers = None
-        prompts = pipeline.prompts("prompts", DataConfig(path=job.instructions or str(job.labelled))).path
+        prompts = pipeline.prompts("prompts", DataConfig(path=job.instructions or str(job.labeled))).path
         if teacher is not None:
             answers = _teacher_answers(pipeline, job, teacher, prompts, relabel)
         rows = pipeline.training_set(prompts, answers)
@@ -77,13 +77,13 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
 
 
 def run_directory(out: str | Path) -> Path:
-    """Where the run of a job with this `output_dir` keeps its files: `<output_dir>.run`."""
+    """The run directory of a job with this `output_dir`: `<output_dir>.run`."""
     path = Path(out).expanduser().absolute()
     return path.with_name(f"{path.name}.run")
 
 
 def training_summary(out: str | Path) -> str:
-    """What a job with this `output_dir` trained on, and the validation loss before and after; "" where no job has ended."""
+    """The training data and validation losses of the job with this `output_dir`; "" if no job has finished."""
     figures = run_directory(out) / "training.json"
     if not figures.is_file():
         return ""
@@ -97,45 +97,47 @@ def training_summary(out: str | Path) -> str:
 
 
 def _check(job: Job, relabel: bool) -> None:
-    """Everything that can be known before the first hour of work. Raises UserError."""
+    """Check everything that can be checked before the first hour of work. Raises UserError."""
     if relabel and job.teacher is None:
-        raise UserError(f"{job.path}: there is no teacher in this job to answer again; leave --relabel out")
-    if job.labelled.suffix not in (".json", ".jsonl"):
-        raise UserError(f"{job.path}: dataset.labeled_path: {job.labelled} must end in .json or .jsonl")
+        raise UserError(f"{job.path}: this job has no teacher; remove --relabel")
+    if job.labeled.suffix not in (".json", ".jsonl"):
+        raise UserError(f"{job.path}: dataset.labeled_path: {job.labeled} must end in .json or .jsonl")
     if Path.cwd().is_relative_to(job.out.absolute()):
-        raise UserError(f"{job.path}: training.output_dir: give the student a directory of its own")
-    source = job.instructions or str(job.labelled)
+        raise UserError(f"{job.path}: training.output_dir: give the student a separate directory")
+    source = job.instructions or str(job.labeled)
     if next(iter(Records(DataConfig(path=source))), None) is None:
-        raise NoData(f"{source}: no rows, so there is nothing to distil; prepare the data first")
+        raise NoData(f"{source}: no rows to distill; prepare the data first")
     check_model(job.student, role="student", example=EXAMPLE)
     from distill_lab.models.loading import load_tokenizer
 
     if not load_tokenizer(job.student).chat_template:
         raise UserError(
-            f"{job.student.model} has no chat template, and EasyDistill's templates are none either; take an instruct "
+            f"{job.student.model} has no chat template, and EasyDistill's templates do not replace it; use an instruct "
             f"model ({EXAMPLE}) or set its chat_template"
         )
     manifest = _read_record(run_directory(job.out) / "run.json")
     if job.out.exists() and "student" not in manifest.get("stages", {}):
-        raise UserError(f"{job.out} exists and is not this run's; remove it or choose another training.output_dir")
+        raise UserError(
+            f"{job.out} already exists and was not created by this run; remove it or choose another training.output_dir"
+        )
 
 
 def _named(teacher: ModelConfig, engine: EngineConfig) -> ModelConfig:
-    """The teacher, by the name its server gives it where the config has none."""
+    """The teacher; if the config does not name it, with the name from its server."""
     if teacher.model != "openai:":
         return teacher
     return ModelConfig(model=f"openai:{first_model(engine.base_url)}")
 
 
 def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts: Path, relabel: bool) -> Path:
-    """Answers to `prompts`: those in `labeled_path`, and the teacher's where there was none; the file is completed."""
-    run, labelled = pipeline.run, job.labelled
-    # What this run itself wrote is not taken for prepared answers the next time, or finished stages would be redone.
+    """Answers to `prompts`: those in `labeled_path`, and the teacher's for the rest; adds the new ones to the file."""
+    run, labeled = pipeline.run, job.labeled
+    # Answers written by this run do not count as prepared the next time; otherwise finished stages would run again.
     key = fingerprint({"prompts": prompts, "teacher": teacher.model_dump(), "sampling": job.sampling.model_dump()})
-    record, now = _read_record(run.path("labelled.json")), fingerprint(labelled)
+    record, now = _read_record(run.path("labelled.json")), fingerprint(labeled)
     ours = record.get("key") == key and record.get("after") == now
     before = RELABEL if relabel else record["before"] if ours else now
-    source = labelled if labelled.exists() and not relabel else None
+    source = labeled if labeled.exists() and not relabel else None
     prepared = run.stage(
         "prepared answers",
         "prepared.jsonl",
@@ -152,7 +154,7 @@ def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts
     if missing.kept:
         completions = pipeline.answers("teacher answers", teacher, missing.path, job.sampling)
     elif not ours:
-        run.watch.note(f"{labelled} has every answer; the teacher is not asked (--relabel asks it again)")
+        run.watch.note(f"{labeled} already has every answer; the teacher is not used (--relabel generates new answers)")
     answers = run.stage(
         "answers",
         "answers.jsonl",
@@ -160,36 +162,36 @@ def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts
         work=lambda path: _join([prepared, completions] if completions else [prepared], path),
     ).path
     if completions and not (ours and record["before"] == before):
-        if fingerprint(labelled) != now:
-            raise UserError(f"{labelled} was changed while the teacher answered; run it again, no answer is lost")
-        errors = _write_labelled(prompts, answers, labelled, relabel)
-        after = fingerprint(labelled) if not errors else None  # what failed is asked again the next time
+        if fingerprint(labeled) != now:
+            raise UserError(f"{labeled} was changed while the teacher answered; run this again, no answer is lost")
+        errors = _write_labeled(prompts, answers, labeled, relabel)
+        after = fingerprint(labeled) if not errors else None  # failed answers are generated again the next time
         write_json(run.path("labelled.json"), {"key": key, "before": before, "after": after})
-        run.watch.note(f"the answers are in {labelled}")
+        run.watch.note(f"the answers are in {labeled}")
     return answers
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """A JSON object this run wrote, empty where it has not."""
+    """A JSON object that this run wrote; empty if it has not written any."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); remove it") from None
 
 
-def _labelled_rows(labelled: Path) -> Iterator[tuple[str, dict[str, Any], Message | None]]:
-    """(what is asked, the row as it stands, its answer) of each row."""
-    raw = open_source(str(labelled)).rows("train", 0, None)
-    for record, row in zip(Records(DataConfig(path=str(labelled))), raw, strict=True):
+def _labeled_rows(labeled: Path) -> Iterator[tuple[str, dict[str, Any], Message | None]]:
+    """Yield (question, original row, answer) for each row."""
+    raw = open_source(str(labeled)).rows("train", 0, None)
+    for record, row in zip(Records(DataConfig(path=str(labeled))), raw, strict=True):
         completion = record.completion or []
         if len(completion) > 1:
-            reason = f"row {row.index}: an answer of several turns; train on such rows with kd_black_box_train_only"
-            raise DataError(str(labelled), row.line, reason)
+            reason = f"row {row.index}: the answer has several turns; train on such rows with kd_black_box_train_only"
+            raise DataError(str(labeled), row.line, reason)
         answered = completion and completion[0]["content"].strip()
-        yield _asked(record.prompt), dict(row.fields or {}), completion[0] if answered else None
+        yield _question(record.prompt), dict(row.fields or {}), completion[0] if answered else None
 
 
-def _asked(prompt: Prompt) -> str:
+def _question(prompt: Prompt) -> str:
     return json.dumps(prompt.messages)
 
 
@@ -197,14 +199,14 @@ def _prompts(path: Path) -> Iterator[Prompt]:
     return map(Prompt.from_json, read_jsonl(path))
 
 
-def _prepared(prompts: Path, labelled: Path | None, path: Path) -> None:
-    """Completions made of the answers in `labelled`; one instruction given several times takes them in their order."""
+def _prepared(prompts: Path, labeled: Path | None, path: Path) -> None:
+    """Completions from the answers in `labeled`; repeated instructions take their answers in order."""
     found: dict[str, deque[dict[str, Any]]] = {}
-    for index, (asked, _, answer) in enumerate(_labelled_rows(labelled) if labelled else ()):
+    for index, (question, _, answer) in enumerate(_labeled_rows(labeled) if labeled else ()):
         if answer is not None:
             completion = Completion("", 0, answer["content"], answer.get("thinking"), "stop", 0)
-            found.setdefault(asked, deque()).append(completion.to_json() | {"row": index})
-    waiting = ((prompt, found.get(_asked(prompt))) for prompt in _prompts(prompts))
+            found.setdefault(question, deque()).append(completion.to_json() | {"row": index})
+    waiting = ((prompt, found.get(_question(prompt))) for prompt in _prompts(prompts))
     write_jsonl(path, (answers.popleft() | {"id": prompt.id} for prompt, answers in waiting if answers))
 
 
@@ -224,16 +226,16 @@ def _join(parts: Sequence[Path], path: Path) -> None:
     write_jsonl(path, chain.from_iterable(map(read_jsonl, parts)))
 
 
-def _write_labelled(prompts: Path, answers: Path, labelled: Path, relabel: bool) -> int:
-    """Write every answer to `labelled` in the order of the prompts; returns how many prompts failed with an error.
+def _write_labeled(prompts: Path, answers: Path, labeled: Path, relabel: bool) -> int:
+    """Write every answer to `labeled` in the order of the prompts; return how many prompts failed with an error.
 
-    Rows that stood there stay as they were: those that were used, and, at the end, those to other instructions.
+    Existing rows stay unchanged: those that were used, and, at the end, those for other instructions.
     """
-    old = list(_labelled_rows(labelled)) if labelled.exists() else []
+    old = list(_labeled_rows(labeled)) if labeled.exists() else []
     found = {row["id"]: row for row in read_jsonl(answers)}
-    rows, used, asked, errors = [], set[int](), set[str](), 0
+    rows, used, questions, errors = [], set[int](), set[str](), 0
     for prompt in _prompts(prompts):
-        asked.add(_asked(prompt))
+        questions.add(_question(prompt))
         answer = Completion.from_json(found[prompt.id])
         errors += answer.finish_reason == "error"
         if "row" in found[prompt.id]:
@@ -242,21 +244,21 @@ def _write_labelled(prompts: Path, answers: Path, labelled: Path, relabel: bool)
         elif answer.finish_reason == "stop" and answer.content.strip():
             rows.append(instruction_row(prompt.messages, answer_text(answer.content, answer.thinking)))
     for index, (question, row, answer) in enumerate(old):
-        if question not in asked or (index not in used and answer is not None and not relabel):
+        if question not in questions or (index not in used and answer is not None and not relabel):
             rows.append(row)
-    write_jsonl(labelled, rows) if labelled.suffix == ".jsonl" else write_json(labelled, rows)
+    write_jsonl(labeled, rows) if labeled.suffix == ".jsonl" else write_json(labeled, rows)
     return errors
 
 
 def _settings(run: Run, job: Job, rows: Path, fitted: TrainConfig) -> tuple[TrainConfig, bool | None]:
-    """How the student is trained: measured row lengths and the config's `training`, worked out once."""
+    """The student's training settings, computed once from the measured row lengths and the config's `training`."""
     inputs = {"rows": rows, "training": job.training.model_dump(), "seed": job.seed, **model_inputs(job.student)}
 
     def work(path: Path) -> None:
         from distill_lab.models.loading import load_tokenizer
         from distill_lab.train.rows import read_rows
 
-        # A student of answers without thinking is trained, and asked, with the think block closed.
+        # If no answer has thinking, the student is trained and used with a closed think block.
         thinks = any("thinking" in message for row in read_jsonl(rows) for message in row["completion"])
         thinking = None if thinks else False
         read = read_rows(
@@ -278,7 +280,7 @@ def _settings(run: Run, job: Job, rows: Path, fitted: TrainConfig) -> tuple[Trai
 
 @contextmanager
 def _in_environment(key: str) -> Iterator[None]:
-    """The config's API key where the engine looks for it, while the run lasts; it is written nowhere."""
+    """Set the config's API key in the environment during the run, where the engine reads it; it is never written."""
     old = os.environ.get(API_KEY)
     if key:
         os.environ[API_KEY] = key

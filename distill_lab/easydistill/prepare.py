@@ -1,10 +1,10 @@
-"""Data sets as EasyDistill's {instruction, input, output} rows, and what a prepared file was made of.
+"""Prepare data sets as EasyDistill's {instruction, input, output} rows, and record the source of each prepared file.
 
     rows = instruction_rows(DataConfig(path="tiny:instructions", split="distill[:100]"))
     found = trace_rows(DataConfig(path="alibaba-pai/OmniThought", split="train[:2000]"), rv_min=0.6, cd_min=0.6)
     record_source("data/omnithought_cot.json", dataset="alibaba-pai/OmniThought", slice="train[:2000]")
 
-The record stands beside the file, in `<file>.source.json`; with it a changed slice is noticed.
+The record is next to the file, in `<file>.source.json`; it shows when the slice has changed.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class TraceRows:
     """Reasoning traces that passed the thresholds."""
 
     num_loaded: int
-    """Questions read."""
+    """Number of questions read."""
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """One per question that has a trace left."""
+    """One row per question with a remaining trace."""
     note: str = ""
-    """What the filter did, with its counts."""
+    """Description of the filter, with its counts."""
 
 
 def instruction_rows(data: DataConfig) -> list[dict[str, Any]]:
-    """A data set's rows, `output` empty where they bring no answer. Raises DataError for a malformed one."""
+    """A data set's rows; `output` is empty if a row has no answer. Raises DataError for a malformed row."""
     rows = []
     for record in Records(data):
         answer = record.completion[0] if record.completion else {"content": ""}
@@ -48,10 +48,10 @@ def instruction_rows(data: DataConfig) -> list[dict[str, Any]]:
 
 
 def trace_rows(data: DataConfig, *, rv_min: float, cd_min: float) -> TraceRows:
-    """Of each question the best trace that passes both thresholds and that no judge found wrong, thinking in think tags.
+    """For each question, the best trace that passes both thresholds and did not fail verification, thinking in think tags.
 
-    The instruction ends with the sentence that asks for steps: the student is trained on what it will be asked. Raises
-    UnexpectedSchema for data without questions and reasoning, DataError for malformed rows, UserError for thresholds.
+    The instruction ends with the request for steps, so that training matches later use. Raises UnexpectedSchema for data
+    without questions and reasoning, DataError for malformed rows, UserError for invalid thresholds.
     """
     note = threshold_note(rv_min, cd_min)
     data = reasoning_data(data, answered=True)
@@ -74,13 +74,12 @@ def trace_rows(data: DataConfig, *, rv_min: float, cd_min: float) -> TraceRows:
 
 
 def record_source(path: str, **source: Any) -> None:
-    """Write beside a prepared file what it was made of, and the file's fingerprint."""
+    """Record the source and fingerprint of a prepared file, next to it."""
     write_json(_record(path), _made(path, source))
 
 
 def is_prepared(path: str, *others: str, **source: Any) -> bool:
-    """Whether a file was made of `source`, and the others are there too; one that was not made here, or was edited, is
-    taken as it is."""
+    """Whether a file was made from `source` and the others exist too; files made elsewhere or edited count as prepared."""
     if not all(Path(each).exists() for each in (path, *others)):
         return False
     made = read_json(str(_record(path))) if _record(path).exists() else {}
@@ -96,7 +95,7 @@ def _record(path: str) -> Path:
 
 
 def read_json(path: str) -> Any:
-    """What a JSON file holds. Raises DataError naming file and line where it is not JSON."""
+    """The content of a JSON file. Raises DataError naming file and line if it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""The requirements' System 1 and System 2 as EasyDistill configs: settings with their defaults -> a config's JSON object.
+"""System 1 and System 2 of the requirements as EasyDistill configs: settings with defaults -> a config's JSON object.
 
 system1_config(settings.teacher_model, settings.student_model, "data/train_labeled.json", settings.out_dir)
 """
@@ -20,69 +20,69 @@ SYSTEM2_CONFIG, SYSTEM2_OUT = "configs/kd_cot_qwen_1_5b.json", "./distilled-qwen
 
 Method = Literal["auto", "full", "lora", "qlora"]
 HOW = {"learning_rate", "method", "lora_r"}
-"""Settings that say how a student is trained."""
+"""Settings for training the student."""
 
 
 class System1(Config):
     """The settings of a System 1 run."""
 
     teacher_model: str = "Qwen/Qwen2.5-7B-Instruct"
-    """Answers the instructions that have no answer yet, all of them with relabel."""
+    """The model that answers instructions without an answer; with relabel, all of them."""
     student_model: str = "Qwen/Qwen2.5-0.5B-Instruct"
-    """Is trained."""
+    """The model to train."""
     dataset: str = DATASET
     """Hugging Face data set id, .json/.jsonl/.parquet/.csv file, or tiny:instructions."""
     dataset_slice: str = "train[:1000]"
-    """Split and slice as Hugging Face writes them."""
+    """Split and slice in Hugging Face syntax."""
     num_epochs: int = 1
     """Passes over the rows."""
     learning_rate: float = 2e-5
-    """Peak learning rate; the tiny family wants 4e-3."""
+    """Peak learning rate; use 4e-3 for the tiny family."""
     method: Method = "auto"
-    """full: train all weights; lora: adapters; qlora: adapters on 4-bit weights; auto: the first that fits the memory. The
-    student is a plain model, with adapters merged in, unless 16 bits of it would not fit the machine."""
+    """full: train all weights; lora: adapters; qlora: adapters on 4-bit weights; auto: the first that fits in memory. The
+    student is saved as a plain model with merged adapters, unless its 16-bit weights do not fit the machine."""
     lora_r: int = 0
-    """Rank of the adapters; 0: 16 where the method has adapters."""
+    """Rank of the adapters; 0: 16 if the method uses adapters."""
     relabel: bool = False
-    """The teacher writes new answers; off: the data set's own are used."""
+    """Let the teacher write new answers; off: use the data set's answers."""
     out_dir: str = SYSTEM1_OUT
-    """Where the student goes."""
+    """Output directory for the student."""
 
 
 class System2(Config):
     """The settings of a System 2 run."""
 
     student_model: str = "Qwen/Qwen2.5-1.5B-Instruct"
-    """Is trained."""
+    """The model to train."""
     dataset: str = DATASET_SYS2
     """Hugging Face data set id, .json/.jsonl/.parquet/.csv file, or tiny:problems."""
     dataset_slice: str = "train[:2000]"
-    """Split and slice as Hugging Face writes them."""
+    """Split and slice in Hugging Face syntax."""
     rv_min: float = 0.6
-    """Least reasoning verbosity of a trace: a share of the highest level, 9, or from above 1 on a level."""
+    """Minimum reasoning verbosity of a trace: a fraction of the highest level, 9, or, above 1, a level."""
     cd_min: float = 0.6
-    """Least cognitive difficulty, in the same way."""
+    """Minimum cognitive difficulty, in the same way."""
     num_epochs: int = 1
     """Passes over the rows."""
     learning_rate: float = 1e-5
-    """Peak learning rate; the tiny family wants 4e-3."""
+    """Peak learning rate; use 4e-3 for the tiny family."""
     method: Method = "auto"
-    """full: train all weights; lora: adapters; qlora: adapters on 4-bit weights; auto: the first that fits the memory. The
-    student is a plain model, with adapters merged in, unless 16 bits of it would not fit the machine."""
+    """full: train all weights; lora: adapters; qlora: adapters on 4-bit weights; auto: the first that fits in memory. The
+    student is saved as a plain model with merged adapters, unless its 16-bit weights do not fit the machine."""
     lora_r: int = 0
-    """Rank of the adapters; 0: 16 where the method has adapters."""
+    """Rank of the adapters; 0: 16 if the method uses adapters."""
     out_dir: str = SYSTEM2_OUT
-    """Where the student goes."""
+    """Output directory for the student."""
 
 
 def choose_preset() -> tuple[str, str]:
-    """The notebook's models that this machine's memory holds, qwen2.5 or tiny, and why; in every cell, twice if need be."""
+    """The notebook's models that fit this machine, qwen2.5 or tiny, and why; every cell may call it again."""
     from distill_lab.errors import UserError
     from distill_lab.planning.machine import this_machine
 
     machine = this_machine()
     if machine.device == "cpu":
-        return "tiny", "no GPU here"
+        return "tiny", "this machine has no GPU"
     try:
         check_fit(machine)
     except UserError as error:
@@ -91,7 +91,7 @@ def choose_preset() -> tuple[str, str]:
 
 
 def check_fit(machine: Machine) -> None:
-    """Raise UserError unless the default teacher can answer and both default students can be trained there."""
+    """Raise UserError unless the default teacher and the training of both default students fit on the machine."""
     from distill_lab.easydistill.training import Training, longest_batches
     from distill_lab.planning.method import check_answering, choose_method
 
@@ -131,7 +131,7 @@ def system1_config(
             "seed": 777,
             "gpu_memory_utilization": 0.9,
             "temperature": 0.8,
-            "trust_remote_code": False,  # Qwen needs none; a model whose code nobody has read must not run
+            "trust_remote_code": False,  # Qwen does not need it; code that nobody has read must not run
             "enforce_eager": False,
             "max_model_len": 4096,
             "max_new_tokens": 512,
@@ -154,7 +154,7 @@ def system2_config(
     method: Method = "auto",
     lora_r: int = 0,
 ) -> dict[str, Any]:
-    """A training on reasoning traces of up to `max_length` tokens."""
+    """Training on reasoning traces of up to `max_length` tokens."""
     return {
         "job_type": "kd_sft",
         "dataset": {"labeled_path": cot_path, "seed": 123},
@@ -168,7 +168,7 @@ def system2_config(
 def _training(
     out_dir: str, num_epochs: int, *, max_length: int, learning_rate: float, method: Method, lora_r: int
 ) -> dict[str, Any]:
-    # EasyDistill knows neither key, so that they stand there only where they say something.
+    # EasyDistill knows neither key, so include them only if they differ from the default.
     own: dict[str, Any] = {"method": method} if method != "auto" else {}
     return {
         "output_dir": out_dir,

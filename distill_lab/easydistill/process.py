@@ -1,4 +1,4 @@
-"""A job in a process of its own: a config's path -> exit code, output handed on line by line.
+"""Run a job in a separate process: a config's path -> exit code, with its output passed on line by line.
 
 code = run_process(command("configs/kd_black_box_qwen_0_5b.json"), on_line=print)
 """
@@ -16,32 +16,32 @@ import distill_lab
 
 
 def command(config: str, *, relabel: bool = False) -> list[str]:
-    """`easydistill` where that is installed, else `distill run`. relabel: for `distill run`; `easydistill` always does."""
+    """The `easydistill` command if installed, else `distill run`. relabel: for `distill run`; `easydistill` always does."""
     if shutil.which("easydistill"):
         return ["easydistill", "--config", config]
     return [sys.executable, "-m", "distill_lab.cli", "run", config, *(["--relabel"] if relabel else [])]
 
 
 def run_process(command: list[str], *, on_line: Callable[[str], None]) -> int:
-    """Run a command to its end; it is ended with us, so that no training is left running alone.
+    """Run a command to its end; if this process ends, so does the command, so that no training is left running.
 
-    What this process no longer uses of the GPU is given back first: the command needs it. Progress comes as lines now and
-    then, though a notebook says of itself that it shows colors: a bar would be a line at every refresh.
+    First frees GPU memory that this process no longer uses, because the command needs it. Progress is printed as occasional
+    lines even though a notebook reports color support, because a bar would print a line at every refresh.
     """
     if "torch" in sys.modules:
         from distill_lab.device import free_memory
 
         free_memory()
     root = str(Path(distill_lab.__file__).resolve().parent.parent)
-    places = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     from distill_lab.device import free_memory
 
-    free_memory()  # a kernel's models, deleted, would still be kept from the process
+    free_memory()  # otherwise a notebook kernel would keep the memory of its deleted models
     process = subprocess.Popen(
         command,
         env={
             **os.environ,
-            "PYTHONPATH": places,
+            "PYTHONPATH": paths,
             "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8",
             "TTY_COMPATIBLE": "0",

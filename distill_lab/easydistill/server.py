@@ -1,4 +1,4 @@
-"""Which model an OpenAI-compatible server serves, for configs that do not name one.
+"""Find the model that an OpenAI-compatible server serves, for configs that do not name one.
 
 first_model("http://host:8000/v1") -> "Qwen/Qwen2.5-7B-Instruct"
 """
@@ -15,7 +15,7 @@ REMEDY = "check inference.base_url and api_key, or name the model in models.teac
 
 
 def first_model(base_url: str) -> str:
-    """The first model that GET /models lists; the key is OPENAI_API_KEY. Raises UserError where there is no answer."""
+    """The first model that GET /models lists; the key is OPENAI_API_KEY. Raises UserError if there is no answer."""
     import httpx2
 
     key = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -25,13 +25,13 @@ def first_model(base_url: str) -> str:
         answer.raise_for_status()
         name = str(answer.json()["data"][0]["id"])
         if Redactor(key)(name) != name:
-            raise ValueError("it repeats the key")
+            raise ValueError("the name contains the key")
     except httpx2.HTTPStatusError as error:
-        reason = f"answers {error.response.status_code} when asked for its models"
+        reason = f"returned HTTP {error.response.status_code} for the list of its models"
     except httpx2.HTTPError as error:
         reason = f"does not answer ({type(error).__name__})"
     except (ValueError, LookupError, TypeError):
-        reason = "names no model"
+        reason = "lists no model"
     else:
         return name
     raise UserError(f"{base_url} {reason}; {REMEDY}")

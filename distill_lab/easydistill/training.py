@@ -1,4 +1,4 @@
-"""EasyDistill's `training` (any field of TrainingArguments) checked, and translated into the lab's TrainConfig.
+"""Check EasyDistill's `training` (any field of TrainingArguments), and translate it into the lab's TrainConfig.
 
 notes = check(path, training)
 config, note = train_config(training, lengths, seed=42)
@@ -28,16 +28,16 @@ LEFT_TO_THE_LAB = tuple(
     "do_train do_eval do_predict include_ batch_eval skip_memory debug overwrite_output_dir resume_from ignore_data_skip "
     "restore_callback push_to_hub hub_ use_cache use_liger liger_".split()
 )
-"""Beginnings of training settings that change how and where it is computed and reported, not what the student learns."""
+"""Prefixes of training settings that change how and where to compute and report, but not what the student learns."""
 ONLY_ANSWERS = ("completion_only_loss", "assistant_only_loss")
-"""Settings of TRL that ask for what the lab always does."""
+"""TRL settings for what the lab always does."""
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused")
 MICRO_BATCH_TOKENS = 2048
-"""A step of fewer tokens goes through the model at once: smaller micro-batches would save no memory worth the time."""
+"""A step with fewer tokens is a single micro-batch: smaller ones would cost time and hardly save memory."""
 
 
 class Training(Config):
-    """`training`: fields of TrainingArguments, with the defaults that EasyDistill's trainer (TRL's SFTTrainer) has."""
+    """`training`: fields of TrainingArguments, with the defaults of EasyDistill's trainer (TRL's SFTTrainer)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
@@ -60,13 +60,13 @@ class Training(Config):
     report_to: str | tuple[str, ...] | None = None
     seed: int | None = None
     method: Literal["auto", "full", "lora", "qlora"] = "auto"
-    """Of the lab alone: all weights, adapters, or adapters on 4-bit weights; auto: the first that fits the memory."""
+    """Only in the lab: train all weights, adapters, or adapters on 4-bit weights; auto: the first that fits in memory."""
     lora_r: Annotated[int, Field(ge=0)] = 0
-    """Of the lab alone: rank of the adapters; 0: 16 where the method has adapters."""
+    """Only in the lab: rank of the adapters; 0: 16 if the method uses adapters."""
 
 
 def longest_batches(training: Training, *, seed: int) -> TrainConfig:
-    """The trainer's settings before the rows are known, with the largest micro-batches they can lead to."""
+    """The trainer's settings before the rows are known, with the largest possible micro-batches."""
     longest = max_length(training)
     tokens = max(training.per_device_train_batch_size * longest, MICRO_BATCH_TOKENS)
     return TrainConfig(
@@ -83,12 +83,12 @@ def longest_batches(training: Training, *, seed: int) -> TrainConfig:
 def train_config(
     training: Training, lengths: Sequence[int], *, seed: int, fitted: TrainConfig | None = None
 ) -> tuple[TrainConfig, str]:
-    """The trainer's settings for rows of `lengths` tokens, and a sentence on the rows of a step.
+    """The trainer's settings for rows of `lengths` tokens, and a note on the rows per step.
 
-    fitted: what `longest_batches` became on this machine: its method, and no larger micro-batches than it has.
+    fitted: the result of `longest_batches` after fitting to this machine; gives the method and the maximum micro-batch.
 
-    EasyDistill's step is per_device_train_batch_size x gradient_accumulation_steps rows; ours is as many packed
-    micro-batches as hold about that many rows.
+    EasyDistill's step has per_device_train_batch_size x gradient_accumulation_steps rows; ours has as many packed
+    micro-batches as contain about that many rows.
     """
     from distill_lab.train.plan import make_plan
 
@@ -121,7 +121,7 @@ def train_config(
         num_steps = training.max_steps
     warmup = training.warmup_ratio
     if training.warmup_steps:
-        # A fraction is a share of all steps, as in transformers.
+        # A value below 1 is a fraction of all steps, as in transformers.
         share = training.warmup_steps if training.warmup_steps < 1 else training.warmup_steps / num_steps
         warmup = min(1.0, share)
     config = config.model_copy(
@@ -134,25 +134,25 @@ def train_config(
     )
     per_step = accumulated * len(lengths) / batches
     note = (
-        f"a step takes about {per_step:.1f} rows (the config: {wanted}), in {accumulated} packed micro-batches of "
+        f"a step has about {per_step:.1f} rows (in the config: {wanted}), in {accumulated} packed micro-batches of "
         f"{config.tokens_per_batch} tokens; {config.validation_fraction:.0%} of the rows are held out for validation"
     )
     return config, note
 
 
 def max_length(training: Training) -> int:
-    """Most tokens of a row; EasyDistill would cut longer ones, here they are dropped and counted."""
+    """Maximum tokens per row; EasyDistill truncates longer rows, the lab drops and counts them."""
     return training.max_length or training.max_seq_length or 1024
 
 
 def check(path: Path, training: Training) -> list[str]:
-    """Names of the settings that the lab decides itself. Raises UserError for one that it neither has nor may ignore."""
+    """Names of settings that the lab chooses itself. Raises UserError for unsupported settings that it cannot ignore."""
     from transformers import SchedulerType, TrainingArguments
 
     schedulers = [scheduler.value for scheduler in SchedulerType]
     if training.lr_scheduler_type not in schedulers:
         raise UserError(
-            f"{path}: training.lr_scheduler_type: no scheduler {training.lr_scheduler_type!r}; there are "
+            f"{path}: training.lr_scheduler_type: no scheduler {training.lr_scheduler_type!r}; choose from "
             f"{', '.join(schedulers)}"
         )
     if training.max_length and training.max_seq_length and training.max_length != training.max_seq_length:

@@ -23,7 +23,7 @@ from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import first_samples
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.engines import Engine
-from distill_lab.grading.graders.label import grade, normalise
+from distill_lab.grading.graders.label import grade, normalize_label
 from distill_lab.types import Completion, Prompt
 
 OTHER, UNREAD = "other", "?"
@@ -150,20 +150,20 @@ def label_report(items: Path, labels: Sequence[str] = ()) -> LabelReport:
     labels: the labels there are, where that is known; the gold labels are always among them. Raises UserError for a file
     without items and for an item without a gold label.
     """
-    spelled = {normalise(label): label for label in labels}
+    spelled = {normalize_label(label): label for label in labels}
     told: list[tuple[str, str | None, str]] = []
     for row in first_samples(items):
         if not row.answer:
             raise UserError(f"{items}: {row.id} has no gold label, so there is nothing to hold the answer against")
-        spelled.setdefault(normalise(row.answer), row.answer)
+        spelled.setdefault(normalize_label(row.answer), row.answer)
         told.append((row.answer, row.grade.answer, row.text))
     if not told:
         raise UserError(f"{items}: no items in it; evaluate the model again")
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     errors: dict[str, list[LabelError]] = defaultdict(list)
     for answer, read, text in told:
-        gold = spelled[normalise(answer)]
-        said = UNREAD if read is None else spelled.get(normalise(read), OTHER)
+        gold = spelled[normalize_label(answer)]
+        said = UNREAD if read is None else spelled.get(normalize_label(read), OTHER)
         counts[gold][said] += 1
         if said != gold:
             errors[gold].append(LabelError(text, gold, said))

@@ -19,7 +19,7 @@ from typing import Any
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.graders._number import read_number
-from distill_lab.grading.graders.math import normalise
+from distill_lab.grading.graders.math import normalize_formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def majority_answer(answers: Sequence[str | None]) -> int | None:
     for index, answer in enumerate(answers):
         if answer:
             number = read_number(answer)
-            votes.setdefault(str(number.value) if number else normalise(answer), []).append(index)
+            votes.setdefault(str(number.value) if number else normalize_formula(answer), []).append(index)
     return max(votes.values(), key=len)[0] if votes else None
 
 

@@ -1,4 +1,4 @@
-"""Which grader fits a test: prompts with their gold answers -> a grader's name."""
+"""Choose the grader for a test set: prompts with their gold answers -> a grader's name."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from distill_lab.grading.graders.numeric import worked_answer
 
 
 def default_grader(prompts: Path) -> str:
-    """`exact` if every prompt has a gold answer, else `overlap` with the data's own completion."""
+    """`exact` if every prompt has a gold answer, otherwise `overlap` with the completion from the data."""
     return "exact" if all(row.get("answer") for row in read_jsonl(prompts)) else "overlap"
 
 
 def has_references(*files: Path) -> bool:
-    """Whether every prompt has a gold answer, or a completion that came with the data."""
+    """Whether every prompt has a gold answer, or a completion from the data."""
     return all(prompt.answer for file in files for prompt in read_prompts(file, references=True))
 
 
 def final_answer_grader(prompts: Path) -> str:
-    """The grader for final answers that fits every gold answer, or reference solution, of `prompts`.
+    """The grader for final answers that fits all gold answers, or reference solutions, of `prompts`.
 
-    `numeric` where each is or ends in a number, `math` where each is a gold answer or ends in a box or `####`, else
+    `numeric` if each is or ends in a number, `math` if each is a gold answer or ends in a box or `####`, otherwise
     `overlap` with the whole reference.
     """
     numbers = True
@@ -42,11 +42,11 @@ def final_answer_grader(prompts: Path) -> str:
 
 
 def verifying_grader(*files: Path) -> str:
-    """The deterministic grader that reads every gold answer. Raises UserError where there are none to verify against."""
+    """The deterministic grader that can read all gold answers. Raises UserError if questions have no gold answer."""
     found = {final_answer_grader(prompts) for prompts in files}
     if "overlap" in found or not has_references(*files):
         raise UserError(
-            "there are questions without a gold answer, so nothing to verify solutions against; give data that has them, "
-            "or choose a --grader that needs none, as judge:MODEL"
+            "some questions have no gold answer to verify solutions against; use data with gold answers, or a --grader that "
+            "needs none, such as judge:MODEL"
         )
     return "math" if "math" in found else "numeric"

@@ -1,11 +1,10 @@
-"""Completions -> graded: each completion gets a score from a grader.
+"""Grade completions: a grader gives each completion a score.
 
     tally = grade(Path("prompts.jsonl"), Path("completions.jsonl"), Path("graded.jsonl"), "numeric")
 
-A row of the file is the completion's row and `"grade": {"score", "answer", "status"}`, in the order of the prompts and
-of each prompt's samples. The file is there when it is whole. A stop in the middle loses nothing: what is done stands in
-`<path>.work/`, and the same inputs and grader go on from there. Memory holds a place in the file per completion, not
-the texts.
+Each row of the output is the completion's row plus `"grade": {"score", "answer", "status"}`, in the order of the prompts and
+of each prompt's samples. The file appears only when it is complete. An interruption loses nothing: finished rows are in
+`<path>.work/`, and the same inputs and grader resume from there. Memory holds a file offset per completion, not the texts.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ from distill_lab.run import fingerprint
 from distill_lab.types import Completion, Grade, Prompt
 
 NUM_AT_ONCE = 256
-"""Completions that a grader gets, and that reach the disk, at a time."""
+"""Number of completions to grade and write at a time."""
 
 OnProgress = Callable[[int, int], None]
-"""Called with the rows done and the rows there will be."""
+"""Called with the number of finished rows and the total."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What a grader found: `num_rows == ok + unparseable + timeout`."""
+    """Counts of grades: `num_rows == ok + unparseable + timeout`."""
 
     num_rows: int
-    """Completions."""
+    """All completions."""
     ok: int
-    """With an answer that could be graded, right or wrong."""
+    """Completions with an answer that could be graded, correct or wrong."""
     unparseable: int
-    """Without one: cut, failed, or no answer that the grader could read. They score 0."""
+    """Completions without one: cut off, failed, or no answer that the grader could read. They score 0."""
     timeout: int
-    """The grader was stopped at its time limit; they score 0."""
+    """Completions for which the grader exceeded its time limit. They score 0."""
     score: float
     """Mean grade in [0, 1]; 0 for no rows."""
 
@@ -60,53 +59,53 @@ class Graded:
     prompt: Prompt
     sample: int
     completion: Completion | None
-    """None where there is none."""
+    """None if it is missing."""
     grade: Grade
 
 
 class Answers:
-    """Prompts and completions joined: every sample of every prompt, in the order of the prompts.
+    """Joins prompts and completions: every sample of every prompt, in the order of the prompts.
 
-    Raises DataError for malformed and double rows, UserError for no prompts and for completions of other prompts. The
-    gold answer is the prompt's own; where it has none, the completion that came with the data is the reference.
+    Raises DataError for malformed and duplicate rows, UserError for no prompts and for completions of other prompts. The
+    gold answer is the prompt's; if it has none, the completion from the data is the reference.
     """
 
     def __init__(self, prompts: Path, completions: Path) -> None:
         self.prompts, self.completions = prompts, completions
-        self.places = _places(completions)
-        """(prompt id, sample) -> where the completion stands in the file."""
-        self.num_samples = 1 + max((sample for _, sample in self.places), default=0)
+        self.offsets = _offsets(completions)
+        """(prompt id, sample) -> byte offset of the completion in the file."""
+        self.num_samples = 1 + max((sample for _, sample in self.offsets), default=0)
         ids = {prompt.id for prompt in read_prompts(prompts)}
         if not ids:
-            raise UserError(f"{prompts}: no prompts, so nothing to score; give at least one")
+            raise UserError(f"{prompts}: no prompts to score; give at least one")
         self.num_prompts = len(ids)
-        foreign = [name for name, _ in self.places if name not in ids]
+        foreign = [name for name, _ in self.offsets if name not in ids]
         if foreign:
             raise UserError(
-                f"{len(foreign)} completions are of prompts that {prompts} does not have (first: {foreign[0]}); "
+                f"{len(foreign)} completions belong to prompts that are not in {prompts} (first: {foreign[0]}); "
                 "give the prompts they were made from"
             )
 
     def pairs(self, *, skip: int = 0, missing: bool) -> Iterator[tuple[Prompt, int, Completion | None]]:
-        """(prompt, sample, completion) from the `skip`th on; samples without a completion where `missing` are None."""
+        """Yield (prompt, sample, completion) after the first `skip`; with `missing`, also samples without a completion."""
         with self.completions.open("rb") as file:
             for prompt in read_prompts(self.prompts, references=True):
                 for sample in range(self.num_samples):
-                    place = self.places.get((prompt.id, sample))
-                    if place is None and not missing:
+                    offset = self.offsets.get((prompt.id, sample))
+                    if offset is None and not missing:
                         continue
                     if skip:
                         skip -= 1
-                    elif place is None:
+                    elif offset is None:
                         yield prompt, sample, None
                     else:
-                        file.seek(place)
+                        file.seek(offset)
                         yield prompt, sample, Completion.from_json(json.loads(file.readline()))
 
     def graded(self, grader: Grader, *, skip: int = 0, missing: bool) -> Iterator[Graded]:
-        """As `pairs`, each with its grade; what is missing scores 0."""
+        """Like `pairs`, each with its grade; missing completions score 0."""
         pairs, done = self.pairs(skip=skip, missing=missing), skip
-        total = self.num_prompts * self.num_samples if missing else len(self.places)
+        total = self.num_prompts * self.num_samples if missing else len(self.offsets)
         while batch := list(islice(pairs, NUM_AT_ONCE)):
             activity.report("grading", done, total)
             given = [(prompt, found) for prompt, _, found in batch if found is not None]
@@ -118,7 +117,7 @@ class Answers:
 
 
 def _all(grader: Grader, pairs: list[Pair], done: int, total: int) -> list[Grade]:
-    """The grades of `pairs`; of a grader that looks at each for itself, with a report before each."""
+    """Grade `pairs`; report progress before each one if the grader handles them one by one."""
     if not isinstance(grader, OneByOne):
         return grader.grade_all(pairs)
     grades = []
@@ -136,9 +135,9 @@ def grade(
     *,
     on_progress: OnProgress | None = None,
 ) -> Tally:
-    """Grade `completions` of `prompts` into `path`; `grader` is a name, NAME:ARGUMENT, or a grader.
+    """Grade `completions` of `prompts` and write them to `path`; `grader` is a name, NAME:ARGUMENT, or a grader.
 
-    Raises what `Answers` raises, and UserError for an unknown grader or a prompt without what it needs.
+    Raises the errors of `Answers`, and UserError for an unknown grader or a prompt that lacks what the grader needs.
     """
     grader = load_grader(grader) if isinstance(grader, str) else grader
     answers = Answers(prompts, completions)
@@ -148,12 +147,14 @@ def grade(
             assert item.completion is not None
             yield item.completion.to_json() | {"grade": dataclasses.asdict(item.grade)}
 
-    write_resumable(path, [grader.name, prompts, completions], rows, total=len(answers.places), on_progress=on_progress)
+    write_resumable(
+        path, [grader.name, prompts, completions], rows, total=len(answers.offsets), on_progress=on_progress
+    )
     return read_tally(path)
 
 
 def read_tally(path: Path) -> Tally:
-    """The Tally of a graded or an eval file."""
+    """The Tally of a graded file or an eval file."""
     statuses, score = dict.fromkeys(("ok", "unparseable", "timeout"), 0), 0.0
     for row in read_jsonl(path):
         statuses[row["grade"]["status"]] += 1
@@ -170,14 +171,14 @@ def write_resumable(
     total: int,
     on_progress: OnProgress | None = None,
 ) -> None:
-    """Write `rows(skip)`, what is left after the first `skip` rows, to `path`, atomically and in steps that survive.
+    """Write rows to `path` atomically and resumably; `rows(skip)` yields all rows after the first `skip`.
 
-    `inputs` is everything the rows depend on (Paths count by content): rows that an earlier execution with the same
-    inputs left in `<path>.work/` are kept and not made again.
+    `inputs` is everything the rows depend on (Paths count by content): rows in `<path>.work/` from an earlier execution
+    with the same inputs are reused.
     """
     work = work_folder(path)
     partial = work / f"{fingerprint(inputs)[:16]}.jsonl"
-    with JsonlAppender(partial) as file:  # cuts off a line torn by a kill
+    with JsonlAppender(partial) as file:  # removes a line that a kill left incomplete
         with partial.open("rb") as old:
             done = sum(1 for _ in old)
         try:
@@ -197,10 +198,10 @@ def write_resumable(
     remove_work(path)
 
 
-def _places(path: Path) -> dict[tuple[str, int], int]:
-    """(prompt id, sample) -> byte offset, every row checked."""
-    places: dict[tuple[str, int], int] = {}
-    place = 0
+def _offsets(path: Path) -> dict[tuple[str, int], int]:
+    """(prompt id, sample) -> byte offset; checks every row."""
+    offsets: dict[tuple[str, int], int] = {}
+    offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
@@ -208,14 +209,15 @@ def _places(path: Path) -> dict[tuple[str, int], int]:
                 try:
                     completion = Completion.from_json(row)
                 except KeyError as error:
-                    raise DataError(str(path), number, f"not a completion, it lacks {error}") from None
+                    raise DataError(str(path), number, f"not a completion: the field {error} is missing") from None
                 if not isinstance(completion.id, str) or not isinstance(completion.content, str):
-                    raise DataError(str(path), number, "the completion's id or content is no text")
+                    raise DataError(str(path), number, "the completion's id and content must be text")
                 if not isinstance(completion.sample, int) or completion.sample < 0:
-                    raise DataError(str(path), number, f"sample {completion.sample!r} is no number from 0 on")
+                    reason = f"`sample` must be a non-negative integer, got {completion.sample!r}"
+                    raise DataError(str(path), number, reason)
                 key = (completion.id, completion.sample)
-                if key in places:
+                if key in offsets:
                     raise DataError(str(path), number, f"a second completion of {key[0]}, sample {key[1]}; remove one")
-                places[key] = place
-            place += len(line)
-    return places
+                offsets[key] = offset
+            offset += len(line)
+    return offsets

@@ -1,1 +1,1 @@
-"""Before the first stage: what fits this machine, which method is used, and what would fail later."""
+"""Checks before the first stage: what fits this machine, which training method to use, and what would fail later."""

@@ -1,10 +1,10 @@
-"""What each preset does on each kind of machine, as Markdown: the tables of docs/hardware.md, made by the estimator.
+"""Generate the Markdown tables of docs/hardware.md: what each preset does on each kind of machine, by the estimator.
 
     python -m distill_lab.planning.hardware_table docs/hardware.md   writes the tables into the document
 
-In: the recipes' presets, the shapes of their models, the machines below. Out: per machine and preset how the teacher is
-held, how the student is trained, the memory of both and a time. The memory is the estimator's (`memory_plan.py`). The
-times are estimates from the assumed speeds below, not measured.
+In: the recipes' presets, the shapes of their models, the machines below. Out: for each machine and preset, how the teacher
+is loaded, how the student is trained, the memory of both and a time. Memory comes from `memory_estimate.py`; times are
+estimates from the assumed speeds below, not measurements.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ STUDENTS = (
     "Qwen2.5-0.5B-Instruct", "Qwen3-0.6B", "Qwen2.5-1.5B-Instruct", "Qwen3-1.7B", "Qwen2.5-3B-Instruct", "Qwen3-4B",
     "Qwen2.5-7B-Instruct", "Qwen3-8B", "Qwen2.5-14B-Instruct", "Qwen2.5-32B-Instruct",
 )  # fmt: skip
-"""What the table of student sizes is about."""
+"""Students in the table of student sizes."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A kind of machine, and the speed that is assumed of it."""
+    """A kind of machine and its assumed speed."""
 
     name: str
     machine: Machine
     teraflops: float
-    """Sustained in a training, per device: a third to a half of what is advertised for dense products."""
+    """Sustained in training, per device: a third to a half of the advertised speed for dense products."""
     bandwidth: float
-    """GB per second that the memory gives, of which decoding gets half."""
+    """Memory bandwidth in GB per second; decoding achieves half of it."""
     rows: int
-    """Answers written at once."""
+    """Answers generated at once."""
 
 
 CARDS = (
@@ -55,11 +55,11 @@ CARDS = (
     Card("laptop (16 GB RAM, no GPU)", Machine("cpu", 16e9, 16e9, "fp32"), 0.3, 40, 16),
 )
 ROW_TOKENS = {"system1": 350, "system2": 2000, "verified": 500, "cot": 350, "prompt": 300}
-"""Assumed tokens of a training row."""
+"""Assumed tokens per training row."""
 ANSWER_TOKENS = {"system1": 250, "system2": 1000, "verified": 400, "cot": 200, "prompt": 800}
-"""Assumed tokens of a teacher's answer."""
+"""Assumed tokens per teacher answer."""
 PROMPT_ROWS = 1000
-"""Texts assumed for the recipe prompt, whose data is the user's."""
+"""Assumed number of texts for the recipe prompt, which has no default data."""
 
 
 def tables() -> str:
@@ -111,20 +111,20 @@ def _teacher(card: Card, config: Any) -> tuple[str, ModelConfig | None, Shape]:
 
 
 def _seconds(card: Card, recipe: str, config: Any, method: Method, teacher: ModelConfig, shape: Shape) -> float:
-    """Teacher's answers, training, and the answers of three models to the test."""
+    """Seconds for the teacher's answers, training, and the answers of three models to the test prompts."""
     rows = _num_rows(config.data.split)
     test = _num_rows(config.test.split) if config.test.path else config.num_test
-    asked = rows * config.sampling.num_samples if getattr(config, "relabel", True) else 0
+    num_answers = rows * config.sampling.num_samples if getattr(config, "relabel", True) else 0
     tokens = ANSWER_TOKENS[recipe]
     student = shape_of(method.student)
-    seconds = _decoding(card, shape, teacher, (asked + test) * tokens) + _decoding(
+    seconds = _decoding(card, shape, teacher, (num_answers + test) * tokens) + _decoding(
         card, student, method.student, 2 * test * tokens
     )
     return seconds + _training(card, student, method.train, rows * ROW_TOKENS[recipe])
 
 
 def _decoding(card: Card, shape: Shape, model: ModelConfig, tokens: float) -> float:
-    """Seconds for so many tokens: a step reads the weights once and computes a token of every row."""
+    """Seconds to decode `tokens`: a step reads the weights once and computes one token of every row."""
     width = WEIGHT_BYTES.get(model.quantization, 2.0 if card.machine.device == "cuda" else 4.0)
     reading = shape.num_parameters * width / (card.bandwidth * 1e9 / 2)
     computing = 2 * shape.num_parameters * card.rows / (card.teraflops * 1e12)
@@ -132,7 +132,7 @@ def _decoding(card: Card, shape: Shape, model: ModelConfig, tokens: float) -> fl
 
 
 def _training(card: Card, shape: Shape, train: TrainConfig, tokens: float) -> float:
-    """Seconds for so many tokens an epoch: 6 operations a weight and token, 4 with adapters, 2 more with checkpointing."""
+    """Training seconds: 6 operations per weight and token, 4 with adapters, 2 more with checkpointing. tokens: per epoch."""
     operations = (4 if train.lora.r else 6) + (2 if train.gradient_checkpointing else 0)
     devices = train.num_processes
     return train.num_epochs * tokens * operations * shape.num_parameters / (card.teraflops * 1e12 * devices)
@@ -177,15 +177,15 @@ def assumptions() -> str:
     )
 
 
-def updated(document: str) -> str:
-    """The document with its tables made again. Raises UserError where it has no place for them."""
+def update_tables(document: str) -> str:
+    """The document with updated tables. Raises UserError if the markers for them are missing."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"the document has no lines {BEGIN} and {END} for the tables to go between")
+        raise UserError(f"the document needs the lines {BEGIN} and {END} around the tables")
     return f"{before}{BEGIN}\n\n{tables()}\n{assumptions()}\n\n{END}{after}"
 
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(update_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Configs of the models that presets and documents name, so that what fits can be said without a network.
+"""Configs of the models in presets and documents, so that memory can be estimated without a network.
 
-A hub id -> the fields of its config.json that decide its size, as published by Qwen (Apache-2.0 or the Qwen licenses).
+A hub id -> the fields of its config.json that determine its size, as published by Qwen (Apache-2.0 or the Qwen licenses).
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def config_of(name: str) -> dict[str, Any] | None:
-    """The fields of a known model's config, `model_type` among them; None for any other name."""
+    """The fields of a known model's config, including `model_type`; None for any other name."""
     found = _CONFIGS.get(name)
     return dict(found) if found is not None else None
 
 
 def known_models() -> tuple[str, ...]:
-    """The hub ids that have a config here."""
+    """The hub ids with a config here."""
     return tuple(_CONFIGS)

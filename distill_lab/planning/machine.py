@@ -1,6 +1,6 @@
-"""How much memory there is: this machine -> its device, the memory of one GPU or of the whole machine, and the RAM.
+"""Find this machine's device, the memory of one GPU or of the whole machine, and the RAM.
 
-Limits of a container (cgroup) count as the machine's memory, because the kernel ends whoever goes beyond them.
+A container's limit (cgroup) counts as the machine's memory, because the kernel kills processes that exceed it.
 """
 
 from __future__ import annotations
@@ -10,38 +10,38 @@ from pathlib import Path
 from typing import Literal
 
 CONTEXT = 0.5e9
-"""Bytes of a GPU that its driver and kernels take for each process that uses it."""
+"""GPU memory in bytes that the driver and kernels take per process."""
 PROCESSES = 2
-"""That may use a GPU at once: a notebook's kernel, or the run itself, beside the process that trains or measures."""
+"""Processes that may use a GPU at once: the one that trains or measures, plus a notebook's kernel or the run itself."""
 RUNTIME = 1.5e9
-"""Bytes of host memory that Python, torch, transformers and the system beside them take."""
+"""Host memory in bytes for Python, torch, transformers and the operating system."""
 GPU_SHARE, CPU_SHARE, MPS_SHARE = 0.96, 0.92, 0.7
-"""Share of the memory that can be counted on: the rest is lost between blocks, and on a desktop other programs have it."""
+"""Usable fraction of the memory; the rest is lost to fragmentation and, on a desktop, to other programs."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a model is trained and asked on."""
+    """The machine on which models are trained and run."""
 
     device: Literal["cuda", "mps", "cpu"]
     memory: float
-    """Bytes of one GPU, or of the machine where it computes on the CPU or shares its memory with the GPU."""
+    """Bytes of one GPU, or of the machine if it uses the CPU or shares its memory with the GPU."""
     ram: float
-    """Bytes of the host's memory."""
+    """Bytes of host memory."""
     compute: Literal["fp32", "bf16", "fp16"]
-    """What a training computes in by itself."""
+    """Default compute dtype of training."""
     num_gpus: int = 1
 
     @property
     def usable(self) -> float:
-        """Bytes that one model's work can have on the device."""
+        """Bytes on the device that one model can use."""
         if self.device == "cuda":
             return GPU_SHARE * self.memory - PROCESSES * CONTEXT
         return (CPU_SHARE if self.device == "cpu" else MPS_SHARE) * self.memory - RUNTIME
 
     @property
     def usable_ram(self) -> float:
-        """Bytes of host memory that a model's loading and saving can have."""
+        """Bytes of host memory that loading and saving a model can use."""
         return CPU_SHARE * self.ram - RUNTIME
 
     def __str__(self) -> str:
@@ -49,11 +49,11 @@ class Machine:
 
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files with a container's limit, of cgroup version 2 and 1."""
+"""Files with a container's memory limit, for cgroup versions 2 and 1."""
 
 
 def host_memory(limits: tuple[str, ...] = LIMITS) -> int:
-    """Bytes of this machine's memory, or of its container's share, which the files `limits` give."""
+    """Bytes of this machine's memory, or of its container's limit, as given in the files `limits`."""
     import psutil
 
     found = [psutil.virtual_memory().total]

@@ -1,13 +1,13 @@
-"""How much memory a training or a generation will take: a model's shape and settings -> bytes by what takes them.
+"""Estimate the memory of training or generation: a model's shape and settings -> bytes by part.
 
     need = training_memory(shape_of(student), train, tokens=2048, quantization="none", compute="bf16")
     need.total, need.parts["activations"]
 
-Nothing is loaded and nothing is tried: the formulas count the tensors that the lab's own training and decoding hold at
-once. `benchmarks/memory.py` compares them with measured peaks. All figures are bytes, 1 GB is 1e9 of them.
+Loads and runs nothing: the formulas count the tensors that the lab's training and decoding keep in memory at once.
+`benchmarks/memory.py` compares them with measured peaks. All figures are bytes; 1 GB is 1e9 bytes.
 
 Symbols: H hidden size, Q heads x head size, K key-value heads x head size, I inner width of the MLP, V vocabulary,
-T tokens of a micro-batch, b bytes of an element in the type that is computed in.
+T tokens of a micro-batch, b bytes per element of the compute dtype.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from distill_lab.planning.model_shape import Shape
 Compute = Literal["fp32", "bf16", "fp16"]
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 WEIGHT_BYTES = {"8bit": 1.0, "4bit": 0.516}
-"""Bytes of a packed weight: NF4 has 4 bits, and 8 bits for every 64 weights and 32 for every 16,384 (Dettmers et al.
-2023, double quantization). Embeddings, output head, norms and fused experts stay in 16 bits."""
+"""Bytes per quantized weight: NF4 has 4 bits, plus 8 bits per 64 weights and 32 per 16,384 (Dettmers et al. 2023, double
+quantization). Embeddings, output head, norms and fused experts stay in 16 bits."""
 STATE_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0, "adafactor": 0}
-"""Bytes of an optimizer's state per trained weight; AdamW's two moments in fp32 take 8."""
+"""Bytes of optimizer state per trained weight; AdamW's two moments in fp32 take 8."""
 CHUNK_ELEMENTS, MIN_CHUNK, MAX_CHUNK = 1 << 25, 64, 4096
-"""As in `objectives/cross_entropy.py`: logits that exist at once. Its test holds them equal."""
+"""Logits in memory at once, as in `objectives/cross_entropy.py`; a test checks that they are equal."""
 PACKED_WIDTH = 1.5
-"""Width of a bin in longest rows; `packing.choose_width` takes 1 to 4, wide bins only where most rows are short."""
+"""Width of a bin in maximum row lengths; `packing.choose_width` takes 1 to 4, wide bins only if most rows are short."""
 CPU_HEAP = 0.3e9
-"""Bytes that the C library keeps between a training's tensors on a CPU (`device.kept_heap`) and the matrix library in its
-buffers; measured (benchmarks/memory.py), 0.2 to 0.5 GB whatever the model."""
+"""Bytes that the C library (`device.kept_heap`) and the matrix library's buffers keep during training on a CPU; measured
+(benchmarks/memory.py) as 0.2 to 0.5 GB for any model."""
 MLP_TENSORS = {True: 4, False: 2}
 """Tensors of width I that an MLP keeps for its backward pass, with a gate (gate, activation, up, product) and without."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What is held at the peak, in bytes."""
+    """Peak memory in bytes."""
 
     parts: dict[str, float] = field(default_factory=dict)
     host: float = 0.0
-    """Beside a GPU: the most host memory that loading or saving takes, Python and torch included."""
+    """With a GPU: peak host memory for loading or saving, including Python and torch."""
 
     @property
     def total(self) -> float:
-        """All parts together."""
+        """Sum of all parts."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:
@@ -54,12 +54,12 @@ class Memory:
 
 
 def gigabytes(size: float) -> str:
-    """A number of bytes for people, as 4.9 GB."""
+    """A number of bytes for people, such as 4.9 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def weight_bytes(shape: Shape, quantization: Quantization, compute: Compute) -> float:
-    """Of a frozen model: linear layers packed where quantized, everything else in the type computed in."""
+    """Bytes of a frozen model: quantized linear layers, everything else in the compute dtype."""
     plain = BYTES[compute]
     if quantization in ("none", "auto"):
         return shape.num_parameters * plain
@@ -69,12 +69,12 @@ def weight_bytes(shape: Shape, quantization: Quantization, compute: Compute) -> 
 def activation_bytes(shape: Shape, *, compute: Compute, full: bool, r: int = 0, width: int = 0) -> float:
     """Bytes per token that one layer keeps for its backward pass. full: all weights are trained, not adapters of rank r.
 
-    width: tokens of the bin that a row is packed in with others; 0 where rows have bins to themselves, without a mask.
+    width: tokens of the bin in which a row is packed with others; 0 if rows are not packed and need no mask.
 
     Counted on the lab's forward under autocast: a norm keeps its input in fp32 and, if its weight is trained, the
-    normalized values; every linear layer keeps its own copy of its input in the type computed in (in fp32, where nothing
-    is converted, those with the same input share it); attention keeps queries, repeated keys and values, its output, and
-    the mask in the type computed in.
+    normalized values; every linear layer keeps its own copy of its input in the compute dtype (in fp32, without
+    conversion, layers with the same input share it); attention keeps queries, repeated keys and values, its output, and
+    the mask in the compute dtype.
     """
     b, hidden, query, key_value = BYTES[compute], shape.hidden, shape.query, shape.key_value
     mixed = compute != "fp32"
@@ -93,8 +93,8 @@ def activation_bytes(shape: Shape, *, compute: Compute, full: bool, r: int = 0, 
         adapters = per_layer * r * b + (b * hidden if mixed else 0)
     if shape.experts_per_token:
         rows = shape.experts_per_token
-        # Tokens gathered for their experts, and what comes back, in fp32 where the experts' weights are: autocast leaves
-        # grouped products alone. Frozen experts need neither the gathered tokens nor their products.
+        # Tokens gathered for their experts, and the results, in fp32 if the experts' weights are: autocast does not
+        # convert grouped products. Frozen experts need neither the gathered tokens nor their products.
         wide = 4 if full else b
         inputs += rows * hidden * wide * (2 if full else 1)
         mlp = (MLP_TENSORS[True] - (not full)) * wide * shape.mlp_width + shape.num_experts * 8 + rows * 16
@@ -112,11 +112,11 @@ def training_memory(
     in_place: bool | None = None,
     gpu: bool = True,
 ) -> Memory:
-    """The peak of a training with these settings, on one device.
+    """Peak memory of training with these settings, on one device.
 
-    tokens: of a micro-batch; None: what `train` says, or one row of `max_length` if that is longer. shards: processes
-    that weights, gradients and optimizer states are split over (fsdp2). in_place: whether head and embeddings add to their
-    gradients themselves (one process, not in fp16); None: by `compute` and `train.num_processes`.
+    tokens: per micro-batch; None: as in `train`, or one row of `max_length` if that is longer. shards: number of processes
+    that weights, gradients and optimizer states are split across (fsdp2). in_place: whether head and embeddings add to
+    their gradients in place (one process, not fp16); None: decide by `compute` and `train.num_processes`.
     """
     tokens = max(train.tokens_per_batch, train.max_length) if tokens is None else tokens
     full, b = train.lora.r == 0, BYTES[compute]
@@ -129,7 +129,7 @@ def training_memory(
     if full:
         trained = shape.num_parameters
         parts["weights"] = 4 * trained / shards
-        # The loss casts the head, and autocast every linear layer; both casts live until the backward pass is over.
+        # The loss casts the head, and autocast every linear layer; both copies live until the backward pass ends.
         other = shape.num_parameters - shape.embedding - shape.untied_head
         parts["copies in 16 bits"] = b * (other + head) if mixed else 0
         parts["head's gradients"] = 0 if in_place else 4 * (shape.embedding + head)
@@ -158,13 +158,13 @@ def training_memory(
 
 
 def _loss_work(shape: Shape, tokens: int, b: int) -> float:
-    """A chunk of logits: as they are computed, in fp32, and their gradient."""
+    """Bytes of one chunk of logits: in the compute dtype, in fp32, and their gradient."""
     rows = min(max(CHUNK_ELEMENTS // shape.vocabulary, MIN_CHUNK), MAX_CHUNK, tokens)
     return rows * shape.vocabulary * ((4 + 2 * b if b < 4 else 4) + (8 if shape.softcap else 0))
 
 
 def _backward_work(shape: Shape, tokens: int, b: int, *, full: bool) -> float:
-    """Gradients of one MLP's tensors, and of its largest matrix before it is added up."""
+    """Bytes for the gradients of one MLP's tensors, and of its largest matrix before accumulation."""
     return tokens * (3 * b * shape.mlp_width + 8 * shape.hidden) + ((b + 4) * shape.largest_linear if full else 0)
 
 
@@ -178,7 +178,7 @@ def generation_memory(
     new_tokens: int = 512,
     sampled: bool = True,
 ) -> Memory:
-    """What answering `rows` prompts at once takes: weights, keys and values, one pass over the prompts, logits."""
+    """Memory for answering `rows` prompts at once: weights, keys and values, one pass over the prompts, logits."""
     b = BYTES[compute]
     tokens = rows * prompt_tokens
     widest = max(3 * shape.mlp_width, 2 * shape.query + 2 * shape.key_value)

@@ -1,11 +1,11 @@
-"""How a student is trained so that it fits: settings and a machine -> the first method that its memory holds, and why.
+"""Choose a training method that fits in memory: settings and a machine -> the first method that fits, and why.
 
     method = choose_method(ModelConfig(model="Qwen/Qwen2.5-1.5B-Instruct"), TrainConfig(), machine=this_machine())
     method.student, method.train, method.line
 
-The order is full fine-tune, + gradient checkpointing, + 8-bit AdamW, LoRA, LoRA + checkpointing, and both on 4-bit weights
-(QLoRA). Each is first tried with smaller micro-batches, more of them to a step, so that a step's tokens stay the same.
-What was set is kept and only checked: adapters, quantization, an optimizer. Nothing is loaded.
+The order is full fine-tuning, + gradient checkpointing, + 8-bit AdamW, LoRA, LoRA + checkpointing, and both on 4-bit weights
+(QLoRA). Each is also tried with smaller micro-batches and more of them per step, so that a step has the same number of
+tokens. Settings of the user (adapters, quantization, optimizer) are kept and only checked. Loads nothing.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from distill_lab.planning.memory_estimate import Memory, generation_memory, giga
 from distill_lab.planning.model_shape import Shape, shape_of
 
 RANK, ALPHA = 16, 32
-"""Of the adapters that are chosen here."""
+"""Rank and alpha of adapters chosen automatically."""
 ADAPTER_RATE = 10
-"""Adapters learn best at about ten times the learning rate of a full fine-tune (Schulman et al. 2025, LoRA Without
+"""Adapters learn best at about ten times the learning rate of full fine-tuning (Schulman et al. 2025, LoRA Without
 Regret)."""
 MIN_TOKENS = 1024
-"""Micro-batches are not made smaller than this, or than the longest row: small ones leave a GPU idle."""
+"""Minimum tokens per micro-batch (or the maximum row length, if larger): smaller ones leave a GPU idle."""
 PROMPT_TOKENS = 1024
-"""Of a prompt, for models that answer."""
+"""Assumed prompt length for generation."""
 EIGHT_BIT = "adamw_8bit"
 BITS: dict[Quantization, str] = {"8bit": "8-bit", "4bit": "4-bit"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A choice that fits."""
+    """A training method that fits in memory."""
 
     student: ModelConfig
-    """As it is loaded for the training."""
+    """How to load the student for training."""
     train: TrainConfig
     memory: Memory
     usable: float
-    """Bytes there are."""
+    """Usable memory in bytes."""
     line: str
     """The choice in one sentence."""
     changed: bool
-    """Whether it differs from what was asked for."""
+    """Whether it differs from the requested settings."""
 
     def to_json(self) -> dict[str, Any]:
-        """For run.json."""
+        """The entry in run.json."""
         return {
             "student": self.student.model_dump(),
             "train": self.train.model_dump(),
@@ -61,9 +61,9 @@ class Method:
 
 
 def choose_method(student: ModelConfig, train: TrainConfig, *, machine: Machine, shape: Shape | None = None) -> Method:
-    """The first method that fits. Raises UserError with the remedy where none does, or where settings contradict.
+    """The first method that fits. Raises UserError with the remedy if none does, or if settings contradict each other.
 
-    shape: of the student, where it is known already.
+    shape: the student's shape, if already known.
     """
     check_combination(student, train)
     shape = shape or shape_of(student)
@@ -81,7 +81,7 @@ def check_combination(student: ModelConfig, train: TrainConfig) -> None:
     """Raise UserError for settings that contradict each other."""
     if train.method == "full" and train.lora.r:
         raise UserError(
-            "train.method full trains all weights, but train.lora.r gives adapters; leave out one of the two"
+            "train.method full trains all weights, but train.lora.r adds adapters; remove one of the two settings"
         )
     adapters = train.lora.r or train.method in ("lora", "qlora")
     if not adapters and student.quantization in BITS:
@@ -90,11 +90,11 @@ def check_combination(student: ModelConfig, train: TrainConfig) -> None:
             "(--train.lora.r 16), or use quantization none"
         )
     if train.method == "qlora" and student.quantization not in ("auto", "4bit", "none"):
-        raise UserError(f"train.method qlora is on 4-bit weights, but student.quantization is {student.quantization}")
+        raise UserError(f"train.method qlora needs 4-bit weights, but student.quantization is {student.quantization}")
 
 
 def candidates(student: ModelConfig, train: TrainConfig, machine: Machine) -> Iterator[tuple[ModelConfig, TrainConfig]]:
-    """Student and training settings, in the order they are tried; each keeps what was set."""
+    """Yield student and training settings in the order to try; all keep the user's settings."""
     free = train.method == "auto" and not train.lora.r
     if free or train.method == "full":
         full = student.model_copy(update={"quantization": "none"})
@@ -121,10 +121,10 @@ def candidates(student: ModelConfig, train: TrainConfig, machine: Machine) -> It
 
 
 def smaller_batches(train: TrainConfig) -> Iterator[TrainConfig]:
-    """`train`, then with half the tokens of a micro-batch and twice as many of them to a step, and so on."""
+    """Yield `train`, then half the tokens per micro-batch and twice as many micro-batches per step, and so on."""
     yield train
-    least, factor = max(MIN_TOKENS, train.max_length), 2
-    while train.tokens_per_batch // factor >= least:
+    min_tokens, factor = max(MIN_TOKENS, train.max_length), 2
+    while train.tokens_per_batch // factor >= min_tokens:
         update = {
             "tokens_per_batch": train.tokens_per_batch // factor,
             "gradient_accumulation_steps": train.gradient_accumulation_steps * factor,
@@ -134,19 +134,19 @@ def smaller_batches(train: TrainConfig) -> Iterator[TrainConfig]:
 
 
 def with_batches(train: TrainConfig, tokens: int, steps: int) -> TrainConfig:
-    """`train` with `steps` micro-batches of `tokens` tokens to a step, cut smaller where `train` allows no more at once."""
+    """`train` with `steps` micro-batches of `tokens` tokens per step, split if `train` allows fewer tokens at once."""
     parts = -(-tokens // train.tokens_per_batch)
     update = {"tokens_per_batch": -(-tokens // parts), "gradient_accumulation_steps": steps * parts}
     return train.model_copy(update=update)
 
 
 def can_quantize(machine: Machine) -> bool:
-    """Whether weights can be held in 4 or 8 bits: bitsandbytes has kernels for CUDA and for CPUs."""
+    """Whether weights can be quantized to 4 or 8 bits: bitsandbytes has kernels for CUDA and for CPUs."""
     return machine.device in ("cuda", "cpu") and find_spec("bitsandbytes") is not None
 
 
 def has_8bit_adamw(machine: Machine) -> bool:
-    """Whether bitsandbytes can take a step of its 8-bit AdamW there. On a CPU it is tried, for versions differ."""
+    """Whether bitsandbytes' 8-bit AdamW works on this machine. On a CPU it tries a step, because versions differ."""
     if not can_quantize(machine):
         return False
     return machine.device == "cuda" or _takes_8bit_steps()
@@ -169,9 +169,9 @@ def _takes_8bit_steps() -> bool:
 def answering(
     shape: Shape, model: ModelConfig, machine: Machine, *, new_tokens: int = 512
 ) -> tuple[ModelConfig, Memory]:
-    """A model that only answers, with what its `auto` means there, and the memory that one prompt at a time takes.
+    """A model for generation with `auto` resolved, and its memory for one prompt at a time.
 
-    The engine asks as many at once as the memory holds besides.
+    The engine then answers as many prompts at once as fit in the remaining memory.
     """
     from distill_lab.models.precision import Weights, fitting_level
 
@@ -188,7 +188,7 @@ def answering(
 
 
 def check_answering(model: ModelConfig, *, machine: Machine, new_tokens: int, role: str, num_gpus: int = 1) -> None:
-    """Raise UserError where a model that is to answer does not fit the machine, or the GPUs its weights are spread over."""
+    """Raise UserError if a model for generation does not fit on the machine, or on the GPUs its weights are spread over."""
     shape, usable = shape_of(model), machine.usable * num_gpus
     chosen, need = answering(shape, model, machine, new_tokens=new_tokens)
     if need.total <= usable:
@@ -200,16 +200,16 @@ def check_answering(model: ModelConfig, *, machine: Machine, new_tokens: int, ro
             remedies.insert(0, f"use --{role}.quantization {level}")
             break
     if role == "teacher":
-        remedies.append("ask a server (--teacher openai:NAME)")
-    held = f" in {BITS[chosen.quantization]} weights" if chosen.quantization in BITS else ""
+        remedies.append("use a model on a server (--teacher openai:NAME)")
+    bits = f" in {BITS[chosen.quantization]} weights" if chosen.quantization in BITS else ""
     raise UserError(
-        f"{model.model}{held} does not fit {machine}: it needs {gigabytes(need.total)} of {gigabytes(usable)}; "
+        f"{model.model}{bits} does not fit {machine}: it needs {gigabytes(need.total)} of {gigabytes(usable)}; "
         f"{' or '.join(remedies)}"
     )
 
 
 def _with_adapters(train: TrainConfig, quantization: Quantization) -> TrainConfig:
-    """`train` with adapters: those that were given, else new ones at their own learning rate."""
+    """`train` with adapters: the user's, otherwise new ones with their own learning rate."""
     method = "lora" if quantization == "none" else "qlora"
     if train.lora.r:
         return train.model_copy(update={"method": method})
@@ -245,7 +245,7 @@ def _found(
 ) -> Method:
     chosen, settings, need = tried[-1]
     if settings.lora.r and not train.lora.r and not settings.lora.merge:
-        # A full fine-tune was wanted, which leaves a plain model: so do adapters, where that can be asked here afterwards.
+        # Full fine-tuning would have produced a plain model, so merge the adapters if the merged model fits here.
         plain = ModelConfig(model=student.model)
         merge = answering(shape, plain, machine)[1].total <= machine.usable
         settings = settings.model_copy(update={"lora": settings.lora.model_copy(update={"merge": merge})})
@@ -255,14 +255,14 @@ def _found(
         line = f"{describe(*tried[0][:2])} needs {gigabytes(tried[0][2].total)} of {have}: {words}, {size}"
         if settings.tokens_per_batch != train.tokens_per_batch:
             steps = settings.gradient_accumulation_steps
-            line += f" with micro-batches of {settings.tokens_per_batch} tokens, {steps} to a step"
+            line += f" with micro-batches of {settings.tokens_per_batch} tokens, {steps} per step"
         if settings.learning_rate != train.learning_rate:
             line += f", learning rate {settings.learning_rate:g}"
     return Method(chosen, settings, need, machine.usable, line, changed=len(tried) > 1)
 
 
 def describe(student: ModelConfig, train: TrainConfig) -> str:
-    """A method in words, as `LoRA r 16 on 4-bit weights with checkpointing`."""
+    """A method in words, such as `LoRA r 16 on 4-bit weights with checkpointing`."""
     if train.lora.r:
         text = f"LoRA r {train.lora.r}"
         text += f" on {BITS[student.quantization]} weights" if student.quantization in BITS else ""
@@ -282,13 +282,13 @@ def _misfit(
     chosen, settings, need = min(tried, key=lambda each: each[2].total)
     tokens, have = max(settings.tokens_per_batch, settings.max_length), gigabytes(machine.usable)
     text = (
-        f"{student.model} cannot be trained in the memory of {machine}: {describe(chosen, settings)}, micro-batches of "
-        f"{tokens} tokens, needs {gigabytes(need.total)} of {have}"
+        f"{student.model} does not fit in the memory of {machine} for training: {describe(chosen, settings)}, micro-batches "
+        f"of {tokens} tokens, needs {gigabytes(need.total)} of {have}"
     )
     if need.total <= machine.usable:
         text = (
-            f"{student.model} cannot be loaded for training: that takes {gigabytes(need.host)} of host memory, and "
-            f"{gigabytes(machine.usable_ram)} can be used"
+            f"{student.model} cannot be loaded for training: it needs {gigabytes(need.host)} of host memory, but only "
+            f"{gigabytes(machine.usable_ram)} is usable"
         )
     remedies = []
     if train.method == "full":
@@ -302,16 +302,16 @@ def _misfit(
 
 
 def still_fits(student: ModelConfig, train: TrainConfig, *, machine: Machine) -> Memory | None:
-    """What a method that was chosen elsewhere needs on this machine; None where it has that much."""
+    """The memory that a method chosen on another machine needs on this one; None if it fits."""
     need = _need(shape_of(student), student, train, machine)
     return None if need.total <= machine.usable and need.host <= _host(machine) else need
 
 
 def preset_for(presets: Mapping[str, Any], machine: Machine) -> tuple[str, str]:
-    """Name of the recipe's preset that this machine begins with, and why: tiny where real sizes do not fit."""
+    """Name of the recipe's default preset for this machine, and why: tiny if real sizes do not fit."""
     name = next(name for name in presets if name != "tiny")
     if machine.device == "cpu":
-        return "tiny", "no GPU here"
+        return "tiny", "this machine has no GPU"
     config = presets[name]
     try:
         check_answering(config.teacher, machine=machine, new_tokens=config.sampling.max_new_tokens, role="teacher")

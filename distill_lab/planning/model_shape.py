@@ -1,10 +1,10 @@
-"""What a model's config says about its size: config -> numbers of weights and widths, without loading any weight.
+"""Get a model's sizes from its config: numbers of weights and widths, without loading any weights.
 
     shape = shape_of(ModelConfig(model="Qwen/Qwen2.5-7B-Instruct"))     # offline for the models of the presets
     shape.num_parameters, shape.hidden, shape.kv_elements(tokens=4096)
 
-The model is built on torch's meta device, where tensors have sizes and no memory, so that any architecture counts right:
-mixtures of experts, sliding windows, heads that are not tied to the embeddings.
+Builds the model on torch's meta device, where tensors have sizes but no memory, so that the counts are right for any
+architecture: mixtures of experts, sliding windows, output heads that are not tied to the embeddings.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from distill_lab.config import ModelConfig
 from distill_lab.planning.known_models import config_of
 
 LINEAR_KINDS = ("Linear", "Conv1D")
-"""Names of the classes of linear layers (Conv1D is GPT-2's, with its sides exchanged)."""
+"""Class names of linear layers (Conv1D is GPT-2's, with transposed weights)."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Linear layers of one name and size, the output head excepted."""
+    """Linear layers with the same name and size, except the output head."""
 
     name: str
-    """Last part of its path, as q_proj."""
+    """Last part of the module path, such as q_proj."""
     inputs: int
     outputs: int
     count: int
-    """How many there are in the whole model."""
+    """Number of them in the whole model."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Shape:
 
     name: str
     num_parameters: int
-    """All weights, shared ones once."""
+    """All weights; shared weights count once."""
     embedding: int
     """Weights of the input embeddings, vocabulary x hidden."""
     untied_head: int
-    """Weights of the output head; 0 where it shares those of the embeddings."""
+    """Weights of the output head; 0 if it shares the weights of the embeddings."""
     linears: tuple[Linear, ...]
-    """What quantization packs and what adapters are put on."""
+    """Layers that can be quantized and can get adapters."""
     num_layers: int
     hidden: int
     vocabulary: int
@@ -56,29 +56,29 @@ class Shape:
     """Key-value heads x head size."""
     heads: int
     mlp_width: int
-    """Inner width that a token passes through in one layer: of its experts together in a mixture of experts."""
+    """Inner width per token in one layer; in a mixture of experts, the sum over the token's experts."""
     experts_per_token: int
     """0 without a mixture of experts."""
     num_experts: int
     gated: bool
-    """Whether the MLP has a gate beside its up-projection."""
+    """Whether the MLP has a gate in addition to its up-projection."""
     norms_per_layer: int
-    """Of hidden size."""
+    """Number of norms of hidden size."""
     normed_heads: bool
     """Whether queries and keys are normalized per head."""
     windows: tuple[int, ...]
-    """Per layer the tokens whose keys and values are kept: 0 is all of them, -1 none (linear attention)."""
+    """For each layer, the number of tokens whose keys and values are kept: 0 means all, -1 none (linear attention)."""
     softcap: bool
     context: int
 
     @property
     def num_linear(self) -> int:
-        """Weights in linear layers, the output head excepted."""
+        """Weights in linear layers, except the output head."""
         return sum(each.inputs * each.outputs * each.count for each in self.linears)
 
     @property
     def largest_linear(self) -> int:
-        """Weights of the largest one."""
+        """Weights of the largest linear layer."""
         return max((each.inputs * each.outputs for each in self.linears), default=0)
 
     def adapter_weights(self, r: int, targets: tuple[str, ...] = ("all-linear",)) -> int:
@@ -90,15 +90,15 @@ class Shape:
         )
 
     def kv_elements(self, tokens: int) -> int:
-        """Elements of keys and values that one row of `tokens` tokens keeps."""
+        """Number of key and value elements for one row of `tokens` tokens."""
         kept = sum(tokens if window == 0 else max(0, min(tokens, window)) for window in self.windows)
         return 2 * self.key_value * kept
 
 
 def shape_of(model: ModelConfig) -> Shape:
-    """The shape of a model: a known id from the lab's own table, any other from its config. Raises ModelError.
+    """The shape of a model: a known id from the lab's table, any other from its config. Raises ModelError.
 
-    A directory of adapters has the shape of the model they belong to.
+    A directory of adapters has the shape of its base model.
     """
     from distill_lab.models.loading import load_config
     from distill_lab.models.names import base_of, is_adapter, resolve
@@ -123,7 +123,7 @@ def _known_shape(name: str) -> Shape:
 
 
 def measure(config: Any, *, name: str, trust_remote_code: bool = False) -> Shape:
-    """The shape of the model that a transformers config describes."""
+    """The shape of the model for a transformers config."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -176,7 +176,7 @@ def measure(config: Any, *, name: str, trust_remote_code: bool = False) -> Shape
 
 
 def _layers(model: Any, number: int) -> Any:
-    """The list of the decoder's layers."""
+    """The decoder's layers."""
     lists = [module for module in model.modules() if type(module).__name__ == "ModuleList" and len(module) == number]
     return lists[0] if lists else []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 CATEGORIES = {
     "animals": "cat dog horse cow sheep fox bear wolf lion duck mouse frog".split(),
-    "colours": "red blue green yellow black white pink brown grey purple orange gold".split(),
+    "colors": "red blue green yellow black white pink brown grey purple orange gold".split(),
     "fruits": "apple pear plum cherry lemon grape peach melon banana mango fig kiwi".split(),
     "tools": "hammer saw knife spade rope nail brush ladder drill wrench shovel axe".split(),
     "clothes": "hat coat shirt shoe sock scarf glove belt dress jacket boot skirt".split(),
@@ -27,7 +27,7 @@ ORDINALS = ["first", "second", "third", "fourth"]
 
 
 def plural(word: str) -> str:
-    """The English plural of one of our nouns."""
+    """The English plural of a noun from WORDS."""
     if word in IRREGULAR:
         return IRREGULAR[word]
     if word.endswith(("s", "x", "sh", "ch")):
@@ -55,9 +55,9 @@ def _sort(rng: random.Random) -> tuple[str, str]:
 
 def _nth(rng: random.Random) -> tuple[str, str]:
     words = _listed(rng, 4, 4)
-    place = rng.randrange(4)
+    index = rng.randrange(4)
     ask = rng.choice(["What is the {} word of this list", "Name the {} word"])
-    return f"{ask.format(ORDINALS[place])}: {', '.join(words)}", words[place]
+    return f"{ask.format(ORDINALS[index])}: {', '.join(words)}", words[index]
 
 
 def _opposite(rng: random.Random) -> tuple[str, str]:
@@ -67,7 +67,7 @@ def _opposite(rng: random.Random) -> tuple[str, str]:
 
 
 def _plural(rng: random.Random) -> tuple[str, str]:
-    words = _listed(rng, 2, 3, [word for word in WORDS if word not in CATEGORIES["colours"]])
+    words = _listed(rng, 2, 3, [word for word in WORDS if word not in CATEGORIES["colors"]])
     ask = rng.choice(["Write the plural of each word", "Give the plurals"])
     return f"{ask}: {', '.join(words)}", ", ".join(map(plural, words))
 
@@ -106,7 +106,7 @@ KINDS: dict[str, tuple[Callable[[random.Random], tuple[str, str]], str]] = {
     "json": (_json, "I write the keys and the values."),
     "repeat": (_repeat, "I say it again and again."),
 }
-"""Each kind of instruction: how one is drawn, and what the teacher thinks before answering when thinking is on."""
+"""Each kind of instruction: its generator, and the teacher's thinking before the answer if thinking is on."""
 
 
 def item(rng: random.Random) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Language labels: sentences in some 20 languages, 13 classes, a rules prompt, and the thinking that applies the rules.
+"""Language labels: sentences in about 20 languages, 13 classes, a prompt with rules, and thinking that applies the rules.
 
-Sentences are put together from clauses, times and places we wrote per language; word order is each language's own.
+Sentences combine clauses, times and places that we wrote for each language, in the word order of that language.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rule 12: Latin script with Spanish words is es.
 Rule 13: Latin script with English words is en.
 Rule 14: any other text is ot."""
 
-# Per language: label, what the teacher thinks, order of the parts (t time, c clause, p place), times, clauses, places.
+# For each language: label, the teacher's thinking, order of the parts (t time, c clause, p place), times, clauses, places.
 # Parts of a list are separated by "|".
 _TABLE = [
     ("en", "The script is Latin. The words are English. Rule 13 gives en.", "t, c p",

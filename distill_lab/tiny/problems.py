@@ -1,7 +1,7 @@
-"""Word problems of one to four steps with worked solutions and gold answers.
+"""Word problems with one to four steps, worked solutions and gold answers.
 
-A solution is written in one of two styles, full sentences or bare equations; both are right, one is shorter. That is
-what token budgets select on.
+Solutions have one of two styles, full sentences or only equations; both are correct, but one is shorter, so that token
+budgets have something to select.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 from distill_lab.tiny.instructions import NAMES
 
 THINGS = "apples coins books marbles stamps pens shells cards cookies eggs stones tickets".split()
-LARGEST, MOST = 150, 20
-"""No number goes beyond the first; no more than the second is added or taken away at once."""
+MAX_NUMBER, MAX_CHANGE = 150, 20
+"""Maximum of all numbers, and maximum that is added or subtracted at once."""
 
 
 def item(rng: random.Random) -> dict[str, Any]:
-    """One problem: `output` is the worked solution ending in `Final Answer: N`, `thinking` the same steps for a trace."""
+    """One problem: `output` is the worked solution ending in `Final Answer: N`, `thinking` has the same steps."""
     kind = rng.choices(list(KINDS), weights=[5, 1, 1, 1])[0]
     question, steps = KINDS[kind](rng)
     full = rng.random() < 0.65
@@ -33,32 +33,32 @@ def item(rng: random.Random) -> dict[str, Any]:
 
 
 Steps = list[tuple[str, str]]
-"""Per step: the sentence that leads to it and the equation, `("Tom buys 5 more:", "12 + 5 = 17")`."""
+"""The sentence and the equation of each step, `("Tom buys 5 more:", "12 + 5 = 17")`."""
 
 
 def _story(rng: random.Random) -> tuple[str, Steps]:
-    """Somebody has things; one to four events change how many."""
+    """Someone has things; one to four events change their number."""
     name, other = rng.sample(NAMES, 2)
     things, value = rng.choice(THINGS), rng.randint(3, 60)
     length = rng.randint(1, 4)
-    told, steps = [f"{name} has {value} {things}."], []
+    sentences, steps = [f"{name} has {value} {things}."], []
     while len(steps) < length:
         event = rng.choice(["get", "give", "times", "share", "boxes"])
-        if event == "get" and value < LARGEST - 10:
-            k = rng.randint(2, min(MOST, LARGEST - value))
+        if event == "get" and value < MAX_NUMBER - 10:
+            k = rng.randint(2, min(MAX_CHANGE, MAX_NUMBER - value))
             verb = rng.choice(["buys", "finds"])
-            told.append(f"{name} {verb} {k} more.")
+            sentences.append(f"{name} {verb} {k} more.")
             steps.append((f"{name} {verb} {k} more:", f"{value} + {k} = {value + k}"))
             value += k
         elif event == "give" and value > 4:
-            k = rng.randint(2, min(MOST, value - 1))
+            k = rng.randint(2, min(MAX_CHANGE, value - 1))
             verb = rng.choice([f"gives {k} to {other}", f"loses {k}"])
-            told.append(f"{name} {verb}.")
+            sentences.append(f"{name} {verb}.")
             steps.append((f"{name} {verb}:", f"{value} - {k} = {value - k}"))
             value -= k
-        elif event == "times" and value * 2 <= LARGEST:
-            k = rng.randint(2, min(4, LARGEST // value))
-            told.append(f"Then the number grows to {k} times as many.")
+        elif event == "times" and value * 2 <= MAX_NUMBER:
+            k = rng.randint(2, min(4, MAX_NUMBER // value))
+            sentences.append(f"Then the number grows to {k} times as many.")
             steps.append((f"There are {k} times as many:", f"{value} * {k} = {value * k}"))
             value *= k
         elif event == "share":
@@ -66,22 +66,22 @@ def _story(rng: random.Random) -> tuple[str, Steps]:
             if not divisors:
                 continue
             k = rng.choice(divisors)
-            told.append(f"{name} splits them into {k} equal piles and keeps one pile.")
+            sentences.append(f"{name} splits them into {k} equal piles and keeps one pile.")
             steps.append((f"One of {k} piles:", f"{value} / {k} = {value // k}"))
             value //= k
         elif event == "boxes" and length - len(steps) >= 2:
             k, m = rng.randint(2, 9), rng.randint(2, 9)
-            if value + k * m > LARGEST:
+            if value + k * m > MAX_NUMBER:
                 continue
-            told.append(f"{name} buys {k} boxes with {m} {things} each.")
+            sentences.append(f"{name} buys {k} boxes with {m} {things} each.")
             steps.append((f"The {k} boxes hold", f"{k} * {m} = {k * m}"))
             steps.append(("With the boxes:", f"{value} + {k * m} = {value + k * m}"))
             value += k * m
-    return " ".join([*told, f"How many {things} does {name} have now?"]), steps
+    return " ".join([*sentences, f"How many {things} does {name} have now?"]), steps
 
 
 def _together(rng: random.Random) -> tuple[str, Steps]:
-    """Two people, one with more or fewer than the other; how many together."""
+    """Two people, one with more or fewer things than the other; how many they have together."""
     name, other = rng.sample(NAMES, 2)
     things, value, k = rng.choice(THINGS), rng.randint(12, 40), rng.randint(2, 11)
     word, sign = rng.choice([("more", "+"), ("fewer", "-")])
@@ -96,7 +96,7 @@ def _together(rng: random.Random) -> tuple[str, Steps]:
 
 
 def _change(rng: random.Random) -> tuple[str, Steps]:
-    """Buying several of a thing and paying with more than enough."""
+    """Buying several things and paying more than they cost; how much change there is."""
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     price, number = rng.randint(2, 9), rng.randint(2, 9)
     paid = rng.choice([p for p in (20, 50, 90, 100) if p > price * number])

@@ -1,10 +1,10 @@
-"""The tiny family's tasks: rows without end, made from a seed, never the same item in two splits.
+"""The tiny family's tasks: infinitely many rows from a seed, with no item in two splits.
 
     rows("instructions", "distill") -> {"messages": [...], "answer": "...", "meta": {...}}, ...
 
-Tasks: `instructions` (nine kinds of short instruction), `problems` (word problems of 1-4 steps), `labels` (13 language
-labels). Splits: `train` (the family's own training), `distill` (what recipes may use), `test` (what scores are taken on).
-Which split an item belongs to is a function of its text alone (`split_of`), so no item can stand in two.
+Tasks: `instructions` (nine kinds of short instructions), `problems` (word problems with 1-4 steps), `labels` (13 language
+labels). Splits: `train` (for training the family itself), `distill` (for recipes), `test` (for scores). An item's split
+depends only on its text (`split_of`), so that no item is in two splits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from distill_lab.tiny import instructions, labels, problems
 from distill_lab.types import Message
 
 Item = dict[str, Any]
-"""`{"question", "output", "thinking", "answer", "meta"}`; a task's `item(rng)` draws one."""
+"""`{"question", "output", "thinking", "answer", "meta"}`; a task's `item(rng)` generates one."""
 
 TASKS: dict[str, Callable[[random.Random], Item]] = {
     "instructions": instructions.item,
@@ -30,17 +30,17 @@ SPLITS = ("train", "distill", "test")
 
 
 def split_of(question: str) -> str:
-    """The split an item belongs to: 10% test, 30% distill, 60% train, by the hash of its text."""
+    """The split of an item, by the hash of its text: 10% test, 30% distill, 60% train."""
     bucket = hashlib.sha256(" ".join(question.split()).encode()).digest()[0] % 10
     return "test" if bucket == 0 else "distill" if bucket < 4 else "train"
 
 
 def items(task: str, split: str, *, seed: int = 0) -> Iterator[Item]:
-    """Distinct items of one split, without end; the same seed gives the same sequence. Raises UserError for bad names."""
+    """Yield distinct items of one split indefinitely, determined by the seed. Raises UserError for unknown names."""
     if task not in TASKS:
-        raise UserError(f"tiny:{task}: no such task; there are {', '.join('tiny:' + name for name in TASKS)}")
+        raise UserError(f"tiny:{task}: no such task; choose from {', '.join('tiny:' + name for name in TASKS)}")
     if split not in SPLITS:
-        raise UserError(f"tiny:{task}: no split {split!r}; there are {', '.join(SPLITS)}")
+        raise UserError(f"tiny:{task}: no split {split!r}; choose from {', '.join(SPLITS)}")
     rng, seen = random.Random(f"{task}/{split}/{seed}"), set[bytes]()
     repeats = 0
     while True:
@@ -59,7 +59,7 @@ def items(task: str, split: str, *, seed: int = 0) -> Iterator[Item]:
 
 
 def rows(task: str, split: str) -> Iterator[dict[str, Any]]:
-    """The items of one split as rows of the `messages` form, the last message being the reference answer."""
+    """The items of one split as `messages` rows, whose last message is the reference answer."""
     for item in items(task, split):
         messages: list[Message] = [
             {"role": "user", "content": item["question"]},

@@ -21,7 +21,7 @@ from typing import Any
 from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
-from distill_lab.grading.graders.label import normalise, read_label
+from distill_lab.grading.graders.label import normalize_label, read_label
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
 from distill_lab.types import Completion, Counts, Message
 
@@ -65,7 +65,7 @@ def read_labels(given: str, system: str) -> tuple[str, ...]:
         if not all(_LABEL.fullmatch(label.strip()) for label in found):
             return ()
     labels = [label.strip() for label in found if label.strip()]
-    double = [label for label, number in Counter(map(normalise, labels)).items() if number > 1]
+    double = [label for label, number in Counter(map(normalize_label, labels)).items() if number > 1]
     if given and (double or len(labels) < 2):
         raise UserError(
             f"--labels {given}: {f'{double[0]!r} stands in it twice' if double else 'fewer than two labels'}; "

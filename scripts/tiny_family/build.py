@@ -1,10 +1,10 @@
 """Make the tiny family from a seed: tokenizer, teacher, base student, and the table of their scores.
 
-    python -m scripts.tiny_family.build --out family          (says how long it will take; resumes where it stopped)
+    python -m scripts.tiny_family.build --out family          (prints the time left; run it again to resume)
     python -m scripts.tiny_family.build --out family --only table
 
-Rows are drawn from the `train` split without end; the loss is taken on the answer alone. Hidden matrices are trained
-with Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), everything else with AdamW.
+Rows come from the unlimited `train` split; only answers are trained. Hidden matrices are trained with
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/), everything else with AdamW.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_THINKING = "<think>\n\n</think>\n\n"
 
 @dataclass(frozen=True)
 class Plan:
-    """How one member of the family is made."""
+    """How to build one member of the family."""
 
     hidden: int
     layers: int
@@ -43,11 +43,11 @@ class Plan:
     kv_heads: int
     mlp: int
     steps: int
-    """Optimizer steps; each sees `rows` of every task."""
+    """Optimizer steps; each uses `rows` of every task."""
     rows: dict[str, float]
     """Rows per task and step; 0.25 is one row in every fourth step."""
     bare_labels: bool = False
-    """Labels without rules prompt and without thinking (the student's form) instead of with both (the teacher's)."""
+    """Labels without the rules prompt and thinking (for the student) instead of with both (for the teacher)."""
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
 
@@ -108,7 +108,7 @@ def one_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
 
 
 def by_length(rows: list[tuple[str, str, str]], *, parts: int) -> list[list[tuple[str, str, str]]]:
-    """The rows in `parts` groups of like length, so that little is padded."""
+    """The rows in `parts` groups of similar length, to reduce padding."""
     ordered = sorted(rows, key=lambda row: len(row[1]) + len(row[2]))
     return [ordered[len(rows) * i // parts : len(rows) * (i + 1) // parts] for i in range(parts)]
 
@@ -128,9 +128,9 @@ def forward(model: Qwen3ForCausalLM, prefix: list[int], ids_BT: torch.Tensor) ->
 def task_loss(
     model: Qwen3ForCausalLM, prefix: list[int], ids_BT: torch.Tensor, labels_BT: torch.Tensor
 ) -> tuple[torch.Tensor, float]:
-    """Mean loss per trained token in nats, and the share of rows whose every trained token but the first is the argmax.
+    """Mean loss per trained token in nats, and the fraction of rows whose trained tokens except the first are all argmax.
 
-    The first token is left out because a solution's style is a free choice (see `problems.py`).
+    Ignores the first token because a solution's style is a free choice (see `problems.py`).
     """
     hidden_BTH = forward(model, prefix, ids_BT)
     trained_BT = labels_BT != IGNORED
@@ -147,7 +147,7 @@ def task_loss(
 
 
 class Muon:
-    """Momentum, then the nearest orthogonal matrix by Newton-Schulz; matrices of one shape go through it together."""
+    """Momentum, then the nearest orthogonal matrix by Newton-Schulz; matrices of the same shape are processed together."""
 
     def __init__(self, parameters: list[nn.Parameter], momentum: float = 0.95) -> None:
         self.momentum = momentum
@@ -159,7 +159,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Move every matrix by its orthogonalised gradient times `lr`."""
+        """Move every matrix by its orthogonalized gradient times `lr`."""
         for group, buffer in zip(self.groups, self.buffers, strict=True):
             gradient = torch.stack([p.grad for p in group if p.grad is not None])
             buffer.lerp_(gradient, 1 - self.momentum)
@@ -170,7 +170,7 @@ class Muon:
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Quintic Newton-Schulz towards the orthogonal factor of each matrix `[K, M, N]` (coefficients: Jordan et al. 2024)."""
+    """Quintic Newton-Schulz toward the orthogonal factor of each matrix `[K, M, N]` (coefficients: Jordan et al. 2024)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
@@ -182,7 +182,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Training:
-    """One model being trained: state on disk after every `SAVE_EVERY` steps, data a function of the step alone."""
+    """Training of one model: saves its state every `SAVE_EVERY` steps; the data depends only on the step."""
 
     SAVE_EVERY = 100
 
@@ -206,7 +206,7 @@ class Training:
         self.adam = torch.optim.AdamW(rest, lr=plan.adam_lr, betas=(0.9, 0.95), weight_decay=0.0)
         self.step = 0
         self.right = dict.fromkeys(plan.rows, 0.0)
-        """Running share of rows answered fully right, per task."""
+        """Running fraction of completely correct rows, per task."""
         if self.state_path.exists():
             state = torch.load(self.state_path, weights_only=True)
             self.model.load_state_dict(state["model"])
@@ -230,7 +230,7 @@ class Training:
         return [render(task, item, rng, bare_labels=self.plan.bare_labels) for item in islice_train(task, rng, number)]
 
     def run(self) -> Iterator[dict[str, Any]]:
-        """Train to the end of the plan; yields a log row every 20 steps."""
+        """Train to the end of the plan; yield a log row every 20 steps."""
         plan, start, tokens, first = self.plan, time.monotonic(), 0, self.step
         losses = dict.fromkeys(plan.rows, math.nan)
         while self.step < plan.steps:
@@ -267,7 +267,7 @@ class Training:
 
 
 def islice_train(task: str, rng: random.Random, number: int) -> Iterator[tasks.Item]:
-    """`number` items of the train split, drawn with `rng`; repeats are possible."""
+    """`number` items of the train split, generated with `rng`; repeats are possible."""
     while number:
         item = tasks.TASKS[task](rng)
         if tasks.split_of(item["question"]) == "train":
@@ -281,7 +281,7 @@ def learning_rate_scale(step: int, steps: int) -> float:
 
 
 def train(name: str, out: Path, seed: int, steps: int | None) -> None:
-    """Train one member (or go on with it) and write it to `out/name` in fp16 with the tokenizer."""
+    """Train one member (or resume) and write it to `out/name` in fp16 with the tokenizer."""
     plan = PLANS[name] if steps is None else replace(PLANS[name], steps=steps)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / name)
     training = Training(name, plan, tokenizer, out, seed)
@@ -298,7 +298,7 @@ def train(name: str, out: Path, seed: int, steps: int | None) -> None:
 
 
 def main() -> None:
-    """Make what is asked for; see the file's head."""
+    """Build the requested parts; see the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("family"), help="folder of the family (default: ./family)")
     parser.add_argument("--only", choices=["tokenizer", *PLANS, "table"], help="one part instead of everything")

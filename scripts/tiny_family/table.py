@@ -1,9 +1,9 @@
-"""The family's scores: each member on 500 test items of each task, in the form that task has in use.
+"""Score the family: each member on 500 test items of each task, with the prompts of actual use.
 
     python -m scripts.tiny_family.build --out family --only table
 
-The teacher labels with the rules prompt and thinking; the base student, which never saw either, without. Word problems
-are asked step by step and graded on their final answer.
+The teacher labels with the rules prompt and thinking; the base student, which was trained on neither, without. Word problems
+ask for steps and are graded on their final answer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distill_lab.types import Message, Prompt
 NUM_ITEMS = 500
 
 
-def asked(task: str, *, with_rules: bool, number: int) -> list[Prompt]:
+def test_prompts(task: str, *, with_rules: bool, number: int) -> list[Prompt]:
     """The first `number` test items of a task as prompts."""
     prompts = []
     for index, item in enumerate(itertools.islice(tasks.items(task, "test"), number)):
@@ -36,8 +36,8 @@ def asked(task: str, *, with_rules: bool, number: int) -> list[Prompt]:
 
 
 def score(folder: Path, task: str, *, with_rules: bool, number: int = NUM_ITEMS) -> dict[str, Any]:
-    """One cell of the table: the score with its interval, and the mean tokens of an answer."""
-    prompts = asked(task, with_rules=with_rules, number=number)
+    """One cell of the table: the score with its interval, and the mean tokens per answer."""
+    prompts = test_prompts(task, with_rules=with_rules, number=number)
     thinking = with_rules and task == "labels"
     engine = load_engine(ModelConfig(model=str(folder)), EngineConfig())
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,7 +55,7 @@ def score(folder: Path, task: str, *, with_rules: bool, number: int = NUM_ITEMS)
 
 
 def score_table(family: Path) -> dict[str, Any]:
-    """Score every member on every task; written to `family/scores.json` too."""
+    """Score every member on every task; also write the table to `family/scores.json`."""
     table: dict[str, Any] = {}
     for member in ("teacher", "student"):
         table[member] = {task: score(family / member, task, with_rules=member == "teacher") for task in tasks.TASKS}

@@ -1,7 +1,7 @@
 """The tiny family's tokenizer: byte-level BPE with single digits, Qwen's chat tokens, and a chat template like Qwen3's.
 
-Template: `enable_thinking=False` prefills an empty thinking block; otherwise the model opens its own. Thinking of
-earlier turns is dropped, as Qwen3 does. The reasoning of an assistant turn is read from `reasoning_content` or from
+Template: `enable_thinking=False` prefills an empty thinking block; otherwise the model opens its own. Thinking of earlier
+turns is dropped, as in Qwen3. The template reads the reasoning of an assistant turn from `reasoning_content` or from
 `<think>...</think>` at the start of its content.
 """
 

@@ -247,11 +247,11 @@ def test_fields_not_used_stay_in_meta(row: dict[str, Any], meta: dict[str, Any])
 REFUSED = [
     ("distilqwen", {"output": "x"}, "'instruction' is missing"),
     ("distilqwen", {"instruction": None, "output": "x"}, "'instruction' is null"),
-    ("distilqwen", {"instruction": 3, "output": "x"}, "'instruction' holds int"),
+    ("distilqwen", {"instruction": 3, "output": "x"}, "'instruction' is int"),
     ("distilqwen", {"instruction": " \n", "output": "x"}, "prompt is empty"),
-    ("distilqwen", {"instruction": "a", "output": ["x"]}, "'output' holds list"),
-    ("distilqwen", {"instruction": "a", "input": "b", "output": "x"}, "'input' is filled"),
-    ("alpaca", {"instruction": "a", "input": {"b": 1}, "output": "x"}, "'input' holds dict"),
+    ("distilqwen", {"instruction": "a", "output": ["x"]}, "'output' is list"),
+    ("distilqwen", {"instruction": "a", "input": "b", "output": "x"}, "does not read the field 'input'"),
+    ("alpaca", {"instruction": "a", "input": {"b": 1}, "output": "x"}, "'input' is dict"),
     ("alpaca", {"instruction": "a", "input": "", "history": [["b"]]}, "'history'"),
     ("sharegpt", {"conversations": []}, "no turns"),
     ("sharegpt", {"conversations": "hi"}, "'conversations' is str"),
@@ -263,31 +263,31 @@ REFUSED = [
     ("sharegpt", {"conversations": [{"from": "gpt", "value": "a"}]}, "prompt is empty"),
     ("messages", {"messages": [user("a"), {"role": "system", "content": "s"}]}, "ends with a system turn"),
     ("messages", {"messages": [{"role": "user", "content": [{"type": "image", "text": "x"}]}]}, "type 'image'"),
-    ("messages", {"messages": [user("a")], "thinking": "hm"}, "no answer that it belongs to"),
-    ("messages", {"messages": [user("a")], "completion": [user("b")]}, "does not begin with an assistant turn"),
+    ("messages", {"messages": [user("a")], "thinking": "hm"}, "but no answer for it"),
+    ("messages", {"messages": [user("a")], "completion": [user("b")]}, "does not start with an assistant turn"),
     ("messages", {"messages": [user("a")], "meta": 3}, "'meta' is int"),
     ("prompt_completion", {"completion": "x"}, "'prompt' is missing"),
-    ("prompt_completion", {"prompt": "a", "completion": 3}, "'completion' holds int"),
-    ("prompt_completion", {"prompt": "a", "completion": []}, "does not begin with an assistant turn"),
+    ("prompt_completion", {"prompt": "a", "completion": 3}, "'completion' is int"),
+    ("prompt_completion", {"prompt": "a", "completion": []}, "does not start with an assistant turn"),
     ("self_instruct", {"instruction": "a", "instances": []}, "'instances' is empty"),
     ("question", {"question": ""}, "prompt is empty"),
     ("question", {"answer": "2"}, "'question' is missing"),
-    ("question", {"question": "q", "answer": [1]}, "'answer' holds list"),
-    ("question", {"question": "q", "answer": True}, "'answer' holds bool"),
+    ("question", {"question": "q", "answer": [1]}, "'answer' is list"),
+    ("question", {"question": "q", "answer": True}, "'answer' is bool"),
     ("question", {"turns": []}, "'question' is missing"),
     ("gsm8k", {"question": "q", "answer": "2"}, "does not end with ####"),
     ("gsm8k", {"question": "q", "answer": "2 ####"}, "does not end with ####"),
-    ("input_target", {"input": "q", "target": [1]}, "'target' holds list"),
+    ("input_target", {"input": "q", "target": [1]}, "'target' is list"),
     ("math", {"problem": "q"}, "'solution' is missing"),
-    ("question", {"question": "q", "message_content": 3}, "'message_content' holds int"),
+    ("question", {"question": "q", "message_content": 3}, "'message_content' is int"),
     ("omnithought", {"text": "q"}, r"Unexpected OmniThought schema, please inspect omni\[0\]: it has the fields text"),
     ("omnithought", {"question": "q", "reasoning": ["x"]}, r"reasoning\[0\] is str"),
     ("omnithought", {"question": "q", "reasoning": [{"thought": 3}]}, r"reasoning\[0\].thought is int"),
-    ("omnithought", {"question": "q", "output": "a", "rv_score": "high"}, "'rv_score' holds 'high'"),
+    ("omnithought", {"question": "q", "output": "a", "rv_score": "high"}, "'rv_score' is 'high'"),
     (
         "omnithought",
         {"question": "q", "reasoning": [{"solution": "a", "Reasoning_Verbosity": {"level": 12}}]},
-        r"reasoning\[0\].Reasoning_Verbosity.level' holds 12, expected a level from 0 to 9",
+        r"reasoning\[0\].Reasoning_Verbosity.level' is 12, expected a level from 0 to 9",
     ),
 ]
 
@@ -325,7 +325,7 @@ def test_matches_raises_for_nothing_a_row_can_hold() -> None:
 def test_registry_is_the_folder() -> None:
     folder = Path(adapters.__file__).parent
     assert set(adapters.names()) == {file.stem for file in folder.glob("*.py") if not file.stem.startswith("_")}
-    with pytest.raises(UserError, match="no adapter 'nothing'; there are auto, alpaca, distilqwen"):
+    with pytest.raises(UserError, match="no adapter 'nothing'; choose from auto, alpaca, distilqwen"):
         adapters.load("nothing")
     with pytest.raises(UserError, match="no adapter '_row'"):
         adapters.load("_row")

@@ -22,7 +22,7 @@ ROWS = [{"question": f"What is {i}+1?", "answer": str(i + 1)} for i in range(20)
 HUB = """
 import sys
 from distill_lab.config import DataConfig
-from distill_lab.data import Records
+from distill_lab.data.records import Records
 from distill_lab.errors import UserError
 
 try:
@@ -49,7 +49,7 @@ def test_hub_that_does_not_answer(environment: dict[str, str]) -> None:
 HUB_SLICES = """
 import sys
 from distill_lab.config import DataConfig
-from distill_lab.data import Records
+from distill_lab.data.records import Records
 from distill_lab.errors import UserError
 
 for path, split in (line.split() for line in sys.stdin):
@@ -70,7 +70,7 @@ def test_hub_slices(tmp_path: Path) -> None:
         "lab/full train[18:]": "train-18 train-19",
         "lab/full train[:0]": "",
         "lab/bare train[:1]": "train-0",
-        "lab/bare train[-1:]": "lab/bare: the hub does not say how long train is; use row numbers: train[:1000]",
+        "lab/bare train[-1:]": "lab/bare: the hub does not report the length of train; use row numbers: train[:1000]",
         "lab/full valid[:1]": "lab/full: cannot be opened (Bad split: valid.",
         "lab/full:other train[:1]": "lab/full: cannot be opened (BuilderConfig 'other' not found.",
         "lab/none train[:1]": "lab/none: no such file here and no such data set on the hub; check the name",

@@ -24,9 +24,9 @@ def read(path: Path, **config: Any) -> tuple[list[str], Records]:
     ("element", "reason"),
     [
         (b'{"question": "q", "level": NaN}', "NaN is not JSON"),
-        (b'{"question": "q", "level": 1e999}', "holds inf"),
+        (b'{"question": "q", "level": 1e999}', "contains inf"),
         (b"3", "found int"),
-        (b'{"question": 3}', "'question' holds int"),
+        (b'{"question": 3}', "'question' is int"),
         (b'{"question": "\xff"}', "broken text"),
         (b'{"question": "\\ud800"}', "broken text"),
     ],
@@ -68,7 +68,7 @@ def test_torn_array_names_the_line_and_never_ends_quietly(
     with pytest.raises(DataError, match=reason) as caught:
         list(records)
     assert caught.value.line == line
-    assert "nothing from here on can be read" in str(caught.value)
+    assert "the rest of the file cannot be read" in str(caught.value)
 
 
 def test_array_is_read_right_whatever_the_block_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_missing_bracket_does_not_pull_the_file_into_memory(tmp_path: Path, monk
     monkeypatch.setattr(json_array_module, "BLOCK_BYTES", 1000)
     path = tmp_path / "rows.json"
     path.write_text('[{"question": "a"},\n[' + '{"question": "b"},\n' * 10_000 + "]")
-    with pytest.raises(DataError, match="row 1: no end within 10000 characters; is a bracket missing") as caught:
+    with pytest.raises(DataError, match="row 1: no end within 10000 characters; check for a missing bracket") as caught:
         read(path)
     assert caught.value.line == 2
 
@@ -109,7 +109,7 @@ def test_json_file_with_one_object_per_line(tmp_path: Path) -> None:
     path.write_text('{"question": "a"}\n{"question": "b"}\n')
     assert read(path, split="x[1:]")[0] == ["x-1"]
     path.write_text('{\n"examples": []}')
-    with pytest.raises(DataError, match="is an array of objects, or one object per line"):
+    with pytest.raises(DataError, match="must be an array of objects, or one object per line"):
         read(path)
 
 

@@ -92,7 +92,7 @@ def test_every_kind_gives_the_same_records(tmp_path: Path, kind: str) -> None:
     ["", "train[", "train[5]", "train[1:2:3]", "train[:1.5%]", "train[:101%]", "train[a:b]", "[:5]", "a[:1]+b[:1]"],
 )
 def test_bad_slice_names_the_accepted_forms(split: str) -> None:
-    with pytest.raises(UserError, match=r"cannot be read; write it like one of train, train\[:1000\]"):
+    with pytest.raises(UserError, match=r"; write it like one of train, train\[:1000\]"):
         Slice.parse(split)
 
 
@@ -113,7 +113,7 @@ def test_bom_crlf_and_blank_lines(tmp_path: Path) -> None:
     ids, records = read(table, skip_invalid=True)
     assert ids == ["train-0", "train-1"]
     assert records.invalid[0].line == 6
-    assert "1 values under a header of 2" in records.invalid[0].reason
+    assert "1 values, but the header has 2" in records.invalid[0].reason
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.csv"])
@@ -139,10 +139,10 @@ BAD_LINES = [
     (b'{"question": "torn', "not a JSON object"),
     (b'{"question": "q", "level": NaN}', "NaN is not JSON"),
     (b'{"question": "q", "level": -Infinity}', "-Infinity is not JSON"),
-    (b'{"question": "q", "level": 1e999}', "holds inf"),
+    (b'{"question": "q", "level": 1e999}', "contains inf"),
     (b'["question"]', "found list"),
     (b"null", "found NoneType"),
-    (b'{"question": 3}', "'question' holds int"),
+    (b'{"question": 3}', "'question' is int"),
     (b'{"question": " "}', "prompt is empty"),
     (b'{"answer": "2"}', "'question' is missing"),
     (b'{"question": "\xff"}', "UTF-8"),
@@ -192,9 +192,9 @@ def test_parquet_values_that_json_lacks(tmp_path: Path) -> None:
     records = Records(DataConfig(path=str(path), skip_invalid=True))
     metas = [record.prompt.meta for record in records]
     assert metas == [{"score": 1.5, "when": "1970-01-01"}, {"when": "1970-01-02"}]
-    assert str(records.invalid[0]) == f"{path}: row 2: field 'score' holds inf, which is not JSON"
+    assert str(records.invalid[0]) == f"{path}: row 2: field 'score' contains inf, which is not JSON"
     pq.write_table(pa.table({"question": ["a"], "image": [b"\x00"]}), path)
-    with pytest.raises(DataError, match="row 0: field 'image' holds bytes"):
+    with pytest.raises(DataError, match="row 0: field 'image' contains bytes"):
         read(path)
 
 
@@ -202,7 +202,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.parquet", rows_of(50))
     content = path.read_bytes()
     path.write_bytes(content[:-20])
-    with pytest.raises(DataError, match="not a whole Parquet file"):
+    with pytest.raises(DataError, match="not a complete Parquet file"):
         read(path)
     path.write_bytes(content[:4] + bytes(200) + content[204:])
     with pytest.raises(DataError, match="cannot be read"):
@@ -211,7 +211,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
 
 def test_no_adapter_lists_fields_and_adapters(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "x": 1}])
-    with pytest.raises(DataError, match="row 0: no adapter reads the fields text, x; there are alpaca, distilqwen"):
+    with pytest.raises(DataError, match="row 0: no adapter reads the fields text, x; choose from alpaca, distilqwen"):
         read(path)
     assert read(path, skip_invalid=True)[1].counts.dropped == {"invalid": 1}
 
@@ -242,13 +242,13 @@ def test_kept_errors_are_capped(tmp_path: Path) -> None:
 def test_paths_that_are_not_there(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path / "none.jsonl", "no such file"),
-        (tmp_path / "none", "not a data set id either"),
-        (tmp_path, "this is a directory; name one file in it"),
+        (tmp_path / "none", "not a data set id"),
+        (tmp_path, "this is a directory; give one file in it"),
     ):
         with pytest.raises(UserError, match=reason):
             Records(DataConfig(path=str(path)))
     (tmp_path / "rows.tsv").write_text("a")
-    with pytest.raises(UserError, match=r"its name must end in \.json, \.jsonl, \.parquet, \.csv"):
+    with pytest.raises(UserError, match=r"the name must end in \.json, \.jsonl, \.parquet, \.csv"):
         Records(DataConfig(path=str(tmp_path / "rows.tsv")))
 
 
@@ -258,7 +258,7 @@ def test_tiny() -> None:
     wanted = [row["messages"][0]["content"] for row in islice(tasks.rows("problems", "train"), 5, 8)]
     assert ids == [(f"train-{index}", text) for index, text in enumerate(wanted, start=5)]
     for split in ("train", "train[5:]", "train[:10%]", "train[-5:]"):
-        with pytest.raises(UserError, match=r"has no end.*train\[:1000\]"):
+        with pytest.raises(UserError, match=r"has infinitely many rows.*train\[:1000\]"):
             list(Records(DataConfig(path="tiny:problems", split=split)))
     with pytest.raises(UserError, match="tiny:nothing"):
         list(Records(DataConfig(path="tiny:nothing", split="train[:5]")))
@@ -295,7 +295,7 @@ def test_records_are_iterated_once(tmp_path: Path) -> None:
 MEMORY = """
 import resource, sys
 from distill_lab.config import DataConfig
-from distill_lab.data import Records
+from distill_lab.data.records import Records
 
 peak_mib = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 for kind in ("jsonl", "csv", "json", "parquet"):

@@ -84,7 +84,7 @@ def test_thresholds_are_shares_up_to_1_and_levels_above() -> None:
     levels = {0: 0, 0.1: 1, 1 / 9: 1, 0.4: 4, 0.6: 6, 2 / 3: 6, 0.7: 7, 1: 9, 2: 2, 5.5: 6, 9: 9}
     assert {threshold: minimum_level(threshold) for threshold in levels} == levels
     for threshold in (-0.1, 9.5, float("nan")):
-        with pytest.raises(UserError, match="share from 0 to 1, or a level up to 9"):
+        with pytest.raises(UserError, match="fraction from 0 to 1 or a level up to 9"):
             minimum_level(threshold)
 
 
@@ -157,9 +157,9 @@ def test_rows_without_traces_keep_every_turn(tmp_path: Path) -> None:
 
 
 def test_faults_are_named(prompts: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a threshold of 12"):
+    with pytest.raises(UserError, match="invalid threshold 12"):
         select_traces(prompts, tmp_path / "out.jsonl", cd_min=12)
     write_jsonl(tmp_path / "bad.jsonl", [{"id": "1", "messages": [], "meta": {"traces": [{"x": 1}]}}])
-    with pytest.raises(DataError, match=r"bad.jsonl:1: its meta holds something else than traces"):
+    with pytest.raises(DataError, match=r"bad.jsonl:1: its meta contains invalid traces"):
         select_traces(tmp_path / "bad.jsonl", tmp_path / "out.jsonl")
     assert not (tmp_path / "out.jsonl").exists()

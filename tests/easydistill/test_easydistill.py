@@ -151,7 +151,7 @@ def test_keys_with_plain_defaults_may_be_missing() -> None:
     assert job.seed == 3
     assert any("training.fp16, training.bf16" in note for note in job.notes)
     job = read_job(config(inference__max_model_len=4096))
-    assert any(note.endswith("what the machine has: training.fp16, inference.max_model_len") for note in job.notes)
+    assert any(note.endswith("for this machine: training.fp16, inference.max_model_len") for note in job.notes)
 
 
 def test_paths_are_seen_from_here_and_then_from_beside_the_config(folder: Path) -> None:
@@ -164,7 +164,7 @@ def test_paths_are_seen_from_here_and_then_from_beside_the_config(folder: Path) 
     Path("in.json").unlink()
     job = read_job(other / "job.json")
     assert job.instructions == str(other / "in.json")
-    assert (job.labelled, job.out) == (Path("out.json"), Path("student"))
+    assert (job.labeled, job.out) == (Path("out.json"), Path("student"))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_step_has_the_rows_the_config_asks_for(
     assert (config.tokens_per_batch, config.gradient_accumulation_steps) == expected
     assert make_plan([length] * 64, config).num_steps == 16  # 64 rows, 8 to a step, twice
     assert (config.warmup_ratio, config.num_epochs, config.seed) == (0.25, 2, 5)
-    assert "about 8.0 rows (the config: 8)" in note
+    assert "about 8.0 rows (in the config: 8)" in note
 
 
 def test_rows_of_mixed_lengths_come_close() -> None:
@@ -267,7 +267,7 @@ def test_a_whole_set_of_answers_needs_no_teacher_and_relabel_replaces_it() -> No
     log = Log()
     run(config(models__teacher="no/such-teacher"), watch=log)
     assert Path("out.json").read_text() == own
-    assert any("the teacher is not asked (--relabel asks it again)" in note for note in log.notes)
+    assert any("the teacher is not used (--relabel generates new answers)" in note for note in log.notes)
     run(config(), relabel=True)
     assert labelled()[0]["output"] == "CAT, AXE"
     answers = Path("out.json").read_bytes()
@@ -283,18 +283,18 @@ def test_what_a_job_needs_is_checked_before_anything_is_written() -> None:
     with pytest.raises(UserError, match="Invalid student model: no/such-model\nExample: Qwen/Qwen2"):
         run(config(models__student="no/such-model/"))
     Path("student").mkdir()
-    with pytest.raises(UserError, match="student exists and is not this run's"):
+    with pytest.raises(UserError, match="student already exists and was not created by this run"):
         run(config())
-    with pytest.raises(UserError, match=r"training\.output_dir: give the student a directory of its own"):
+    with pytest.raises(UserError, match=r"training\.output_dir: give the student a separate directory"):
         run(config(training__output_dir="."))
     with pytest.raises(UserError, match=r"out\.txt must end in \.json"):
         run(config(dataset__labeled_path="out.txt"))
-    with pytest.raises(UserError, match="no teacher in this job"):
+    with pytest.raises(UserError, match="this job has no teacher"):
         run(config("kd_sft"), relabel=True)
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["in.json", "job.json", "student"]
     run_directory("student").mkdir()
     Path("student.run/run.json").write_text('{"recipe": "easydistill", "config": {"student": 1}, "stages": {}}')
-    with pytest.raises(UserError, match="student exists and is not this run's"):
+    with pytest.raises(UserError, match="student already exists and was not created by this run"):
         run(config())
     Path("student").rmdir()
     with pytest.raises(DataError, match=r"in\.json:2: row 1"):
@@ -370,9 +370,9 @@ def test_api_job(server: tuple[str, list[dict[str, Any]]], folder: Path, monkeyp
     assert not [path for path in files if b"a-secret-of-mine" in path.read_bytes()]
     Path("out.json").unlink()
     wrong = {**inference, "api_key": ""}
-    with pytest.raises(UserError, match="answers 401 when asked for its models; check inference"):
+    with pytest.raises(UserError, match="returned HTTP 401 for the list of its models; check inference"):
         run(config("kd_black_box_api", inference=wrong, models__teacher=None, dataset__labeled_path="other.json"))
-    with pytest.raises(UserError, match=r"job\.json: inference\.base_url: the server's address does not begin"):
+    with pytest.raises(UserError, match=r"job\.json: inference\.base_url: the server's address does not start"):
         run(config("kd_black_box_api", inference={"base_url": "localhost:8000"}))
 
 

@@ -115,10 +115,10 @@ def test_other_inputs_or_another_grader_begin_anew(tmp_path: Path) -> None:
     [
         ([completion(9, "x")], UserError, r"1 completions .*first: p-9"),
         ([completion(0, "x"), completion(0, "x")], DataError, r"completions.jsonl:2.*second completion of p-0"),
-        ([{"id": "p-0"}], DataError, r"completions.jsonl:1.*lacks 'sample'"),
-        ([completion(0, "x", sample=-1)], DataError, "sample -1"),
-        ([completion(0, "x") | {"content": None}], DataError, "content is no text"),
-        ([completion(0, "x") | {"id": ["p"]}], DataError, "id or content is no text"),
+        ([{"id": "p-0"}], DataError, r"completions.jsonl:1.*the field 'sample' is missing"),
+        ([completion(0, "x", sample=-1)], DataError, "must be a non-negative integer, got -1"),
+        ([completion(0, "x") | {"content": None}], DataError, "content must be text"),
+        ([completion(0, "x") | {"id": ["p"]}], DataError, "id and content must be text"),
     ],
 )
 def test_faults_are_named(tmp_path: Path, rows: list[Any], error: type[Exception], words: str) -> None:
@@ -147,7 +147,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*arguments, str(tmp_path / "graded.jsonl")]) == 0
     assert "2 graded: 1 ok, 1 unparseable, 0 timed out; mean score 0.500" in capsys.readouterr().out
     assert main([*arguments, str(prompts)]) == 2
-    assert "that is one of the inputs" in capsys.readouterr().err
+    assert "this file is also an input" in capsys.readouterr().err
     assert len(list(read_prompts(prompts))) == 3
     assert main(["grade", "--prompts", "none.jsonl", "--completions", str(completions), "--out", "x.jsonl"]) == 2
     assert "none.jsonl: no such file" in capsys.readouterr().err

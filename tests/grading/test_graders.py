@@ -10,7 +10,7 @@ import pytest
 
 from distill_lab.errors import UserError
 from distill_lab.grading.graders import load_grader, names
-from distill_lab.grading.graders.exact import normalise, read_answer
+from distill_lab.grading.graders.exact import normalize, read_answer
 from distill_lab.grading.graders.overlap import common_length, rouge_l, words
 from distill_lab.types import Completion, FinishReason, Prompt
 
@@ -44,13 +44,13 @@ class TestEveryGrader:
 
 
 def test_unknown_grader_lists_the_known() -> None:
-    with pytest.raises(UserError, match=r"no grader 'os'; there are .*exact.*overlap"):
+    with pytest.raises(UserError, match=r"no grader 'os'; choose from .*exact.*overlap"):
         load_grader("os")
     with pytest.raises(UserError, match="no grader '_number'"):
         load_grader("_number")
     with pytest.raises(UserError, match="write judge:MODEL"):
         load_grader("judge")
-    with pytest.raises(UserError, match="takes nothing after its name; write exact"):
+    with pytest.raises(UserError, match="takes no argument; write exact"):
         load_grader("exact:tiny:teacher")
 
 
@@ -113,9 +113,9 @@ def test_exact_reads_the_answer_out() -> None:
     assert (grade.score, grade.status) == (0.0, "unparseable")
 
 
-def test_normalise_is_stable() -> None:
+def test_normalize_is_stable() -> None:
     for text in ["ﬁn. ", "Å", "x²", "각", "१२", "٣", "a.b.c."]:
-        assert normalise(normalise(text).rstrip(".")) == normalise(text).rstrip(".")
+        assert normalize(normalize(text).rstrip(".")) == normalize(text).rstrip(".")
 
 
 def test_rouge_l_of_lin_2004() -> None:

@@ -72,9 +72,9 @@ def test_the_label_is_spelled_as_in_the_list() -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ("en, de", "no list of texts"),
-        ([], "no list of texts"),
-        ([1], "no list of texts"),
+        ("en, de", "must be a non-empty list of texts"),
+        ([], "must be a non-empty list of texts"),
+        ([1], "must be a non-empty list of texts"),
         (["de"], "gold label 'en' is not"),
     ],
 )

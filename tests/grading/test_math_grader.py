@@ -19,7 +19,7 @@ from distill_lab.errors import UserError
 from distill_lab.grading.graders import load_grader
 from distill_lab.grading.graders import math as math_grader
 from distill_lab.grading.graders._process import Helper
-from distill_lab.grading.graders.math import cheap, too_much, tower
+from distill_lab.grading.graders.math import compare_plain, too_much, tower
 from distill_lab.types import Completion, Grade, Prompt
 
 pytest.importorskip("math_verify")
@@ -126,7 +126,7 @@ def test_threads_share_it() -> None:
 
 
 def test_a_module_that_cannot_start_says_so() -> None:
-    with pytest.raises(UserError, match="the grader's process cannot work: it did not start"):
+    with pytest.raises(UserError, match="the grader's process failed to start: it did not start"):
         Helper("distill_lab.grading.graders._no_such_module").ask({}, limit_s=1)
 
 
@@ -205,7 +205,7 @@ def test_gold_answers_of_real_data(shared_data: Path) -> None:
 def test_other_gold_answers_are_refused(shared_data: Path) -> None:
     rows = json.loads((shared_data / "math/math_train_problems.json").read_text(encoding="utf-8"))
     golds = sorted({row["answer"] for row in rows if row["answer"]})
-    formulas = [gold for gold in golds if cheap(gold, "1") is None and not too_much(gold)][::50]
+    formulas = [gold for gold in golds if compare_plain(gold, "1") is None and not too_much(gold)][::50]
     assert len(formulas) > 20
     for gold, other in pairwise(formulas):
         assert boxed(other, gold) == 0.0, (gold, other)

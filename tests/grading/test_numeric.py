@@ -153,7 +153,7 @@ def test_the_answer_is_read_out() -> None:
 
 
 def test_a_gold_answer_that_is_no_number_is_refused_with_the_remedy() -> None:
-    with pytest.raises(UserError, match=r"prompt p-0: the gold answer 'blue' is not a number; grade with math"):
+    with pytest.raises(UserError, match=r"prompt p-0: the gold answer 'blue' is not a number; use the grader math"):
         graded("5", "blue")
 
 

@@ -183,7 +183,7 @@ def test_what_cannot_be_loaded_is_named(tokenizer: Any, tmp_path: Path, monkeypa
             load(ModelConfig(model=str(broken)))
     path = tmp_path / "model.gguf"
     make(tokenizer, path)
-    with pytest.raises(ModelError, match=r"8bit.*GGUF"):
+    with pytest.raises(ModelError, match=r"GGUF.*8bit"):
         load_model(ModelConfig(model=str(path), quantization="8bit"))
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install gguf"):

@@ -13,7 +13,9 @@ DOCUMENT = ROOT / "docs" / "hardware.md"
 
 def test_the_tables_are_the_estimators() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert hardware_table.updated(text) == text, "run python -m distill_lab.planning.hardware_table docs/hardware.md"
+    assert hardware_table.update_tables(text) == text, (
+        "run python -m distill_lab.planning.hardware_table docs/hardware.md"
+    )
 
 
 def test_every_machine_and_preset_has_a_row_and_fits_a_gpu() -> None:
@@ -27,9 +29,9 @@ def test_every_machine_and_preset_has_a_row_and_fits_a_gpu() -> None:
 
 def test_a_changed_document_is_noticed() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert hardware_table.updated(text.replace("full fine-tune, 12.0 GB", "full fine-tune, 11.0 GB")) == text
-    with pytest.raises(UserError, match="for the tables to go between"):
-        hardware_table.updated("no marks")
+    assert hardware_table.update_tables(text.replace("full fine-tune, 12.0 GB", "full fine-tune, 11.0 GB")) == text
+    with pytest.raises(UserError, match="around the tables"):
+        hardware_table.update_tables("no marks")
 
 
 def test_the_readme_links_to_it() -> None:

@@ -101,7 +101,7 @@ def test_what_is_too_big_for_16_bits_gets_adapters_on_4_bit_weights_that_stay_ap
     assert base_model_config(seven, found.student, found.train).quantization == "4bit"
     assert found.line.startswith("full fine-tune needs 205.9 GB of 13.4 GB: ")
     with pytest.raises(
-        UserError, match=r"cannot be trained in the memory of this GPU: LoRA r 16 on 4-bit weights with"
+        UserError, match=r"does not fit in the memory of this GPU for training: LoRA r 16 on 4-bit weights with"
     ):
         choose_method(ModelConfig(model="Qwen/Qwen2.5-32B-Instruct"), TrainConfig(), machine=T4)
 
@@ -127,7 +127,7 @@ def test_what_was_set_is_only_checked() -> None:
     assert (found.train.lora, found.train.learning_rate) == (LoraConfig(r=32), 3e-4)
     optimizer = TrainConfig(optim="adafactor", max_length=4096)
     assert choose_method(STUDENT, optimizer, machine=CARDS["24 GB"]).train.optim == "adafactor"
-    with pytest.raises(UserError, match="leave out one of the two"):
+    with pytest.raises(UserError, match="remove one of the two"):
         choose_method(STUDENT, TrainConfig(method="full", lora=LoraConfig(r=8)), machine=T4)
     with pytest.raises(UserError, match="4bit weights cannot be trained"):
         choose_method(ModelConfig(model="tiny:student", quantization="4bit"), TrainConfig(), machine=T4)

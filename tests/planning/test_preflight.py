@@ -136,7 +136,7 @@ def test_a_test_of_another_world_is_refused(tmp_path: Path, nothing_starts: list
     data = tmp_path / "mine.jsonl"
     data.write_text(json.dumps({"instruction": "a", "output": "b"}) + "\n")
     config = tiny.model_copy(update={"data": tiny.data.model_copy(update={"path": str(data), "split": "train"})})
-    with pytest.raises(UserError, match=r"the test tiny:instructions does not match .*mine\.jsonl"):
+    with pytest.raises(UserError, match=r"the test set tiny:instructions does not match .*mine\.jsonl"):
         system1.run(config, tmp_path / "run")
     assert nothing_starts == []
 

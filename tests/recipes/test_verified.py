@@ -147,7 +147,7 @@ def test_no_data_and_nothing_correct_are_said(tmp_path: Path) -> None:
         verified.run(tiny(data=DataConfig(path="tiny:problems", split="distill[:0]")), tmp_path / "none")
     write_jsonl(tmp_path / "bare.jsonl", [{"question": f"What is {n} + 1?"} for n in range(12)])
     bare = DataConfig(path=str(tmp_path / "bare.jsonl"))
-    with pytest.raises(UserError, match="without a gold answer"):
+    with pytest.raises(UserError, match="have no gold answer"):
         verified.run(tiny(data=bare, test=DataConfig(path="")), tmp_path / "bare")
     with pytest.raises(NoData, match=r"no correct solution to learn from .*20 in, 0 kept") as caught:
         verified.run(

@@ -1,9 +1,9 @@
-"""How a row of a data set becomes a prompt: one file per form of row, and the file name is the adapter's name.
+"""Adapters convert data set rows to prompts: one file per row format; the file name is the adapter's name.
 
-    choose({"instruction": "...", "output": "..."}).record(row, "train-0") -> Record
+    load(choose({"instruction": "...", "output": "..."})).record(row, "train-0") -> Record
 
-A new form is one new file here with `FIELDS`, `matches` and `record` (see `Adapter`). Files that begin with an
-underscore are shared parts, not adapters.
+To add a format, add one file here with `FIELDS`, `matches` and `record` (see `Adapter`). Files that start with an underscore
+are shared parts, not adapters.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ AUTO = "auto"
 
 
 class Adapter(Protocol):
-    """What a file in this folder has to have."""
+    """What an adapter file must define."""
 
     FIELDS: tuple[str, ...]
-    """Every field the adapter reads; what it does not read goes into the prompt's `meta`."""
+    """All fields the adapter reads; other fields go into the prompt's `meta`."""
 
     def matches(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row has this form. Cheap, and raises nothing whatever the row holds."""
+        """Whether the row has this format. Fast, and never raises, whatever the row contains."""
         ...
 
     def record(self, row: Mapping[str, Any], id: str) -> Record:
-        """The row as a Record. Raises ValueError with the reason (and the field's name) for a malformed row."""
+        """Convert the row. Raises ValueError with the reason (and the field's name) for a malformed row."""
         ...
 
 
@@ -43,16 +43,16 @@ def names() -> tuple[str, ...]:
 
 @functools.cache
 def load(name: str) -> Adapter:
-    """The adapter of that name. Raises UserError listing the known ones for any other name."""
+    """The adapter named `name`. Raises UserError listing the known adapters if there is none."""
     if name not in names():
-        raise UserError(f"no adapter {name!r}; there are {AUTO}, {', '.join(names())}")
+        raise UserError(f"no adapter {name!r}; choose from {AUTO}, {', '.join(names())}")
     return cast(Adapter, importlib.import_module(f"{__name__}.{name}"))
 
 
 def choose(row: Mapping[str, Any]) -> str | None:
-    """The name of the most specific adapter that matches the row, or None where none does.
+    """The name of the most specific adapter that matches the row; None if none does.
 
-    Most specific: it reads the most of the fields the row fills; ties go to the first name in the alphabet.
+    Most specific means that it reads the most non-null fields of the row; ties go to the alphabetically first name.
     """
     present = {field for field, value in row.items() if value is not None}
     best, best_size = None, 0

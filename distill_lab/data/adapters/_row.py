@@ -1,6 +1,6 @@
-"""What the adapters share: reading a row's fields, making a turn, cutting a conversation into prompt and completion.
+"""Shared code of the adapters: read a row's fields, build turns, split a conversation into prompt and completion.
 
-Row (dict) -> Record. Everything raises ValueError with a reason that names the field.
+Row (dict) -> Record. All functions raise ValueError with a reason that names the field.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ ROLES = {
     "function": "tool",
     "observation": "tool",
 }
-"""The names that data sets give to the four roles."""
+"""Names that data sets use for the four roles."""
 
 
 def text(row: Mapping[str, Any], field: str) -> str:
-    """A field that must be there and hold text."""
+    """A field that must exist and contain text."""
     value = row.get(field)
     if value is None:
         raise ValueError(f"field {field!r} is missing" if field not in row else f"field {field!r} is null")
     if not isinstance(value, str):
-        raise ValueError(f"field {field!r} holds {type(value).__name__}, expected text")
+        raise ValueError(f"field {field!r} is {type(value).__name__}, expected text")
     return value
 
 
 def optional_text(row: Mapping[str, Any], *fields: str) -> str | None:
-    """The first of these fields that is filled, or None. What is there must be text."""
+    """The first of these fields that is not null, which must be text; None if all are null or missing."""
     for field in fields:
         if row.get(field) is not None:
             return text(row, field)
@@ -48,28 +48,28 @@ def optional_text(row: Mapping[str, Any], *fields: str) -> str | None:
 
 
 def filled(row: Mapping[str, Any], *fields: str) -> str | None:
-    """The name of the first of these fields that is neither missing nor null nor empty text."""
+    """The name of the first of these fields that is not missing, null or empty text."""
     return next((field for field in fields if row.get(field) not in (None, "")), None)
 
 
 def first(item: Mapping[str, Any], *fields: str) -> Any:
-    """The value of the first of these fields that is there and not null, or None."""
+    """The value of the first of these fields that is not missing or null; otherwise None."""
     return next((item[field] for field in fields if item.get(field) is not None), None)
 
 
 def gold_answer(row: Mapping[str, Any], *fields: str) -> str | None:
-    """The first of these fields that is filled, as text: 43.0 and 43 are "43". None where all are empty."""
+    """The first of these fields that is not empty, as text: 43.0 and 43 become "43". None if all are empty."""
     field = filled(row, *fields)
     if field is None:
         return None
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"field {field!r} holds {type(value).__name__}, expected text or a number")
+        raise ValueError(f"field {field!r} is {type(value).__name__}, expected text or a number")
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def assistant(content: str, thinking: str | None = None) -> Message:
-    """An assistant turn; thinking that stands in tags at the start of the content is taken out of it."""
+    """An assistant message; thinking in tags at the start of the content is split off."""
     if not thinking:
         thinking, content = split_thinking(content)
     message = {"role": "assistant", "content": content}
@@ -77,12 +77,12 @@ def assistant(content: str, thinking: str | None = None) -> Message:
 
 
 def turn(role: Any, content: Any, *, thinking: str | None = None, tool_calls: Any = None) -> Message:
-    """One turn, whatever its role is called, with content as text or as typed parts, and tool calls as text.
+    """One message, with any known role name, content as text or typed parts, and tool calls as text.
 
-    Tool calls become `<tool_call>` blocks, the form that Qwen's chat template gives them.
+    Tool calls become `<tool_call>` blocks, as in Qwen's chat template.
     """
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
+        raise ValueError(f"unknown role {role!r}; known roles are {', '.join(ROLES)}")
     if isinstance(content, list):
         content, thinking = _join_parts(content, thinking)
     calls = [_tool_call(first(call, "function") or call) for call in _dicts(tool_calls or [], "tool_calls")]
@@ -101,9 +101,9 @@ def turn(role: Any, content: Any, *, thinking: str | None = None, tool_calls: An
 
 
 def split(messages: Sequence[Message]) -> tuple[list[Message], list[Message] | None]:
-    """Cut a conversation before its first answer: (prompt, completion).
+    """Split a conversation before its first answer: (prompt, completion).
 
-    A conversation that ends with a user or tool turn is all prompt: that turn is what is to be answered.
+    A conversation that ends with a user or tool turn is entirely prompt, because that turn has no answer yet.
     """
     if not messages:
         raise ValueError("the conversation has no turns")
@@ -122,7 +122,7 @@ def record(
     completion: list[Message] | None = None,
     answer: str | None = None,
 ) -> Record:
-    """The Record; what stands in fields that were not `used` goes into its meta. Refuses prompts that ask nothing."""
+    """Build the Record; fields not in `used` go into its meta. Raises ValueError for prompts without a question."""
     if not any(message["role"] == "user" and message["content"].strip() for message in prompt):
         raise ValueError("the prompt is empty: no user turn with text before the first answer")
     if prompt[-1]["role"] not in ("user", "tool"):
@@ -138,7 +138,7 @@ def instruction(row: Mapping[str, Any], id: str, *, fields: tuple[str, ...]) -> 
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     for pair in row.get("history") or []:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(side, str) for side in pair)):
-            raise ValueError("field 'history' holds something else than [question, answer] pairs")
+            raise ValueError("field 'history' must contain [question, answer] pairs")
         messages += [{"role": "user", "content": pair[0]}, assistant(pair[1])]
     parts = [text(row, "instruction")]
     if "input" in fields:
@@ -152,7 +152,7 @@ def instruction(row: Mapping[str, Any], id: str, *, fields: tuple[str, ...]) -> 
 
 
 def turns(items: Any, field: str) -> list[dict[str, Any]]:
-    """A field that must hold a list of objects, each one turn of a conversation."""
+    """A field that must be a list of objects, one per turn of a conversation."""
     if not isinstance(items, list):
         raise ValueError(f"field {field!r} is {type(items).__name__}, expected a list of turns")
     return _dicts(items, field)
@@ -173,13 +173,13 @@ def _join_parts(parts: list[Any], thinking: str | None) -> tuple[str, str | None
         if kind == "tool_call":
             content.append(_tool_call(value))
         elif not isinstance(value, str):
-            raise ValueError(f"a content part of type {kind!r} holds no text")
+            raise ValueError(f"a content part of type {kind!r} contains no text")
         elif kind in ("reasoning", "thinking"):
             thinking = value if thinking is None else f"{thinking}\n{value}"
         elif kind == "text":
             content.append(value)
         else:
-            raise ValueError(f"a content part has type {kind!r}; only text, reasoning and tool_call can be used")
+            raise ValueError(f"a content part has type {kind!r}; only text, reasoning and tool_call are supported")
     return "\n".join(content), thinking
 
 

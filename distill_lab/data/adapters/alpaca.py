@@ -1,6 +1,6 @@
 """Alpaca rows: `{"instruction", "input", "output"}`; the user turn is the instruction, a blank line and the input.
 
-Honours `system` and `history` ([question, answer] pairs) where a row has them.
+Uses `system` and `history` ([question, answer] pairs) if a row has them.
 """
 
 from __future__ import annotations

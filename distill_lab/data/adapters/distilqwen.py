@@ -1,4 +1,4 @@
-"""DistilQwen_100k and EasyDistill files: `{"instruction", "output"}` (or "response"; without either: a bare prompt)."""
+"""DistilQwen_100k and EasyDistill files: `{"instruction", "output"}` (or "response"; with neither, only a prompt)."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def matches(row: Mapping[str, Any]) -> bool:
 def record(row: Mapping[str, Any], id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     if row.get("input"):
-        raise ValueError("field 'input' is filled, which this adapter does not read; use the adapter alpaca")
+        raise ValueError("this adapter does not read the field 'input', which is not empty; use the adapter alpaca")
     return _row.instruction(row, id, fields=FIELDS)

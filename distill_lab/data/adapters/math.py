@@ -1,6 +1,6 @@
 r"""MATH rows (Hendrycks et al. 2021): `{"problem", "solution", "level", "type"}`.
 
-The solution is the completion; the gold answer is what its last `\boxed{...}` holds, or `answer` where the row has one.
+The solution is the completion; the gold answer is `answer` if the row has one, otherwise the solution's last `\boxed{...}`.
 """
 
 from __future__ import annotations

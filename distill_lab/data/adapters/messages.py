@@ -1,7 +1,7 @@
-"""Chat rows: `{"messages": [{"role", "content"}, ...]}`, as OpenAI, TRL and this lab's own prompts files write them.
+"""Chat rows: `{"messages": [{"role", "content"}, ...]}`, the format of OpenAI, TRL and this lab's own prompts files.
 
-Content is text or typed parts (text, reasoning, tool_call). Thinking comes from a turn's `thinking` or
-`reasoning_content`, or from those fields of the row for its last answer. A `completion` list follows the messages.
+Content is text or typed parts (text, reasoning, tool_call). Thinking comes from a turn's `thinking` or `reasoning_content`,
+or, for the last answer, from those fields of the row. An optional `completion` list follows the messages.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def record(row: Mapping[str, Any], id: str) -> Record:
     if row.get("completion") is not None:
         prompt, completion = messages, conversation(row["completion"], "completion")
         if not completion or completion[0]["role"] != "assistant":
-            raise ValueError("field 'completion' does not begin with an assistant turn")
+            raise ValueError("field 'completion' does not start with an assistant turn")
     thinking = _row.optional_text(row, "thinking", "reasoning_content")
     if thinking:
         if not completion or completion[-1]["role"] != "assistant":
-            raise ValueError("the row has thinking, but no answer that it belongs to")
+            raise ValueError("the row has thinking, but no answer for it")
         completion[-1].setdefault("thinking", thinking)
     meta = row.get("meta") if row.get("meta") is not None else {}
     if not isinstance(meta, dict):

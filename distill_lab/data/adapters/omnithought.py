@@ -1,7 +1,7 @@
-"""OmniThought rows: `{"question", "reasoning": [traces]}`, and flat ones with `rv_score`/`cd_score` or EasyDistill's scores.
+"""OmniThought rows: `{"question", "reasoning": [traces]}`, or flat rows with `rv_score`/`cd_score` or EasyDistill's scores.
 
-The completion is the row's best trace (`distill_lab.data.traces.best` says which). All its traces stay in meta, under
-`traces`, so that `select_traces` can filter each of them.
+The completion is the row's best trace (chosen by `distill_lab.data.traces.best`). All traces stay in meta, under `traces`,
+so that `select_traces` can filter them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FIELDS = (*traces.QUESTION, *traces.ANSWER, *traces.SCORES, "reasoning")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
-    """Whether the row has a question with traces, or an instruction, an answer and a score of it."""
+    """Whether the row has a question with traces, or an instruction, an answer and a score."""
     nested = isinstance(row.get("reasoning"), list) and isinstance(row.get("question"), str)
     return nested or (
         None not in traces.answer_fields(row) and any(row.get(name) is not None for name in traces.SCORES)

@@ -25,7 +25,7 @@ def record(row: Mapping[str, Any], id: str) -> Record:
     prompt = _messages(row, "prompt", role="user")
     completion = None if row.get(name) is None else _messages(row, name, role="assistant")
     if completion is not None and (not completion or completion[0]["role"] != "assistant"):
-        raise ValueError(f"field {name!r} does not begin with an assistant turn")
+        raise ValueError(f"field {name!r} does not start with an assistant turn")
     answer = _row.gold_answer(row, "answer")
     return _row.record(row, id, used=("prompt", name, "answer"), prompt=prompt, completion=completion, answer=answer)
 

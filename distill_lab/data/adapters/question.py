@@ -1,7 +1,7 @@
 """Question rows: `{"question" or "problem"}` with an optional gold `answer` and reasoning `cot`; also Vicuna's `turns`.
 
-Instead of `cot`, R1-style rows have `message_thinking` and `message_content`: the completion, its thinking apart. Of
-several `turns` the first is the prompt, since the next ones refer to an answer that is not there; all stay in meta.
+Instead of `cot`, R1-style rows have `message_thinking` and `message_content`: the completion, with separate thinking. With
+several `turns`, the first is the prompt, because the others refer to a missing answer; all turns stay in meta.
 """
 
 from __future__ import annotations

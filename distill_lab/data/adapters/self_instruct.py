@@ -1,6 +1,6 @@
-"""Self-Instruct seed tasks: `{"instruction", "instances": [{"input", "output"}, ...]}`; the first instance counts.
+"""Self-Instruct seed tasks: `{"instruction", "instances": [{"input", "output"}, ...]}`; uses the first instance.
 
-Further instances stay in meta, since a row is one prompt.
+Other instances stay in meta, because a row is one prompt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ShareGPT rows: `{"conversations": [{"from", "value"}, ...]}`, with an optional `system` field and preferred answer.
 
-function_call turns become the assistant's, observation turns the tool's. The prompt ends before the first answer and
-the completion is all that follows; a row that ends with a question and has `chosen` takes that as its completion. Where
-the conversation has a system turn of its own, that one counts.
+function_call turns become assistant turns, observation turns become tool turns. The prompt ends before the first answer,
+and the rest is the completion; if a row ends with a question and has `chosen`, that is its completion. A system turn in the
+conversation takes precedence over the `system` field.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def record(row: Mapping[str, Any], id: str) -> Record:
         used.append("chosen")
         completion = [_turn(row["chosen"])]
         if completion[0]["role"] != "assistant":
-            raise ValueError("field 'chosen' is not the assistant's turn")
+            raise ValueError("field 'chosen' is not an assistant turn")
     answer = _row.gold_answer(row, "answer")
     return _row.record(row, id, used=used, prompt=prompt, completion=completion, answer=answer)
 

@@ -1,6 +1,6 @@
-"""Texts to be labelled: `{"sentence"}` with an optional gold `label` (or `answer`), or `{"text", "label"}`; lines of a .txt.
+"""Texts to label: `{"sentence"}` with an optional gold `label` (or `answer`), or `{"text", "label"}`; lines of a .txt file.
 
-A row that has a text and no label is none: it may be a page of a corpus, which asks for nothing.
+A row with `text` but no label does not match: it may be a page of a corpus, which asks nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ FIELDS = (*TEXT, *LABEL)
 
 def matches(row: Mapping[str, Any]) -> bool:
     """Whether the row has a sentence, or a text with a label."""
-    labelled = any(isinstance(row.get(field), (str, int, float)) for field in LABEL)
-    return isinstance(row.get("sentence"), str) or (labelled and isinstance(row.get("text"), str))
+    labeled = any(isinstance(row.get(field), (str, int, float)) for field in LABEL)
+    return isinstance(row.get("sentence"), str) or (labeled and isinstance(row.get("text"), str))
 
 
 def record(row: Mapping[str, Any], id: str) -> Record:

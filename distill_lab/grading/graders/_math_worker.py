@@ -1,8 +1,8 @@
-"""math-verify in a process of its own. In: JSON lines {"gold", "answer", "limit_s"}. Out: a line each, as they come:
+"""Run math-verify in a separate process. In: JSON lines {"gold", "answer", "limit_s"}. Out: one line for each, in order:
 {"parsed", "equal"} or {"timeout": true}.
 
-Started by `graders/math.py`; says {"ready": true} first, or {"error": why}. Ends with its input. Where there is fork, a
-child does the work: it starts with everything loaded, so that one which has to be killed is replaced in milliseconds.
+Started by `graders/math.py`; prints {"ready": true} first, or {"error": why}. Ends when its input ends. Where fork exists, a
+child does the work: it starts with everything loaded, so that a killed child is replaced in milliseconds.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MAX_MEMORY = 2 << 30
-"""Bytes of address space of a child; what wants more ends as not equal."""
+"""Maximum address space of a child in bytes; if it needs more, the answer counts as not equal."""
 
 Check = Callable[[str, str], dict[str, bool]]
 
 
 def main() -> None:
-    """Answer until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the one who asks, who then ends us
+    """Answer questions until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C and ends this one
     logging.disable()
     out, sys.stdout = sys.stdout.buffer, sys.stderr
     try:
         check = load()
     except ImportError as error:
-        say(out, {"error": f"{error}; pip install math-verify"})
+        write_line(out, {"error": f"{error}; pip install math-verify"})
         return
-    check(r"\frac{1}{2}", "0.5")  # makes its tables now, on nobody's time
-    say(out, {"ready": True})
+    check(r"\frac{1}{2}", "0.5")  # builds its tables now, before any time limit runs
+    write_line(out, {"ready": True})
     child = Child(check) if os.name == "posix" else None
     for line in sys.stdin.buffer:
-        say(out, child.answer(line) if child else answer(check, line))
+        write_line(out, child.answer(line) if child else answer(check, line))
 
 
 def load() -> Check:
-    """`check(gold, answer) -> {"parsed", "equal"}`. Raises ImportError without math-verify."""
+    """Return `check(gold, answer) -> {"parsed", "equal"}`. Raises ImportError without math-verify."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
     targets = (LatexExtractionConfig(), ExprExtractionConfig())
@@ -56,12 +56,12 @@ def load() -> Check:
 
 
 def answer(check: Check, line: bytes) -> dict[str, bool]:
-    """The verdict on one question."""
+    """The verdict for one question."""
     question = json.loads(line)
     try:
         return check(question["gold"], question["answer"])
     except (Exception, RecursionError, MemoryError):
-        # Whatever sympy makes of hostile input, it is no proof that the answer is right.
+        # If sympy fails on hostile input, the answer is not proven correct.
         return {"parsed": False, "equal": False}
 
 
@@ -89,14 +89,14 @@ class Child:
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, hard))
         out = os.fdopen(answer_out, "wb")
         for line in os.fdopen(question_in, "rb"):
-            # Should nobody be left to end us, this does.
+            # Ends this child if the parent is gone.
             signal.setitimer(signal.ITIMER_REAL, json.loads(line)["limit_s"] + 1)
-            say(out, answer(self._check, line))
+            write_line(out, answer(self._check, line))
             signal.setitimer(signal.ITIMER_REAL, 0)
         os._exit(0)
 
     def answer(self, line: bytes) -> dict[str, bool]:
-        """The verdict; a child that takes too long, or dies, is replaced."""
+        """The verdict; replaces a child that takes too long or dies."""
         try:
             self._to.write(line)
             self._to.flush()
@@ -117,8 +117,8 @@ class Child:
         return {"parsed": False, "equal": False} if ready else {"timeout": True}
 
 
-def say(out: BinaryIO, what: dict[str, Any]) -> None:
-    """One line."""
+def write_line(out: BinaryIO, what: dict[str, Any]) -> None:
+    """Write one JSON line."""
     out.write(json.dumps(what).encode() + b"\n")
     out.flush()
 

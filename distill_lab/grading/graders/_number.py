@@ -1,10 +1,10 @@
-r"""Numbers as people and models write them, read exactly. In: a short text. Out: a Number, or None where it is not one.
+r"""Parse numbers as people and models write them, exactly. In: a short text. Out: a Number, or None if it is not one.
 
     read_number("$1,234.50")  read_number(r"-1\frac{1}{2}")  read_number("50%")  read_number("1.5 x 10^3 km")
 
-Read: signs (also −, "minus", 负), thousands separators, decimals, fractions, mixed numbers, LaTeX, scientific notation,
-percent, currencies, units, million / 万, full-width digits, ½. RequestRejected: what holds more than one number or any other
-operation (`5 or 6`, `2\pi`, `3 - 2i`, `(1, 2)`), and numbers of more than 400 digits.
+Accepts signs (also −, "minus", 负), thousands separators, decimals, fractions, mixed numbers, LaTeX, scientific notation,
+percent, currencies, units, million / 万, full-width digits, ½. Rejects text with several numbers or any other operation
+(`5 or 6`, `2\pi`, `3 - 2i`, `(1, 2)`), and numbers of more than 400 digits.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_DIGITS = 400
-"""A number with more digits, or with a larger power of ten, is refused before anything is computed."""
+"""A number with more digits, or a larger power of ten, is rejected before anything is computed."""
 ROUNDED_DECIMALS = 4
-"""From so many decimals on a number counts as rounded, and may be off by half of its last place."""
+"""A number with at least this many decimals counts as rounded and may be off by half a unit in its last place."""
 FLOAT_NOISE = Fraction(1, 10**12)
 WINDOW = 400
-"""Characters around the last digit of a text in which its last number is looked for."""
+"""Characters around the last digit of a text in which to search for its last number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number that was read."""
+    """A parsed number."""
 
     text: str
-    """As it stood there."""
+    """The original text."""
     figure: Fraction
-    """Its value, without regard to a percent sign."""
+    """Its value, ignoring a percent sign."""
     percent: bool = False
     decimals: int = 0
     """Digits after the point; 0 for a fraction, which is exact."""
@@ -44,10 +44,10 @@ class Number:
 def same_number(answer: Number, gold: Number) -> bool:
     """Whether both are the same number.
 
-    Whole numbers must be equal. Elsewhere a number with four or more decimals counts as rounded: it may differ by half
-    a unit of its last place (0.6667 is 2/3, 0.667 is not), and by 1e-12 of its size, what floating point leaves. Where
-    only one of the two has a percent sign, the value or the figure may agree: 50% is 0.5, and is 50 where the other side
-    left the sign away.
+    Whole numbers must be equal. Otherwise, a number with four or more decimals counts as rounded: it may differ by half a
+    unit in its last place (0.6667 equals 2/3, 0.667 does not), and by a relative 1e-12 for floating-point errors. If only
+    one of the two has a percent sign, either the value or the figure may agree: 50% equals 0.5, and also 50, because the
+    other side may have omitted the sign.
     """
     if _close(answer.value, gold.value, answer, gold):
         return True
@@ -119,7 +119,7 @@ _INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt|pm|mp)(?![A-Z
 _ASIDE = re.compile(r"[,;]?\s+\((?=[A-Za-z]{2})|[,;]\s+(?!(?:or|and)\b)(?=[A-Za-z]{2})|[.?;；](?=\s|$)|。|，(?=\D)")
 _LETTER = r"(?<![A-Za-z\\])[a-z](?![A-Za-z])"
 _EQUATION = re.compile(rf"{_LETTER}\s*[-+*/^]|[-+*/^]\s*\d*{_LETTER}|\d{_LETTER}|,\s*[A-Za-z]\w*\s*$")
-"""Left of an equals sign: an equation in unknowns, or one of several values."""
+"""Matches, left of an equals sign, an equation with unknowns, or one of several values."""
 _NOT_BEFORE = re.compile(
     r"[\\^√+*/×(){}\[\]π|_]|-\s*$|\b(?:sqrt|root|log|ln|sin|cos|tan|between|either)\b|[或和到至与、]", re.IGNORECASE
 )
@@ -129,14 +129,14 @@ _NOT_AFTER = re.compile(
 )
 _UNIT = re.compile(r"\s*[mgshlLVWNJAKCFt](?![A-Za-z])(?!\s*[-+*/(=])")
 _JOINED = re.compile(r"[,;:/|+*^=<>&()\[\]{}\\–、-]|\b(?:and|or|to|through|plus|minus|times)\b|[或和到至与]|^\W*$")
-"""Between two numbers: they belong together, so neither is the answer. "18 dollars for 3 days" has one answer."""
+"""Between two numbers, means that they belong together and neither is the answer. "18 dollars for 3 days" has one."""
 _LAST_DIGIT = re.compile(r"[\d½¼¾⅓⅔⅛](?=[^\d½¼¾⅓⅔⅛]*\Z)")
 
 
 def read_number(text: str, *, strict: bool = False) -> Number | None:
-    """The one number that a short text states, whatever words and units stand around it; None where it is not one.
+    """The single number in a short text, ignoring words and units around it; None if there is not exactly one.
 
-    strict: as in a formula. Words before it (October 30), letters right behind it (2s) and roundings (≈) are refused.
+    strict: as in a formula. Rejects words before it (October 30), letters right after it (2s) and approximations (≈).
     """
     line = _plain(text[: 5 * MAX_DIGITS].strip())
     if _INEQUALITY.search(line) or (strict and "≈" in line):
@@ -164,13 +164,13 @@ def read_number(text: str, *, strict: bool = False) -> Number | None:
 
 
 def last_number(text: str) -> Number | None:
-    """The last number that stands in `text`, its sign taken for one only where it is not a dash or an operation."""
+    """The last number in `text`; a minus counts as its sign only if it is not a dash or an operation."""
     digit = _LAST_DIGIT.search(text)
     if digit is None:
         return None
     window = _plain(text[max(0, digit.end() - WINDOW) : digit.end() + WINDOW // 4])
     match = None
-    for match in _QUANTITY.finditer(window):  # noqa: B007 - the last one is wanted
+    for match in _QUANTITY.finditer(window):  # noqa: B007 - keeps the last match
         pass
     if match is None:
         return None
@@ -212,7 +212,7 @@ def _number(match: re.Match[str], *, sign: str) -> Number | None:
 
 
 def _plain(text: str) -> str:
-    """The text with numbers, fractions and signs as plain ASCII writes them, and LaTeX's spacing and fonts gone."""
+    """The text with numbers, fractions and signs in plain ASCII, and without LaTeX spacing and fonts."""
     if not text.isascii():
         text = _ascii_digits(text)
     if not text.isdigit():

@@ -1,11 +1,11 @@
-"""A Python module in a process of its own that answers one JSON line with another, killed when it takes too long.
+"""Run a Python module in a separate process that answers JSON lines with JSON lines, and kill it if it takes too long.
 
     helper = Helper("distill_lab.grading.graders._math_worker")
-    helper.ask({"gold": "...", "answer": "..."}, limit_s=2.5)    -> its answer, or None when there was none in time
+    helper.ask({"gold": "...", "answer": "..."}, limit_s=2.5)    -> its answer, or None if there was none in time
 
-The process stays for the next question. Any thread may ask; questions wait for one another. The process ends when this
-one does, however that ends, since its input is closed then. The module keeps to the limit itself where it can (`limit_s`
-comes with each question); what does not answer even a little later is killed from here and started anew.
+The process stays for the next question. Any thread may ask; questions are queued. The process ends when this one ends, in
+whatever way, because its input is then closed. The module enforces the limit itself if it can (`limit_s` is part of each
+question); a module that does not answer shortly after the limit is killed and restarted.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 from distill_lab.errors import UserError
 
 START_LIMIT_S = 120.0
-"""Longest that a process may take to say that it is ready."""
+"""Maximum seconds for a process to become ready."""
 GRACE_S = 0.25
-"""So much later than its limit an answer may come."""
+"""Seconds to wait for an answer beyond its limit."""
 
 
 class _Process:
-    """One such process."""
+    """One process that runs a module."""
 
     def __init__(self, module: str) -> None:
         paths = os.pathsep.join(path for path in sys.path if path)
@@ -38,7 +38,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # The same modules as here; a file math.py in the current folder is not one of them.
+            # Import the same modules as here, not a file math.py in the current folder.
             env={**os.environ, "PYTHONPATH": paths, "PYTHONSAFEPATH": "1"},
         )
         self._lines: SimpleQueue[bytes] = SimpleQueue()
@@ -47,13 +47,13 @@ class _Process:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        with contextlib.suppress(ValueError):  # closed under our hands
+        with contextlib.suppress(ValueError):  # closed while reading
             for line in self._process.stdout:
                 self._lines.put(line)
         self._lines.put(b"")
 
     def ask(self, question: dict[str, Any], *, limit_s: float) -> dict[str, Any] | None:
-        """The answer; None where it did not come in time, or the process died over it."""
+        """The answer; None if it did not arrive in time or the process died."""
         if not self._ready:
             self._wait_until_ready()
         assert self._process.stdin is not None
@@ -72,11 +72,11 @@ class _Process:
             line = b""
         greeting = json.loads(line) if line else {"error": "it did not start"}
         if "error" in greeting:
-            raise UserError(f"the grader's process cannot work: {greeting['error']}")
+            raise UserError(f"the grader's process failed to start: {greeting['error']}")
         self._ready = True
 
     def kill(self) -> None:
-        """End it now and leave nothing behind."""
+        """End the process now and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -86,16 +86,16 @@ class _Process:
 
 
 class Helper:
-    """A module that answers questions, and its process, which is started by the first one."""
+    """A module that answers questions; the first question starts its process."""
 
     def __init__(self, module: str) -> None:
         self._module, self._lock, self._owner = module, Lock(), 0
         self._process: _Process | None = None
 
     def ask(self, question: dict[str, Any], *, limit_s: float) -> dict[str, Any] | None:
-        """The module's answer; None where there was none in time. Raises UserError where it cannot start."""
+        """The module's answer; None if there was none in time. Raises UserError if it cannot start."""
         with self._lock:
-            if self._owner != os.getpid():  # the first question, or a fork, whose process is our parent's
+            if self._owner != os.getpid():  # the first question, or after a fork, where the process is our parent's
                 self._process, self._owner = None, os.getpid()
                 atexit.register(self.close)
             if self._process is None:
@@ -104,13 +104,13 @@ class Helper:
             try:
                 answer = self._process.ask(question, limit_s=limit_s)
             finally:
-                # Also after Ctrl-C: an answer that comes late must not be taken for the next question's.
+                # Also after Ctrl-C, so that a late answer is not mistaken for the answer to the next question.
                 if answer is None:
                     self.close()
             return answer
 
     def close(self) -> None:
-        """End the process; the next question starts one again."""
+        """End the process; the next question starts a new one."""
         if self._process is not None and self._owner == os.getpid():
             self._process.kill()
         self._process = None

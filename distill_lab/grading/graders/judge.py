@@ -1,13 +1,13 @@
-"""A model as judge, for free text: a grade from 1 to 5 with a rubric, or which of two answers is better, asked both ways.
+"""A model as judge, for free text: grades answers from 1 to 5 by a rubric, or compares two answers in both orders.
 
     judge = Judge(load_engine(model, config), rubric=RUBRIC)       grade_all([(prompt, completion), ...]) -> [Grade, ...]
     judge.compare([(prompt, "first answer", "second answer")])     -> ["win"], ["tie"] or ["loss"] of the first
-    load_grader("judge:openai:qwen-max")                           the same from a name, wherever a grader is named
+    load_grader("judge:openai:qwen-max")                           the same by name, wherever a grader is named
 
-A grade of 1 to 5 becomes a score of 0 to 1: (grade - 1) / 4. The prompt's gold answer, where there is one, is shown as a
-reference. A pair is judged in both orders, since judges favour a place (Zheng et al. 2023, "Judging LLM-as-a-judge",
-section 3.4); verdicts that disagree are a tie. A reply without a verdict is asked for again, at most twice, with other
-seeds. What is judged stands between marks that it cannot know, so that it cannot end them.
+A grade from 1 to 5 becomes a score from 0 to 1: (grade - 1) / 4. The judge sees the prompt's gold answer, if any, as a
+reference. A pair is judged in both orders, because judges have a position bias (Zheng et al. 2023, "Judging
+LLM-as-a-judge", section 3.4); verdicts that disagree are a tie. If a reply has no verdict, the judge is asked again, at most
+twice, with other seeds. The judged text is between marks that it cannot know, so it cannot forge their end.
 """
 
 from __future__ import annotations
@@ -56,25 +56,25 @@ Better: tie"""
 
 NUM_RETRIES = 2
 RETRY_TEMPERATURE = 0.7
-"""Asked again, a judge that answers greedily would say the same."""
+"""For retries, because a judge that decodes greedily would reply the same."""
 _GRADE = re.compile(r"grade\W{0,6}([1-5])(?![\d.])", re.IGNORECASE)
 _BETTER = re.compile(r"better\W{0,6}(a|b|tie)\b", re.IGNORECASE)
 
 
 @dataclass(slots=True)
 class JudgeCounts:
-    """What a judge was asked so far."""
+    """Counts of a judge's requests so far."""
 
     requests: int = 0
-    """Questions put to the model, repeated ones included."""
+    """All requests to the model, including retries."""
     retried: int = 0
-    """Of those, the ones that were repeated."""
+    """Retries among them."""
     unparseable: int = 0
-    """Verdicts that never came."""
+    """Questions that never got a verdict."""
 
 
 class Judge:
-    """A grader that asks a model. It grades completions without a gold answer too."""
+    """A grader that asks a model; needs no gold answers."""
 
     def __init__(
         self, engine: Engine, *, name: str = "judge", rubric: str = RUBRIC, sampling: SamplingConfig | None = None
@@ -85,7 +85,7 @@ class Judge:
         self.counts = JudgeCounts()
 
     def release(self) -> None:
-        """Let go of a model that was loaded on demand."""
+        """Free a model that was loaded on demand."""
         if isinstance(self._engine, OnDemand):
             self._engine.release()
 
@@ -94,11 +94,11 @@ class Judge:
         return self.grade_all([(prompt, completion)])[0]
 
     def grade_all(self, pairs: Sequence[Pair]) -> list[Grade]:
-        """Grades in the order of `pairs`. Completions that did not end by themselves or are empty are 0, unasked."""
-        asked = [n for n, (_, c) in enumerate(pairs) if c.finish_reason == "stop" and c.content.strip()]
-        texts = [_ask(pairs[n][0], pairs[n][1].content, self._rubric) for n in asked]
+        """Grades in the order of `pairs`. Unfinished and empty completions score 0 without asking the judge."""
+        judged = [n for n, (_, c) in enumerate(pairs) if c.finish_reason == "stop" and c.content.strip()]
+        texts = [_ask(pairs[n][0], pairs[n][1].content, self._rubric) for n in judged]
         grades = [Grade(0.0, None, "unparseable") for _ in pairs]
-        for n, verdict in zip(asked, self._verdicts(texts, _read_grade), strict=True):
+        for n, verdict in zip(judged, self._verdicts(texts, _read_grade), strict=True):
             if verdict is not None:
                 grades[n] = Grade((verdict - 1) / 4, str(verdict))
         return grades
@@ -106,7 +106,7 @@ class Judge:
     def compare(self, rows: Sequence[tuple[Prompt, str, str]]) -> list[Outcome]:
         """For each (prompt, first answer, second answer): whether the first wins, ties or loses.
 
-        A win is one in both orders; anything else, and a verdict that never came (counted), is a tie.
+        A win must be a win in both orders; anything else, including a missing verdict (which is counted), is a tie.
         """
         rubric = "" if self._rubric == RUBRIC else f"{self._rubric}\n\n"
         texts = [_compare(prompt, a, b, rubric) for prompt, a, b in rows]
@@ -117,7 +117,7 @@ class Judge:
         return [outcomes.get(pair, "tie") for pair in both]
 
     def _verdicts(self, texts: Sequence[str], read: Callable[[str], Reply | None]) -> list[Reply | None]:
-        """What `read` finds in the model's reply to each text; None where it finds nothing in any of three replies."""
+        """Verdicts that `read` extracts from the model's reply to each text; None if three replies have none."""
         verdicts: list[Reply | None] = [None] * len(texts)
         todo = list(range(len(texts)))
         for attempt in range(1 + NUM_RETRIES):
@@ -139,25 +139,25 @@ class Judge:
 
 
 def load(argument: str, engine: EngineConfig) -> Grader:
-    """The judge of `judge:MODEL`, with the usual rubric; its model is loaded with the first verdict that is asked for."""
+    """The judge for `judge:MODEL`, with the default rubric; loads its model on first use."""
     return Judge(OnDemand(ModelConfig(model=argument), engine), name=f"judge:{argument}")
 
 
 class OnDemand:
-    """An engine that is loaded when it is first asked, and can be given back."""
+    """An engine that is loaded on first use and can be freed."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
         self._model, self._config = model, config
         self._engine: Engine | None = None
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
-        """As `Engine`. Raises what `load_engine` raises."""
+        """See `Engine`. Raises the errors of `load_engine`."""
         if self._engine is None:
             self._engine = load_engine(self._model, self._config)
         return self._engine.generate(prompts, sampling)
 
     def release(self) -> None:
-        """Let go of the model; asked again, it is loaded again."""
+        """Free the model; the next use loads it again."""
         self._engine = None
 
 
@@ -179,18 +179,18 @@ def _material(prompt: Prompt, mark: str, answers: dict[str, str]) -> str:
 
 
 def _mark(prompt: Prompt, *answers: str) -> str:
-    """A line that the material cannot hold, since it is made from all of it."""
+    """A line that the material cannot contain, because it is a hash of all of it."""
     text = "\0".join([*(message["content"] for message in prompt.messages), prompt.answer or "", *sorted(answers)])
     return f"==={hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}==="
 
 
 def _read_grade(reply: str) -> int | None:
-    """The last grade a reply names."""
+    """The last grade in a reply."""
     found = _GRADE.findall(reply)
     return int(found[-1]) if found else None
 
 
 def _read_better(reply: str) -> str | None:
-    """The last verdict a reply names: a, b or tie."""
+    """The last verdict in a reply: a, b or tie."""
     found = _BETTER.findall(reply)
     return found[-1].lower() if found else None

@@ -1,11 +1,11 @@
-r"""Mathematics: right when the answer equals the gold answer as a formula, number, set, interval, matrix or word.
+r"""Mathematics: correct if the answer equals the gold answer as a formula, number, set, interval, matrix or word.
 
     \boxed{\dfrac{2}{4}}  against  0.5  -> 1        (x+1)^2  against  x^2+2x+1  -> 1        (3, -1)  against  (-1, 3)  -> 0
 
-The answer is what the text states (see `distill_lab.answers`); else a text of one short line, the last formula between
-dollars, or the last number. Same text and plain numbers are settled at once (numbers as the numeric grader does); the
-rest goes to math-verify (Kydlíček 2025) in a process that is killed after 2.5 s, status `timeout`. What is too long, too
-deep or too high to be an honest answer never gets there and is `unparseable`.
+The answer is the stated one (see `distill_lab.answers`); otherwise the whole text if it is one short line, the last formula
+between dollar signs, or the last number. Equal text and plain numbers are compared directly (numbers as in the numeric
+grader); the rest goes to math-verify (Kydlíček 2025) in a process that is killed after 2.5 s (status `timeout`). Text that
+is too long, too deeply nested or has too large exponents for an honest answer is not sent and is `unparseable`.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from distill_lab.types import Completion, Grade, Prompt
 
 METRIC = "mathematical equality"
 LIMIT_S = 2.5
-"""Seconds that math-verify may take over one answer; with the kill a row stays under 3 s."""
+"""Time limit for math-verify per answer, in seconds; including the kill, a row takes less than 3 s."""
 MAX_CHARS = 800
 MAX_DEPTH = 24
-"""Brackets inside one another."""
+"""Maximum nesting of brackets."""
 MAX_EXPONENT = 999
-"""Highest number in an exponent, and before a factorial."""
+"""Maximum number in an exponent or before a factorial."""
 MAX_PLAIN_CHARS = 80
-"""A text of one line up to this length is its own answer."""
+"""A single line up to this length is the answer as a whole."""
 
 _math = Helper("distill_lab.grading.graders._math_worker")
 
 
 def grade(prompt: Prompt, completion: Completion) -> Grade:
-    """1 where the answer equals the gold answer, 0 where not; `unparseable` without an answer, `timeout` when killed.
+    """1 if the answer equals the gold answer, 0 if not; `unparseable` without an answer, `timeout` if killed.
 
-    Raises UserError where the prompt has no gold answer, and where math-verify is needed and not installed.
+    Raises UserError if the prompt has no gold answer, or if math-verify is needed but not installed.
     """
     gold = worked_answer(gold_answer(prompt, "math"))
     answer = read_answer(completion.content) if completion.finish_reason == "stop" else None
     if not answer:
         return Grade(0.0, None, "unparseable")
-    equal = cheap(answer, gold)
+    equal = compare_plain(answer, gold)
     if equal is not None:
         return Grade(float(equal), answer)
     if too_much(answer) or too_much(gold):
@@ -57,7 +57,7 @@ def grade(prompt: Prompt, completion: Completion) -> Grade:
 
 
 def read_answer(content: str) -> str | None:
-    """The answer a completion states; see the top of this file."""
+    """Extract the answer of a completion; see the top of this file."""
     stated = stated_answer(content)
     if stated is not None:
         return stated
@@ -71,23 +71,23 @@ def read_answer(content: str) -> str | None:
     return number.text if number else None
 
 
-def cheap(answer: str, gold: str) -> bool | None:
-    """Whether they are equal, where that shows without algebra: the same text, or two plain numbers. None: it does not."""
-    if normalise(answer) == normalise(gold):
+def compare_plain(answer: str, gold: str) -> bool | None:
+    """Whether they are equal, compared without algebra: as text or as plain numbers. None if that cannot decide."""
+    if normalize_formula(answer) == normalize_formula(gold):
         return True
-    found, wanted = read_number(answer, strict=True), read_number(gold, strict=True)
-    if found is not None and wanted is not None:
-        return same_number(found, wanted)
+    found, expected = read_number(answer, strict=True), read_number(gold, strict=True)
+    if found is not None and expected is not None:
+        return same_number(found, expected)
     word, other = (_TEXT.sub(r"\1", text).strip(" $.。").replace(" ", "") for text in (answer, gold))
     if word.isalpha() and other.isalpha() and (_TEXT.search(gold) or len(other) > 3):
-        # Words, not products of variables. Letters in another order are left to the algebra where they may be factors.
+        # Words, not products of variables. Letters in another order may be factors, so algebra has to decide.
         same = word.casefold() == other.casefold()
         return same if same or _TEXT.search(gold) else None
     return None
 
 
 def too_much(text: str) -> bool:
-    """Whether a text is longer, deeper or higher than honest answers are: it is not given to the algebra."""
+    """Whether a text is too long, too deeply nested or has too large exponents for an honest answer."""
     if len(text) > MAX_CHARS:
         return True
     depth = deepest = 0
@@ -106,7 +106,7 @@ def too_much(text: str) -> bool:
 
 
 def tower(text: str) -> int:
-    """How many exponents stand on one another: 1 for x^2, 2 for e^{x^2} and 9^9^9."""
+    """Height of nested exponents: 1 for x^2, 2 for e^{x^2} and 9^9^9."""
     height = level = chain = 0
     expecting = raised = False
     groups: list[int] = []
@@ -134,8 +134,8 @@ _SHORT = re.compile(r"(\\frac|\\sqrt)(\d)(?!\d*\])")
 _SECOND = re.compile(r"(\\frac\{[^{}]*\})(\w)")
 
 
-def normalise(text: str) -> str:
-    """The form in which two formulas are compared letter by letter: spacing, fonts and short spellings evened out."""
+def normalize_formula(text: str) -> str:
+    """Normalize a formula for comparison as text: removes spacing and fonts, expands short spellings."""
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
         text = text.replace("−", "-").replace("π", "\\pi").replace("∞", "\\infty").replace("∪", "\\cup")
@@ -147,7 +147,7 @@ def normalise(text: str) -> str:
 
 
 def _formula(text: str) -> str:
-    """What math-verify is given: the formula alone, in ASCII where that changes nothing."""
+    """The formula for math-verify, with equivalent Unicode characters replaced by ASCII."""
     text = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
     text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
     return text.replace("−", "-").replace("\n", " ").strip().strip("$").rstrip(".").strip()

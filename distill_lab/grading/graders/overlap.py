@@ -1,12 +1,12 @@
-"""Overlap with a reference: ROUGE-L, for free text where no single answer is right.
+"""Overlap with a reference: ROUGE-L, for free text without a single correct answer.
 
     the cat sat on the mat  against  the cat lay on a mat   -> 2/3 (the, cat, on, mat of 6 words each)
 
 ROUGE-L (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3.1, with beta = 1): the longest
-common subsequence of words, its share of the answer (precision P) and of the reference (recall R), F1 = 2PR / (P + R).
-Words are runs of letters, marks and digits, compatibility forms made plain and case folded; scripts written without
-spaces (Han, kana, Thai, Lao, Khmer, Burmese) count letter by letter. Punctuation is left out. It rewards shared
-wording, not truth: use it to tell how close a student stays to its reference, never as an accuracy.
+common subsequence of words as a fraction of the answer (precision P) and of the reference (recall R), F1 = 2PR / (P + R).
+Words are runs of letters, marks and digits, with compatibility forms normalized and case folded; in scripts without spaces
+(Han, kana, Thai, Lao, Khmer, Burmese), each letter is a word. Punctuation is ignored. It rewards shared wording, not truth:
+use it to measure how close a student stays to its reference, never as accuracy.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from distill_lab.types import Completion, Grade, Prompt
 
 METRIC, SIMILARITY = "ROUGE-L overlap with the reference text", True
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-"""How the Unicode names of letters begin in scripts without spaces between words."""
+"""Prefixes of Unicode letter names in scripts without spaces between words."""
 
 
 def grade(prompt: Prompt, completion: Completion) -> Grade:
-    """ROUGE-L F1 of the content against `prompt.answer`, in [0, 1]; `unparseable` where there is no content.
+    """ROUGE-L F1 of the content against `prompt.answer`, in [0, 1]; `unparseable` if there is no content.
 
-    Raises UserError where the prompt has no reference.
+    Raises UserError if the prompt has no reference.
     """
     reference = gold_answer(prompt, "overlap")
     answer = completion.content.strip()
@@ -35,15 +35,15 @@ def grade(prompt: Prompt, completion: Completion) -> Grade:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """ROUGE-L F1 of two texts, in [0, 1]. Texts without any word (only signs) count as equal or not."""
-    found, wanted = words(answer), words(reference)
-    if not found or not wanted:
+    """ROUGE-L F1 of two texts, in [0, 1]. Texts without words (only punctuation) are 1 if equal, otherwise 0."""
+    found, expected = words(answer), words(reference)
+    if not found or not expected:
         return float(answer.split() == reference.split())
-    return 2 * common_length(found, wanted) / (len(found) + len(wanted))
+    return 2 * common_length(found, expected) / (len(found) + len(expected))
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as ROUGE counts them here."""
+    """The words of a text, as defined at the top of this file."""
     found, word = [], []
     for letter in unicodedata.normalize("NFKC", text).casefold() + " ":
         kind = unicodedata.category(letter)[0]
@@ -63,14 +63,14 @@ def words(text: str) -> list[str]:
 
 
 def common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence, in bits of one integer per word (Hyyrö 2004, "Bit-parallel LCS-length
-    computation revisited"): thousands of words against thousands take milliseconds."""
-    places: dict[str, int] = {}
+    """Length of the longest common subsequence, with one bit per word (Hyyrö 2004, "Bit-parallel LCS-length computation
+    revisited"): thousands of words against thousands take milliseconds."""
+    positions: dict[str, int] = {}
     for index, word in enumerate(first):
-        places[word] = places.get(word, 0) | 1 << index
+        positions[word] = positions.get(word, 0) | 1 << index
     everything = (1 << len(first)) - 1
     row = everything
     for word in second:
-        matches = row & places.get(word, 0)
+        matches = row & positions.get(word, 0)
         row = ((row + matches) | (row - matches)) & everything
     return len(first) - row.bit_count()
