@@ -6,6 +6,7 @@ YAML files and command-line flags both derive from these (`cli.py`); unknown key
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -14,8 +15,10 @@ from pydantic import (
     ConfigDict,
     Field,
     FieldSerializationInfo,
+    SerializerFunctionWrapHandler,
     field_serializer,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -193,6 +196,10 @@ class TrainConfig(Config):
     method: Literal["auto", "full", "lora", "qlora"] = "auto"
     """Train all weights (full), adapters (lora), or adapters on 4-bit weights (qlora); auto: the first that fits in
     memory, if needed with gradient checkpointing, 8-bit AdamW and smaller micro-batches. Setting only lora.r means lora."""
+    objective: str = "cross_entropy"
+    """What training minimizes: a file name in distill_lab/train/objectives."""
+    objective_settings: tuple[str, ...] = ()
+    """Settings of the objective, as NAME=NUMBER; its file lists them. In YAML also a mapping."""
     num_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows."""
     max_steps: int = -1
@@ -257,6 +264,32 @@ class TrainConfig(Config):
         if self.learning_rate is not None:
             return self.learning_rate
         return ADAPTER_LEARNING_RATE if self.lora.r else FULL_LEARNING_RATE
+
+    @field_validator("objective_settings", mode="before")
+    @classmethod
+    def _read_objective_settings(cls, given: Any) -> Any:
+        """NAME=NUMBER, each name once, in the order of the names: the same settings are written in one way."""
+        if not isinstance(given, (Mapping, list, tuple)):
+            return given
+        pairs = given.items() if isinstance(given, Mapping) else (str(each).partition("=")[::2] for each in given)
+        settings: dict[str, float] = {}
+        for name, value in pairs:
+            try:
+                number = float(value)
+            except (TypeError, ValueError):
+                raise UserError(f"objective_settings: {name}={value} is not NAME=NUMBER") from None
+            if settings.setdefault(str(name), number) != number:
+                raise UserError(f"objective_settings: {name} is given twice")
+        return tuple(f"{name}={settings[name]!r}" for name in sorted(settings))
+
+    @model_serializer(mode="wrap")
+    def _leave_out_the_default_objective(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Records without an objective mean the default one, so that results from before there was a choice still count."""
+        values = write(self)
+        if self.objective == type(self).model_fields["objective"].default and not self.objective_settings:
+            for name in ("objective", "objective_settings"):
+                values.pop(name, None)
+        return values
 
     @field_serializer("learning_rate")
     def _write_learning_rate(self, value: float | None, info: FieldSerializationInfo) -> float | None:

@@ -27,7 +27,7 @@ from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
-from distill_lab.train.loss_module import Objective, cross_entropy_objective
+from distill_lab.train.objectives import LossBatch, LossOutput, Objective, load_objective
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_model
 from distill_lab.types import Completion, Grade, Prompt
@@ -35,6 +35,7 @@ from distill_lab.types import Completion, Grade, Prompt
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "distill_lab"
 FAMILY = PACKAGE / "tiny" / "family"
+CROSS_ENTROPY = load_objective("cross_entropy")
 COLOURS = ["red", "green", "blue", "white"]
 FAST = TrainConfig(
     dtype="fp32", learning_rate=5e-3, tokens_per_batch=128, num_epochs=3, logging_steps=1, validation_fraction=0.1
@@ -98,16 +99,16 @@ class _FailsBackward(torch.autograd.Function):
 
 
 def limited(most: int, *, calls: list[int], backward: bool = False) -> Objective:
-    """Cross-entropy that takes at most `most` trained positions; beyond, a pass runs out of memory."""
+    """Cross-entropy that takes at most `most` loss positions; beyond, a pass runs out of memory."""
 
-    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: LossBatch) -> LossOutput:
         calls.append(len(hidden_NH))
         # Every third call is let through whatever its size, so that a step has gradients when it fails.
         if len(hidden_NH) > most and len(calls) % 3:
             if not backward:
                 raise torch.OutOfMemoryError("out of memory")
             hidden_NH = _FailsBackward.apply(hidden_NH)  # pyright: ignore[reportAssignmentType]
-        return cross_entropy_objective(hidden_NH, head, batch)
+        return CROSS_ENTROPY(hidden_NH, head, batch)
 
     return objective
 

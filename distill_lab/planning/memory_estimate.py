@@ -26,7 +26,7 @@ quantization). Embeddings, output head, norms and fused experts stay in 16 bits.
 STATE_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0, "adafactor": 0}
 """Bytes of optimizer state per trained weight; AdamW's two moments in fp32 take 8."""
 CHUNK_ELEMENTS, MIN_CHUNK, MAX_CHUNK = 1 << 25, 64, 4096
-"""Logits in memory at once, as in `objectives/cross_entropy.py`; a test checks that they are equal."""
+"""Logits in memory at once, as in `objectives/_chunked_head.py`; a test checks that they are equal."""
 PACKED_WIDTH = 1.5
 """Width of a bin in maximum row lengths; `packing.choose_width` takes 1 to 4, wide bins only if most rows are short."""
 CPU_HEAP = 0.3e9

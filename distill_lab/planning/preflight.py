@@ -22,6 +22,7 @@ from distill_lab.grading.graders import find_grader, load_grader, metric_of
 from distill_lab.models.names import api_engine
 from distill_lab.planning.presets import is_tiny
 from distill_lab.run import Run
+from distill_lab.train.objectives import load_objective
 from distill_lab.types import Completion
 
 AUTO = ("auto", "final-answer")
@@ -152,6 +153,7 @@ def check_training(student: ModelConfig, train: TrainConfig) -> None:
         raise UserError(
             f"--train.max-steps {train.max_steps} trains nothing; give a number of steps, or -1 to train for num-epochs"
         )
+    load_objective(train.objective, train.objective_settings)
     check_trackers(train.report_to)
     _check_optimizer(train)
     _check_targets(student, train)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from distill_lab.train.objectives.cross_entropy import add_rounded
+from distill_lab.train.gradients import add_rounded
 
 SLICE = 1 << 17
 """Elements that elementwise work is done on at once: half a MB in fp32, so that a few such tensors fit the cache."""
@@ -34,7 +34,7 @@ def linear(
     """`hidden @ weight.T + bias` in bf16, multiplied by `copy_OI`, the bf16 copy of `weight_OI`.
 
     in_place: the weight's gradient is added to `weight_OI.grad` (fp32) in the backward pass, and autograd gets none; for
-    one process alone, as `loss_forward.add_embedding_gradients_in_place`.
+    one process alone, as `loss_module.add_embedding_gradients_in_place`.
     """
     result: Any = _Linear.apply(hidden_NI, weight_OI, bias_O, copy_OI, in_place)
     return result

@@ -12,6 +12,8 @@ is not recognised is left to autocast, which computes the same in more time.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,6 +64,19 @@ class Bf16Passes:
         """Bring the copies up to date with the weights."""
         for weight, copy in self._copies.items():
             copy.copy_(weight)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """For a forward without packed rows, such as generation: the model's own attention. Products stay in bf16."""
+        before = row_attention.use(self._decoder, self._attention) if self._attention is not None else None
+        if before not in (None, row_attention.NAME):
+            row_attention.use(self._decoder, before)  # an engine has put its own attention in
+        try:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                yield
+        finally:
+            if before is not None:
+                row_attention.use(self._decoder, before)
 
     def remove(self) -> None:
         """Give the model its own layers back. Frozen weights stay in bf16."""

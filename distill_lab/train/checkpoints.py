@@ -27,7 +27,7 @@ BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ResumePoint:
     """What a work directory holds to go on from."""
 
     checkpoint: Path | None
@@ -66,17 +66,17 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_whole(work: Path, *, remove: bool = True) -> Found:
+def newest_whole(work: Path, *, remove: bool = True) -> ResumePoint:
     """The checkpoint in `work` to resume from, and the newer ones that are damaged, which are removed."""
     skipped = {}
     for checkpoint in _newest_first(work):
         reason = damage(checkpoint)
         if reason is None:
-            return Found(checkpoint, skipped)
+            return ResumePoint(checkpoint, skipped)
         skipped[checkpoint.name] = reason
         if remove:
             shutil.rmtree(checkpoint)
-    return Found(None, skipped)
+    return ResumePoint(None, skipped)
 
 
 def keep_only(out: Path, key: str) -> list[str]:

@@ -14,6 +14,7 @@ from distill_lab import activity
 from distill_lab.config import TrainConfig
 from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.checkpoints import remove_all_but_newest, seal
+from distill_lab.train.validation import Validation
 
 NUM_CHECKPOINTS = 2
 """Kept while training: should the newest be damaged, there is one before it."""
@@ -24,7 +25,7 @@ class Hooked(Protocol):
 
     config: TrainConfig
     accelerator: Any
-    validation: list[Any]
+    validation: Validation
     in_optimizer: bool
     bf16_passes: Bf16Passes | None
 
@@ -49,7 +50,7 @@ class Hooks(TrainerCallback):
         """Begin the log, and take the first validation loss unless training goes on from a checkpoint."""
         self.trainer.begin_log()
         self.on_optimizer_step(args, state, control)  # weights may have come from a checkpoint
-        if state.global_step == 0 and self.trainer.validation:
+        if state.global_step == 0 and self.trainer.validation.batches:
             self.trainer.evaluate()
         self.trainer.start_clock()
 

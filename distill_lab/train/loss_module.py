@@ -1,69 +1,61 @@
-"""The loss computed inside the model's own forward: packed batch -> sum of nats, without a `[B, W, V]` tensor of logits.
+"""The loss computed inside the student's own forward: packed batch -> sum of nats, without a `[B, W, V]` tensor of logits.
 
-Shapes: B bins, W width, N trained positions, H hidden, V vocabulary.
+    install(student, load_objective("cross_entropy"))
+    student(batch).total                # a LossBatch: the loss
+    student(input_ids=ids).logits       # anything else: the student as it was; so `student.generate(ids)` works, too
+    uninstall(student)
 
-DDP, FSDP and accelerate's autocast hook `forward`; what runs outside it sees sharded weights and unsynchronised
-gradients. So `install` puts a forward in place that runs the decoder, picks the trained positions and hands them to the
-objective together with the head.
+Shapes: B bins, W width, N loss positions, H hidden size, V vocabulary.
+
+DDP, FSDP and accelerate's autocast hook `forward`; what runs outside of it sees sharded weights and unsynchronized
+gradients. So `install` puts a forward in place that looks at its first argument. For a `LossBatch` it runs the decoder,
+picks the loss positions and hands them to the objective together with the head; everything else goes to the student's own
+forward.
+
+Two other designs were compared with this one:
+- A module around the student (`LossModule.student`) for DDP and FSDP to wrap. Under FSDP2 `module.student.generate` would
+  miss the hooks of the root, which gathers the embeddings and the head. Every weight would get another name in checkpoints;
+  saving, PEFT, quantization, gradient checkpointing and the split of layers would each have to unwrap it.
+- An own loop on accelerate. It reads well, but it would have to write again what `transformers.Trainer` has: resuming with
+  random states, all schedulers and optimizers by name, trackers, DeepSpeed, clipping under sharding; several hundred lines.
+A forward that looks at its argument keeps all of that, and generation runs through the same hooks as training. The replay
+after running out of memory (`trainer.py`) is the same in all three.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from distill_lab.errors import UserError
-from distill_lab.train.objectives import cross_entropy
-from distill_lab.train.objectives.cross_entropy import gradient_of
+from distill_lab.train.gradients import look_up
+from distill_lab.train.objectives import Head, LossBatch, LossOutput, Objective, refuse_unread
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference between two ways of computing the same thing."""
+BEFORE = "_forward_before_loss"
+"""The attribute of a model with a loss that holds the forward it was loaded with, such as that of accelerate's hooks."""
 
 
-@dataclass(frozen=True)
-class Head:
-    """How hidden states become logits: `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`."""
-
-    linear: nn.Linear
-    scale: float = 1.0
-    softcap: float | None = None
-    copy: torch.Tensor | None = None
-    """The weights in the type that products are computed in, where the trainer keeps them (`bf16_passes`)."""
-
-
-Objective = Callable[[torch.Tensor, Head, dict[str, Any]], torch.Tensor]
-"""`objective(hidden_NH, head, batch) -> sum of nats` over the N trained positions; `batch` is what `collate` made, and
-`loss_scale`: None, or what the trainer will multiply the sum by, for objectives that add to `head.linear.weight.grad`
-themselves (see `cross_entropy.loss`)."""
-
-
-def cross_entropy_objective(hidden_NH: torch.Tensor, head: Head, batch: dict[str, Any]) -> torch.Tensor:
-    """Cross-entropy with the next token, `batch["labels_N"]`."""
-    return cross_entropy.loss(
-        hidden_NH,
-        head.linear.weight,
-        batch["labels_N"],
-        bias=head.linear.bias,
-        softcap=head.softcap,
-        scale=head.scale,
-        head_grad_scale=batch.get("loss_scale"),
-        head_copy_VH=head.copy,
-    )
+def causal_model(model: nn.Module) -> Any:
+    """The causal language model itself: `model`, or what LoRA adapters were put on."""
+    return model if isinstance(model, PreTrainedModel) else getattr(model, "get_base_model")()  # noqa: B009 - PEFT's
 
 
 def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
     """The decoder stack and the output head of a causal language model, with or without LoRA adapters.
 
-    Raises UserError where the head is not a plain linear layer.
+    Raises UserError if the head is not a plain linear layer.
     """
-    causal: Any = model if isinstance(model, PreTrainedModel) else getattr(model, "get_base_model")()  # noqa: B009 - PEFT's
+    causal = causal_model(model)
     linear = causal.get_output_embeddings()
     if not isinstance(linear, nn.Linear) or not linear.weight.is_floating_point():
         raise UserError(
@@ -76,64 +68,83 @@ def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
 
 
 def install(
-    model: nn.Module, objective: Objective = cross_entropy_objective, *, head_copy: torch.Tensor | None = None
+    model: nn.Module,
+    objective: Objective,
+    *,
+    head_copy: torch.Tensor | None = None,
+    outside: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Make `model(**batch)` return the objective's sum over the batch, until `uninstall`. head_copy: `Head.copy`."""
+    """Make `model(batch)` return the objective's `LossOutput` for a `LossBatch`, until `uninstall`; all else is as before.
+
+    head_copy: `Head.copy`. outside: what every forward other than the loss runs in (`Bf16Passes.paused`). `model(batch,
+    head_grad_scale=...)` sets `Head.grad_scale`. A batch with a field that nobody reads is refused with a TypeError.
+    """
+    _uninstall_loss(model)
     decoder, head = decoder_and_head(model)
     head = replace(head, copy=head_copy)
+    own = model.forward
 
-    def forward(
-        *,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        trained_N: torch.Tensor,
-        labels_N: torch.Tensor,
-        loss_scale: float | None = None,
-        **attention: Any,
-    ) -> torch.Tensor:
-        outputs = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False, **attention)
-        hidden_NH = outputs.last_hidden_state.flatten(0, 1).index_select(0, trained_N)
-        return objective(hidden_NH, head, {"trained_N": trained_N, "labels_N": labels_N, "loss_scale": loss_scale})
+    def loss(batch: LossBatch, *, head_grad_scale: float | None = None) -> LossOutput:
+        refuse_unread(batch)
+        outputs = decoder(**batch.decoder_inputs(), use_cache=False)
+        hidden_NH = outputs.last_hidden_state.flatten(0, 1).index_select(0, batch.loss_positions_N)
+        return objective(hidden_NH, replace(head, grad_scale=head_grad_scale), batch)
 
-    model.forward = forward
+    @functools.wraps(own)
+    def forward(*inputs: Any, **settings: Any) -> Any:
+        if inputs and isinstance(inputs[0], LossBatch):
+            return loss(*inputs, **settings)
+        with outside():
+            return own(*inputs, **settings)
+
+    _replace_forward(model, forward)
+    causal = causal_model(model)
+    if causal is not model and outside is not nullcontext:
+        # PEFT generates with the model beneath the adapters.
+        _replace_forward(causal, _within(outside, causal.forward))
 
 
 def uninstall(model: nn.Module) -> None:
-    """Give `model` its own forward back."""
-    for module in (model, decoder_and_head(model)[0].get_input_embeddings()):
+    """Give `model` its own forward back, and its embeddings theirs."""
+    _uninstall_loss(model)
+    decoder_and_head(model)[0].get_input_embeddings().__dict__.pop("forward", None)
+
+
+def _replace_forward(module: nn.Module, forward: Any) -> None:
+    setattr(module, BEFORE, module.__dict__.get("forward"))
+    module.forward = forward
+
+
+def _uninstall_loss(model: nn.Module) -> None:
+    for module in (model, causal_model(model)):
+        if BEFORE not in module.__dict__:
+            continue
         module.__dict__.pop("forward", None)
+        module.__dict__.pop("_original_forward", None)  # accelerate keeps ours, which holds the model
+        before = module.__dict__.pop(BEFORE)
+        if before is not None:
+            module.forward = before
+
+
+def _within(outside: Callable[[], AbstractContextManager[Any]], own: Any) -> Any:
+    @functools.wraps(own)
+    def forward(*inputs: Any, **settings: Any) -> Any:
+        with outside():
+            return own(*inputs, **settings)
+
+    return forward
 
 
 def add_embedding_gradients_in_place(model: nn.Module) -> None:
     """Let the input embeddings add their gradient to `.grad` row by row, until `uninstall`.
 
     torch makes a dense gradient of the embeddings' whole size for every micro-batch, at Qwen's vocabulary more than half a
-    GB in fp32 that is all zeros but for a few hundred rows. For one process alone: DDP and FSDP wait for torch's. Where the
+    GB in fp32 that is all zeros but for a few hundred rows. For one process alone: DDP and FSDP wait for torch's. If the
     embeddings do more than to look up, nothing changes.
     """
     embedding: Any = decoder_and_head(model)[0].get_input_embeddings()
     if type(embedding) is nn.Embedding and embedding.weight.requires_grad and embedding.max_norm is None:
-        setattr(embedding, "forward", lambda ids: _Lookup.apply(embedding.weight, ids, embedding.padding_idx))  # noqa: B010 - no method to types
-
-
-class _Lookup(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight_VH: torch.Tensor, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
-        ctx.weight_VH, ctx.padding = weight_VH, padding
-        ctx.save_for_backward(ids)
-        return F.embedding(ids, weight_VH)
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: torch.Tensor
-    ) -> tuple[None, None, None]:
-        ids_T, grad_TH = ctx.saved_tensors[0].flatten(), grads[0].flatten(0, -2)
-        if ctx.padding is not None:
-            kept_T = ids_T != ctx.padding
-            ids_T, grad_TH = ids_T[kept_T], grad_TH[kept_T]
-        gradient_of(ctx.weight_VH).index_add_(0, ids_T, grad_TH)
-        return None, None, None
+        setattr(embedding, "forward", lambda ids: look_up(ids, embedding.weight, embedding.padding_idx))  # noqa: B010 - no method to types
 
 
 def compile_layers(model: nn.Module) -> None:

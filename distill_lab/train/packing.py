@@ -1,6 +1,6 @@
-"""Rows of tokens packed into batches: lengths -> which rows stand together -> tensors.
+"""Rows of tokens packed into batches: lengths -> which rows share a bin -> tensors.
 
-Shapes: B bins, W width of a bin in tokens, T all tokens in one line, N trained positions.
+Shapes: B bins, W width of a bin in tokens, T all tokens in one line, R rows, N loss positions.
 
 A bin is one line of a batch and holds whole rows, one after the other, with positions that restart at 0. A batch is a
 rectangle of several bins rather than one long line because, without FlashAttention, attention costs W for every token.
@@ -11,14 +11,19 @@ longest row 11,500.
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from distill_lab.chat import Encoded
+from distill_lab.train.objectives import LossBatch
+
+T = TypeVar("T")
 
 LINEAR_COST = 1024
 """Width at which attention costs a token as much as all the rest of the model; fitted to the figures above."""
@@ -39,20 +44,28 @@ class Row:
     """int32, [L]; the conversation without its last token, which predicts nothing."""
     target: np.ndarray
     """int32, [L]; the next token."""
-    trained: np.ndarray
-    """bool, [L]; whether the next token is trained."""
+    loss_mask: np.ndarray
+    """bool, [L]; whether the student learns the next token."""
+
+    @classmethod
+    def from_encoded(cls, encoded: Encoded) -> Row:
+        """The row of a conversation. The shift by one between tokens and what they predict happens here and nowhere else."""
+        ids = np.asarray(encoded.input_ids, dtype=np.int32)
+        return cls(ids[:-1], ids[1:], np.asarray(encoded.loss_mask[1:], dtype=bool))
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def id(self) -> bytes:
+        """8 bytes that stand for its tokens and loss mask, whatever file or place it came from: the key of a cache."""
+        digest = hashlib.blake2b(len(self).to_bytes(4, "little"), digest_size=8)
+        for part in (self.input_ids, self.target[-1:], np.packbits(self.loss_mask)):
+            digest.update(part.tobytes())
+        return digest.digest()
+
 
 _NOTHING = Row(np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, bool))
-
-
-def shifted(encoded: Encoded) -> Row:
-    """The row of a conversation. The shift by one between tokens and what they predict happens here and nowhere else."""
-    ids = np.asarray(encoded.input_ids, dtype=np.int32)
-    return Row(ids[:-1], ids[1:], np.asarray(encoded.loss_mask[1:], dtype=bool))
 
 
 def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
@@ -101,18 +114,25 @@ def choose_width(lengths: Sequence[int], tokens_per_batch: int) -> int:
 
 
 def epoch_batches(
-    lengths: Sequence[int], *, tokens_per_batch: int, width: int, seed: int, epoch: int = 0, mix: bool = True
+    lengths: Sequence[int],
+    *,
+    tokens_per_batch: int,
+    width: int,
+    seed: int,
+    epoch: int = 0,
+    round_number: int = 0,
+    pack_rows: bool = True,
 ) -> list[IndexedBatch]:
-    """All rows once, as batches of about `tokens_per_batch` tokens, in an order that `seed` and `epoch` decide.
+    """All rows once, as batches of about `tokens_per_batch` tokens, in an order that seed, epoch and round decide.
 
-    mix: several rows may share a bin; where False (models that would let them see each other) each has its own, and rows
-    of similar length stand together.
+    pack_rows: several rows may share a bin; if False (models that would let them see each other) each has its own, and rows
+    of similar length share a batch.
     """
-    random = np.random.default_rng((seed, epoch))
+    random = np.random.default_rng((seed, epoch, round_number) if round_number else (seed, epoch))
     order = random.permutation(len(lengths)).tolist()
     shuffled = [lengths[index] for index in order]
     bins_per_batch = max(1, tokens_per_batch // width)
-    if mix:
+    if pack_rows:
         bins = [[order[index] for index in bin_] for bin_ in pack(shuffled, width)]
         bins = [bins[index] for index in random.permutation(len(bins))]
     else:
@@ -121,55 +141,51 @@ def epoch_batches(
     return [batches[index] for index in random.permutation(len(batches))]
 
 
-def cut(batch: IndexedBatch, parts: int) -> list[IndexedBatch]:
+def split_batch(batch: list[list[T]], parts: int) -> list[list[list[T]]]:
     """At most `parts` smaller batches with the same rows: bins apart first, then the rows of a bin."""
     if parts > len(batch):
-        batch = [[index] for bin_ in batch for index in bin_]
+        batch = [[row] for bin_ in batch for row in bin_]
     parts = min(parts, len(batch))
     return [batch[len(batch) * part // parts : len(batch) * (part + 1) // parts] for part in range(parts)]
 
 
-def collate(bins: Sequence[Sequence[Row]], *, flat: bool = False) -> dict[str, torch.Tensor | int]:
+def collate(bins: Sequence[Sequence[Row]], *, flat: bool = False) -> LossBatch:
     """The tensors of one batch.
 
-    input_ids_BW and position_ids_BW (int64) as `input_ids` and `position_ids`; `trained_N` (int64), the indices into
-    B * W where the next token is trained, and `labels_N` (int64), those next tokens.
-
-    No attention mask: transformers separates rows where positions restart, if it is given no mask and no cache. Padding
+    No attention mask: transformers separates rows at positions that restart, if it is given no mask and no cache. Padding
     stands right of the rows, where causal attention does not look. A batch with one row per bin needs no separation at
     all; positions then go on through the padding, which lets attention run without any mask.
 
-    A batch without rows is one token of padding that trains nothing: where processes step together, none may stay away.
+    A batch without rows is one token of padding without a loss position: if processes step together, none may stay away.
 
     flat: everything in one line ([1, T]) with the row boundaries FlashAttention takes, for models that use it.
     """
+    row_ids = tuple(row.id for bin_ in bins for row in bin_)
     bins = bins or [[_NOTHING]]
     if flat:
         bins = [[row for bin_ in bins for row in bin_]]
     fills = [sum(len(row) for row in bin_) for bin_ in bins]
     shape = (len(bins), max(fills))
     input_ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    target, trained = np.zeros(shape, np.int64), np.zeros(shape, bool)
+    target, loss_mask = np.zeros(shape, np.int64), np.zeros(shape, bool)
     restart = any(len(bin_) > 1 for bin_ in bins)
     for line, bin_ in enumerate(bins):
         start = 0
         for row in bin_:
             part = (line, slice(start, start + len(row)))
-            input_ids[part], target[part], trained[part] = row.input_ids, row.target, row.trained
+            input_ids[part], target[part], loss_mask[part] = row.input_ids, row.target, row.loss_mask
             positions[part] = np.arange(len(row))
             start += len(row)
         padding = shape[1] - start
         positions[line, start:] = np.arange(padding) + (0 if restart else start)
-    trained_N = np.flatnonzero(trained)
-    batch: dict[str, torch.Tensor | int] = {
-        "input_ids": torch.from_numpy(input_ids),
-        "position_ids": torch.from_numpy(positions),
-        "trained_N": torch.from_numpy(trained_N),
-        "labels_N": torch.from_numpy(target.reshape(-1)[trained_N]),
-    }
-    if flat:
-        lengths = [len(row) for row in bins[0]]
-        boundaries = torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32))
-        batch |= {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
-        batch |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-    return batch
+    loss_positions_N = np.flatnonzero(loss_mask)
+    lengths = [len(row) for row in bins[0]]
+    return LossBatch(
+        input_ids_BW=torch.from_numpy(input_ids),
+        position_ids_BW=torch.from_numpy(positions),
+        cu_seqlens_R1=torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)) if flat else None,
+        max_seqlen=max(lengths) if flat else None,
+        loss_positions_N=torch.from_numpy(loss_positions_N),
+        labels_N=torch.from_numpy(target.reshape(-1)[loss_positions_N]),
+        row_ids_R=row_ids,
+    )

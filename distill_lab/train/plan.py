@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from distill_lab.config import TrainConfig
+from distill_lab.config import ADAPTER_LEARNING_RATE, TrainConfig
 from distill_lab.device import best_device, fastest_dtype
 from distill_lab.files.jsonl import write_json
 from distill_lab.models.precision import compute_dtype, linear_shapes
 from distill_lab.train.checkpoints import read_json
-from distill_lab.train.packing import IndexedBatch, choose_width, cut, epoch_batches
+from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches, split_batch
 
+LOW_ADAPTER_RATE = 5e-5
 MIN_LOG_LINES = 10
 """A training of few steps logs more often than every `logging_steps`, so that its curve has this many points."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,17 +54,31 @@ def micro_batches(config: TrainConfig, num_processes: int) -> int:
     return math.ceil(config.gradient_accumulation_steps / num_processes)
 
 
-def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, num_processes: int = 1) -> Plan:
-    """Lay out all epochs: every epoch packs and orders its rows again. `lengths`: tokens of each row.
+def make_plan(
+    lengths: Sequence[int],
+    config: TrainConfig,
+    *,
+    pack_rows: bool = True,
+    num_processes: int = 1,
+    round_number: int = 0,
+) -> Plan:
+    """Lay out all epochs of the rows of one round: every epoch packs and orders its rows again.
 
+    lengths: tokens of each row. round_number: another order for each round of a training whose rows are made on the way.
     A step has the rows of `gradient_accumulation_steps` micro-batches of `tokens_per_batch` tokens, whatever the number of
-    processes. Each process takes its share: fewer of these micro-batches, or, where there are not enough, smaller ones.
+    processes. Each process takes its share: fewer of these micro-batches, or smaller ones if there are too few.
     """
-    width = choose_width(lengths, config.tokens_per_batch) if mix else max(lengths)
+    width = choose_width(lengths, config.tokens_per_batch) if pack_rows else max(lengths)
 
     def epoch(number: int) -> list[IndexedBatch]:
         return epoch_batches(
-            lengths, tokens_per_batch=config.tokens_per_batch, width=width, seed=config.seed, epoch=number, mix=mix
+            lengths,
+            tokens_per_batch=config.tokens_per_batch,
+            width=width,
+            seed=config.seed,
+            epoch=number,
+            round_number=round_number,
+            pack_rows=pack_rows,
         )
 
     per_step = config.gradient_accumulation_steps
@@ -80,7 +95,7 @@ def make_plan(lengths: Sequence[int], config: TrainConfig, *, mix: bool = True, 
     dealt = [
         share
         for first in range(0, len(batches), per_step)
-        for share in _deal(batches[first : first + per_step], num_processes, lengths, mix=mix)
+        for share in _deal(batches[first : first + per_step], num_processes, lengths, pack_rows=pack_rows)
     ]
     return Plan(dealt, len(steps), np.cumsum([0, *steps]), batches_per_epoch)
 
@@ -104,14 +119,31 @@ def with_dtype(config: TrainConfig, model: nn.Module, work: Path) -> TrainConfig
     return config.model_copy(update={"dtype": kept})
 
 
-def _deal(step: list[IndexedBatch], num_processes: int, lengths: Sequence[int], *, mix: bool) -> list[IndexedBatch]:
-    """A step's micro-batches as equally many for each process: as they are where they divide evenly, else cut smaller."""
+def trained_weights(model: nn.Module, config: TrainConfig) -> tuple[int, str]:
+    """How many weights of `model` will be trained, and a sentence that says so, with the learning rate."""
+    number = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    rate = f"learning rate {config.peak_learning_rate:g}"
+    if not config.lora.r:
+        return number, f"training all {number:,} weights, {rate}"
+    counted: Any = model
+    total = counted.get_nb_trainable_parameters()[1] - number  # those in 4 bits at their unpacked number
+    text = f"training adapters of rank {config.lora.r}: {number:,} weights beside {total:,} frozen ones"
+    text += f" ({number / total:.2%}), {rate}"
+    if config.peak_learning_rate < LOW_ADAPTER_RATE:
+        text += f", at which adapters learn little (their default is {ADAPTER_LEARNING_RATE:g})"
+    return number, text
+
+
+def _deal(
+    step: list[IndexedBatch], num_processes: int, lengths: Sequence[int], *, pack_rows: bool
+) -> list[IndexedBatch]:
+    """A step's micro-batches as equally many for each process: as they are if they divide evenly, else split smaller."""
     number = math.ceil(len(step) / num_processes) * num_processes
     if number == len(step):
         return step
     bins = [bin_ for batch in step for bin_ in batch]
     if len(bins) >= number:
-        return cut(bins, number)
+        return split_batch(bins, number)
     # Fewer bins than shares: longest row first, each to the share that has the fewest tokens so far.
     shares: list[list[int]] = [[] for _ in range(number)]
     loads = [(0, index) for index in range(number)]
@@ -119,7 +151,7 @@ def _deal(step: list[IndexedBatch], num_processes: int, lengths: Sequence[int], 
         tokens, index = loads[0]
         shares[index].append(row)
         heapq.heapreplace(loads, (tokens + lengths[row], index))
-    return [([share] if mix else [[row] for row in share]) if share else [] for share in shares]
+    return [([share] if pack_rows else [[row] for row in share]) if share else [] for share in shares]
 
 
 def training_arguments(
@@ -161,7 +193,6 @@ def training_arguments(
         label_names=[],
         average_tokens_across_devices=False,
         ddp_find_unused_parameters=False,
-        dataloader_pin_memory=device.type == "cuda",
         use_cpu=device.type == "cpu",
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,

@@ -21,7 +21,7 @@ from distill_lab.control_tokens import find_spelled
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.cut_answers import TOO_LONG
-from distill_lab.train.packing import Row, shifted
+from distill_lab.train.packing import Row
 
 MIN_ROWS_TO_SPLIT = 10
 
@@ -64,7 +64,7 @@ def read_rows(
         prompt, completion = _messages(row, "prompt", path, number), _messages(row, "completion", path, number)
         if not any(message["role"] == "assistant" for message in completion):
             raise DataError(str(path), number, "its completion has no message of the assistant")
-        encoded = [shifted(each) for each in encode_turns(tokenizer, prompt, completion, thinking=thinking)]
+        encoded = [Row.from_encoded(each) for each in encode_turns(tokenizer, prompt, completion, thinking=thinking)]
         if any(len(each) + 1 > max_length for each in encoded):
             dropped[TOO_LONG] += 1
             continue

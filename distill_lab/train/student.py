@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
-from distill_lab.config import ADAPTER_LEARNING_RATE, ModelConfig, TrainConfig
+from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.device import best_device, free_memory, kept_heap
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
@@ -31,14 +31,15 @@ from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
 from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
-from distill_lab.train.loss_module import Objective, cross_entropy_objective
-from distill_lab.train.plan import make_plan, training_arguments, with_dtype
+from distill_lab.train.memory_replay import OnLog
+from distill_lab.train.objectives import Objective, load_objective
+from distill_lab.train.plan import make_plan, trained_weights, training_arguments, with_dtype
 from distill_lab.train.result import TrainResult
+from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import Rows, read_rows
-from distill_lab.train.trainer import OnLog, StudentTrainer
-from distill_lab.train.training_log import check_is_log
+from distill_lab.train.trainer import StudentTrainer
+from distill_lab.train.training_log import check_is_log, mean_loss
 
-LOW_ADAPTER_RATE = 5e-5
 NOT_IN_KEY = {"logging_steps", "save_steps", "report_to"}
 """Settings that may change between an interruption and its resumption."""
 
@@ -64,6 +65,7 @@ def train_student(
     UserError (NoData, DataError, ModelError) for what the user can mend: unusable rows, quantized weights without adapters,
     a loss that is not a number, too little memory.
     """
+    load_objective(config.objective, config.objective_settings)  # a wrong name costs no loading
     if config.num_processes > 1 and not launch.inside():
         log = on_log or (lambda row: None)
         return launch.train_in_processes(student, rows, out, config, thinking=thinking, on_log=log, log_file=log_file)
@@ -140,19 +142,21 @@ def train_model(
     config: TrainConfig,
     *,
     key: str,
-    objective: Objective = cross_entropy_objective,
+    objective: Objective | None = None,
     on_log: OnLog | None = None,
     start: float | None = None,
     student: ModelConfig | None = None,
     log_file: Path | None = None,
 ) -> TrainResult:
-    """As `train_student`, for a model and rows that are loaded already (LoRA, other objectives).
+    """As `train_student`, for a model and rows that are loaded already.
 
-    key: what the result depends on; checkpoints of another key are thrown away. `model` is not usable afterwards.
+    key: what the result depends on; checkpoints of another key are thrown away. objective: instead of the one that `config`
+    names; the key must then say which. `model` is not usable afterwards.
     student: how `model` was loaded; needed to merge adapters that were trained on weights split over several GPUs.
     """
     start = time.monotonic() if start is None else start
     log = on_log or (lambda row: None)
+    objective = objective or load_objective(config.objective, config.objective_settings)
     work = out.with_name(out.name + ".work")
     check_removable(out)
     state = PartialState(cpu=best_device().type == "cpu")
@@ -171,15 +175,23 @@ def train_model(
     num_trained, sizes = trained_weights(model, config)
     log({"note": sizes})
     loss_module.check_head(model)
-    mix = loss_module.rows_stay_apart(model)
-    if not mix:
+    pack_rows = loss_module.rows_stay_apart(model)
+    if not pack_rows:
         log({"note": f"{type(model).__name__} lets packed rows see each other: one row per bin, slower"})
-    plan = make_plan([len(row) for row in data.training], config, mix=mix, num_processes=state.num_processes)
+    lengths = [len(row) for row in data.training]
+    plan = make_plan(lengths, config, pack_rows=pack_rows, num_processes=state.num_processes)
     args = training_arguments(
         work, config, plan.num_steps, validate=bool(data.validation), num_processes=state.num_processes
     )
     trainer = StudentTrainer(
-        model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=log, log_file=log_file
+        model,
+        args=args,
+        config=config,
+        rounds=known_rows(data.training, plan),
+        validation=data.validation,
+        objective=objective,
+        on_log=log,
+        log_file=log_file,
     )
     if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})
@@ -189,7 +201,7 @@ def train_model(
         before, after = trainer.validation_losses()
         partial = work / PARTIAL
         unmerged = trainer.save(partial, tokenizer)
-    train_loss = trainer.train_loss()
+    train_loss = mean_loss(trainer.state.log_history)
     state.wait_for_everyone()
     trainer.release()
     del trainer, model
@@ -219,21 +231,6 @@ def train_model(
         skipped_checkpoints=found.skipped,
         dtype="bf16" if args.bf16 else "fp16" if args.fp16 else "fp32",
     )
-
-
-def trained_weights(model: nn.Module, config: TrainConfig) -> tuple[int, str]:
-    """How many weights of `model` will be trained, and a sentence that says so, with the learning rate."""
-    number = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    rate = f"learning rate {config.peak_learning_rate:g}"
-    if not config.lora.r:
-        return number, f"training all {number:,} weights, {rate}"
-    counted: Any = model
-    total = counted.get_nb_trainable_parameters()[1] - number  # those in 4 bits at their unpacked number
-    text = f"training adapters of rank {config.lora.r}: {number:,} weights beside {total:,} frozen ones"
-    text += f" ({number / total:.2%}), {rate}"
-    if config.peak_learning_rate < LOW_ADAPTER_RATE:
-        text += f", at which adapters learn little (their default is {ADAPTER_LEARNING_RATE:g})"
-    return number, text
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """training_log.jsonl: one line per logged step of a training, complete however often the training was interrupted.
 
 The trainer's history -> JSONL, in the order of the steps: `{"step", "epoch", "loss", "learning_rate", "grad_norm",
-"tokens_per_s", "seconds"}`, losses being means over the steps since the line before, and
-`{"step", "epoch", "validation_loss", "seconds"}`. `seconds` is the time spent training so far, interrupted calls included.
+"tokens_per_s", "metrics", "seconds"}` and `{"step", "epoch", "validation_loss", "seconds"}`. The loss and the metrics of the
+objective, `{name: number}` if it has some, are per loss position, means over the steps since the line before. `seconds` is
+the time spent training so far, interrupted calls included.
 
     tail -f runs/first/training_log.jsonl
 """
@@ -19,7 +20,17 @@ from distill_lab.errors import UserError
 from distill_lab.files.jsonl import JsonlAppender, write_jsonl
 
 NAME = "training_log.jsonl"
-FIELDS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens_per_s", "validation_loss", "seconds")
+FIELDS = (
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_s",
+    "validation_loss",
+    "metrics",
+    "seconds",
+)
 
 
 def log_beside(out: Path) -> Path:
@@ -69,8 +80,21 @@ def _line(entry: dict[str, Any]) -> dict[str, Any] | None:
     """None for entries that are no step's: the trainer ends with one that sums up."""
     if "loss" not in entry and "validation_loss" not in entry:
         return None
-    # fp16 skips steps whose gradients overflow; infinity has no form in JSON.
-    return {
-        name: value if math.isfinite(value) else None
-        for name, value in ((name, entry[name]) for name in FIELDS if name in entry)
-    }
+    return {name: _finite(entry[name]) for name in FIELDS if name in entry}
+
+
+def _finite(value: Any) -> Any:
+    """fp16 skips steps whose gradients overflow; infinity has no form in JSON."""
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return value if math.isfinite(value) else None
+
+
+def mean_loss(history: Sequence[dict[str, Any]]) -> float:
+    """Mean over the steps of the loss in a trainer's history, those before an interruption included."""
+    total, last = 0.0, 0
+    for row in history:
+        if "loss" in row:
+            total += row["loss"] * (row["step"] - last)
+            last = row["step"]
+    return total / last

@@ -133,7 +133,7 @@ def local_hub(repositories: dict[str, tuple[bytes, int | None]]) -> Iterator[str
             about["Content_Range"] = f"bytes {start}-{int(start) + len(part) - 1}/{len(body)}"
             return self.answer(206, part, **about)
 
-        do_HEAD = do_POST = do_GET  # noqa: N815 - names of http.server
+        do_HEAD = do_POST = do_GET
 
     def card(num_rows: int | None) -> bytes:
         files = "configs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n"

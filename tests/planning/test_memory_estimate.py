@@ -23,7 +23,7 @@ from distill_lab.planning.memory_estimate import (
 from distill_lab.planning.model_shape import measure, shape_of
 from distill_lab.train import loss_module
 from distill_lab.train.lora import add_adapters
-from distill_lab.train.objectives import cross_entropy
+from distill_lab.train.objectives import LossBatch, _chunked_head, load_objective
 
 SIZES: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -45,7 +45,7 @@ def config_of(kind: str, layers: int, **more: Any) -> Any:
 
 def saved_bytes(model: Any, *, mixed: bool) -> int:
     """Bytes that the lab's forward keeps for the backward pass, weights and buffers excepted, shared tensors once."""
-    loss_module.install(model)
+    loss_module.install(model, load_objective("cross_entropy"))
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     held: dict[int, int] = {}
     alive = []
@@ -64,7 +64,7 @@ def saved_bytes(model: Any, *, mixed: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, mixed),
     ):
-        model(input_ids=ids, position_ids=positions, trained_N=trained, labels_N=ids[0, trained])
+        model(LossBatch(ids, positions, None, None, trained, ids[0, trained], ()))
     return sum(held.values())
 
 
@@ -179,7 +179,7 @@ def test_shapes_count_every_weight(kind: str) -> None:
 
 
 def test_the_loss_is_counted_with_its_own_chunks() -> None:
-    assert (cross_entropy.CHUNK_ELEMENTS, cross_entropy.MIN_CHUNK, cross_entropy.MAX_CHUNK) == (
+    assert (_chunked_head.CHUNK_ELEMENTS, _chunked_head.MIN_CHUNK, _chunked_head.MAX_CHUNK) == (
         CHUNK_ELEMENTS,
         MIN_CHUNK,
         MAX_CHUNK,

@@ -19,13 +19,14 @@ from distill_lab.tiny import FAMILY
 from distill_lab.train import plan
 from distill_lab.train.bf16_layers import linear, rms_norm, swiglu
 from distill_lab.train.bf16_passes import Bf16Passes
-from distill_lab.train.loss_module import add_embedding_gradients_in_place, cross_entropy_objective, install
+from distill_lab.train.loss_module import add_embedding_gradients_in_place, install
 from distill_lab.train.packing import collate
 from distill_lab.train.plan import make_plan, training_arguments
+from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_student
 from distill_lab.train.trainer import StudentTrainer
-from tests.helpers import IN_THREE_PARTS, limited, toy_rows, train_and_kill, train_with
+from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, limited, toy_rows, train_and_kill, train_with
 
 BF16 = TrainConfig(
     learning_rate=5e-3,
@@ -117,8 +118,8 @@ def gradients(student: ModelConfig, path: Path, tmp_path: Path, config: TrainCon
             return super()._clip_grad_norm(model)
 
     args = training_arguments(tmp_path / "work", config, planned.num_steps, validate=False)
-    objective = cross_entropy_objective
-    Spy(model, args=args, config=config, data=data, plan=planned, objective=objective, on_log=lambda row: None).train()
+    rounds = known_rows(data.training, planned)
+    Spy(model, args=args, config=config, rounds=rounds, objective=CROSS_ENTROPY, on_log=lambda row: None).train()
     return seen
 
 
@@ -145,10 +146,10 @@ def test_packed_rows_do_not_see_each_other(student: ModelConfig, rows: Path) -> 
     data = read_rows(rows, tokenizer, max_length=512, validation_fraction=0, seed=0).training[:6]
     passes = Bf16Passes(model, in_place=True)
     assert passes.rows
-    install(model, head_copy=passes.head_copy)
+    install(model, CROSS_ENTROPY, head_copy=passes.head_copy)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        together = model(**collate([data[:4], data[4:]], flat=True)).item()
-        apart = sum(model(**collate([[row]], flat=True)).item() for row in data)
+        together = model(collate([data[:4], data[4:]], flat=True)).total.item()
+        apart = sum(model(collate([[row]], flat=True)).total.item() for row in data)
     assert together == pytest.approx(apart, rel=1e-3)
 
 
@@ -156,13 +157,13 @@ def test_a_model_with_a_window_keeps_its_own_attention(random_model: Callable[..
     window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0, "layer_types": None}
     model, tokenizer = load_model(ModelConfig(model=str(random_model(hidden=32, layers=2, **window))), training=True)
     data = read_rows(rows, tokenizer, max_length=512, validation_fraction=0, seed=0).training[:4]
-    install(model)
-    exact = model(**collate([data])).item()
+    install(model, CROSS_ENTROPY)
+    exact = model(collate([data])).total.item()
     passes = Bf16Passes(model, in_place=True)
     assert not passes.rows
-    install(model, head_copy=passes.head_copy)
+    install(model, CROSS_ENTROPY, head_copy=passes.head_copy)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model(**collate([data])).item() == pytest.approx(exact, rel=0.01)
+        assert model(collate([data])).total.item() == pytest.approx(exact, rel=0.01)
 
 
 def test_updates_below_bf16s_resolution_add_up(student: ModelConfig, rows: Path, tmp_path: Path) -> None:

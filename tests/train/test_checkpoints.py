@@ -77,7 +77,7 @@ def test_what_only_looks_like_a_checkpoint_is_left_alone(tmp_path: Path) -> None
     elsewhere.mkdir()
     (elsewhere / "mine").write_text("1")
     (work / "checkpoint-98").symlink_to(elsewhere, target_is_directory=True)
-    assert checkpoints.newest_whole(work) == checkpoints.Found(work / "checkpoint-4", {})
+    assert checkpoints.newest_whole(work) == checkpoints.ResumePoint(work / "checkpoint-4", {})
     assert [path.name for path in checkpoints._newest_first(work)] == ["checkpoint-4"]
     assert checkpoints.remove_finished(out) == sorted([*kept, "checkpoint-98", "checkpoint-99"])
     assert {path.name for path in work.iterdir()} == {*kept, "checkpoint-98", "checkpoint-99", MARK}
@@ -95,7 +95,7 @@ def test_a_damaged_key_is_told_and_its_checkpoints_are_not_used(content: bytes |
     [told] = checkpoints.keep_only(out, KEY)
     assert "checkpoint-4 was removed" in told
     assert "key.json" in told
-    assert checkpoints.newest_whole(work) == checkpoints.Found(None, {})
+    assert checkpoints.newest_whole(work) == checkpoints.ResumePoint(None, {})
     assert json.loads((work / "key.json").read_text()) == KEY
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill_lab.train.objectives import cross_entropy
+from distill_lab.train.objectives import ChunkLoss, ChunkTargets, cross_entropy
+from distill_lab.train.objectives._chunked_head import head_loss
 
 N, H, V = 37, 16, 101
 
@@ -17,6 +21,10 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tens
     head_VH = torch.randn(V, H, generator=generator, dtype=dtype).requires_grad_()
     bias_V = torch.randn(V, generator=generator, dtype=dtype).requires_grad_()
     return hidden_NH, head_VH, bias_V, torch.randint(V, (N,), generator=generator)
+
+
+def loss(hidden_NH: torch.Tensor, weight_VH: torch.Tensor, labels_N: torch.Tensor, **settings: Any) -> torch.Tensor:
+    return head_loss(hidden_NH, weight_VH, labels_N, cross_entropy.chunk_loss, **settings).total
 
 
 def reference(hidden_NH, head_VH, labels_N, bias_V=None, softcap=None, scale=1.0) -> torch.Tensor:
@@ -36,7 +44,7 @@ def test_loss_and_every_gradient_equal_torch(
     bias = bias_V if with_bias else None
     expected = reference(hidden_NH, head_VH, labels_N, bias, softcap, scale)
     expected_grads = torch.autograd.grad(expected / 7, weights)
-    actual = cross_entropy.loss(hidden_NH, head_VH, labels_N, bias=bias, softcap=softcap, scale=scale, chunk=chunk)
+    actual = loss(hidden_NH, head_VH, labels_N, bias=bias, softcap=softcap, scale=scale, chunk=chunk)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
     for gradient, wanted in zip(torch.autograd.grad(actual / 7, weights), expected_grads, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-5)
@@ -53,11 +61,9 @@ def test_the_heads_gradient_may_be_added_at_once(softcap: float | None, with_bia
         hidden_NH, head_VH, bias_V, labels_N = inputs()
         head_VH.grad = None if first is None else first.clone()
         bias = bias_V if with_bias else None
-        loss = cross_entropy.loss(
-            hidden_NH, head_VH, labels_N, bias=bias, softcap=softcap, chunk=8, head_grad_scale=1 / 7
-        )
+        total = loss(hidden_NH, head_VH, labels_N, bias=bias, softcap=softcap, chunk=8, head_grad_scale=1 / 7)
         assert head_VH.grad is not None
-        loss.div(7).backward()
+        total.div(7).backward()
         found = [weight.grad for weight in (hidden_NH, head_VH, bias) if weight is not None]
         if first is not None:
             found[1] = head_VH.grad - first
@@ -68,63 +74,63 @@ def test_the_heads_gradient_may_be_added_at_once(softcap: float | None, with_bia
 def test_a_label_whose_probability_underflows_has_a_loss() -> None:
     hidden_NH, head_VH = torch.tensor([[200.0]]), torch.tensor([[1.0], [0.0], [-1.0]])
     for label, nats in ((0, 0.0), (1, 200.0), (2, 400.0)):
-        assert cross_entropy.loss(hidden_NH, head_VH, torch.tensor([label])).item() == pytest.approx(nats)
+        assert loss(hidden_NH, head_VH, torch.tensor([label])).item() == pytest.approx(nats)
 
 
 def test_by_hand() -> None:
     # Logits (0, ln 3): probabilities 1/4 and 3/4.
     hidden_NH = torch.tensor([[1.0], [1.0]])
     head_VH = torch.tensor([[1.0], [3.0]]).log()
-    loss = cross_entropy.loss(hidden_NH, head_VH, torch.tensor([0, 1]))
-    assert loss.item() == pytest.approx(torch.tensor([4.0, 4 / 3]).log().sum().item(), abs=1e-6)
+    total = loss(hidden_NH, head_VH, torch.tensor([0, 1]))
+    assert total.item() == pytest.approx(torch.tensor([4.0, 4 / 3]).log().sum().item(), abs=1e-6)
 
 
 def test_gradients_only_for_what_requires_them() -> None:
     hidden_NH, head_VH, _, labels_N = inputs()
-    loss = cross_entropy.loss(hidden_NH, head_VH.detach(), labels_N)
-    loss.backward()
+    total = loss(hidden_NH, head_VH.detach(), labels_N)
+    total.backward()
     assert hidden_NH.grad is not None
     assert head_VH.grad is None
     with torch.no_grad():
-        assert not cross_entropy.loss(hidden_NH, head_VH, labels_N).requires_grad
+        assert not loss(hidden_NH, head_VH, labels_N).requires_grad
 
 
 def test_a_tied_head_gets_both_gradients() -> None:
     _, table_VH, _, labels_N = inputs()
     ids = torch.arange(N)
     expected = torch.autograd.grad(reference(table_VH[ids].tanh(), table_VH, labels_N), table_VH)[0]
-    actual = torch.autograd.grad(cross_entropy.loss(table_VH[ids].tanh(), table_VH, labels_N, chunk=5), table_VH)[0]
+    actual = torch.autograd.grad(loss(table_VH[ids].tanh(), table_VH, labels_N, chunk=5), table_VH)[0]
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_autocast_computes_products_in_its_type_and_sums_in_fp32() -> None:
     hidden_NH, head_VH, _, labels_N = inputs()
-    exact = cross_entropy.loss(hidden_NH, head_VH, labels_N)
+    exact = loss(hidden_NH, head_VH, labels_N)
     exact_grad = torch.autograd.grad(exact, head_VH)[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cross_entropy.loss(hidden_NH, head_VH, labels_N, chunk=8)
-    gradient = torch.autograd.grad(loss, head_VH)[0]
-    assert loss.dtype == gradient.dtype == torch.float32
-    assert loss.item() != exact.item()
-    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+        total = loss(hidden_NH, head_VH, labels_N, chunk=8)
+    gradient = torch.autograd.grad(total, head_VH)[0]
+    assert total.dtype == gradient.dtype == torch.float32
+    assert total.item() != exact.item()
+    torch.testing.assert_close(total, exact, rtol=1e-2, atol=0)
     assert (gradient - exact_grad).norm() < 2e-2 * exact_grad.norm()
 
 
 def test_no_positions() -> None:
     hidden_NH, head_VH, _, labels_N = inputs()
-    loss = cross_entropy.loss(hidden_NH[:0], head_VH, labels_N[:0])
-    loss.backward()
-    assert loss.item() == 0
+    total = loss(hidden_NH[:0], head_VH, labels_N[:0])
+    total.backward()
+    assert total.item() == 0
     assert head_VH.grad is not None
     assert not head_VH.grad.any()
 
 
 def test_a_second_backward_is_refused_rather_than_wrong() -> None:
     hidden_NH, head_VH, _, labels_N = inputs()
-    loss = cross_entropy.loss(hidden_NH, head_VH, labels_N)
-    (loss / 2).backward(retain_graph=True)
+    total = loss(hidden_NH, head_VH, labels_N)
+    (total / 2).backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+        total.backward()
 
 
 def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,5 +140,68 @@ def test_never_more_than_one_chunk_of_logits(monkeypatch: pytest.MonkeyPatch) ->
         torch, "softmax", lambda logits, *rest, **kwargs: sizes.append(len(logits)) or original(logits, *rest, **kwargs)
     )
     hidden_NH, head_VH, _, labels_N = inputs()
-    cross_entropy.loss(hidden_NH, head_VH, labels_N, chunk=8).backward()
+    loss(hidden_NH, head_VH, labels_N, chunk=8).backward()
     assert sizes == [8, 8, 8, 8, 5]
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.elements = max(self.elements, each.numel())
+        return result
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "positions", "copied", "chunks"),
+    [
+        (151_936, 500, False, [220, 220, 60]),  # 2**25 logits
+        (151_936, 500, True, [441, 59]),  # 2**26 with the head's copy
+        (101, 5000, False, [4096, 904]),
+    ],
+)
+def test_the_default_chunk_bounds_what_exists_at_once(
+    vocabulary: int, positions: int, copied: bool, chunks: list[int]
+) -> None:
+    """At Qwen's vocabulary 128 MiB of logits in fp32, however many positions there are. No number comes from the code."""
+    hidden_NH = torch.randn(positions, 1).requires_grad_()
+    weight_VH = torch.randn(vocabulary, 1)
+    labels_N = torch.randint(vocabulary, (positions,))
+    sizes: list[int] = []
+
+    def counted(logits_CV: torch.Tensor, targets: ChunkTargets) -> ChunkLoss:
+        sizes.append(len(logits_CV))
+        return cross_entropy.chunk_loss(logits_CV, targets)
+
+    copy = weight_VH.bfloat16() if copied else None
+    with Largest() as largest, torch.autocast("cpu", torch.bfloat16, enabled=copied):
+        total = head_loss(hidden_NH, weight_VH, labels_N, counted, head_copy_VH=copy).total
+    total.backward()
+    assert sizes == chunks
+    bound = 2**26 if copied else 2**25
+    assert chunks[0] * vocabulary <= largest.elements <= bound
+
+
+def test_a_loss_without_gradients_computes_none() -> None:
+    """A validation would otherwise pay for products and a gradient of the head's size that nobody takes."""
+    hidden_NH, head_VH, bias_V, labels_N = inputs()
+    products: list[int] = []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            products.append("mm" in str(func))
+            return func(*args, **(kwargs or {}))
+
+    expected = loss(hidden_NH, head_VH, labels_N, bias=bias_V)
+    with torch.no_grad(), Products():
+        found = loss(hidden_NH, head_VH, labels_N, bias=bias_V, head_grad_scale=1.0)
+    assert found.item() == expected.item()
+    assert sum(products) == 1
+    assert head_VH.grad is None

@@ -14,11 +14,11 @@ from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
 from distill_lab.train.checkpoints import damage
-from distill_lab.train.loss_module import cross_entropy_objective
-from distill_lab.train.packing import cut
+from distill_lab.train.objectives import LossBatch, LossOutput
+from distill_lab.train.packing import split_batch
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_model
-from tests.helpers import IN_THREE_PARTS, limited, toy_rows, train_with
+from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, limited, toy_rows, train_with
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_halved_micro_batches_give_the_same_student(student: Path, tmp_path: Pat
 
 
 def test_one_row_that_does_not_fit_stops_with_remedies(student: Path, tmp_path: Path) -> None:
-    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: LossBatch) -> LossOutput:
         raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(UserError, match=r"step 1: out of memory even with one row at a time; lower --train\.tokens"):
@@ -72,7 +72,7 @@ def test_an_optimizer_without_room_for_its_state_says_what_needs_less(
     with pytest.raises(
         UserError, match=r"step 2: out of memory in the optimizer's step; AdamW .*adamw_8bit.*lora\.r 16"
     ):
-        train_with(cross_entropy_objective, student, tmp_path / "student", config)
+        train_with(CROSS_ENTROPY, student, tmp_path / "student", config)
     assert not (tmp_path / "student").exists()
     assert damage(tmp_path / "student.work" / "checkpoint-1") is None
 
@@ -85,13 +85,13 @@ def test_a_validation_without_memory_is_cut_into_parts(student: Path, tmp_path: 
         calls: list[int] = []
 
         def objective(
-            hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any], most: int = most, calls: list[int] = calls
-        ) -> torch.Tensor:
+            hidden_NH: torch.Tensor, head: Any, batch: LossBatch, most: int = most, calls: list[int] = calls
+        ) -> LossOutput:
             if not torch.is_grad_enabled():
                 calls.append(len(hidden_NH))
                 if len(hidden_NH) > most:
                     raise torch.OutOfMemoryError("out of memory")
-            return cross_entropy_objective(hidden_NH, head, batch)
+            return CROSS_ENTROPY(hidden_NH, head, batch)
 
         model, tokenizer = load_model(ModelConfig(model=str(student)), training=True)
         data = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=512, validation_fraction=0.3, seed=0)
@@ -102,7 +102,7 @@ def test_a_validation_without_memory_is_cut_into_parts(student: Path, tmp_path: 
 
 
 def test_a_validation_row_that_does_not_fit_stops_with_remedies(student: Path, tmp_path: Path) -> None:
-    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: LossBatch) -> LossOutput:
         raise torch.OutOfMemoryError("out of memory")
 
     write_jsonl(tmp_path / "rows.jsonl", toy_rows())
@@ -113,18 +113,18 @@ def test_a_validation_row_that_does_not_fit_stops_with_remedies(student: Path, t
 
 
 def test_other_errors_are_raised_as_they_are(student: Path, tmp_path: Path) -> None:
-    def objective(hidden_NH: torch.Tensor, head: Any, batch: dict[str, Any]) -> torch.Tensor:
+    def objective(hidden_NH: torch.Tensor, head: Any, batch: LossBatch) -> LossOutput:
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         train_with(objective, student, tmp_path / "student", IN_THREE_PARTS)
 
 
-def test_a_batch_is_cut_into_bins_and_then_into_rows() -> None:
+def test_a_batch_is_split_into_bins_and_then_into_rows() -> None:
     batch = [[0, 1], [2], [3, 4, 5]]
-    assert cut(batch, 1) == [batch]
-    assert cut(batch, 2) == [[[0, 1]], [[2], [3, 4, 5]]]
+    assert split_batch(batch, 1) == [batch]
+    assert split_batch(batch, 2) == [[[0, 1]], [[2], [3, 4, 5]]]
     for parts in (4, 8):
-        assert sorted(row for part in cut(batch, parts) for bin_ in part for row in bin_) == [0, 1, 2, 3, 4, 5]
-    assert len(cut(batch, 4)) == 4
-    assert cut(batch, 8) == [[[row]] for row in range(6)]
+        assert sorted(row for part in split_batch(batch, parts) for bin_ in part for row in bin_) == [0, 1, 2, 3, 4, 5]
+    assert len(split_batch(batch, 4)) == 4
+    assert split_batch(batch, 8) == [[[row]] for row in range(6)]

@@ -26,7 +26,8 @@ from transformers import (
 from distill_lab.chat import Encoded
 from distill_lab.errors import UserError
 from distill_lab.train import loss_module
-from distill_lab.train.packing import Row, choose_width, collate, epoch_batches, pack, shifted
+from distill_lab.train.packing import Row, choose_width, collate, epoch_batches, pack
+from tests.helpers import CROSS_ENTROPY
 
 SIZES: dict[str, Any] = {
     "vocab_size": 101,
@@ -71,7 +72,7 @@ def rows(number: int = 9, longest: int = 30) -> tuple[list[Encoded], list[Row]]:
         length = rng.randint(4, longest)
         trained = [position > length // 3 for position in range(length)]
         encoded.append(Encoded([rng.randrange(3, 101) for _ in range(length)], trained))
-    return encoded, [shifted(each) for each in encoded]
+    return encoded, [Row.from_encoded(each) for each in encoded]
 
 
 def loss_of_single_rows(model: Any, encoded: list[Encoded]) -> torch.Tensor:
@@ -116,34 +117,37 @@ def test_packed_rows_waste_little() -> None:
 def test_epochs_hold_every_row_once_and_differ() -> None:
     rng = random.Random(0)
     lengths = [rng.randint(5, 60) for _ in range(200)]
-    for mix in (True, False):
-        width = 64 if mix else 60
+    for pack_rows in (True, False):
+        width = 64 if pack_rows else 60
         orders = []
         for epoch in (0, 1, 0):
-            batches = epoch_batches(lengths, tokens_per_batch=256, width=width, seed=1, epoch=epoch, mix=mix)
+            batches = epoch_batches(
+                lengths, tokens_per_batch=256, width=width, seed=1, epoch=epoch, pack_rows=pack_rows
+            )
             assert sorted(i for batch in batches for bin_ in batch for i in bin_) == list(range(200))
             assert all(len(batch) * width <= 256 for batch in batches)
-            assert mix or all(len(bin_) == 1 for batch in batches for bin_ in batch)
+            assert pack_rows or all(len(bin_) == 1 for batch in batches for bin_ in batch)
             orders.append(batches)
         assert orders[0] == orders[2] != orders[1]
 
 
 def test_collate_by_hand() -> None:
-    first = shifted(Encoded([5, 6, 7], [False, True, True]))
-    second = shifted(Encoded([8, 9], [False, True]))
-    third = shifted(Encoded([10, 11, 12, 13, 14], [False, False, True, False, True]))
-    batch: Any = collate([[first, second], [third]])
-    assert batch["input_ids"].tolist() == [[5, 6, 8, 0], [10, 11, 12, 13]]
-    assert batch["position_ids"].tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
-    assert batch["trained_N"].tolist() == [0, 1, 2, 5, 7]
-    assert batch["labels_N"].tolist() == [6, 7, 9, 12, 14]
-    flat: Any = collate([[first, second], [third]], flat=True)
-    assert flat["input_ids"].tolist() == [[5, 6, 8, 10, 11, 12, 13]]
-    assert flat["position_ids"].tolist() == [[0, 1, 0, 0, 1, 2, 3]]
-    assert flat["cu_seq_lens_q"].tolist() == [0, 2, 3, 7]
-    assert flat["max_length_q"] == 4
-    alone: Any = collate([[first], [third]])
-    assert alone["position_ids"].tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    first = Row.from_encoded(Encoded([5, 6, 7], [False, True, True]))
+    second = Row.from_encoded(Encoded([8, 9], [False, True]))
+    third = Row.from_encoded(Encoded([10, 11, 12, 13, 14], [False, False, True, False, True]))
+    batch = collate([[first, second], [third]])
+    assert batch.input_ids_BW.tolist() == [[5, 6, 8, 0], [10, 11, 12, 13]]
+    assert batch.position_ids_BW.tolist() == [[0, 1, 0, 0], [0, 1, 2, 3]]
+    assert batch.loss_positions_N.tolist() == [0, 1, 2, 5, 7]
+    assert batch.labels_N.tolist() == [6, 7, 9, 12, 14]
+    flat = collate([[first, second], [third]], flat=True)
+    assert flat.input_ids_BW.tolist() == [[5, 6, 8, 10, 11, 12, 13]]
+    assert flat.position_ids_BW.tolist() == [[0, 1, 0, 0, 1, 2, 3]]
+    assert flat.cu_seqlens_R1 is not None
+    assert flat.cu_seqlens_R1.tolist() == [0, 2, 3, 7]
+    assert flat.max_seqlen == 4
+    alone = collate([[first], [third]])
+    assert alone.position_ids_BW.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -153,8 +157,8 @@ def test_packed_logits_are_those_of_single_rows(kind: str, attention: str) -> No
     _, packed = rows()
     bins = [[packed[0], packed[1], packed[2]], [packed[3]], [packed[4], packed[5]]]
     for flat in (False, True):
-        batch: Any = collate(bins, flat=flat)
-        ids, positions = batch["input_ids"], batch["position_ids"]
+        batch = collate(bins, flat=flat)
+        ids, positions = batch.input_ids_BW, batch.position_ids_BW
         with torch.no_grad():
             logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
             leaking = model(input_ids=ids, position_ids=positions, use_cache=True).logits
@@ -186,14 +190,14 @@ def test_loss_and_gradients_equal_plain_transformers(kind: str, tied: bool, shap
         pack([len(row) for row in packed], width) if shape != "one row per bin" else [[i] for i in range(len(packed))]
     )
     assert tied != any(name == "lm_head.weight" for name in names)
-    loss_module.install(model)
+    loss_module.install(model, CROSS_ENTROPY)
     batch = collate([[packed[index] for index in bin_] for bin_ in bins], flat=shape == "flat")
-    loss = model(**batch)
+    loss = model(batch).total
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     for name, gradient, want in zip(names, torch.autograd.grad(loss, parameters), wanted, strict=True):
         torch.testing.assert_close(gradient, want, rtol=1e-4, atol=1e-5 * want.abs().max().item(), msg=name)
     loss_module.uninstall(model)
-    assert model(input_ids=batch["input_ids"]).logits.shape[-1] == 101
+    assert model(input_ids=batch.input_ids_BW).logits.shape[-1] == 101
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere", "gpt2"])
@@ -202,10 +206,10 @@ def test_heads_that_scale_or_cap_their_logits(kind: str) -> None:
     encoded, packed = rows(4)
     expected = loss_of_single_rows(model, encoded)
     loss_module.check_head(model)
-    mix = loss_module.rows_stay_apart(model)
-    loss_module.install(model)
-    bins = [[row] for row in packed] if not mix else [packed[:2], packed[2:]]
-    torch.testing.assert_close(model(**collate(bins)), expected, rtol=1e-5, atol=1e-4)
+    pack_rows = loss_module.rows_stay_apart(model)
+    loss_module.install(model, CROSS_ENTROPY)
+    bins = [[row] for row in packed] if not pack_rows else [packed[:2], packed[2:]]
+    torch.testing.assert_close(model(collate(bins)).total, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_a_head_of_another_kind_is_refused() -> None:
@@ -215,7 +219,7 @@ def test_a_head_of_another_kind_is_refused() -> None:
         loss_module.check_head(model)
     model.set_output_embeddings(torch.nn.Sequential(torch.nn.Linear(32, 101)))
     with pytest.raises(UserError, match="Sequential"):
-        loss_module.install(model)
+        loss_module.install(model, CROSS_ENTROPY)
 
 
 def test_a_model_whose_rows_see_each_other_is_found_out() -> None:
@@ -230,5 +234,5 @@ def test_shift_keeps_what_is_trained() -> None:
     encoded, packed = rows()
     for each, row in zip(encoded, packed, strict=True):
         trained = [token for token, flag in zip(each.input_ids, each.loss_mask, strict=True) if flag]
-        assert row.target[row.trained].tolist() == trained
+        assert row.target[row.loss_mask].tolist() == trained
         assert np.array_equal(row.input_ids[1:], row.target[:-1])

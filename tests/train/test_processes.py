@@ -52,23 +52,57 @@ AcceleratorState.__init__ = with_fsdp
 import torch
 
 from distill_lab.config import ModelConfig, TrainConfig
-from distill_lab.train import loop
+from distill_lab.models.loading import load_model
+from distill_lab.train import saving
+from distill_lab.train.objectives import cross_entropy
 from distill_lab.train.trainer import StudentTrainer
 from distill_lab.train.student import train_student
 
+# What the two processes count is added up.
+plain = cross_entropy.chunk_loss
+
+def chunk_loss(logits_CV, targets):
+    loss = plain(logits_CV, targets)
+    return loss._replace(metrics={"nats": loss.total})
+
+cross_entropy.chunk_loss = chunk_loss
 made = StudentTrainer.__init__
+trainers = []
 
 def check(self, *arguments, **settings):
     made(self, *arguments, **settings)
+    trainers.append(self)
     assert self.accelerator.is_fsdp2 and self.accelerator.num_processes == 2
 
 StudentTrainer.__init__ = check
 rows, out, config, log, dtype = sys.argv[1:]
 if dtype != "float32":
-    loop.compute_dtype = lambda device: getattr(torch, dtype)
+    saving.compute_dtype = lambda device: getattr(torch, dtype)
 logs = []
+
+def generated(model):
+    ids = torch.arange(5, 12)[None]
+    return model.eval().generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False, eos_token_id=None
+    )
+
+def on_log(row):
+    logs.append(row)
+    model = trainers[0].model_wrapped if trainers else None
+    if row.get("step") != 2 or "loss" not in row or hasattr(model, "peft_config"):
+        return
+    # The split student generates what it would as a whole, and its training goes on as if it had not.
+    state = trainers[0].accelerator.get_state_dict(model)
+    found = generated(model)
+    model.train()
+    if os.environ["RANK"] == "0":
+        whole, _ = load_model(ModelConfig(model="tiny:student"))
+        whole.load_state_dict(state, strict=False)
+        assert torch.equal(generated(whole), found)
+        logs.append({"generated": found.tolist()})
+
 train_student(ModelConfig(model="tiny:student"), Path(rows), Path(out), TrainConfig.model_validate_json(config),
-              on_log=logs.append)
+              on_log=on_log)
 if os.environ["RANK"] == "0":
     Path(log).write_text(json.dumps(logs))
 """
@@ -158,6 +192,9 @@ def test_a_student_split_over_two_processes_is_the_same(
 ) -> None:
     logs = train_split(rows, tmp_path, CONFIG)
     assert_same(tmp_path / "student", logs, alone)
+    assert any("generated" in row for row in logs)
+    for row in logs:
+        assert "loss" not in row or row["metrics"]["nats"] == pytest.approx(row["loss"], rel=1e-5)
 
 
 def test_a_split_student_is_saved_in_what_it_is_used_in(rows: Path, tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.files.outputs import work_folder
 from distill_lab.models.loading import load_model
 from distill_lab.train import checkpoints
+from distill_lab.train.objectives import LossOutput
 from distill_lab.train.plan import make_plan, micro_batches, training_arguments
+from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_student
 from distill_lab.train.trainer import StudentTrainer
-from tests.helpers import FAST, toy_rows, train_and_kill
+from tests.helpers import CROSS_ENTROPY, FAST, toy_rows, train_and_kill
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +56,8 @@ def step_gradients(student: ModelConfig, rows: Path, tmp_path: Path, config: Tra
             return super()._clip_grad_norm(model)
 
     args = training_arguments(tmp_path / "work", config, plan.num_steps, validate=False)
-    from distill_lab.train.loss_module import cross_entropy_objective as objective
-
-    Spy(model, args=args, config=config, data=data, plan=plan, objective=objective, on_log=lambda row: None).train()
+    rounds = known_rows(data.training, plan)
+    Spy(model, args=args, config=config, rounds=rounds, objective=CROSS_ENTROPY, on_log=lambda row: None).train()
     assert plan.num_steps == 1
     return seen
 
@@ -124,8 +125,8 @@ def test_training_lowers_the_validation_loss_and_leaves_a_student(
         with torch.no_grad():
             logits = model(input_ids=torch.from_numpy(row.input_ids[None]).long(), use_cache=False).logits[0]
         chosen = logits.log_softmax(-1).gather(1, torch.from_numpy(row.target[:, None]).long())[:, 0]
-        nats -= chosen[torch.from_numpy(row.trained)].sum().item()
-        tokens += int(row.trained.sum())
+        nats -= chosen[torch.from_numpy(row.loss_mask)].sum().item()
+        tokens += int(row.loss_mask.sum())
     assert result.validation_loss_after == pytest.approx(nats / tokens, rel=1e-5)
 
 
@@ -258,11 +259,12 @@ def test_a_bad_loss_is_never_saved_though_it_is_read_at_log_time(
         self._checks_at_once = at_once
 
     def compute_loss(self: StudentTrainer, model: Any, inputs: Any, **settings: Any) -> Any:
-        def spoiled(**batch: Any) -> torch.Tensor:
+        def spoiled(*batch: Any, **settings: Any) -> LossOutput:
             calls.append(1)
-            total = model(**batch) * (float("nan") if len(calls) == 3 else 1.0)
+            output = model(*batch, **settings)
+            output = output._replace(total=output.total * (float("nan") if len(calls) == 3 else 1.0))
             passed.append("forward")  # transformers itself reads, to find out where packed rows begin
-            return total
+            return output
 
         spoiled.training = True  # pyright: ignore[reportFunctionMemberAccess]
         passed.clear()
@@ -298,7 +300,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
         (folder / "model.safetensors").write_bytes(bytes(1000))
         (folder / "optimizer.pt").write_bytes(b"state")
         checkpoints.seal(folder)
-    assert checkpoints.newest_whole(tmp_path) == checkpoints.Found(tmp_path / "checkpoint-100", {})
+    assert checkpoints.newest_whole(tmp_path) == checkpoints.ResumePoint(tmp_path / "checkpoint-100", {})
     weights = tmp_path / "checkpoint-100" / "model.safetensors"
     weights.write_bytes(bytes(999) + b"\x01")
     assert checkpoints.damage(tmp_path / "checkpoint-100") == "model.safetensors is not what was written"
@@ -344,11 +346,11 @@ def test_the_plan_follows_epochs_and_steps() -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 3, 4, 8, 16])
-@pytest.mark.parametrize("mix", [True, False])
-def test_a_step_has_the_same_rows_on_any_number_of_processes(accumulation: int, mix: bool) -> None:
+@pytest.mark.parametrize("pack_rows", [True, False])
+def test_a_step_has_the_same_rows_on_any_number_of_processes(accumulation: int, pack_rows: bool) -> None:
     lengths = [20 + 37 * index % 180 for index in range(150)]
     config = TrainConfig(tokens_per_batch=1000, gradient_accumulation_steps=accumulation, num_epochs=1.7)
-    alone = make_plan(lengths, config, mix=mix)
+    alone = make_plan(lengths, config, pack_rows=pack_rows)
     assert alone.num_steps > 1
 
     def rows_of_steps(plan: Any, processes: int) -> list[list[int]]:
@@ -357,7 +359,7 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(accumulation: int, 
         return [sorted(row for batch in step for bin_ in batch for row in bin_) for step in steps]
 
     for processes in (2, 3, 8):
-        plan = make_plan(lengths, config, mix=mix, num_processes=processes)
+        plan = make_plan(lengths, config, pack_rows=pack_rows, num_processes=processes)
         assert plan.num_steps == alone.num_steps
         assert plan.tokens_until.tolist() == alone.tokens_until.tolist()
         assert plan.batches_per_epoch == alone.batches_per_epoch
@@ -368,7 +370,7 @@ def test_a_step_has_the_same_rows_on_any_number_of_processes(accumulation: int, 
         assert max(tokens) <= 1000
         if accumulation % processes == 0 and alone.num_steps * accumulation == len(alone.batches):
             assert plan.batches == alone.batches
-        if not mix:
+        if not pack_rows:
             assert all(len(bin_) == 1 for batch in plan.batches for bin_ in batch)
 
 

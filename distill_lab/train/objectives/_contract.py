@@ -1,0 +1,136 @@
+"""What collation, the decoder, a teacher, an objective and the trainer hand to each other.
+
+Shapes: B bins, W width of a bin in tokens, R rows, N loss positions (the student learns the token after each of them),
+C loss positions of one chunk, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Head:
+    """How hidden states become logits: `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`."""
+
+    linear: nn.Linear
+    scale: float = 1.0
+    softcap: float | None = None
+    copy: torch.Tensor | None = None
+    """The weights in the type that products are computed in, if the trainer keeps them (`bf16_passes`)."""
+    grad_scale: float | None = None
+    """The factor by which the trainer will multiply the loss, if the head's gradient may be added to `linear.weight.grad`
+    during the forward pass (`_chunked_head.head_loss`)."""
+
+
+class Signal(Protocol):
+    """What a teacher says about the loss positions of a batch."""
+
+    def at(self, part: slice) -> Any:
+        """The teacher's part for the loss positions `part`, in the form that the objective reads. `part` may be empty."""
+        ...
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """The packed rows of one micro-batch. Each field names its one reader; `READERS` refuses a field that has none.
+
+    Loss positions follow the order of the bins and, inside a bin, of the rows, so whatever is stored per row concatenates
+    to N.
+    """
+
+    input_ids_BW: torch.Tensor
+    """int64. Reader: the decoder (the student's, or a teacher's)."""
+    position_ids_BW: torch.Tensor
+    """int64, from 0 in each row. Reader: the decoder."""
+    cu_seqlens_R1: torch.Tensor | None
+    """int32, [R + 1]: where each row begins in a batch that is one line, and where the last one ends. None: the positions
+    alone separate the rows. Reader: the decoder's attention."""
+    max_seqlen: int | None
+    """Tokens of the longest row, with `cu_seqlens_R1`. Reader: the decoder's attention."""
+    loss_positions_N: torch.Tensor
+    """int64 indices into B * W. Reader: the loss module, which picks these hidden states."""
+    labels_N: torch.Tensor
+    """int64, the next tokens. Reader: the objective."""
+    row_ids_R: tuple[bytes, ...]
+    """The digest of each row (`packing.Row.id`) in the order of the loss positions. Reader: the teacher or its cache."""
+    targets: Signal | None = None
+    """What the teacher says; None without a teacher. Reader: the objective."""
+
+    def to(self, device: torch.device | str) -> LossBatch:
+        """The batch with its tensors on `device`."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+    def decoder_inputs(self) -> dict[str, Any]:
+        """The keyword arguments of a transformers decoder, which calls the row boundaries by FlashAttention's names."""
+        inputs: dict[str, Any] = {"input_ids": self.input_ids_BW, "position_ids": self.position_ids_BW}
+        if self.cu_seqlens_R1 is not None:
+            inputs |= {"cu_seq_lens_q": self.cu_seqlens_R1, "cu_seq_lens_k": self.cu_seqlens_R1}
+            inputs |= {"max_length_q": self.max_seqlen, "max_length_k": self.max_seqlen}
+        return inputs
+
+
+READERS = {
+    "input_ids_BW": "decoder",
+    "position_ids_BW": "decoder",
+    "cu_seqlens_R1": "decoder",
+    "max_seqlen": "decoder",
+    "loss_positions_N": "loss module",
+    "labels_N": "objective",
+    "row_ids_R": "teacher",
+    "targets": "objective",
+}
+"""Who reads each field of a `LossBatch`."""
+
+
+def refuse_unread(batch: LossBatch) -> None:
+    """Raise TypeError, naming the fields, if `batch` has fields without a reader."""
+    if unread := [each.name for each in fields(batch) if each.name not in READERS]:
+        raise TypeError(
+            f"nobody reads {', '.join(unread)} of {type(batch).__name__}; give each field a reader in READERS"
+        )
+
+
+class LossOutput(NamedTuple):
+    """What an objective makes of a micro-batch. A tuple, because DDP, FSDP and autocast look into tuples."""
+
+    total: torch.Tensor
+    """The loss as a *sum* over the loss positions in nats, a scalar in fp32; only the trainer divides."""
+    metrics: dict[str, torch.Tensor]
+    """Further sums over the loss positions, scalars without a gradient, for the log."""
+
+
+Objective = Callable[[torch.Tensor, Head, LossBatch], LossOutput]
+"""`objective(hidden_NH, head, batch)`: hidden states at the loss positions -> the loss. Made by `load_objective`."""
+
+
+@dataclass(frozen=True)
+class ChunkTargets:
+    """What the logits of one chunk are compared with."""
+
+    labels_C: torch.Tensor
+    """int64, the next tokens."""
+    signal: Any = None
+    """The teacher's part for these positions (`Signal.at`); None without a teacher."""
+
+
+class ChunkLoss(NamedTuple):
+    """What an objective makes of one chunk."""
+
+    total: torch.Tensor
+    """Sum over C in nats, a scalar in fp32."""
+    grad_CV: torch.Tensor
+    """fp32, the gradient of `total` for the logits; may lie in their memory."""
+    metrics: Mapping[str, torch.Tensor] = {}
+    """Further sums over C, scalars."""
+
+
+ChunkFunction = Callable[[torch.Tensor, ChunkTargets], ChunkLoss]
+"""`chunk_loss(logits_CV, targets)`: an objective, for one chunk. The logits are fp32 and may be overwritten."""
