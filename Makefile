@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; to compile all of torch beforehand takes as long as the rest of the installation.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help install demo test install-vllm test-vllm install-interop test-interop test-gpu test-real check format family clean
+.PHONY: help install demo test install-vllm test-vllm install-interop test-interop test-gpu test-real check format family address clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -64,12 +64,15 @@ check: $(VENV)/installed-dev  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-format: $(VENV)/installed-dev  ## mend what can be mended
+format: $(VENV)/installed-dev  ## fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 family: $(VENV)/installed  ## make the tiny family again from its seed (about 100 minutes on one core; resumes)
 	$(BIN)/python -m scripts.tiny_family.build --out family
+
+address:  ## write this repository's address into badge, notebook and citation: make address URL=https://github.com/you/name
+	@$(PYTHON) scripts/address.py "$(URL)"
 
 clean:  ## remove .venv and caches, never runs
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
