@@ -8,7 +8,7 @@ import re
 import pytest
 
 from distill_lab import cli
-from tests.helpers import ROOT
+from tests.helpers import PACKAGE, ROOT
 from tests.typed import settings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,3 +63,15 @@ def test_the_python_example_names_what_there_is() -> None:
     names: dict[str, object] = {}
     exec(compile(tree, "README", "exec"), names)
     assert names["config"]
+
+
+def test_the_layout_is_the_tree() -> None:
+    layout = README.split("\n## Layout\n")[1].split("\n## ")[0]
+    named = re.findall(r"^( {4}| {6})(?! )(.*?)(?: {2,}|$)", layout, re.MULTILINE)
+    inside = {name.rstrip("/") for indent, names in named if len(indent) == 6 for name in names.split()}
+    there = {path.name for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert inside == there - {"__init__.py", "__pycache__"}
+    outside = {name for indent, names in named if len(indent) == 4 for name in names.split()}
+    for name in outside:
+        assert (ROOT / name).exists(), name
+    assert {"distill_lab/", "docs/", "examples/", "scripts/", "tests/", "benchmarks/"} <= outside
