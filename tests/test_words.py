@@ -101,16 +101,15 @@ STILL_OPEN = frozenset(
     distill_lab/train/bf16_passes.py
     distill_lab/train/checkpoints.py
     distill_lab/train/lora.py
-    distill_lab/train/loss_module.py
+    distill_lab/train/memory_replay.py
     distill_lab/train/merge.py
-    distill_lab/train/objectives/cross_entropy.py
+    distill_lab/train/objectives/_chunked_head.py
     distill_lab/train/packing.py
     distill_lab/train/plan.py
     distill_lab/train/portable.py
     distill_lab/train/result.py
     distill_lab/train/rows.py
     distill_lab/train/student.py
-    distill_lab/train/trainer.py
     distill_lab/train/training_log.py
     distill_lab/training_data/cot_files.py
     distill_lab/training_data/prompt_distillation.py
