@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Mode = Literal["system1", "system2"]
+Load = Callable[[str], tuple[Any, Any]]
+"""Path -> model and tokenizer."""
 NAMES = ("config.json", "adapter_config.json")  # every model directory contains one of them
 NO_DATA, NO_DATA_SYS2 = "No data for System 1 distillation", "No data for System 2 distillation"
 
@@ -356,17 +358,17 @@ def compare_models(
     """
     from distill_lab import device
     from distill_lab.evaluation.compare import Comparison, with_thinking
-    from distill_lab.report.side_by_side import render_comparison
+    from distill_lab.report.side_by_side import TEACHER_CHARS, render_comparison
 
-    models: list[tuple[str, str | None, Any, Any]] = [
-        ("Teacher", teacher_path, teacher_model, teacher_tokenizer),
-        ("System 1", system1_path, sys1_model, sys1_tokenizer),
-        ("System 2", system2_path, sys2_model, sys2_tokenizer),
+    models: list[tuple[str, str | None, Any, Any, Load, bool]] = [
+        ("Teacher", teacher_path, teacher_model, teacher_tokenizer, load_teacher, False),
+        ("System 1", system1_path, sys1_model, sys1_tokenizer, load_student, False),
+        ("System 2", system2_path, sys2_model, sys2_tokenizer, load_student, True),
     ]
     sampling = SamplingConfig(max_new_tokens=max_new_tokens)
     answers: list[dict[str, Completion]] = [{} for _ in prompts]
     missing: dict[str, str] = {}
-    for label, path, model, tokenizer in models:
+    for label, path, model, tokenizer, load, steps in models:
         if (model is None) != (tokenizer is None):
             raise UserError(f"{label}: give the loaded model together with its tokenizer, or neither")
         if model is None:
@@ -375,13 +377,14 @@ def compare_models(
             if not _is_there(path):
                 missing[label] = path
                 continue
-            model, tokenizer = load_teacher(path) if label == "Teacher" else load_student(path)
-        found = ask(model, tokenizer, [(prompt, "") for prompt in prompts], sampling, steps=label == "System 2")
+            model, tokenizer = load(path)
+        found = ask(model, tokenizer, [(prompt, "") for prompt in prompts], sampling, steps=steps)
         for by_label, answer in zip(answers, found, strict=True):
-            by_label[label] = with_thinking(answer) if label == "System 2" else answer
+            by_label[label] = with_thinking(answer) if steps else answer
         del model, tokenizer
         device.free_memory()  # the next model, or the training process, needs it
-    print(render_comparison([Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]))
+    comparisons = [Comparison(*pair, missing) for pair in zip(prompts, answers, strict=True)]
+    print(render_comparison(comparisons, max_chars={"Teacher": TEACHER_CHARS}))
 
 
 def _is_there(path: str) -> bool:

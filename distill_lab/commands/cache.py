@@ -5,8 +5,6 @@ runs. Out: what it contains for each model, or what was removed. The folder is D
 user's cache folder; DISTILL_LAB_CACHE=off turns the cache off, `distill generate --no-cache` does so for one command.
 
     distill cache                                   number, size and age of each model's answers
-    distill cache --prune-days 30                   remove answers older than 30 days
-    distill cache --prune-model tiny:teacher        remove one model's answers; use the name from the list
     distill cache --max-bytes 2000000000            remove the oldest answers until 2 GB are left
     distill cache --clear                           remove everything; also fixes a damaged file
 """
@@ -30,10 +28,6 @@ if TYPE_CHECKING:
 class Config(settings.Config):
     """Settings of `distill cache`; without any, it only shows the contents."""
 
-    prune_days: Annotated[float, Field(ge=0)] | None = None
-    """Remove answers older than this many days."""
-    prune_model: str = ""
-    """Remove this model's answers."""
     max_bytes: Annotated[int, Field(ge=0)] | None = None
     """Remove the oldest answers until the rest take at most this many bytes; the file is slightly larger."""
     clear: bool = False
@@ -60,7 +54,7 @@ def main(config: Config) -> None:
             terminal.print(f"the cache is empty: {path} does not exist yet")
             return
         with CacheFile(path) as file:
-            if config.clear or config.prune_model or config.prune_days is not None or config.max_bytes is not None:
+            if config.clear or config.max_bytes is not None:
                 _remove(config, file, terminal)
             _show(file, terminal)
     except (sqlite3.OperationalError, OSError) as error:
@@ -75,22 +69,7 @@ def main(config: Config) -> None:
 
 
 def _remove(config: Config, file: CacheFile, terminal: Terminal) -> None:
-    from distill_lab.errors import UserError
-
-    names = [usage.model for usage in file.usage()]
-    if config.prune_model and config.prune_model not in names:
-        raise UserError(
-            f"--prune-model {config.prune_model}: not in the cache, which contains {', '.join(names) or 'nothing'}"
-        )
-    removed: list[ModelUsage] = []
-    if config.clear:
-        removed += file.remove_all()
-    if config.prune_model:
-        removed += file.remove_model(config.prune_model)
-    if config.prune_days is not None:
-        removed += file.remove_older(config.prune_days)
-    if config.max_bytes is not None:
-        removed += file.remove_beyond(config.max_bytes)
+    removed = file.remove_all() if config.clear else file.remove_beyond(config.max_bytes or 0)
     for usage in removed:
         terminal.print(f"removed {_answers(usage)} of {usage.model}, {_size(usage.num_bytes)}")
     if removed:

@@ -32,12 +32,14 @@ def main(config: Config) -> None:
     """Generate the answers and print them."""
     from distill_lab.errors import UserError
     from distill_lab.evaluation.compare import compare_models
-    from distill_lab.report.side_by_side import render_comparison
+    from distill_lab.report.side_by_side import TEACHER_CHARS, render_comparison
     from distill_lab.terminal import Terminal
 
     labels = {"Teacher": config.teacher, "Base": config.base, "System 1": config.system1, "System 2": config.system2}
     models = {label: path for label, path in labels.items() if path is not None}
     if not models:
         raise UserError("nothing to compare: give at least one of --teacher, --base, --system1, --system2")
-    comparisons = compare_models(config.prompts, models, max_new_tokens=config.max_new_tokens)
-    Terminal().print(render_comparison(comparisons))
+    comparisons = compare_models(
+        config.prompts, models, step_by_step={"System 2"}, max_new_tokens=config.max_new_tokens
+    )
+    Terminal().print(render_comparison(comparisons, max_chars={"Teacher": TEACHER_CHARS}))

@@ -1,27 +1,19 @@
-"""Models against each other: eval files -> gain with its interval and p-value; scores and speeds -> summary.json;
-prompts -> answers side by side.
+"""Several models' answers to the same prompts: prompts, models by label -> answers by label.
 
-    paired(run.path("eval/base.jsonl"), run.path("eval/student.jsonl")).p_value
-    models = {"Teacher": "tiny:teacher", "System 1": "runs/s1/student"}
-    print(render_comparison(compare_models(["Why is the sky blue?"], models)))
+models = {"Teacher": "tiny:teacher", "System 1": "runs/s1/student"}
+print(render_comparison(compare_models(["Why is the sky blue?"], models)))
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError
 from distill_lab.generation.ask import user_text
 from distill_lab.types import Completion, Prompt
-
-if TYPE_CHECKING:
-    pass
-
-STEPS_LABEL = "System 2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +28,17 @@ class Comparison:
 
 
 def compare_models(
-    prompts: Sequence[str], models: Mapping[str, str | None], *, max_new_tokens: int = 128
+    prompts: Sequence[str],
+    models: Mapping[str, str | None],
+    *,
+    step_by_step: Collection[str] = (),
+    max_new_tokens: int = 128,
 ) -> list[Comparison]:
-    """Ask every model every prompt, greedily, each as one user message, one model in memory at a time.
+    """Send every prompt to every model, greedily, each as one user message, one model in memory at a time.
 
-    The model labelled "System 2" is asked to think step by step, and what it thinks is part of its answer; the others
-    are to answer at once. models: label -> path or name ("Teacher", "System 1", "System 2"); None leaves that label
-    out. A model that cannot be found is noted in `missing` and skipped. Raises ModelError where a model is there and
-    does not load.
+    models: label -> path or name; None leaves that label out. step_by_step: labels of the models that are told to think
+    step by step, with their thinking as part of the answer; the others answer at once. A model that cannot be found is
+    listed in `missing` and skipped. Raises ModelError if a model is found but does not load.
     """
     from distill_lab.device import memory_returned
     from distill_lab.generation.engines import complete, load_engine
@@ -63,7 +58,7 @@ def compare_models(
             except ModelError:
                 missing[label] = path
                 continue
-        steps = label == STEPS_LABEL
+        steps = label in step_by_step
         texts = [user_text(prompt, steps=steps) for prompt in prompts]
         asked = [Prompt(str(index), [{"role": "user", "content": text}]) for index, text in enumerate(texts)]
         sampling = SamplingConfig(max_new_tokens=max_new_tokens, thinking=None if steps or api_engine(path) else False)

@@ -18,9 +18,8 @@ import json
 import os
 import sqlite3
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -36,8 +35,9 @@ from distill_lab.models.names import api_engine
 from distill_lab.types import Completion, Prompt
 
 FILE = "requests.sqlite"
-VERSION = 1
-"""Version of the file and keys; increase it when the table, a completion's row, or the tokenization of prompts changes."""
+VERSION = 2
+"""Of the file: to be raised when the table, a completion's row, or the way prompts become tokens changes. Version 1 had a
+checksum beside each answer."""
 KEY_BYTES = 16
 BUSY_S = 30.0
 """Seconds to wait while another process writes."""
@@ -45,7 +45,7 @@ MAX_KEYS = 500
 """Maximum keys per SELECT; old versions of SQLite allow at most 999."""
 TABLE = """\
 CREATE TABLE IF NOT EXISTS requests (
-    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, model TEXT NOT NULL, made REAL NOT NULL, crc INTEGER NOT NULL,
+    id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, model TEXT NOT NULL, made REAL NOT NULL,
     answer BLOB NOT NULL)"""
 
 
@@ -164,8 +164,6 @@ class RequestCache:
         if self._file is not None:
             with self._guarded():
                 self._file.close()
-            if self._file.num_damaged:
-                self._on_note(f"{self._file.num_damaged} answers in the cache were damaged and were generated again")
         self._report_problem()
         if self.num_found:
             self._on_note(f"{self.num_found:,} of {self.num_asked:,} from the cache")
@@ -190,8 +188,6 @@ class CacheFile:
     def __init__(self, path: Path) -> None:
         """Open or create it. Raises OSError if its folder cannot be created."""
         self.path = path
-        self.num_damaged = 0
-        """Answers read so far with a wrong checksum."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Opened in one thread and written in another, but never used by two at once.
         self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
@@ -205,7 +201,12 @@ class CacheFile:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")  # a power failure may lose the last answers, never the file
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, VERSION):
+        if version == 1:
+            with self._transaction():
+                if self._db.execute("PRAGMA user_version").fetchone()[0] == 1:  # no other process was faster
+                    self._db.execute("ALTER TABLE requests DROP COLUMN crc")
+                    self._db.execute(f"PRAGMA user_version={VERSION}")
+        elif version not in (0, VERSION):
             raise sqlite3.DatabaseError(f"made by another version of the lab (format {version} instead of {VERSION})")
         if version == 0:
             with self._transaction():
@@ -227,24 +228,17 @@ class CacheFile:
         for start in range(0, len(keys), MAX_KEYS):
             part = keys[start : start + MAX_KEYS]
             marks = ",".join("?" * len(part))
-            for key, crc, answer in self._db.execute(
-                f"SELECT key, crc, answer FROM requests WHERE key IN ({marks})", part
-            ):
-                if zlib.crc32(answer) == crc:
+            for key, answer in self._db.execute(f"SELECT key, answer FROM requests WHERE key IN ({marks})", part):
+                with suppress(ValueError):
                     yield key, json.loads(answer)
-                else:
-                    self.num_damaged += 1
 
     def write(self, model: str, rows: Iterable[tuple[bytes, dict[str, Any]]]) -> None:
         """Store rows of `model`; a new row replaces one with the same key."""
         now = time.time()
-        values = []
-        for key, row in rows:
-            answer = json_line(row)
-            values.append((key, model, now, zlib.crc32(answer), answer))
+        values = [(key, model, now, json_line(row)) for key, row in rows]
         with self._transaction():
             self._db.executemany(
-                "INSERT OR REPLACE INTO requests (key, model, made, crc, answer) VALUES (?, ?, ?, ?, ?)", values
+                "INSERT OR REPLACE INTO requests (key, model, made, answer) VALUES (?, ?, ?, ?)", values
             )
 
     def usage(self, where: str = "1", *values: float | str) -> list[ModelUsage]:
@@ -252,14 +246,6 @@ class CacheFile:
         columns = "model, COUNT(*), SUM(LENGTH(answer)), MIN(made), MAX(made)"
         found = self._db.execute(f"SELECT {columns} FROM requests WHERE {where} GROUP BY model ORDER BY model", values)
         return [ModelUsage(*row) for row in found]
-
-    def remove_older(self, days: float) -> list[ModelUsage]:
-        """Remove answers older than `days`; return what was removed."""
-        return self._remove("made < ?", time.time() - days * 86400)
-
-    def remove_model(self, model: str) -> list[ModelUsage]:
-        """Remove one model's answers, by its name in `usage`; return what was removed."""
-        return self._remove("model = ?", model)
 
     def remove_beyond(self, num_bytes: int) -> list[ModelUsage]:
         """Remove the oldest answers until the rest take at most `num_bytes`; return what was removed."""

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from distill_lab.evaluation.compare import Comparison
 from distill_lab.formatting import clean
 from distill_lab.types import Completion
 
-if TYPE_CHECKING:
-    pass
-
 LINE = 100
 """Characters per line of a rendered comparison."""
+TEACHER_CHARS = 300
+"""Maximum characters shown of a teacher's answer, which is there to compare with."""
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 
 
-def render_comparison(comparisons: Sequence[Comparison], *, teacher_chars: int = 300) -> str:
+def render_comparison(comparisons: Sequence[Comparison], *, max_chars: Mapping[str, int] = NO_LIMITS) -> str:
     """The comparison as plain text: per prompt a block, per model its label on a line of its own, then its answer.
 
-    The answer of the model labelled "Teacher" is cut after `teacher_chars` characters, with a mark that says so. Each
-    missing model has the line `Model not found at <path>`. Control characters in answers are left out.
+    max_chars: label -> maximum characters of that model's answers; a cut is marked. Each missing model has the line
+    `Model not found at <path>`. Control characters in answers are left out.
     """
     missing = comparisons[0].missing if comparisons else {}
     lines = [f"Model not found at {path}" for path in missing.values()]
     for number, comparison in enumerate(comparisons, start=1):
         lines += ["=" * LINE, f"Prompt {number} of {len(comparisons)}", *_wrapped(comparison.prompt)]
         for label, completion in comparison.answers.items():
-            text = _answer_text(completion, most=teacher_chars if label.lower() == "teacher" else None)
+            text = _answer_text(completion, most=max_chars.get(label))
             lines += ["-" * LINE, f"{label}:", *_wrapped(text)]
     return "\n".join([*lines, "=" * LINE] if comparisons else lines)
 

@@ -177,7 +177,7 @@ def test_rendered_comparison_is_unambiguous() -> None:
         "System 1": Completion("0", 0, "=" * 100 + "\nTeacher:\n\x1b[2J\u202eok [/foo]", None, "stop", 9),
         "System 2": Completion("0", 0, "", "hm, let me", "length", 128),
     }
-    text = render_comparison([Comparison("Why?", answers)], teacher_chars=20)
+    text = render_comparison([Comparison("Why?", answers)], max_chars={"Teacher": 20})
     lines = text.splitlines()
     assert lines[:3] == ["=" * 100, "Prompt 1 of 1", "  Why?"]
     assert [line for line in lines if line.endswith(":") and not line.startswith(" ")] == [
