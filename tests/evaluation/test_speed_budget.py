@@ -94,7 +94,7 @@ def slow_engines(random_model: Callable[..., Path], monkeypatch: pytest.MonkeyPa
         def slowed(model: ModelConfig) -> TransformersEngine:
             engine = load(model.model_copy(update={"model": str(folder)}))
             forward = engine.model.forward
-            engine.slices = Slices(first=64, most=8192, clock=clock)
+            engine.slices = Slices(first=64, maximum=8192, clock=clock)
 
             @functools.wraps(forward)
             def passing(*args: Any, **kwargs: Any) -> Any:
