@@ -129,10 +129,11 @@ def _recipe(name: str, arguments: list[str]) -> int:
 
     yaml = read_yaml(Path(options["config"])) if "config" in options else {}
     named = given(yaml, _spell_out(module.Config, rest))
-    start_from, why, notes = start(module.PRESETS, preset=options.get("preset"), given=named)
+    presets = getattr(module, "PRESETS", {})
+    start_from, why, notes = start(presets, module.Config, preset=options.get("preset"), given=named)
     base = _from_yaml(start_from, options.get("config"))
-    others = [key for key in module.PRESETS if key != "tiny"]
-    help_text = GLOBAL_HELP.format(presets=", ".join(module.PRESETS), default=others[0], name=name)
+    real = next((key for key in presets if key != "tiny"), "the recipe's defaults")
+    help_text = GLOBAL_HELP.format(presets=", ".join(presets) or "none", default=real, name=name)
     config = _flags(type(base), base, rest, prog=f"distill {name}", description=f"{module.__doc__}\n{help_text}")
     directory = Path(options.get("run") or f"runs/{name}")
     terminal = Terminal()

@@ -1,6 +1,6 @@
 """Choose the initial settings of a recipe: its presets, and the user's models and data -> settings and the reason.
 
-    base, why, notes = start(system1.PRESETS, preset=None, given={"data": "my_instructions.jsonl"})
+    base, why, notes = start(system1.PRESETS, system1.Config, preset=None, given={"data": "my_instructions.jsonl"})
 
 The preset tiny has a toy's learning rate, lengths and test set: by default it is used only if all given models and data sets
 are tiny, or none is given. Otherwise a run starts from the recipe's defaults, as in Python. With other data and no test
@@ -41,14 +41,15 @@ def given(yaml: Mapping[str, Any], flags: Sequence[str]) -> dict[str, str]:
 
 
 def start(
-    presets: Mapping[str, Config], *, preset: str | None, given: Mapping[str, str]
+    presets: Mapping[str, Config], defaults: type[Config], *, preset: str | None, given: Mapping[str, str]
 ) -> tuple[Config, str, list[str]]:
     """The initial settings, their name with the reason, and notes for the user.
 
-    preset: requested preset. given: the result of the function `given`. Raises UserError for an unknown preset.
+    presets: those of the recipe, may be empty. defaults: the recipe's settings. preset: the requested one. given: the
+    result of the function `given`. Raises UserError for an unknown preset.
     """
     name, why = _choose(presets, preset, given)
-    base: Any = presets[name] if name else type(presets["tiny"])()
+    base: Any = presets[name] if name else defaults()
     data, notes = given.get("data"), []
     if data and data != base.data.path:
         test, own = base.test.path, not is_tiny(data)
@@ -65,13 +66,17 @@ def start(
 def _choose(presets: Mapping[str, Config], preset: str | None, given: Mapping[str, str]) -> tuple[str | None, str]:
     if preset is not None:
         if preset not in presets:
-            raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(presets)}")
+            raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(presets) or 'none at all'}")
         return preset, "as requested"
     foreign = [name for name in given.values() if not is_tiny(name)]
     if foreign:
         return None, f"this recipe's defaults ({foreign[0]} is not tiny; --preset chooses other settings)"
-    if given:
+    if given and "tiny" in presets:
         return "tiny", "all given models and data are tiny"
+    if given or not presets:
+        return None, "this recipe's defaults"
+    if len(presets) == 1 or "tiny" not in presets:
+        return next(iter(presets)), "the recipe's first preset"
     from distill_lab.planning.machine import this_machine
     from distill_lab.planning.method import preset_for
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from distill_lab import cli
 from distill_lab.config import DataConfig, ModelConfig
+from distill_lab.errors import UserError
 from distill_lab.planning.machine import Machine
 from distill_lab.planning.presets import given, start
 from distill_lab.progress import ProgressReporter
@@ -102,9 +104,20 @@ def test_what_was_given_is_found_in_every_spelling() -> None:
 
 
 def test_data_of_the_family_keeps_its_slice_and_its_own_test() -> None:
-    presets = import_module("distill_lab.recipes.system1").PRESETS
+    recipe = import_module("distill_lab.recipes.system1")
     base: Any
-    base, why, notes = start(presets, preset=None, given={"data": "tiny:problems"})
+    base, why, notes = start(recipe.PRESETS, recipe.Config, preset=None, given={"data": "tiny:problems"})
     assert (base.data.split, base.test.path) == ("distill[:16000]", "")
     assert "tiny" in why
     assert notes
+
+
+def test_a_recipe_may_have_any_presets_or_none() -> None:
+    recipe = import_module("distill_lab.recipes.system1")
+    start_with = partial(start, defaults=recipe.Config, preset=None)
+    assert start_with({}, given={})[:2] == (recipe.Config(), "this recipe's defaults")
+    assert start_with({}, given={"data": "tiny:problems"})[1] == "this recipe's defaults"
+    only = {"mine": recipe.Config(num_test=7)}
+    assert start_with(only, given={})[:2] == (only["mine"], "preset mine (the recipe's first preset)")
+    with pytest.raises(UserError, match="no such preset; choose from none at all"):
+        start({}, recipe.Config, preset="tiny", given={})

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.recipes import system1
@@ -134,14 +134,14 @@ def test_the_command_prints_the_messages_and_exits_with_2(tmp_path: Path) -> Non
 
 def test_kill_during_labelling_asks_only_what_is_missing(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    config = tiny(data=DataConfig(path="tiny:instructions", split="distill[:200]"), engine=EngineConfig(batch_size=8))
     code = (
-        "from tests.recipes.test_system1 import tiny; from distill_lab.recipes import system1; "
-        "from distill_lab.config import DataConfig, EngineConfig; "
-        f"system1.run(tiny(data=DataConfig(path='tiny:instructions', split='distill[:200]'), "
-        f"engine=EngineConfig(batch_size=8)), {str(run)!r})"
+        "import sys; from distill_lab.recipes import system1; "
+        "system1.run(system1.Config.model_validate_json(sys.argv[1]), sys.argv[2])"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    command = [sys.executable, "-c", code, config.model_dump_json(), str(run)]
+    process = subprocess.Popen(command, env=environment)
     completions = run / "completions.jsonl"
     while not (completions.exists() and completions.read_bytes().count(b"\n") >= 24):
         assert process.poll() is None, "ended before it could be killed"
@@ -151,7 +151,7 @@ def test_kill_during_labelling_asks_only_what_is_missing(tmp_path: Path) -> None
     kept = completions.read_bytes()
     whole = kept[: kept.rindex(b"\n") + 1]
     assert 24 <= whole.count(b"\n") < 200
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    subprocess.run(command, env=environment, check=True)
     assert completions.read_bytes().startswith(whole)
     ids = [row["id"] for row in read_jsonl(completions)]
     assert len(ids) == len(set(ids)) == 200
