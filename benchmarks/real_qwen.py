@@ -147,7 +147,7 @@ def verified_config(teacher: str, student: str, data: Path, out: Path) -> verifi
         sampling=SamplingConfig(max_new_tokens=400, temperature=0.7, top_p=0.8, top_k=20, num_samples=2),
         test_sampling=SamplingConfig(max_new_tokens=400),
         train=TrainConfig(
-            num_epochs=2, learning_rate=2e-4, max_length=1024, tokens_per_batch=2048, validation_fraction=0, lora=LORA
+            num_epochs=1, learning_rate=2e-4, max_length=1024, tokens_per_batch=2048, validation_fraction=0, lora=LORA
         ),
         measure=False,
     )
