@@ -105,7 +105,7 @@ def labelled() -> list[dict[str, Any]]:
         ({"training__optim": "adafactor"}, "training.optim: the lab's trainer has no such"),
         (
             {"training__lr_scheduler_type": "cosin"},
-            "training.lr_scheduler_type: no scheduler 'cosin'; there are linear",
+            "training.lr_scheduler_type: no scheduler 'cosin'; choose from linear",
         ),
         ({"training__max_length": 512, "training__max_seq_length": 1024}, "max_seq_length differ"),
     ],
@@ -123,7 +123,7 @@ def test_what_is_wrong_in_a_config_is_named(changes: dict[str, Any], message: st
     [
         ('{\n"job_type": }', "job.json:2: not JSON"),
         ("[]", "expected one JSON object, found list"),
-        ('{"job_type": "a", "job_type": "b"}', "the key 'job_type' stands twice"),
+        ('{"job_type": "a", "job_type": "b"}', "duplicate key 'job_type' in an object"),
         ('{"job_type": NaN}', "NaN is not JSON"),
         ("job_type: kd_sft", "an EasyDistill 1.0 config is JSON"),
     ],

@@ -178,7 +178,7 @@ def test_each_stage_alone_with_the_documents_flags(
     ("arguments", "said"),
     [
         ("generate --model tiny:teacher --data q.jsonl", "--out"),
-        ("generate --model tiny:teacher --input-file q.jsonl --cot q.jsonl", "another name"),
+        ("generate --model tiny:teacher --input-file q.jsonl --cot q.jsonl", "another output name"),
         ("train --student tiny:student --out x", "--rows"),
     ],
 )

@@ -43,7 +43,7 @@ def test_which_models_are_a_servers() -> None:
     assert isinstance(loaded, OpenAIEngine)
     assert (loaded.model, loaded.base_url) == ("org/m:7b", "http://127.0.0.1:9/v1")
     for model in ("openai:", "Qwen/Qwen3-8B"):
-        with pytest.raises(ModelError, match="takes openai:NAME"):
+        with pytest.raises(ModelError, match="needs openai:NAME"):
             load_engine(ModelConfig(model=model), EngineConfig(engine="openai_api"))
     with pytest.raises(ModelError, match="has no revision"):
         load_engine(ModelConfig(model="openai:m", revision="v1"), config)
