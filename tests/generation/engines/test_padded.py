@@ -90,7 +90,7 @@ def test_every_batch_is_answered_as_generate_does(kind: str, tokenizer: Any) -> 
     engine = TransformersEngine(make_model(kind, tokenizer), tokenizer, batch_size=2)
     assert engine._flat == (kind in FLAT)
     assert_equals_generate(engine, make_prompts(9), SamplingConfig(max_new_tokens=16))
-    assert ("decoded with padding" in engine.note) == (kind not in FLAT)
+    assert ("decoding with padding" in engine.note) == (kind not in FLAT)
 
 
 def test_samples_do_not_depend_on_the_batch_there_either(tokenizer: Any) -> None:
@@ -148,8 +148,8 @@ class Forgetful:
 
 def test_too_few_completions_are_an_error_and_not_a_verdict() -> None:
     prompts = make_prompts(3)
-    with pytest.raises(UserError, match="returned 2 of 3 completions"):
+    with pytest.raises(UserError, match="returned only 2 of 3 completions"):
         list(complete(Forgetful(), prompts, SamplingConfig()))
     answer = Completion("p", 0, "an answer", None, "stop", 3)
-    with pytest.raises(UserError, match="returned 2 of 3 completions"):
+    with pytest.raises(UserError, match="returned only 2 of 3 completions"):
         Judge(Forgetful()).grade_all([(prompt, answer) for prompt in prompts])
