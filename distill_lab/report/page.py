@@ -131,7 +131,7 @@ def _score_tile(summary: Mapping[str, Any], *, met: bool | None) -> str:
         if met is not None and interval[0] < RETENTION_GOAL <= interval[1]:
             notes.append("the goal lies inside this interval: more prompts would settle it")
     if reason := summary.get("retention_reason"):
-        notes.append(f"not claimed: {reason}")
+        notes.append(f"not reported: {reason}")
     value = percent(summary["retention"]) if summary["retention"] is not None else "–"
     return _tile("Score kept", value, notes, met=met)
 

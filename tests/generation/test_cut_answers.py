@@ -68,13 +68,13 @@ def test_above_a_tenth_no_retention_is_claimed(
     if reason is None:
         assert summary["retention"] is not None
         assert RETENTION_KPI in summary["kpis"]
-        assert "not claimed" not in shown
+        assert "not reported" not in shown
     else:
         assert summary["retention"] is summary["base_retention"] is None
         assert RETENTION_KPI not in summary["kpis"]
         assert summary["verdict"] == CUT_OFTEN
         assert "keeps" not in summary["result"]
-        assert f"not claimed: {reason}" in shown
+        assert f"not reported: {reason}" in shown
 
 
 def test_warnings_name_the_share_and_a_remedy() -> None:
@@ -112,4 +112,4 @@ def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[
     assert share > 0.1
     assert sum(f"{share:.0%} of the answers were cut off" in note for note in notes) == 3
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["retention_reason"]
-    assert "not claimed" in (tmp_path / "run" / "report.html").read_text()
+    assert "not reported" in (tmp_path / "run" / "report.html").read_text()

@@ -215,7 +215,7 @@ def test_an_engine_that_returns_too_little_is_noticed(prompts: Path, tmp_path: P
         def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
             return engine.generate(prompts[1:], sampling)
 
-    with pytest.raises(UserError, match="returned 10 of 12 completions"):
+    with pytest.raises(UserError, match="returned only 10 of 12 completions"):
         generate(prompts, tmp_path / "completions.jsonl", Lazy, SAMPLING)
 
 
@@ -285,7 +285,7 @@ def test_a_full_disk_stops_the_command_and_loses_nothing(tmp_path: Path) -> None
         assert (file.returncode, str(data / "x.jsonl") in file.stderr, server.requests) == (2, True, []), file.stderr
         full = distill("generate", *flags, "--out", str(out), most_bytes=30_000)
         assert full.returncode == 2
-        assert f"{out} cannot be written (File too large); make room" in full.stderr
+        assert f"{out} cannot be written (File too large); free some disk space" in full.stderr
         assert "Traceback" not in full.stderr
         kept = out.read_bytes()[: out.read_bytes().rfind(b"\n") + 1]
         assert 0 < kept.count(b"\n") < 100
