@@ -19,7 +19,9 @@ def settings(line: str) -> Any:
     if package == "recipes":
         options, arguments = cli._take_options(arguments, ("preset", "config", "run"))
         asked = options.get("preset", "tiny" if not given({}, cli._spell_out(module.Config, arguments)) else None)
-        base, _, _ = start(module.PRESETS, preset=asked, given=given({}, cli._spell_out(module.Config, arguments)))
+        base, _, _ = start(
+            module.PRESETS, module.Config, preset=asked, given=given({}, cli._spell_out(module.Config, arguments))
+        )
         return cli._flags(module.Config, base, arguments, prog=line, description="")
     arguments = cli._other_spellings(getattr(module, "ALIASES", {}), arguments)
     return cli._flags(module.Config, None, arguments, prog=line, description="")
