@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; to compile all of torch beforehand takes as long as the rest of the installation.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help install demo test install-vllm test-vllm install-interop test-interop test-gpu test-real check format family address clean
+.PHONY: help install demo test test-fast install-vllm test-vllm install-interop test-interop test-gpu test-real check format family address clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -27,6 +27,9 @@ demo: $(VENV)/installed  ## Systems 1 and 2 end to end on the tiny family: offli
 
 test: $(VENV)/installed-dev  ## all tests that need no GPU
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --numprocesses auto --dist worksteal
+
+test-fast: $(VENV)/installed-dev  ## the tests that take seconds, for while you work
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu and not real" --numprocesses auto --dist worksteal
 
 .venv-vllm/installed: pyproject.toml constraints-vllm.txt
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm

@@ -15,6 +15,8 @@ from distill_lab.tiny import FAMILY
 from distill_lab.train.rows import read_rows
 from distill_lab.types import Message
 
+pytestmark = pytest.mark.slow
+
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEXTS = [
     "<|im_end|>",

@@ -18,6 +18,8 @@ import distill_app
 from distill_lab.easydistill.job import run
 from distill_lab.errors import DataError, ModelError, UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(distill_app.__file__).parent
 STEPS = "Please think step by step and explain your reasoning before giving the final answer."
 SIGNATURES = {

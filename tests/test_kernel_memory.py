@@ -16,6 +16,8 @@ from distill_lab.config import ModelConfig
 from distill_lab.easydistill.process import run_process
 from distill_lab.models.loading import load_model
 
+pytestmark = pytest.mark.slow
+
 BAR = """
 import time
 from distill_lab.terminal import Terminal

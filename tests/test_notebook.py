@@ -20,6 +20,8 @@ from distill_lab.planning.method import answering, choose_method
 from distill_lab.planning.model_shape import shape_of
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "setup": 'PRESET = "tiny"',
     "system1-config": 'DATASET_SLICE_SYS1 = "distill[:80]"\nNUM_EPOCHS_SYS1 = 1',

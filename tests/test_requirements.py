@@ -18,6 +18,8 @@ from distill_lab import cli
 from tests.helpers import ROOT
 from tests.typed import settings
 
+pytestmark = pytest.mark.slow
+
 TEXT = (ROOT / "docs" / "requirements.md").read_text(encoding="utf-8")
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## (?=\d)", TEXT, flags=re.MULTILINE)[1:]}
 FENCED = re.compile(r"^```(\w+) ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)

@@ -21,6 +21,8 @@ from distill_lab.formatting import clean
 from distill_lab.recipes import system1
 from distill_lab.terminal import Terminal
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = [(package, name) for package in cli.PACKAGES for name in cli._names(package)]
 
 

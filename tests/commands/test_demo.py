@@ -13,6 +13,8 @@ from distill_lab.config import DataConfig, TrainConfig
 from distill_lab.recipes import system1, system2
 from distill_lab.train.student import train_student
 
+pytestmark = pytest.mark.slow
+
 
 def test_both_systems_are_shown_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

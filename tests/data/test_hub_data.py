@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"question": f"What is {i}+1?", "answer": str(i + 1)} for i in range(20)]
 
 

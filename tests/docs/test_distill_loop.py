@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILE = ROOT / "examples" / "distill_loop.py"
 

@@ -15,6 +15,8 @@ import pytest
 
 from scripts.architecture import PACKAGE, ROOT, floors
 
+pytestmark = pytest.mark.slow
+
 TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", TEXT, flags=re.MULTILINE)[1:]}
 FILE = re.compile(r"^`(distill_lab/[\w/]+\.py)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -28,6 +28,8 @@ from distill_lab.training_data.training_set import instruction_row
 from scripts.random_qwen import build
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["cat", "dog", "red", "hat", "fox", "saw", "axe", "kiwi", "pear", "lion", "boot", "duck"]
 ROWS = [{"instruction": f"Make this upper case: {a}, {b}"} for a in WORDS[:6] for b in WORDS[6:10]]
 

@@ -18,6 +18,8 @@ from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.report.labels import labels_section
 from distill_lab.types import Completion, Prompt
 
+pytestmark = pytest.mark.slow
+
 LABELS = ["de", "en", "ot"]
 # gold label, what the model wrote
 ASKED = [

@@ -14,6 +14,8 @@ from distill_lab.evaluation import speed as measuring
 from distill_lab.evaluation.speed import Speed, measure, peak_memory
 from distill_lab.types import Prompt
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = SamplingConfig(max_new_tokens=6, num_samples=3)
 ONE = SamplingConfig(max_new_tokens=6)
 

@@ -23,6 +23,8 @@ from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.pipeline.proof import timing_note
 from distill_lab.types import Prompt
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     """Stands still but for what the models compute."""

@@ -21,6 +21,8 @@ from distill_lab.files.fingerprints import differences
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from tests.helpers import model_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -21,6 +21,8 @@ from scripts import soak
 from tests.helpers import ROOT
 from tests.hostile_server import HostileServer, Reply, answer
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = SamplingConfig(max_new_tokens=12, temperature=1.0, num_samples=2, seed=1)
 
 

@@ -22,6 +22,8 @@ from distill_lab.grading.graders._process import Helper
 from distill_lab.grading.graders.math import compare_plain, too_much, tower
 from distill_lab.types import Completion, Grade, Prompt
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("math_verify")
 
 

@@ -24,6 +24,8 @@ from distill_lab.models.loading import load_model, load_tokenizer, num_parameter
 from distill_lab.models.names import resolve
 from distill_lab.tiny import FAMILY
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 

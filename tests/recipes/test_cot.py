@@ -15,6 +15,8 @@ from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import cot
 from distill_lab.training_data.cot_files import final_answer, write_cot_dataset, write_predictions
 
+pytestmark = pytest.mark.slow
+
 SHORT = SamplingConfig(max_new_tokens=96, thinking=False)
 QUESTIONS = [
     {"question": "Tom has 5 apples. Tom buys 3 more. How many apples does Tom have now?", "answer": "8"},

@@ -33,6 +33,8 @@ from distill_lab.training_data.prompt_distillation import (
 )
 from distill_lab.types import Completion, Prompt
 
+pytestmark = pytest.mark.slow
+
 ONCE = SamplingConfig(max_new_tokens=8, thinking=False)
 FAST = TrainConfig(
     learning_rate=1e-2, lr_scheduler_type="cosine_with_min_lr", validation_fraction=0, lora=LoraConfig(r=8, alpha=16)

@@ -20,6 +20,8 @@ from distill_lab.generation.engines import load_engine
 from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import cot, prompt, system1, verified
 
+pytestmark = pytest.mark.slow
+
 SHORT = SamplingConfig(max_new_tokens=12, thinking=False)
 TRAIN = TrainConfig(learning_rate=1e-4, tokens_per_batch=512, max_length=256, max_steps=1, save_steps=1)
 SPARE = 200_000

@@ -20,6 +20,8 @@ from distill_lab.recipes import system1
 from scripts.random_qwen import build
 from tests.helpers import ROOT
 
+pytestmark = pytest.mark.slow
+
 SHORT = SamplingConfig(max_new_tokens=24, thinking=False)
 
 

@@ -18,6 +18,8 @@ from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import system2
 from distill_lab.training_data.reasoning import reasoning_data, threshold_note
 
+pytestmark = pytest.mark.slow
+
 SHORT = SamplingConfig(max_new_tokens=120)
 SCHEMA = "Unexpected OmniThought schema, please inspect omni[0]"
 

@@ -16,6 +16,8 @@ from distill_lab.evaluation.token_stats import render_models
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import verified
 
+pytestmark = pytest.mark.slow
+
 SHORT = SamplingConfig(max_new_tokens=64, thinking=False)
 TWICE = SHORT.model_copy(update={"temperature": 1.0, "num_samples": 2})
 

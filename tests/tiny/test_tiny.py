@@ -16,6 +16,8 @@ from distill_lab.errors import UserError
 from distill_lab.tiny import FAMILY, instructions, labels, tasks
 from scripts.tiny_family.build import NO_THINKING, render
 
+pytestmark = pytest.mark.slow
+
 TASKS = list(tasks.TASKS)
 
 

@@ -28,6 +28,8 @@ from distill_lab.train.student import train_student
 from distill_lab.train.trainer import StudentTrainer
 from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, limited, toy_rows, train_and_kill, train_with
 
+pytestmark = pytest.mark.slow
+
 BF16 = TrainConfig(
     learning_rate=5e-3,
     tokens_per_batch=128,

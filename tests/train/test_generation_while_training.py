@@ -22,6 +22,8 @@ from distill_lab.train.student import train_model
 from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, by_id, make_prompts, toy_rows
 from tests.train.test_packing import build, rows
 
+pytestmark = pytest.mark.slow
+
 IDS = torch.tensor([[0, 0, 0, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15]])
 MASK = (IDS != 0).long()
 KINDS: dict[str, dict[str, Any]] = {

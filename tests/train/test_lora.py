@@ -24,6 +24,8 @@ from distill_lab.train.lora import add_adapters, merge_directory, merged
 from distill_lab.train.student import train_student
 from tests.helpers import toy_rows, train_and_kill
 
+pytestmark = pytest.mark.slow
+
 LORA = TrainConfig(
     dtype="fp32",
     learning_rate=5e-3,

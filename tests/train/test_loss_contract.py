@@ -38,6 +38,8 @@ from distill_lab.train.student import train_student, training_inputs
 from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, PACKAGE, limited, toy_rows, train_with
 from tests.train.test_packing import build, rows
 
+pytestmark = pytest.mark.slow
+
 TOY = """
 from typing import Annotated
 

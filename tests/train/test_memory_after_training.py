@@ -16,6 +16,8 @@ from distill_lab.train.student import train_student
 from distill_lab.train.trainer import StudentTrainer
 from tests.helpers import toy_rows
 
+pytestmark = pytest.mark.slow
+
 CONFIG = TrainConfig(tokens_per_batch=512, max_steps=2, logging_steps=1, validation_fraction=0.1)
 
 

@@ -20,6 +20,8 @@ from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_model
 from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, limited, toy_rows, train_with
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def student(random_model: Callable[..., Path]) -> Path:

@@ -36,6 +36,8 @@ from distill_lab.train.portable import with_old_names
 from distill_lab.train.student import train_student
 from tests.helpers import base_model, toy_rows
 
+pytestmark = pytest.mark.slow
+
 SHORT = TrainConfig(learning_rate=1e-3, tokens_per_batch=128, max_steps=2, logging_steps=1, validation_fraction=0)
 ADAPTERS = SHORT.model_copy(update={"lora": LoraConfig(r=4)})
 IDS = torch.arange(5, 45)[None]

@@ -24,6 +24,8 @@ from distill_lab.train.lora import merge_directory
 from distill_lab.train.student import train_student
 from tests.helpers import ROOT, toy_rows
 
+pytestmark = pytest.mark.slow
+
 STUDENT = ModelConfig(model="tiny:student")
 CONFIG = TrainConfig(
     dtype="fp32", learning_rate=1e-3, tokens_per_batch=512, gradient_accumulation_steps=2, num_epochs=2, logging_steps=1,

@@ -30,6 +30,8 @@ from distill_lab.train.student import train_student
 from distill_lab.train.trainer import StudentTrainer
 from tests.helpers import CROSS_ENTROPY, FAST, toy_rows, train_and_kill
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def student(random_model: Callable[..., Path]) -> ModelConfig:

@@ -31,7 +31,7 @@ from distill_lab.types import Completion
 from tests.hostile_server import KEY, HostileServer, Reply, prompts
 
 SAMPLING = SamplingConfig(max_new_tokens=7)
-pytestmark = pytest.mark.usefixtures("openai_environment")
+pytestmark = [pytest.mark.usefixtures("openai_environment"), pytest.mark.slow]
 
 
 def test_which_models_are_a_servers() -> None:

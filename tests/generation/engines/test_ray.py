@@ -25,6 +25,8 @@ from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines._ray.blocks import MAX_BLOCK, MAX_DEATHS, MAX_IN_A_ROW, Block, Blocks
 from distill_lab.types import Completion, Prompt
 
+pytestmark = pytest.mark.slow
+
 LONG = pytest.mark.skipif(not os.environ.get("DISTILL_LAB_LONG"), reason="takes minutes: DISTILL_LAB_LONG=1 runs it")
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed here: pip install ray")
 HELD = EngineConfig(engine="ray", ray_engine="transformers", num_workers=2, batch_size=4)
