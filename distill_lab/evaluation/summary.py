@@ -84,7 +84,8 @@ def summarize(
         "speedup": min(batched, single) if batched is not None and single is not None else None,
         "speedup_per_token_batched": per_token["batched"],
         "speedup_per_token_single": per_token["single"],
-        "retention_ci95": list(retention_ci95) if retention_ci95 else None,
+        # Where retention is not reported, neither is its interval.
+        "retention_ci95": list(retention_ci95) if retention_ci95 and summary["retention"] is not None else None,
         "gain": gain.gain if gain else None,
         "gain_ci95": list(gain.ci95) if gain else None,
         "p_value": p_value,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def evaluate_models(
     several steps before their final answer; latency is then that of answers twice as long.
     """
     run = pipeline.run
-    if not any(True for _ in read_jsonl(test)):
+    if next(read_jsonl(test), None) is None:
         run.watch.note("no test rows: no scores (give --test, or more data)")
         found = Evaluation(setups, {}, {}, {}, {}, grader, None)
     else:
@@ -124,7 +125,7 @@ def evaluate_models(
 
     timing = None
     if scores and measure_speed:
-        timing = lambda: measure_speeds(pipeline, found, test, long_answers=several_steps)  # noqa: E731 - a choice, not a name
+        timing = partial(measure_speeds, pipeline, found, test, long_answers=several_steps)
     return published(run, summarized, timing)
 
 

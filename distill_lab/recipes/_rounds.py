@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from distill_lab.errors import NoData
 from distill_lab.evaluation.evaluate import evaluate
 from distill_lab.evaluation.pass_at_k import best_of_k
 from distill_lab.evaluation.token_stats import read_stats, stats_json
+from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.grading.graders import grading
 from distill_lab.pipeline.fitting import trained_model_config
@@ -84,11 +86,12 @@ def best_round(
     first whose score on the validation questions does not rise is the last. Raises NoData without correct solutions.
     """
     run = pipeline.run
+    num_questions = sum(1 for _ in read_jsonl(prompts))
     validation = run.stage(
         "validation questions",
         "validation.jsonl",
         inputs={"prompts": prompts},
-        work=lambda path: splits.sample_test(prompts, path, num_rows=sum(1 for _ in prompts.open("rb"))),
+        work=lambda path: splits.sample_test(prompts, path, num_rows=num_questions),
     )
     if config.iterations > 1 and not validation.kept:
         raise NoData("iterations are compared on a tenth of the questions; give at least 10, or --iterations 1")
@@ -124,7 +127,7 @@ def _run_round(one: _Round) -> dict[str, Any]:
     graded = pipeline.graded(f"grades{one.suffix}", prompts, solutions, one.grader, output=output)
     pipeline.watch.note(f"the teacher: {best_of_k(graded, threshold=config.min_score)}")
     threshold: dict[str, Any] = {"min_score": config.min_score}
-    work = lambda path: write_correct(prompts, graded, path, **threshold)  # noqa: E731
+    work = partial(write_correct, prompts, graded, **threshold)
     correct = one.stage("correct solutions", "correct.parquet", work, prompts=prompts, graded=graded, **threshold)
     assert correct.counts is not None
     if not correct.kept:
@@ -163,12 +166,12 @@ def _training_rows(one: _Round, correct: Path) -> Stage:
     """The chosen correct solutions of the training questions. Raises NoData if all are of validation questions."""
     config, validation = one.config, one.validation
     choice: dict[str, Any] = {"keep": config.keep, "budget": config.budget, "budget_by": config.budget_by}
-    work = lambda path: select(correct, path, **choice)  # noqa: E731
+    work = partial(select, correct, **choice)
     selected = one.stage("selection", "selected.parquet", work, correct=correct, **choice).path
     sides: dict[str, Any] = {"selected": selected, "validation": validation}
-    work = lambda path: take_side(selected, validation, path, side="training")  # noqa: E731
+    work = partial(take_side, selected, validation, side="training")
     rows = one.stage("training set", "train.parquet", work, **sides)
-    work = lambda path: take_side(selected, validation, path, side="validation")  # noqa: E731
+    work = partial(take_side, selected, validation, side="validation")
     one.stage("validation set", "val.parquet", work, **sides)
     if not rows.kept:
         raise NoData(
@@ -176,5 +179,5 @@ def _training_rows(one: _Round, correct: Path) -> Stage:
         )
     if not config.shuffle_answers:
         return rows
-    work = lambda path: shuffle_answers(rows.path, path)  # noqa: E731
+    work = partial(shuffle_answers, rows.path)
     return one.stage("shuffled answers", "shuffled.parquet", work, rows=rows.path)

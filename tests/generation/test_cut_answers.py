@@ -53,7 +53,7 @@ def test_above_a_tenth_no_retention_is_claimed(
         "base": scored(tmp_path, "base", right=5, cut=0),
         "student": scored(tmp_path, "student", right=20, cut=student_cut),
     }
-    summary = summarize("system1", 20, scores=scores, metric=metric_of("exact"))
+    summary = summarize("system1", 20, scores=scores, metric=metric_of("exact"), retention_ci95=(0.9, 1.1))
     assert {name: model["cut_share"] for name, model in summary["models"].items()} == {
         "teacher": teacher_cut / 20,
         "base": 0,
@@ -67,10 +67,11 @@ def test_above_a_tenth_no_retention_is_claimed(
     assert f"{teacher_cut * 5}%" in shown
     if reason is None:
         assert summary["retention"] is not None
+        assert summary["retention_ci95"] == [0.9, 1.1]
         assert RETENTION_KPI in summary["kpis"]
         assert "not reported" not in shown
     else:
-        assert summary["retention"] is summary["base_retention"] is None
+        assert summary["retention"] is summary["base_retention"] is summary["retention_ci95"] is None
         assert RETENTION_KPI not in summary["kpis"]
         assert summary["verdict"] == CUT_OFTEN
         assert "keeps" not in summary["result"]
