@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.errors import NoData
 from distill_lab.evaluation.cost import time_answers
 from distill_lab.evaluation.evaluate import Score, cut_share, evaluate
 from distill_lab.evaluation.statistics import paired, retention_interval
@@ -96,7 +97,8 @@ def evaluate_models(
     grader: a name; auto: exact if every prompt has a gold answer, else overlap. labels: those a reference answer must be
     one of. teacher_is_reference: the teacher's answers are the gold answers, and it has no score of its own; None: if the
     grader compares texts and no reference texts are known. several_steps: also the share of answers that reason in
-    several steps before their final answer; latency is then that of answers twice as long.
+    several steps before their final answer; latency is then that of answers twice as long. Raises NoData if the teacher
+    was said to be the reference and gave no readable answer.
     """
     run = pipeline.run
     if next(read_jsonl(test), None) is None:
@@ -107,7 +109,8 @@ def evaluate_models(
         alone = teacher_is_reference
         if alone is None:
             alone = metric_of(grader).similarity and not has_references(test)
-        found = _evaluated(pipeline, setups, test, grader=grader, labels=labels, alone=alone)
+        required = bool(teacher_is_reference)
+        found = _evaluated(pipeline, setups, test, grader=grader, labels=labels, alone=alone, required=required)
     scores = found.scores
     gain = paired(found.results["base"], found.results["student"]) if {"base", "student"} <= scores.keys() else None
     retained = {"teacher", "student"} <= scores.keys() and scores["teacher"].score > 0
@@ -137,8 +140,10 @@ def _evaluated(
     grader: str,
     labels: Sequence[str],
     alone: bool,
+    required: bool,
 ) -> Evaluation:
-    """Answers and scores of every model. alone: the teacher's answers are the reference, and it is not scored."""
+    """Answers and scores of every model. alone: the teacher's answers are the reference, and it is not scored;
+    required: without one that can be read, NoData is raised."""
     run = pipeline.run
     prompts: dict[str, Path] = {}
     answers: dict[str, Path] = {}
@@ -147,7 +152,7 @@ def _evaluated(
         title, output = f"test answers of {TITLES.get(name, name)}", f"eval/{name}.completions.jsonl"
         answers[name] = pipeline.answers(title, setup.model, prompts[name], setup.sampling, output=output)
         if alone and name == "teacher":
-            test = _reference(pipeline, test, answers[name], labels)
+            test = _reference(pipeline, test, answers[name], labels, required=required)
     run.watch.note(f"graded by: {grader}" + (", against the teacher's answers" if alone else ""))
     scored = [name for name in setups if not (alone and name == "teacher")] if test.stat().st_size else []
     results = {name: run.path(f"eval/{name}.jsonl") for name in scored}
@@ -160,7 +165,7 @@ def _evaluated(
     return Evaluation(setups, prompts, answers, results, scores, grader, metric)
 
 
-def _reference(pipeline: Pipeline, test: Path, answers: Path, labels: Sequence[str]) -> Path:
+def _reference(pipeline: Pipeline, test: Path, answers: Path, labels: Sequence[str], *, required: bool) -> Path:
     """The test with the teacher's answers as gold answers; cut, empty and unreadable ones are left out and counted."""
     found = pipeline.run.stage(
         "reference",
@@ -168,8 +173,12 @@ def _reference(pipeline: Pipeline, test: Path, answers: Path, labels: Sequence[s
         inputs={"test": test, "answers": answers, **({"labels": labels} if labels else {})},
         work=lambda path: write_references(test, answers, path, labels=labels),
     )
+    if not found.kept and required:
+        raise NoData(f"the teacher gave no readable answer in the test ({found.counts}); see {answers}")
     if not found.kept:
-        pipeline.watch.note(f"the teacher gave no usable answer in the test ({found.counts}): no scores; see {answers}")
+        pipeline.watch.note(
+            f"the teacher gave no readable answer in the test ({found.counts}): no scores; see {answers}"
+        )
     return found.path
 
 
