@@ -28,8 +28,11 @@ from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
 from distill_lab.train.objectives import LossBatch, LossOutput, Objective, load_objective
+from distill_lab.train.plan import make_plan, training_arguments
+from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_model
+from distill_lab.train.trainer import StudentTrainer
 from distill_lab.types import Completion, Grade, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,3 +234,22 @@ def eval_row(id: str, score: float = 1.0, **fields: Any) -> dict[str, Any]:
     """A line of an eval file; fields that are not given are those of a short, whole answer."""
     row = EvalRow(id, 0, [{"role": "user", "content": id}], "4", None, "4", "stop", 1, Grade(score, "4"))
     return row.to_json() | fields
+
+
+def step_gradients(student: ModelConfig, rows: Path, tmp_path: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
+    """The gradients the first optimizer step is taken with, by the real training loop."""
+    model, tokenizer = load_model(student, training=True)
+    data = read_rows(rows, tokenizer, max_length=512, validation_fraction=0, seed=0)
+    plan = make_plan([len(row) for row in data.training], config)
+    seen: dict[str, torch.Tensor] = {}
+
+    class Spy(StudentTrainer):
+        def _clip_grad_norm(self, model: Any) -> Any:
+            seen.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
+            return super()._clip_grad_norm(model)
+
+    args = training_arguments(tmp_path / "work", config, plan.num_steps, validate=False)
+    rounds = known_rows(data.training, plan)
+    Spy(model, args=args, config=config, rounds=rounds, objective=CROSS_ENTROPY, on_log=lambda row: None).train()
+    assert plan.num_steps == 1
+    return seen

@@ -30,7 +30,7 @@ Timing = tuple[float, float]
 """Seconds and generated tokens (medians and means of them, too)."""
 
 
-def _pace(engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Pace:
+def find_pace(engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Pace:
     """What a short answer and a short batch of them take, after a first token that warms the model up."""
     activity.report("finding the pace of", 1, None)
     short = sampling.model_copy(update={"max_new_tokens": min(PROBE_TOKENS, sampling.max_new_tokens)})
@@ -68,10 +68,11 @@ def _parts(
     return max(seconds - decoding_s, 0.0), decoding_s, completions
 
 
-def _timed(
+def timed_call(
     engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, *, min_new_tokens: int = 0
 ) -> Timing:
-    # What is timed is the news here, not how far the engine is with it.
+    """Seconds and generated tokens of one call of the engine, at least `min_new_tokens` for each prompt."""
+    # The face shows what is being measured, not how far the engine is.
     with activity.listening(lambda heard: None):
         start = time.perf_counter()
         completions = list(engine.generate(prompts, sampling, min_new_tokens=min_new_tokens))
@@ -79,7 +80,8 @@ def _timed(
     return seconds, sum(completion.num_tokens for completion in completions)
 
 
-def _load(model: ModelConfig) -> TransformersEngine:
+def load_to_time(model: ModelConfig) -> TransformersEngine:
+    """The model on the engine that speeds are measured on."""
     from distill_lab.generation.engines.transformers import load
 
     return load(model, EngineConfig(engine="transformers"))

@@ -107,18 +107,18 @@ def _memory_reader() -> Callable[[], int | None]:
 
 def main() -> None:
     """One model's peak memory: the job as JSON on standard input, the answer as JSON on standard output."""
-    from distill_lab.evaluation._timing import _load, _pace, _timed
+    from distill_lab.evaluation._timing import find_pace, load_to_time, timed_call
 
     job = json.load(sys.stdin)
     read = _memory_reader()
-    engine = _load(ModelConfig(**job["model"]))
+    engine = load_to_time(ModelConfig(**job["model"]))
     prompts, sampling = [Prompt.from_json(row) for row in job["prompts"]], SamplingConfig(**job["sampling"])
     start = time.perf_counter()
     if takes := [prompt for prompt in prompts if not engine.refusal(prompt, sampling)]:
-        pace = _pace(engine, takes, sampling)
+        pace = find_pace(engine, takes, sampling)
         left_s = job["budget_s"] - (time.perf_counter() - start)
         number, tokens = batch_within(pace, left_s, num_prompts=len(takes), max_tokens=sampling.max_new_tokens)
-        _timed(engine, takes[:number], sampling.model_copy(update={"max_new_tokens": tokens}))
+        timed_call(engine, takes[:number], sampling.model_copy(update={"max_new_tokens": tokens}))
     print(json.dumps({"peak_memory_bytes": read()}))
 
 

@@ -25,7 +25,7 @@ from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.evaluation._speed_plan import MAX_TOKENS, NUM_BATCHED, Plan, make_plan
-from distill_lab.evaluation._timing import Timing, _load, _pace, _timed, spread
+from distill_lab.evaluation._timing import Timing, find_pace, load_to_time, spread, timed_call
 from distill_lab.evaluation.peak_memory import peak_memory
 from distill_lab.types import Prompt
 
@@ -116,10 +116,10 @@ def measure(
     prompts = prompts[:NUM_BATCHED]
     sampling = sampling.model_copy(update={"num_samples": 1})
     memory = peak_memory(models, prompts, sampling=sampling, budget_s=MEMORY_SHARE * budget_s)
-    engines = {name: _load(model) for name, model in models.items()}
+    engines = {name: load_to_time(model) for name, model in models.items()}
     prompts = _taken_by_all(engines, prompts, sampling)
     start = time.perf_counter()
-    paces = [_pace(engine, prompts, sampling) for engine in engines.values()]
+    paces = [find_pace(engine, prompts, sampling) for engine in engines.values()]
     left_s = len(engines) * (1 - MEMORY_SHARE) * budget_s - (time.perf_counter() - start)
     plan = make_plan(
         paces,
@@ -229,7 +229,7 @@ def _in_turns(
                 activity.report(what, (turn * len(jobs) + number) * len(order) + place, rounds * len(jobs) * len(order))
                 if turn == 0:
                     timings[name].append([])
-                timings[name][number].append(_timed(engines[name], job, sampling))
+                timings[name][number].append(timed_call(engines[name], job, sampling))
     return timings
 
 
@@ -259,7 +259,7 @@ def _latencies(
         prompt = left.pop(0)
         activity.report("timing the latency, answer", max(map(len, taken.values())) + 1, NUM_LATENCIES)
         timings = {
-            name: _timed(engine, [prompt], forced, min_new_tokens=num_tokens)
+            name: timed_call(engine, [prompt], forced, min_new_tokens=num_tokens)
             for name, engine in engines.items()
             if sum(taken[name]) + (max(taken[name]) if taken[name] else 0.0) <= budget_s or not taken[name]
         }

@@ -20,8 +20,9 @@ from typing import Any
 from distill_lab import activity
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
-from distill_lab.files.jsonl import JsonlAppender, parse_json_object, read_jsonl
+from distill_lab.files.jsonl import JsonlAppender, read_jsonl
 from distill_lab.files.outputs import remove_work, work_folder
+from distill_lab.generation.completions import read_completions
 from distill_lab.grading.graders import Grader, OneByOne, Pair, load_grader
 from distill_lab.run import fingerprint
 from distill_lab.types import Completion, Grade, Prompt
@@ -201,23 +202,9 @@ def write_resumable(
 def _offsets(path: Path) -> dict[tuple[str, int], int]:
     """(prompt id, sample) -> byte offset; checks every row."""
     offsets: dict[tuple[str, int], int] = {}
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                row = parse_json_object(line, str(path), number)
-                try:
-                    completion = Completion.from_json(row)
-                except KeyError as error:
-                    raise DataError(str(path), number, f"not a completion: the field {error} is missing") from None
-                if not isinstance(completion.id, str) or not isinstance(completion.content, str):
-                    raise DataError(str(path), number, "the completion's id and content must be text")
-                if not isinstance(completion.sample, int) or completion.sample < 0:
-                    reason = f"`sample` must be a non-negative integer, got {completion.sample!r}"
-                    raise DataError(str(path), number, reason)
-                key = (completion.id, completion.sample)
-                if key in offsets:
-                    raise DataError(str(path), number, f"a second completion of {key[0]}, sample {key[1]}; remove one")
-                offsets[key] = offset
-            offset += len(line)
+    for completion, line, offset in read_completions(path):
+        key = (completion.id, completion.sample)
+        if key in offsets:
+            raise DataError(str(path), line, f"a second completion of {key[0]}, sample {key[1]}; remove one")
+        offsets[key] = offset
     return offsets

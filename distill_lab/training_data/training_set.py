@@ -16,6 +16,7 @@ from typing import Any, Literal
 from distill_lab.chat import answer_text
 from distill_lab.errors import DataError
 from distill_lab.files.jsonl import atomic_path, parse_json_object, read_jsonl, write_json, write_jsonl
+from distill_lab.generation.completions import read_completions
 from distill_lab.generation.cut_answers import CUT
 from distill_lab.types import Completion, Counts, Message, Prompt
 
@@ -60,12 +61,12 @@ def _own(prompts: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], 
 
 
 def _joined(prompts: Path, completions: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], list[Message]]]:
-    places = _places(completions)
+    offsets = _offsets(completions)
     with completions.open("rb") as file:
         for prompt, _ in _prompts(prompts):
             answers: dict[int, Completion] = {}
-            for place in places.pop(prompt.id, ()):
-                file.seek(place)
+            for offset in offsets.pop(prompt.id, ()):
+                file.seek(offset)
                 answer = Completion.from_json(json.loads(file.readline()))
                 if answer.sample in answers:
                     dropped[DUPLICATE] += 1
@@ -79,8 +80,8 @@ def _joined(prompts: Path, completions: Path, dropped: Counter[str]) -> Iterator
                 if answer.thinking:
                     message["thinking"] = answer.thinking
                 yield prompt.messages, [message]
-    if places:
-        dropped[NO_PROMPT] += sum(len(of_prompt) for of_prompt in places.values())
+    if offsets:
+        dropped[NO_PROMPT] += sum(len(of_prompt) for of_prompt in offsets.values())
 
 
 def _unusable(answer: Completion) -> str | None:
@@ -91,23 +92,12 @@ def _unusable(answer: Completion) -> str | None:
     return None if answer.content.strip() else EMPTY
 
 
-def _places(completions: Path) -> dict[str, list[int]]:
-    """Where each prompt's completions stand in the file (byte offsets), every line checked on the way."""
-    places: dict[str, list[int]] = {}
-    place = 0
-    with completions.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                row = parse_json_object(line, str(completions), number)
-                try:
-                    answer = Completion.from_json(row)
-                except KeyError as error:
-                    raise DataError(str(completions), number, f"a completion without {error}") from None
-                if not isinstance(answer.content, str):
-                    raise DataError(str(completions), number, "a completion's content must be text")
-                places.setdefault(answer.id, []).append(place)
-            place += len(line)
-    return places
+def _offsets(completions: Path) -> dict[str, list[int]]:
+    """Prompt id -> byte offsets of its completions; checks every row."""
+    offsets: dict[str, list[int]] = {}
+    for completion, _, offset in read_completions(completions):
+        offsets.setdefault(completion.id, []).append(offset)
+    return offsets
 
 
 def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:

@@ -74,7 +74,7 @@ def test_memory_does_not_count_what_this_process_holds(configs: dict[str, ModelC
 def test_latency_answers_have_exactly_as_many_tokens_and_enough_of_them(
     configs: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch, num_tokens: int
 ) -> None:
-    engine = measuring._load(configs["student"])
+    engine = measuring.load_to_time(configs["student"])
     asked: list[int] = []
     generate = engine.generate
 
@@ -94,15 +94,15 @@ def test_latency_answers_have_exactly_as_many_tokens_and_enough_of_them(
 def test_turns_alternate_and_go_backwards_every_second_round(
     configs: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, order = measuring._load(configs["student"]), []
-    timed = measuring._timed
+    engine, order = measuring.load_to_time(configs["student"]), []
+    timed = measuring.timed_call
 
     def noted(engine, job, sampling, **more):
         order.append(engine)
         return timed(engine, job, sampling, **more)
 
-    monkeypatch.setattr(measuring, "_timed", noted)
-    other = measuring._load(configs["student"])
+    monkeypatch.setattr(measuring, "timed_call", noted)
+    other = measuring.load_to_time(configs["student"])
     jobs = [[prompt] for prompt in prompts(2)]
     timings = measuring._in_turns({"a": engine, "b": other}, jobs, SAMPLING, rounds=2, budget_s=None)
     assert order == [engine, other, engine, other, other, engine, other, engine]
@@ -123,4 +123,6 @@ def test_faults_are_named(configs: dict[str, ModelConfig], tmp_path: Path) -> No
     with pytest.raises(ModelError, match=r"no config\.json"):
         measure({"teacher": ModelConfig(model=str(tmp_path))}, prompts(1), sampling=SAMPLING)
     with pytest.raises(UserError, match=r"every model can take .*tokens"):
-        measuring._taken_by_all({"student": measuring._load(configs["student"])}, prompts(1, words=2000), SAMPLING)
+        measuring._taken_by_all(
+            {"student": measuring.load_to_time(configs["student"])}, prompts(1, words=2000), SAMPLING
+        )

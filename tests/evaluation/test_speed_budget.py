@@ -91,7 +91,7 @@ def test_the_memory_batch_is_cut_to_its_seconds() -> None:
 @pytest.fixture
 def slow_engines(random_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
     def make(seconds_per_token: dict[str, float], pass_s: float = 0.0) -> Clock:
-        clock, load = Clock(), measuring._load
+        clock, load = Clock(), measuring.load_to_time
 
         def slowed(model: ModelConfig) -> TransformersEngine:
             engine = load(model.model_copy(update={"model": str(folder)}))
@@ -107,7 +107,7 @@ def slow_engines(random_model: Callable[..., Path], monkeypatch: pytest.MonkeyPa
             return engine
 
         folder = random_model(initializer_range=0.15)
-        monkeypatch.setattr(measuring, "_load", slowed)
+        monkeypatch.setattr(measuring, "load_to_time", slowed)
         monkeypatch.setattr("distill_lab.models.loading.resolve_precision", lambda model: model)
         monkeypatch.setattr(measuring.time, "perf_counter", clock)
         monkeypatch.setattr(measuring, "peak_memory", lambda models, *a, **k: dict.fromkeys(models, 1))

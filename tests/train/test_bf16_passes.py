@@ -21,12 +21,9 @@ from distill_lab.train.bf16_layers import linear, rms_norm, swiglu
 from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.loss_module import add_embedding_gradients_in_place, install
 from distill_lab.train.packing import collate
-from distill_lab.train.plan import make_plan, training_arguments
-from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_student
-from distill_lab.train.trainer import StudentTrainer
-from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, limited, toy_rows, train_and_kill, train_with
+from tests.helpers import CROSS_ENTROPY, IN_THREE_PARTS, limited, step_gradients, toy_rows, train_and_kill, train_with
 
 pytestmark = pytest.mark.slow
 
@@ -107,33 +104,15 @@ def test_a_linear_layers_gradients_are_those_of_fp32(in_place: bool) -> None:
             assert weight.grad.norm().item() == pytest.approx(times * gradient.norm().item(), rel=1e-2)
 
 
-def gradients(student: ModelConfig, path: Path, tmp_path: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The gradients of the first step, by the real training loop."""
-    model, tokenizer = load_model(student, training=True)
-    data = read_rows(path, tokenizer, max_length=512, validation_fraction=0, seed=0)
-    planned = make_plan([len(row) for row in data.training], config)
-    seen: dict[str, torch.Tensor] = {}
-
-    class Spy(StudentTrainer):
-        def _clip_grad_norm(self, model: Any) -> Any:
-            seen.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
-            return super()._clip_grad_norm(model)
-
-    args = training_arguments(tmp_path / "work", config, planned.num_steps, validate=False)
-    rounds = known_rows(data.training, planned)
-    Spy(model, args=args, config=config, rounds=rounds, objective=CROSS_ENTROPY, on_log=lambda row: None).train()
-    return seen
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_steps_gradients_are_those_of_fp32(
     any_head: ModelConfig, rows: Path, tmp_path: Path, checkpointing: bool
 ) -> None:
     """Tied, untied, scaled and soft-capped heads, several micro-batches, activations kept and recomputed."""
     config = TrainConfig(tokens_per_batch=300, gradient_accumulation_steps=64, dtype="fp32")
-    exact = gradients(any_head, rows, tmp_path / "fp32", config)
+    exact = step_gradients(any_head, rows, tmp_path / "fp32", config)
     settings = {"dtype": "bf16", "gradient_checkpointing": checkpointing}
-    found = gradients(any_head, rows, tmp_path / "bf16", config.model_copy(update=settings))
+    found = step_gradients(any_head, rows, tmp_path / "bf16", config.model_copy(update=settings))
     assert found.keys() == exact.keys()
     for name, gradient in exact.items():
         assert found[name].dtype == torch.float32

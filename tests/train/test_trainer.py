@@ -23,12 +23,11 @@ from distill_lab.files.outputs import work_folder
 from distill_lab.models.loading import load_model
 from distill_lab.train import checkpoints
 from distill_lab.train.objectives import LossOutput
-from distill_lab.train.plan import make_plan, micro_batches, training_arguments
-from distill_lab.train.rounds import known_rows
+from distill_lab.train.plan import make_plan, micro_batches
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_student
 from distill_lab.train.trainer import StudentTrainer
-from tests.helpers import CROSS_ENTROPY, FAST, toy_rows, train_and_kill
+from tests.helpers import FAST, step_gradients, toy_rows, train_and_kill
 
 pytestmark = pytest.mark.slow
 
@@ -43,25 +42,6 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "train.jsonl"
     write_jsonl(path, toy_rows())
     return path
-
-
-def step_gradients(student: ModelConfig, rows: Path, tmp_path: Path, config: TrainConfig) -> dict[str, torch.Tensor]:
-    """The gradients the first optimizer step is taken with, by the real training loop."""
-    model, tokenizer = load_model(student, training=True)
-    data = read_rows(rows, tokenizer, max_length=512, validation_fraction=0, seed=0)
-    plan = make_plan([len(row) for row in data.training], config)
-    seen: dict[str, torch.Tensor] = {}
-
-    class Spy(StudentTrainer):
-        def _clip_grad_norm(self, model: Any) -> Any:
-            seen.update({name: weight.grad.clone() for name, weight in model.named_parameters()})
-            return super()._clip_grad_norm(model)
-
-    args = training_arguments(tmp_path / "work", config, plan.num_steps, validate=False)
-    rounds = known_rows(data.training, plan)
-    Spy(model, args=args, config=config, rounds=rounds, objective=CROSS_ENTROPY, on_log=lambda row: None).train()
-    assert plan.num_steps == 1
-    return seen
 
 
 def test_accumulated_uneven_batches_equal_one_big_batch_and_plain_transformers(

@@ -119,7 +119,7 @@ def test_no_rows_are_no_error(tmp_path: Path) -> None:
     ("line", "reason"),
     [
         ('{"id": "a", "sample": 0', "not a JSON object"),
-        ('{"id": "a", "sample": 0}', "a completion without 'content'"),
+        ('{"id": "a", "sample": 0}', "not a completion: the field 'content' is missing"),
         (json.dumps(say("a", "x") | {"content": None}), "content must be text"),
         ("[1]", "expected a JSON object"),
     ],
