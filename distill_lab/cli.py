@@ -122,6 +122,17 @@ def _recipe(name: str, arguments: list[str]) -> int:
             f"distill {name} starts its training processes itself: run it without torchrun or accelerate launch, with "
             "--train.num-processes N; on several machines, launch `distill train`"
         )
+    module, config, directory, notes = _recipe_settings(name, arguments, prog=f"distill {name}")
+    terminal = Terminal()
+    for note in notes:
+        terminal.note(note)
+    summary = module.run(config, directory, watch=terminal)
+    terminal.summary(summary, directory)
+    return 0
+
+
+def _recipe_settings(name: str, arguments: list[str], *, prog: str) -> tuple[Any, Config, Path, list[str]]:
+    """A recipe's module, its settings from preset, YAML and flags, its run directory, and notes on where they come from."""
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     options, rest = _take_options(arguments, ("preset", "config", "run"))
     from distill_lab.files.yaml_file import read_yaml
@@ -134,19 +145,22 @@ def _recipe(name: str, arguments: list[str]) -> int:
     base = _from_yaml(start_from, options.get("config"))
     real = next((key for key in presets if key != "tiny"), "the recipe's defaults")
     help_text = GLOBAL_HELP.format(presets=", ".join(presets) or "none", default=real, name=name)
-    config = _flags(type(base), base, rest, prog=f"distill {name}", description=f"{module.__doc__}\n{help_text}")
+    config = _flags(type(base), base, rest, prog=prog, description=f"{module.__doc__}\n{help_text}")
     directory = Path(options.get("run") or f"runs/{name}")
-    terminal = Terminal()
-    terminal.note(f"{why}, run directory {directory}")
-    for note in notes:
-        terminal.note(note)
-    summary = module.run(config, directory, watch=terminal)
-    terminal.summary(summary, directory)
-    return 0
+    return module, config, directory, [f"{why}, run directory {directory}", *notes]
 
 
 def _command(name: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"distill_lab.commands.{name.replace('-', '_')}")
+    if getattr(module, "TAKES_RECIPE", False) and arguments and not arguments[0].startswith("-"):
+        recipe = arguments[0]
+        if _package_of(recipe) != "recipes":
+            from distill_lab.errors import UserError
+
+            known = ", ".join(map(_spelled, _names("recipes")))
+            raise UserError(f"distill {name}: {recipe} is not a recipe; choose from {known}")
+        _, config, directory, notes = _recipe_settings(recipe, arguments[1:], prog=f"distill {name} {recipe}")
+        return module.main(recipe, config, directory, notes) or 0
     arguments = _other_spellings(getattr(module, "ALIASES", {}), arguments)
     config = _flags(module.Config, None, arguments, prog=f"distill {name}", description=module.__doc__ or "")
     return module.main(config) or 0
