@@ -1,4 +1,4 @@
-"""Chat templates: messages -> token ids and the loss mask for training; splits thinking from the answer.
+"""Chat templates: messages -> token ids and the loss mask for training.
 
 Data in: a Hugging Face tokenizer with a chat template, and messages (`types.Message`). Data out: token ids, and for
 training a flag per token. Nothing here knows models by name: rendering a template shows what it does.
@@ -9,25 +9,18 @@ always `prompt_ids(everything before it)` followed by the answer and the templat
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from distill_lab.control_tokens import mark, token_ids, unmark
+from distill_lab.answers import split_thinking as split_thinking  # engines use it as a part of the chat format
+from distill_lab.control_tokens import THINKING_TAGS, mark, token_ids, unmark
 from distill_lab.errors import UserError
 from distill_lab.types import Message
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
-
-THINKING_TAGS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-)
-SOLUTION_TAGS = ("<|begin_of_solution|>", "<|end_of_solution|>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +66,8 @@ def encode(
 ) -> Encoded:
     """The whole conversation as one sequence that starts with `prompt_ids(prompt)` and ends with the last end token.
 
-    Trains every assistant turn of `completion` (including its thinking, if any, and its end token), nothing of `prompt`.
+    Trains every assistant turn of `completion` (including its thinking, if any, and its end token) except those with
+    `"weight": 0`, and nothing of `prompt`.
     `thinking=False` drops the completion's thinking, because generation would have none. A message without thinking
     gets an empty think block if the template writes one; the block is trained unless it is already part of the prompt
     (`thinking=False`).
@@ -83,7 +77,7 @@ def encode(
     was generated, and later turns see it like that. If later turns must see exactly what they see at inference, use
     `encode_turns`.
 
-    Raises UserError naming the tokenizer if its template does not put the answer right after the prompt.
+    Raises UserError naming the tokenizer if its template does not put the answer right after the prompt, or changes it.
     """
     turns = _turns(prompt, completion, thinking)
     encoded: Encoded | None = None
@@ -146,45 +140,10 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
     return list(dict.fromkeys(found))
 
 
-def split_thinking(text: str, *, opened: bool = False) -> tuple[str | None, str]:
-    """Split `text` into (thinking, content), without tags and the blank lines around them; empty thinking is None.
-
-    Recognizes `<think>`, `<thinking>` and `<|begin_of_thought|>` at the start of `text`. A closing tag without an opening
-    one means that the prompt opened it; thinking that is never closed leaves the content empty. opened: the prompt ended
-    inside thinking (`opens_thinking`), so a text cut off before its closing tag is all thinking. Text without tags is
-    returned unchanged.
-    """
-    for opening, closing in THINKING_TAGS:
-        stripped = text.lstrip()
-        if stripped.startswith(opening):
-            thought, _, content = stripped[len(opening) :].partition(closing)
-            return _thinking(thought), _solution(content)
-        before, found, content = text.partition(closing)
-        if found and opening not in before:
-            return _thinking(before), _solution(content)
-    if opened:
-        return _thinking(text), ""
-    if text.lstrip().startswith(SOLUTION_TAGS[0]):
-        return None, _solution(text)
-    return None, text
-
-
 def opens_thinking(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
     """Whether a prompt's token ids end with an opening think tag, so that the completion starts inside thinking."""
     end = str(tokenizer.decode(list(ids[-16:]), skip_special_tokens=False)).rstrip()
     return end.endswith(tuple(opening for opening, _ in THINKING_TAGS))
-
-
-def _thinking(text: str) -> str | None:
-    return text.strip("\n") if text.strip() else None
-
-
-def _solution(text: str) -> str:
-    # Remove blank lines, but keep the indentation of the first line of text (code).
-    text = re.sub(r"\A(?:\s*\n|[ \t]+)", "", text)
-    if text.startswith(SOLUTION_TAGS[0]):
-        text = text[len(SOLUTION_TAGS[0]) :].partition(SOLUTION_TAGS[1])[0].strip("\n")
-    return text
 
 
 _templates: WeakKeyDictionary[Any, dict[str, Template]] = WeakKeyDictionary()
@@ -233,10 +192,15 @@ def _turns(
     if thinking is False:
         completion = [_without_thinking(message) for message in completion]
     whole = [*prompt, *completion]
-    positions = [index for index in range(len(prompt), len(whole)) if whole[index]["role"] == "assistant"]
+    positions = [index for index in range(len(prompt), len(whole)) if is_trained(whole[index])]
     if not positions:
-        raise UserError("a completion without an assistant message has nothing to train on; remove the row")
+        raise UserError("a completion without an assistant message to train has nothing to train on; remove the row")
     return [(whole[:index], whole[index]) for index in positions]
+
+
+def is_trained(message: Message) -> bool:
+    """Whether a turn of a completion is trained: an assistant's, unless its weight is 0."""
+    return message["role"] == "assistant" and message.get("weight", 1) != 0
 
 
 def _extend(
@@ -259,6 +223,8 @@ def _answer_ids(
 ) -> list[int]:
     """The tokens that generation must produce after `prompt_ids(before)` to answer `message`, including the end token."""
     template = inspect_template(tokenizer)
+    if THINKING_TAGS[0][1] in (message.get("thinking") or ""):
+        raise UserError(f"{_name(tokenizer)}: the thinking has a closing thinking tag in it, where it would end")
     context = _render(tokenizer, before, thinking=thinking, open_turn=True)
     if not template.renders_thinking:
         message = _thinking_in_content(message)
@@ -266,6 +232,12 @@ def _answer_ids(
     if not (whole.startswith(context) and whole.endswith(template.tail)):
         raise UserError(_broken(tokenizer, context, whole))
     whole = whole[: len(whole) - len(template.tail)]
+    for field in ("content", "thinking"):
+        # Qwen3's template takes what is before a `</think>` in an answer for thinking.
+        if mark(tokenizer, str(message.get(field) or "")).strip() not in whole[len(context) :]:
+            raise UserError(
+                f"{_name(tokenizer)}: its chat template changes the answer's {field} (is a thinking tag in it?)"
+            )
 
     context_ids, whole_ids = token_ids(tokenizer, context), token_ids(tokenizer, whole)
     ends = {template.end_id}
@@ -321,7 +293,8 @@ def _render(
         raise UserError(f"{_name(tokenizer)} has no chat template; use an instruct model or set its chat_template")
     rows = []
     for message in messages:
-        row: dict[str, str] = _without_thinking(message)
+        row = _without_thinking(message)
+        row.pop("weight", None)
         if trace := message.get("thinking") or message.get("reasoning_content"):
             row["reasoning_content"] = trace
         for field in ("content", "reasoning_content"):

@@ -18,9 +18,23 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from transformers import AddedToken, PreTrainedTokenizerBase
 
-TAGS = ("think", "/think", "thinking", "/thinking")
-TAGS_WITH_BARS = ("begin_of_thought", "end_of_thought", "begin_of_solution", "end_of_solution")
-NOT_CONTROL = frozenset([*(f"<{tag}>" for tag in TAGS), *(f"<|{tag}|>" for tag in TAGS_WITH_BARS)])
+THINKING_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("<|channel>thought", "<channel|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("◁think▷", "◁/think▷"),
+)
+"""Opening and closing tags of thinking: Qwen, DeepSeek and most others first, then Sky-T1, Mistral, Seed, Gemma, Command and
+Kimi. Tags that a prompt asks for (`<reasoning>`, `<thought>`) are part of the answer's format and stay in the answer."""
+SOLUTION_TAGS = ("<|begin_of_solution|>", "<|end_of_solution|>")
+HARMONY_STARTS = ("<|channel|>", "<|start|>assistant<|channel|>")
+"""How an answer in gpt-oss's format (Harmony) starts: its thinking is a channel, not a pair of tags."""
+HARMONY_MARKS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>")
+NOT_CONTROL = frozenset(tag for pair in (*THINKING_TAGS, SOLUTION_TAGS) for tag in pair)
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Delimiters of a mark's number: Unicode noncharacters, which no exchanged text contains and no template looks for."""
 MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_lab.answers import MAX_CHARS, stated_answer
-from distill_lab.chat import split_thinking
+from distill_lab.answers import MAX_CHARS, split_thinking, stated_answer
 from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.files.jsonl import read_jsonl
 

@@ -23,7 +23,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from distill_lab.chat import split_thinking
+from distill_lab.answers import split_thinking
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.device import free_memory
 from distill_lab.generation.decoding.sampling import filter_logits, next_tokens

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from distill_lab import chat
 from distill_lab.config import SamplingConfig
+from distill_lab.control_tokens import HARMONY_MARKS, HARMONY_STARTS, NOT_CONTROL
 from distill_lab.errors import UserError
 from distill_lab.types import Completion, FinishReason, Prompt
 
@@ -27,8 +28,9 @@ class TokenIO:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig | None = None) -> None:
         self.tokenizer = tokenizer
         self.end_ids = chat.end_token_ids(tokenizer, generation_config)
-        tags = {tag for pair in (*chat.THINKING_TAGS, chat.SOLUTION_TAGS) for tag in pair}
         added = tokenizer.added_tokens_decoder.items()
+        harmony = HARMONY_MARKS if any(text.content == HARMONY_STARTS[0] for _, text in added) else ()
+        tags = {*NOT_CONTROL, *harmony}
         self._hidden_ids = {token for token, text in added if text.special and text.content not in tags}
         self._hidden_ids.update(self.end_ids)
 
