@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Message = dict[str, str]
+Message = dict[str, Any]
 """One chat turn: `{"role": "system" | "user" | "assistant" | "tool", "content": str}` plus, for assistants, an optional
-`"thinking": str` (the reasoning trace, separate from the content)."""
+`"thinking": str` (the reasoning trace, separate from the content) and `"weight": 0` for a turn that is not trained."""
 
 FinishReason = Literal["stop", "length", "error"]
 

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from distill_lab.chat import encode_turns
+from distill_lab.chat import encode_turns, inspect_template, is_trained
 from distill_lab.control_tokens import find_spelled
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.cut_answers import TOO_LONG
 from distill_lab.train.packing import Row
+from distill_lab.types import Message
 
 MIN_ROWS_TO_SPLIT = 10
+REFUSED, UNTRAINED = "the chat template refuses it", "no message of the assistant is to be trained"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Rows:
     num_validation_rows: int
     dropped: dict[str, int]
     """Rows left out, by reason."""
+    first_refused: str = ""
+    """The first row that the chat template refuses, and why; empty if it takes all."""
     num_spelled: int = 0
     """Rows kept whose text spells control tokens (`<|im_end|>`): they are trained as plain text."""
 
@@ -52,29 +56,42 @@ def read_rows(
 ) -> Rows:
     """Read, encode and split the rows of `path`.
 
-    max_length: in tokens; a row with a longer sequence is dropped and counted, never cut. validation_fraction: share of the
+    max_length: in tokens; a row with a longer sequence is dropped and counted, never cut. So is a row that the chat template
+    refuses, because one row must not stop a training whose teacher is paid already. validation_fraction: share of the
     rows held out, none where there are fewer than MIN_ROWS_TO_SPLIT. Raises DataError naming a malformed row's line,
     NoData where nothing is left to train on, UserError for a missing file.
     """
     sequences: list[list[Row]] = []
     prompts: list[bytes] = []
     dropped: Counter[str] = Counter()
-    num_spelled = 0
+    num_spelled, first_refused = 0, ""
+    inspect_template(tokenizer)  # a template that is unfit for any row is said at once
     for number, row in _read(path):
         prompt, completion = _messages(row, "prompt", path, number), _messages(row, "completion", path, number)
         if not any(message["role"] == "assistant" for message in completion):
             raise DataError(str(path), number, "its completion has no message of the assistant")
-        encoded = [Row.from_encoded(each) for each in encode_turns(tokenizer, prompt, completion, thinking=thinking)]
+        if not any(map(is_trained, completion)):
+            dropped[UNTRAINED] += 1
+            continue
+        try:
+            turns = encode_turns(tokenizer, prompt, completion, thinking=thinking)
+        except UserError as error:
+            dropped[REFUSED] += 1
+            first_refused = first_refused or f"{path}:{number}: {error}"
+            continue
+        encoded = [Row.from_encoded(each) for each in turns]
         if any(len(each) + 1 > max_length for each in encoded):
             dropped[TOO_LONG] += 1
             continue
-        texts = [text for message in (*prompt, *completion) for text in message.values()]
+        texts = [text for message in (*prompt, *completion) for text in message.values() if isinstance(text, str)]
         num_spelled += bool(find_spelled(tokenizer, texts))
         sequences.append(encoded)
         prompts.append(hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).digest())
     if not sequences:
         remedy = f"raise max_length (now {max_length})" if dropped[TOO_LONG] else "give a file that has rows"
-        raise NoData(f"{path}: nothing to train on ({dropped.total()} rows {TOO_LONG}); {remedy}")
+        remedy = f"the first refused one is {first_refused}" if dropped[REFUSED] else remedy
+        counts = ", ".join(f"{number} rows: {reason}" for reason, number in dropped.items() if number)
+        raise NoData(f"{path}: nothing to train on ({counts or 'no rows'}); {remedy}")
     held_out = _held_out(prompts, validation_fraction, seed)
     return Rows(
         training=[each for index, row in enumerate(sequences) if index not in held_out for each in row],
@@ -82,6 +99,7 @@ def read_rows(
         num_rows=len(sequences),
         num_validation_rows=len(held_out),
         dropped=dict(dropped),
+        first_refused=first_refused,
         num_spelled=num_spelled,
     )
 
@@ -115,7 +133,7 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(read_jsonl(path), start=1)
 
 
-def _messages(row: dict[str, Any], field: str, path: Path, number: int) -> list[dict[str, str]]:
+def _messages(row: dict[str, Any], field: str, path: Path, number: int) -> list[Message]:
     messages = row.get(field)
     if not isinstance(messages, list) or not messages:
         raise DataError(
@@ -128,5 +146,19 @@ def _messages(row: dict[str, Any], field: str, path: Path, number: int) -> list[
         if not isinstance(message.get("content"), str):
             raise DataError(str(path), number, f"`{field}` has a message whose content is not text")
         # Parquet gives every message every field of the column, as null where the message has none.
-        plain.append({key: value for key, value in message.items() if value is not None})
+        plain.append(_plain({key: value for key, value in message.items() if value is not None}, path, number))
     return plain
+
+
+def _plain(message: dict[str, Any], path: Path, number: int) -> Message:
+    """A message with `"weight": 0` if it is not trained, also in the form `"train": false`."""
+    for field in ("weight", "train"):
+        value = message.pop(field, None)
+        if value not in (None, 0, 1):
+            raise DataError(
+                str(path), number, f"a message's {field!r} is {value!r}; give 1 (trained) or 0 (not trained)"
+            )
+        if value == 0 and value is not None:
+            message["weight"] = 0
+            break
+    return message

@@ -36,7 +36,7 @@ from distill_lab.train.objectives import Objective, load_objective
 from distill_lab.train.plan import make_plan, trained_weights, training_arguments, with_dtype
 from distill_lab.train.result import TrainResult
 from distill_lab.train.rounds import known_rows
-from distill_lab.train.rows import Rows, read_rows
+from distill_lab.train.rows import REFUSED, Rows, read_rows
 from distill_lab.train.trainer import StudentTrainer
 from distill_lab.train.training_log import check_is_log, mean_loss
 
@@ -168,6 +168,8 @@ def train_model(
     for name, reason in found.skipped.items():
         chosen = found.checkpoint.name if found.checkpoint else "the beginning"
         log({"note": f"{work / name} was passed over ({reason}); going on from {chosen}"})
+    if data.first_refused:
+        log({"note": f"{data.dropped[REFUSED]} rows dropped: {REFUSED}; the first is {data.first_refused}"})
     if data.num_spelled:
         log({"note": f"{data.num_spelled} rows spell control tokens of the student; they are trained as plain text"})
     if config.dtype == "bf16" and best_device().type == "cpu":

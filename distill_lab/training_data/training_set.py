@@ -141,7 +141,7 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     import pyarrow.parquet as pq
 
     text = pa.string()
-    messages = pa.list_(pa.struct([("role", text), ("content", text), ("thinking", text)]))
+    messages = pa.list_(pa.struct([("role", text), ("content", text), ("thinking", text), ("weight", pa.int8())]))
     schema = pa.schema([("prompt", messages), ("completion", messages)])
     number, rows = 0, iter(rows)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
