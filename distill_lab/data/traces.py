@@ -11,6 +11,7 @@ with OmniThought"). Supported row formats:
     {"instruction" or "question" or "input", "cot" or "output" or "response" or "answer", and optionally the scores
      "rv_score"/"cd_score" (0 to 1, or a level above 1) or "reasoning_verbosity"/"cognitive_difficulty" (levels),
      "logical_correctness"}
+    {"problem", "generations": [texts], "correctness_math_verify": [true or false], "is_reasoning_complete": [...]}
 
 A threshold from 0 to 1 is a fraction of the highest level (0.6 keeps levels 6 and above, because 0.6 * 9 = 5.4); above 1 it
 is a level. Missing values filter nothing: a trace without levels passes every threshold, and an unverified trace is kept,
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_lab.chat import split_thinking
+from distill_lab.answers import split_thinking
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.types import Counts, Message
@@ -36,6 +37,8 @@ MAX_LEVEL = 9
 QUESTION = ("question", "instruction", "input", "problem")
 ANSWER = ("cot", "output", "response", "answer")
 SCORES = ("rv_score", "cd_score", "reasoning_verbosity", "cognitive_difficulty", "logical_correctness")
+VERDICTS, COMPLETE = ("correctness_math_verify", "correctness_llama"), "is_reasoning_complete"
+"""Fields of OpenR1-Math with one value per generation."""
 SCHEMA = (
     "Unexpected OmniThought schema, please inspect omni[0]: it has the fields {fields}; it needs a question and a list "
     "`reasoning` of traces, or an instruction and an output with rv_score and cd_score"
@@ -95,6 +98,32 @@ def read_traces(row: Mapping[str, Any]) -> tuple[str, list[Trace]]:
     return row[question], [Trace(thinking, solution, rv, cd, _truth(row, "logical_correctness"))]
 
 
+def read_generations(row: Mapping[str, Any]) -> list[Trace]:
+    """A row's `generations` as traces, each verified by math-verify's verdict, else by the judge's.
+
+    A generation that did not end counts as not verified. Raises ValueError for lists of different lengths.
+    """
+    texts = row.get("generations")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("field 'generations' must be a list of texts")
+    verdicts: dict[str, list[bool | None]] = {}
+    for field in (*VERDICTS, COMPLETE):
+        given = row.get(field)
+        if given is None:
+            verdicts[field] = [None] * len(texts)
+            continue
+        if not isinstance(given, list) or len(given) != len(texts):
+            raise ValueError(f"field {field!r} must have one value for each of the {len(texts)} generations")
+        verdicts[field] = [_truth({field: value}, field) for value in given]
+    traces = []
+    for number, text in enumerate(texts):
+        verified = next((verdicts[field][number] for field in VERDICTS if verdicts[field][number] is not None), None)
+        if verdicts[COMPLETE][number] is False:
+            verified = False
+        traces.append(Trace(*split_thinking(text), verified=verified))
+    return traces
+
+
 def answer_fields(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """Names of the fields of a flat row with its question and its trace; None for a missing one."""
 
@@ -105,12 +134,12 @@ def answer_fields(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 
 def best(traces: Sequence[Trace]) -> Trace | None:
-    """The trace to learn from; None if none has a solution.
+    """The trace to learn from; None if none has a solution that did not fail its verification.
 
-    Prefers verified traces to unverified ones, and these to failed ones; then the one whose verbosity is closest to its
+    Prefers verified traces to unverified ones; then the one whose verbosity is closest to its
     difficulty (as long as the problem deserves); then the shorter one; then the first.
     """
-    usable = [trace for trace in traces if trace.solution.strip()]
+    usable = [trace for trace in traces if trace.solution.strip() and trace.verified is not False]
     return min(usable, key=_rank) if usable else None
 
 

@@ -2,7 +2,8 @@
 
     load(choose({"instruction": "...", "output": "..."})).record(row, "train-0") -> Record
 
-To add a format, add one file here with `FIELDS`, `matches` and `record` (see `Adapter`). Files that start with an underscore
+Any row may also have a system prompt, tools, context and choices: `_row.record` adds them, so adapters do not list them. To
+add a format, add one file here with `FIELDS`, `matches` and `record` (see `Adapter`). Files that start with an underscore
 are shared parts, not adapters.
 """
 
@@ -24,7 +25,7 @@ class Adapter(Protocol):
     """What an adapter file must define."""
 
     FIELDS: tuple[str, ...]
-    """All fields the adapter reads; other fields go into the prompt's `meta`."""
+    """The fields by which the adapter is chosen and that it reads; other fields go into the prompt's `meta`."""
 
     def matches(self, row: Mapping[str, Any]) -> bool:
         """Whether the row has this format. Fast, and never raises, whatever the row contains."""
@@ -60,6 +61,15 @@ def choose(row: Mapping[str, Any]) -> str | None:
         if adapter.matches(row) and len(present & fields) > best_size:
             best, best_size = name, len(present & fields)
     return best
+
+
+@functools.cache
+def all_fields() -> frozenset[str]:
+    """All fields that some adapter reads or that mean something (`_meaning`), in lower case."""
+    from distill_lab.data.adapters import _meaning, _row
+
+    read = (field.lower() for name in names() for field in load(name).FIELDS)
+    return frozenset((*read, *(field.lower() for field in (*_meaning.ALL, *_row.GOLD, *_row.THINKING))))
 
 
 @functools.cache

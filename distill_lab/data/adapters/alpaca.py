@@ -1,6 +1,6 @@
 """Alpaca rows: `{"instruction", "input", "output"}`; the user turn is the instruction, a blank line and the input.
 
-Uses `system` and `history` ([question, answer] pairs) if a row has them.
+Uses `history` ([question, answer] pairs) if a row has it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from distill_lab.data.adapters import _row
 from distill_lab.types import Record
 
-FIELDS = ("instruction", "input", "output", "response", "system", "history", "answer")
+FIELDS = ("instruction", "input", "output", "response", "history", "answer")
 
 
 def matches(row: Mapping[str, Any]) -> bool:

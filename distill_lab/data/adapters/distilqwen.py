@@ -8,7 +8,7 @@ from typing import Any
 from distill_lab.data.adapters import _row
 from distill_lab.types import Record
 
-FIELDS = ("instruction", "output", "response", "system", "history", "answer")
+FIELDS = ("instruction", "output", "response", "history", "answer")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -18,6 +18,4 @@ def matches(row: Mapping[str, Any]) -> bool:
 
 def record(row: Mapping[str, Any], id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
-    if row.get("input"):
-        raise ValueError("this adapter does not read the field 'input', which is not empty; use the adapter alpaca")
     return _row.instruction(row, id, fields=FIELDS)

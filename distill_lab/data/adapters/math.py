@@ -1,4 +1,4 @@
-r"""MATH rows (Hendrycks et al. 2021): `{"problem", "solution", "level", "type"}`.
+r"""MATH rows (Hendrycks et al. 2021): `{"problem" or "question", "solution", "level", "type"}`.
 
 The solution is the completion; the gold answer is `answer` if the row has one, otherwise the solution's last `\boxed{...}`.
 """
@@ -12,18 +12,22 @@ from distill_lab.answers import last_box
 from distill_lab.data.adapters import _row
 from distill_lab.types import Record
 
-FIELDS = ("problem", "solution", "answer")
+QUESTION = ("problem", "question")
+FIELDS = (*QUESTION, "solution", "answer")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
     """Whether the row has a problem and its solution."""
-    return isinstance(row.get("problem"), str) and isinstance(row.get("solution"), str)
+    return _row.filled(row, *QUESTION) is not None and _row.filled(row, "solution") is not None
 
 
 def record(row: Mapping[str, Any], id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
-    prompt = [{"role": "user", "content": _row.text(row, "problem")}]
+    field = _row.filled(row, *QUESTION) or "problem"
+    prompt = [{"role": "user", "content": _row.text(row, field)}]
     solution = _row.text(row, "solution")
     box = last_box(solution)
     answer = _row.gold_answer(row, "answer") or (box[1] if box else None)
-    return _row.record(row, id, used=FIELDS, prompt=prompt, completion=[_row.assistant(solution)], answer=answer)
+    return _row.record(
+        row, id, used=(field, "solution", "answer"), prompt=prompt, completion=[_row.assistant(solution)], answer=answer
+    )

@@ -1,7 +1,8 @@
 """Chat rows: `{"messages": [{"role", "content"}, ...]}`, the format of OpenAI, TRL and this lab's own prompts files.
 
-Content is text or typed parts (text, reasoning, tool_call). Thinking comes from a turn's `thinking` or `reasoning_content`,
-or, for the last answer, from those fields of the row. An optional `completion` list follows the messages.
+Content is text or typed parts (text, reasoning, tool_call). Thinking comes from a turn's `thinking`, `reasoning_content` or
+`reasoning`, or, for the last answer, from those fields of the row. An optional `completion` list follows the messages. A
+turn with `weight: 0` or `train: false` is not trained.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from distill_lab.data.adapters import _row
 from distill_lab.types import Message, Record
 
-FIELDS = ("messages", "completion", "answer", "meta", "thinking", "reasoning_content")
+FIELDS = ("messages", "completion", "answer", "meta", *_row.THINKING)
 
 
 def matches(row: Mapping[str, Any]) -> bool:
@@ -28,7 +29,7 @@ def record(row: Mapping[str, Any], id: str) -> Record:
         prompt, completion = messages, conversation(row["completion"], "completion")
         if not completion or completion[0]["role"] != "assistant":
             raise ValueError("field 'completion' does not start with an assistant turn")
-    thinking = _row.optional_text(row, "thinking", "reasoning_content")
+    thinking, read = _row.thinking_of(row)
     if thinking:
         if not completion or completion[-1]["role"] != "assistant":
             raise ValueError("the row has thinking, but no answer for it")
@@ -36,9 +37,17 @@ def record(row: Mapping[str, Any], id: str) -> Record:
     meta = row.get("meta") if row.get("meta") is not None else {}
     if not isinstance(meta, dict):
         raise ValueError(f"field 'meta' is {type(meta).__name__}, expected an object")
-    rest = meta | {field: value for field, value in row.items() if field not in FIELDS}
     answer = _row.gold_answer(row, "answer")
-    return _row.record(rest, id, used=(), prompt=prompt, completion=completion, answer=answer)
+    return _row.record(
+        row,
+        id,
+        used=(*FIELDS[:4], *read),
+        prompt=prompt,
+        completion=completion,
+        answer=answer,
+        conversation=True,
+        meta=meta,
+    )
 
 
 def conversation(items: Any, field: str) -> list[Message]:
@@ -47,5 +56,4 @@ def conversation(items: Any, field: str) -> list[Message]:
 
 
 def _turn(item: dict[str, Any]) -> Message:
-    thinking = _row.optional_text(item, "thinking", "reasoning_content")
-    return _row.turn(item.get("role"), item.get("content"), thinking=thinking, tool_calls=item.get("tool_calls"))
+    return _row.turn(item, role=item.get("role"), content=item.get("content"))

@@ -1,7 +1,9 @@
-"""Question rows: `{"question" or "problem"}` with an optional gold `answer` and reasoning `cot`; also Vicuna's `turns`.
+"""Question rows: `{"question" or "problem"}` with an optional gold `answer` and an answer to train; also Vicuna's `turns`.
 
-Instead of `cot`, R1-style rows have `message_thinking` and `message_content`: the completion, with separate thinking. With
-several `turns`, the first is the prompt, because the others refer to a missing answer; all turns stay in meta.
+The answer to train is `response` (OpenOrca), `output`, `completion` or the reasoning `cot`; R1-style rows have
+`message_thinking` and `message_content`. `thinking` or `reasoning` next to it is its thinking; with neither, it belongs to
+the gold answer. With several `turns`, the first is the prompt, because the others refer to a missing answer; all turns stay
+in meta. Choices and context are part of the question.
 """
 
 from __future__ import annotations
@@ -10,36 +12,63 @@ from collections.abc import Mapping
 from typing import Any
 
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.data.adapters._choices import find_choices
+from distill_lab.types import Message, Record
 
 QUESTION = ("question", "problem")
-ANSWER = ("answer", "true_answer", "gold_answer", "gtruth_answer")
-FIELDS = (*QUESTION, *ANSWER, "cot", "message_content", "message_thinking", "turns")
+COMPLETION = ("response", "output", "completion", "message_content", "cot")
+THINKING = (*_row.THINKING, "message_thinking")
+FIELDS = (*QUESTION, *_row.GOLD, *COMPLETION, *THINKING, "turns")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
     """Whether the row has a question, problem or list of turns."""
-    return _has_turns(row) or any(isinstance(row.get(field), str) for field in QUESTION)
+    return _has_turns(row) or any(_asked(row, field) is not None for field in QUESTION)
 
 
 def record(row: Mapping[str, Any], id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
-    used = [_row.filled(row, *QUESTION), _row.filled(row, *ANSWER), "cot"]
-    if used[0] is None and _has_turns(row):
+    field = _row.filled(row, *QUESTION)
+    used: list[str | None] = [field]
+    inside: Mapping[str, Any] = {}
+    if field is None and _has_turns(row):
         question = row["turns"][0]
         used += ["turns"] if len(row["turns"]) == 1 else []
     else:
-        question = _row.text(row, used[0] or "question")
-    completion = None
-    if row.get("cot") is not None:
-        completion = [_row.assistant(_row.text(row, "cot"))]
-    elif row.get("message_content") is not None:
-        thinking = _row.optional_text(row, "message_thinking")
-        completion = [_row.assistant(_row.text(row, "message_content"), thinking)]
-        used += ["message_content", "message_thinking"]
-    prompt = [{"role": "user", "content": question}]
-    answer = _row.gold_answer(row, *ANSWER)
+        question = _asked(row, field or "question")
+        if question is None:
+            question = _row.text(row, field or "question")
+        asked = row.get(field or "")
+        if isinstance(asked, dict):  # ARC's first form: the choices are in the question
+            inside = {name: value for name, value in asked.items() if name != "stem"}
+    gold = _row.filled(row, *_row.GOLD)
+    used.append(gold)
+    completion, read = _completion(row, gold)
+    used += read
+    row = {**inside, **row}
+    # With choices, the gold answer is one of them, which `record` finds.
+    answer = _row.gold_answer(row, *_row.GOLD) if find_choices(row) is None else None
+    prompt: list[Message] = [{"role": "user", "content": question}]
     return _row.record(row, id, used=used, prompt=prompt, completion=completion, answer=answer)
+
+
+def _completion(row: Mapping[str, Any], gold: str | None) -> tuple[list[Message] | None, list[str]]:
+    """The answer to train, and the fields it is made from."""
+    thinking, read = _row.thinking_of(row, "message_thinking")
+    name = next((field for field in COMPLETION if row.get(field) is not None), None)
+    if name is None and thinking is not None and gold is not None:
+        return [_row.assistant(_row.gold_answer(row, gold) or "", thinking)], read
+    if name is None:
+        return None, []
+    return [_row.assistant(_row.text(row, name), thinking)], [name, *read]
+
+
+def _asked(row: Mapping[str, Any], field: str) -> str | None:
+    """The question's text; None if there is none."""
+    value = row.get(field)
+    if isinstance(value, dict) and isinstance(value.get("stem"), str):
+        value = value["stem"]
+    return value if isinstance(value, str) else None
 
 
 def _has_turns(row: Mapping[str, Any]) -> bool:

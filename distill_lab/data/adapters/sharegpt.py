@@ -1,8 +1,8 @@
-"""ShareGPT rows: `{"conversations": [{"from", "value"}, ...]}`, with an optional `system` field and preferred answer.
+"""ShareGPT rows: `{"conversations": [{"from", "value"}, ...]}` (or `conversation`, `dialogue`), with a preferred answer.
 
 function_call turns become assistant turns, observation turns become tool turns. The prompt ends before the first answer,
-and the rest is the completion; if a row ends with a question and has `chosen`, that is its completion. A system turn in the
-conversation takes precedence over the `system` field.
+and the rest is the completion; if a row ends with a question and has `chosen`, that is its completion. Turns may also be
+`{"role", "content"}`, or pairs `{"human", "assistant"}`.
 """
 
 from __future__ import annotations
@@ -13,32 +13,45 @@ from typing import Any
 from distill_lab.data.adapters import _row
 from distill_lab.types import Message, Record
 
-FIELDS = ("conversations", "system", "chosen", "answer")
+TURNS = ("conversations", "conversation", "dialogue")
+PAIR = (("human", "user"), ("assistant", "gpt"))
+FIELDS = (*TURNS, "chosen", "rejected", "answer")
 
 
 def matches(row: Mapping[str, Any]) -> bool:
     """Whether the row has a list of conversations."""
-    return isinstance(row.get("conversations"), list)
+    return _field(row) is not None
 
 
 def record(row: Mapping[str, Any], id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
-    messages = [_turn(item) for item in _row.turns(row.get("conversations"), "conversations")]
-    used = ["conversations", "answer"]
-    system = _row.optional_text(row, "system")
-    if system is not None and not any(message["role"] == "system" for message in messages):
-        used.append("system")
-        messages = [{"role": "system", "content": system}, *messages] if system else messages
+    field = _field(row) or TURNS[0]
+    messages = [message for item in _row.turns(row.get(field), field) for message in _turns(item)]
+    used = [field, "answer"]
     prompt, completion = _row.split(messages)
     if completion is None and isinstance(row.get("chosen"), dict):
-        used.append("chosen")
-        completion = [_turn(row["chosen"])]
+        used += ["chosen", "rejected"]
+        completion = _turns(row["chosen"])
         if completion[0]["role"] != "assistant":
             raise ValueError("field 'chosen' is not an assistant turn")
+    elif completion is None and isinstance(row.get("chosen"), str):
+        used += ["chosen", "rejected"]
+        completion = [_row.assistant(row["chosen"])]
     answer = _row.gold_answer(row, "answer")
-    return _row.record(row, id, used=used, prompt=prompt, completion=completion, answer=answer)
+    meta = {"rejected": row["rejected"]} if "rejected" in used and row.get("rejected") is not None else {}
+    return _row.record(
+        row, id, used=used, prompt=prompt, completion=completion, answer=answer, conversation=True, meta=meta
+    )
 
 
-def _turn(item: dict[str, Any]) -> Message:
+def _field(row: Mapping[str, Any]) -> str | None:
+    return next((field for field in TURNS if isinstance(row.get(field), list)), None)
+
+
+def _turns(item: dict[str, Any]) -> list[Message]:
+    """One turn, or the two of a pair."""
+    user, answer = ([item[name] for name in names if isinstance(item.get(name), str)] for names in PAIR)
+    if user and answer and "role" not in item and "from" not in item:
+        return [{"role": "user", "content": user[0]}, _row.assistant(answer[0])]
     role, content = _row.first(item, "from", "role"), _row.first(item, "value", "content")
-    return _row.turn(role, content, tool_calls=item.get("tool_calls"))
+    return [_row.turn(item, role=role, content=content)]
