@@ -60,13 +60,30 @@ class DataConfig(Config):
     """Which rows to read, and how."""
 
     path: str
-    """Hugging Face data set id, local .json/.jsonl/.parquet/.csv file, or tiny:instructions|problems|labels."""
+    """Hugging Face data set id; local .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, also compressed (.gz,
+    .zst); a folder of shards or of save_to_disk; or tiny:instructions|problems|labels. docs/formats.md shows them all."""
     split: str = "train"
     """Split and slice in Hugging Face syntax: train, train[:1000], train[10%:20%]."""
     adapter: str = "auto"
     """How to turn a row into a prompt: a file name in distill_lab/data/adapters; auto decides by the row's fields."""
+    columns: str = ""
+    """Which columns mean what, for rows that auto does not read: prompt=question,answer=gold. Targets: prompt, completion,
+    answer, thinking, system, context, choices, tools, messages, chosen, rejected; ignore=a+b leaves columns out. Several
+    columns are joined: prompt=title+body; a dot goes into an object: answer=result.text."""
+    delimiter: str = ""
+    """What separates the values of a CSV file; empty: found from its first lines. tab is a tab."""
+    encoding: str = ""
+    """Encoding of a text file, such as cp1252; empty: UTF-8, or UTF-16 if its first bytes show it."""
     skip_invalid: bool = False
-    """Skip and count malformed rows instead of stopping at the first one."""
+    """Skip malformed rows instead of stopping at the first one; counts them by reason and names the first of each."""
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns_as_text(cls, value: Any) -> Any:
+        """A mapping, as YAML has it, is the same as the text."""
+        return (
+            ",".join(f"{target}={column}" for target, column in value.items()) if isinstance(value, Mapping) else value
+        )
 
 
 class SamplingConfig(Config):

@@ -1,20 +1,19 @@
-"""Read a JSON array of any size, one element at a time: file -> (line, object or None, reason), in constant memory.
+"""Read a JSON array of any size, one element at a time: text -> (line, object or None, reason), in constant memory.
 
-Reads the file in blocks and decodes each element once it is complete. Elements that are not usable rows come with a reason.
-If the file stops being a JSON array at some point, raises DataError naming line and row.
+Reads the text in blocks and decodes each element once it is complete. Elements that are not usable rows come with a reason.
+If the text stops being a JSON array at some point, raises DataError naming line and row. NaN and Infinity, which are not
+JSON but which Python and pandas write, are read as numbers.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from distill_lab.errors import DataError
 
-BLOCK_BYTES = 1 << 18
+BLOCK_CHARS = 1 << 18
 MAX_ROW_CHARS = 64 * 2**20
 """Maximum length of an element; without it, a missing bracket near the start would load the whole file into memory."""
 SLACK_CHARS = 16
@@ -25,25 +24,21 @@ Element = tuple[int, dict[str, Any] | None, str]
 """(1-based line where it starts, the object or None, the reason if it is None)."""
 
 
-def json_array(path: Path) -> Iterator[Element]:
-    """Yield the elements of the array in `path`. Raises DataError if reading cannot continue."""
-    with path.open("rb") as file:
-        yield from _Scanner(file, str(path)).elements()
+def json_array(file: TextIO, source: str) -> Iterator[Element]:
+    """Yield the elements of the array in `file`. Raises DataError, naming `source`, if reading cannot continue."""
+    yield from _Scanner(file, source).elements()
 
 
 class _Scanner:
     """The text that is read but not yet returned, and the line where it starts."""
 
-    def __init__(self, file: Any, source: str) -> None:
+    def __init__(self, file: TextIO, source: str) -> None:
         self.file, self.source = file, source
         self.text, self.position, self.line = "", 0, 1
         self.counted = 0
         """Position in the text up to which lines are counted."""
         self.index, self.ended = 0, False
-        self.constants: list[str] = []
-        # Broken bytes must not stop the reading: they become lone surrogates, which the row's check rejects.
-        self.utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-        self.decoder = json.JSONDecoder(parse_constant=self.constants.append)
+        self.decoder = json.JSONDecoder()
 
     def elements(self) -> Iterator[Element]:
         self._take("[", "an array of objects starts with [")
@@ -65,7 +60,6 @@ class _Scanner:
             raise self._error(self.position, "the file ends inside the array")
         line = self._line_at(self.position)
         while True:
-            self.constants.clear()
             try:
                 value, end = self.decoder.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
@@ -84,8 +78,6 @@ class _Scanner:
                 continue
             self.position = end
             break
-        if self.constants:
-            return line, None, f"{self.constants[0]} is not JSON"
         if not isinstance(value, dict):
             return line, None, f"expected a JSON object, found {type(value).__name__}"
         return line, value, ""
@@ -114,9 +106,9 @@ class _Scanner:
         left = self.text[self.position :]
         if len(left) > MAX_ROW_CHARS:
             raise self._error(self.position, f"no end within {MAX_ROW_CHARS} characters; check for a missing bracket")
-        block = self.file.read(max(BLOCK_BYTES, len(left)))
+        block = self.file.read(max(BLOCK_CHARS, len(left)))
         self.ended = not block
-        self.text, self.position, self.counted = left + self.utf8.decode(block, self.ended), 0, 0
+        self.text, self.position, self.counted = left + block, 0, 0
         return True
 
     def _line_at(self, position: int) -> int:

@@ -3,15 +3,13 @@
     counts = write_prompts(DataConfig(path="data.jsonl", split="train[:1000]"), Path("prompts.jsonl"))
 
 An adapter converts each row of the slice. A malformed row raises a DataError that names file, line and row; with
-`skip_invalid` it is skipped and counted. A record's id is its split's name and its row number in the source.
+`skip_invalid` it is skipped and counted by its reason. A record's id is its split's name and its row number in the source.
 """
 
 from __future__ import annotations
 
-import datetime
-import decimal
-import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,20 @@ from typing import Any
 
 from distill_lab.config import DataConfig
 from distill_lab.data import adapters
-from distill_lab.data.sources import Row, Source, open_source
+from distill_lab.data._plain import plain_row, unpacked
+from distill_lab.data.columns import Columns
+from distill_lab.data.sources import Row, Source, Unusable, open_source
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.types import Counts, Record
 
 MAX_KEPT_ERRORS = 100
+MAX_REASONS = 20
+"""Reasons counted separately; further ones are counted together."""
+MAX_REASON_CHARS = 200
+OTHER_REASONS = "invalid: other reasons"
+MAX_PEEKED_ROWS = 100
+"""Rows in which the columns of `--data.columns` must occur."""
 SPLIT = re.compile(r"(?P<name>[\w.-]+)\s*(\[\s*(?P<start>-?\d+%?)?\s*:\s*(?P<stop>-?\d+%?)?\s*\])?")
 
 
@@ -71,17 +77,22 @@ class Records:
         """The adapter's name; with auto, the adapter chosen for the first row that matches one."""
         self.invalid: list[DataError] = []
         """Errors of skipped rows; at most 100."""
-        self._slice, self._source = Slice.parse(config.split), open_source(config.path)
+        self._slice = Slice.parse(config.split)
+        self._source = open_source(config.path, delimiter=config.delimiter, encoding=config.encoding)
+        self._columns = Columns.parse(config.columns)
         if config.adapter != adapters.AUTO:
             adapters.load(config.adapter)
-        self._num_kept = self._num_invalid = 0
+        self._num_kept = 0
+        self._reasons: Counter[str] = Counter()
+        self._first: dict[str, str] = {}
+        """Where the first row of each reason is."""
         self._iterated = False
 
     @property
     def counts(self) -> Counts:
-        """Rows so far; complete once the iteration has ended."""
-        dropped = {"invalid": self._num_invalid} if self.config.skip_invalid else {}
-        return Counts(self._num_kept + self._num_invalid, self._num_kept, dropped)
+        """Rows so far, the skipped ones by reason with the first of each; complete once the iteration has ended."""
+        dropped = {f"{reason} ({self._first[reason]})": number for reason, number in self._reasons.items()}
+        return Counts(self._num_kept + self._reasons.total(), self._num_kept, dropped)
 
     def __iter__(self) -> Iterator[Record]:
         assert not self._iterated, "Records can be iterated only once; create another one"
@@ -89,36 +100,86 @@ class Records:
         return self._records()
 
     def _records(self) -> Iterator[Record]:
-        for row in self._source.rows(self._slice.name, *self._slice.bounds(self._source)):
+        start, stop = self._slice.bounds(self._source)
+        if self._columns.sources:
+            end = start + MAX_PEEKED_ROWS if stop is None else min(stop, start + MAX_PEEKED_ROWS)
+            peeked = [row.fields or {} for row in self._source.rows(self._slice.name, start, end)]
+            if peeked:
+                self._columns.check({str(name) for fields in peeked for name in fields}, self.config.path)
+        for row in self._source.rows(self._slice.name, start, stop):
             try:
                 record = self._record(row)
             except (ValueError, RecursionError) as error:
                 reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-                problem = DataError(self.config.path, row.line, f"row {row.index}: {reason}")
+                problem = DataError(row.file or self.config.path, row.line, f"row {row.index}: {reason}")
                 if not self.config.skip_invalid:
                     raise problem from None
-                self._num_invalid += 1
+                self._count(row, reason)
                 if len(self.invalid) < MAX_KEPT_ERRORS:
                     self.invalid.append(problem)
                 continue
             self._num_kept += 1
             yield record
 
+    def _count(self, row: Row, reason: str) -> None:
+        short = reason if len(reason) <= MAX_REASON_CHARS else f"{reason[:MAX_REASON_CHARS]}..."
+        name = f"invalid: {short}"
+        if name not in self._reasons and len(self._reasons) >= MAX_REASONS:
+            name = OTHER_REASONS
+        place = f"row {row.index}" if row.line is None else f"line {row.line}"
+        self._first.setdefault(name, f"first: {place}{f' of {row.file}' if row.file else ''}")
+        self._reasons[name] += 1
+
     def _record(self, row: Row) -> Record:
         if row.fields is None:
             raise ValueError(row.reason)
-        fields = {_plain(name, name): _plain(value, name) for name, value in row.fields.items()}
-        name = self.config.adapter
-        if name == adapters.AUTO:
-            # Chosen for each row, so that one file can contain rows of several formats. A row that matches none goes to
-            # the adapter of the first row, which can say what is missing.
-            name = adapters.choose(fields) or self.adapter
-            if name == adapters.AUTO:
-                known = ", ".join(adapters.names())
-                raise ValueError(f"no adapter reads the fields {', '.join(fields) or '(none)'}; choose from {known}")
-            if self.adapter == adapters.AUTO:
-                self.adapter = name
+        name, fields = self._adapter(_prepared(row.fields, self._columns))
         return adapters.load(name).record(fields, f"{self._slice.name}-{row.index}")
+
+    def _adapter(self, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The adapter for a row, and the row with field names as the adapter spells them."""
+        if self.config.adapter != adapters.AUTO:
+            return self.config.adapter, fields
+        # Chosen for each row, so that one file can contain rows of several formats. A row that matches none goes to the
+        # adapter of the first row, which can say what is missing.
+        name = self._columns.adapter or adapters.choose(fields)
+        if name is None and len(lowered := {_lowered(field): value for field, value in fields.items()}) == len(fields):
+            name = adapters.choose(lowered)
+            fields = lowered if name else fields
+        if name is None and self.adapter == adapters.AUTO:
+            found = ", ".join(fields) or "(none)"
+            raise ValueError(
+                f"no adapter reads the fields {found}; choose from {', '.join(adapters.names())}, or say what they are: "
+                "--data.columns prompt=NAME,completion=NAME,answer=NAME"
+            )
+        if self.adapter == adapters.AUTO and name is not None:
+            self.adapter = name
+        return name or self.adapter, fields
+
+
+def first_row(config: DataConfig) -> dict[str, Any] | None:
+    """The fields of a slice's first row as adapters get them; None if there is no row, or none that is well-formed."""
+    part = Slice.parse(config.split)
+    source = open_source(config.path, delimiter=config.delimiter, encoding=config.encoding)
+    row = next(iter(source.rows(part.name, *part.bounds(source))), None)
+    if row is None or row.fields is None:
+        return None
+    try:
+        return _prepared(row.fields, Columns.parse(config.columns))
+    except ValueError:
+        return None  # reading the rows says why
+
+
+def _prepared(fields: dict[str, Any], columns: Columns) -> dict[str, Any]:
+    """A row with plain values and its columns renamed. Raises ValueError for a value without a JSON form that is read."""
+    row = unpacked(columns.apply(plain_row(fields)))
+    for name, value in row.items():
+        if isinstance(value, Unusable):
+            # A field that nothing reads never refuses a row; it is null in the prompt's meta.
+            if name.lower() in adapters.all_fields():
+                raise ValueError(value.reason)
+            row[name] = None
+    return row
 
 
 def write_prompts(config: DataConfig, path: Path) -> Counts:
@@ -143,30 +204,6 @@ def _row_number(bound: str, length: int | None) -> int:
     return min(max(number + length if bound.startswith("-") else number, 0), length)
 
 
-def _plain(value: Any, field: str) -> Any:
-    """Convert a value to plain JSON data: NaN, which tables use for missing values, is None; dates and decimals are text.
-
-    Raises ValueError naming the field if the value has no JSON form.
-    """
-    if isinstance(value, str):
-        try:
-            if not value.isascii():
-                value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"field {field!r} contains broken text (not UTF-8, or half a character)") from None
-        return value
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float):
-        if math.isinf(value):
-            raise ValueError(f"field {field!r} contains {value}, which is not JSON")
-        return None if math.isnan(value) else value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, field) for item in value]
-    if isinstance(value, dict):
-        return {_plain(str(key), field): _plain(item, field) for key, item in value.items()}
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    if isinstance(value, (decimal.Decimal, datetime.timedelta)):
-        return str(value)
-    raise ValueError(f"field {field!r} contains {type(value).__name__}, which has no JSON form")
+def _lowered(name: str) -> str:
+    """A column's name in the spelling of the adapters: `Final Answer` becomes final_answer."""
+    return "_".join(name.strip().lower().split())

@@ -65,7 +65,7 @@ class Pipeline:
     def prompts(self, name: str, data: DataConfig) -> Stage:
         """Source -> prompts: `<name>.jsonl`. Zero rows are not an error here."""
         local = Path(data.path).expanduser()
-        inputs = {"data": data.model_dump(), "file": local if local.is_file() else None}
+        inputs = {"data": data.model_dump(), "file": local if local.exists() else None}
         return self.run.stage(name, f"{name}.jsonl", inputs=inputs, work=lambda path: write_prompts(data, path))
 
     def test_prompts(self, data: Path, test: DataConfig, num_test: int) -> Path:

@@ -58,7 +58,7 @@ def read_labels(given: str, system: str) -> tuple[str, ...]:
         is_file = "," not in given and Path(given).expanduser().is_file()
         if not is_file and "," not in given:
             raise UserError(f"--labels {given}: no such file, and a list of one label; write a,b,c or name a file")
-        found = _read(given, "labels").splitlines() if is_file else given.split(",")
+        found = _lines(given, "labels") if is_file else given.split(",")
     else:
         listed = _LISTED.search(system)
         found = listed[1].strip().rstrip(".。").split(",") if listed else []
@@ -77,14 +77,21 @@ def read_labels(given: str, system: str) -> tuple[str, ...]:
 def write_gold(prompts: Path, path: Path, *, gold: str) -> Counts:
     """Write `prompts` with the gold answers of the file `gold`, a line for each row of the source the prompts are from.
 
-    Raises UserError where a row has no line there.
+    Raises UserError if a row has no line there, or if a line between others is blank: rows of a text file do not count
+    blank lines, so every later gold answer could be another row's.
     """
-    answers = [line.strip() for line in _read(gold, "gold answers").splitlines()]
+    answers = [line.strip() for line in _lines(gold, "gold answers")]
+    while answers and not answers[-1]:
+        answers.pop()
+    if "" in answers:
+        raise UserError(
+            f"{gold}: no gold answer in line {answers.index('') + 1}, which is blank; give one line per row"
+        )
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in read_jsonl(prompts):
             number = int(row["id"].rpartition("-")[2])
-            if number >= len(answers) or not answers[number]:
+            if number >= len(answers):
                 raise UserError(f"{gold}: no gold answer in line {number + 1}, for row {number} of the data")
             yield row | {"answer": answers[number]}
 
@@ -201,6 +208,11 @@ def _reason(answer: Completion | None) -> str:
     if answer.finish_reason == "length":
         return CUT
     return UNPARSEABLE if answer.content.strip() else EMPTY
+
+
+def _lines(path: str, what: str) -> list[str]:
+    """The lines of a file, without what a Unicode reader also takes for line ends (a form feed, U+2028)."""
+    return _read(path, what).split("\n")
 
 
 def _read(path: str, what: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 
 from distill_lab.config import DataConfig
 from distill_lab.data import adapters
-from distill_lab.data.records import Slice
-from distill_lab.data.sources import open_source
+from distill_lab.data.columns import Columns
+from distill_lab.data.records import first_row
 from distill_lab.data.traces import MAX_LEVEL, answer_fields, minimum_level
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
@@ -46,24 +46,23 @@ def reasoning_data(data: DataConfig, *, answered: bool) -> DataConfig:
     gold answer. Raises UnexpectedSchema where that row has no question or, where `answered`, nothing that could be
     reasoning. What else may be wrong with rows shows when they are read.
     """
-    source, part = open_source(data.path), Slice.parse(data.split)
-    row = next(iter(source.rows(part.name, *part.bounds(source))), None)
-    if row is None or row.fields is None:
+    row = first_row(data)
+    if row is None or Columns.parse(data.columns).adapter is not None:
         return data
-    name = adapters.choose(row.fields) if data.adapter == adapters.AUTO else data.adapter
+    name = adapters.choose(row) if data.adapter == adapters.AUTO else data.adapter
     if name is not None:
         adapter = adapters.load(name)
         try:
-            completion = adapter.record(row.fields, "0").completion
+            completion = adapter.record(row, "0").completion
         except ValueError:
-            if adapter.matches(row.fields):
+            if adapter.matches(row):
                 return data  # reading the rows says which field is malformed
         else:
-            if completion or not answered or "reasoning" in row.fields:
+            if completion or not answered or "reasoning" in row or "generations" in row:
                 return data
-    if None not in answer_fields(row.fields) and data.adapter == adapters.AUTO:
+    if None not in answer_fields(row) and data.adapter == adapters.AUTO:
         return data.model_copy(update={"adapter": "omnithought"})
-    raise UnexpectedSchema(json.dumps(row.fields, ensure_ascii=False, default=str))
+    raise UnexpectedSchema(json.dumps(row, ensure_ascii=False, default=str))
 
 
 def add_instruction(prompts: Path, path: Path, instruction: str) -> Counts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from itertools import islice
@@ -82,7 +83,7 @@ def test_slices(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_same_records(tmp_path: Path, kind: str) -> None:
-    record = next(iter(Records(DataConfig(path=str(write(tmp_path / f"rows.{kind}", rows_of(3))), split="dev[1:]"))))
+    record = next(iter(Records(DataConfig(path=str(write(tmp_path / f"dev.{kind}", rows_of(3))), split="dev[1:]"))))
     meta = {"note": 'ä, "b"\nc'}
     assert record.prompt == Prompt("dev-1", [{"role": "user", "content": "What is 1+1?"}], "2", meta)
 
@@ -137,9 +138,8 @@ def test_empty_array_and_empty_table(tmp_path: Path) -> None:
 
 BAD_LINES = [
     (b'{"question": "torn', "not a JSON object"),
-    (b'{"question": "q", "level": NaN}', "NaN is not JSON"),
-    (b'{"question": "q", "level": -Infinity}', "-Infinity is not JSON"),
-    (b'{"question": "q", "level": 1e999}', "contains inf"),
+    (b'{"question": "q", "answer": -Infinity}', "contains -inf"),
+    (b'{"question": "q", "answer": 1e999}', "contains inf"),
     (b'["question"]', "found list"),
     (b"null", "found NoneType"),
     (b'{"question": 3}', "'question' is int"),
@@ -162,7 +162,10 @@ def test_bad_line_stops_or_is_counted(tmp_path: Path, line: bytes, reason: str) 
     assert str(caught.value).startswith(f"{path}:3: row 1: ")
     ids, records = read(path, skip_invalid=True)
     assert ids == ["train-0", "train-2"]
-    assert records.counts.to_json() == {"rows_in": 3, "kept": 2, "dropped": {"invalid": 1}}
+    assert (records.counts.rows_in, records.counts.kept) == (3, 2)
+    ((dropped, number),) = records.counts.dropped.items()
+    assert number == 1
+    assert re.search(rf"^invalid: .*({reason}).* \(first: line 3\)$", dropped)
 
 
 def test_csv_with_broken_quotes_or_header(tmp_path: Path) -> None:
@@ -187,15 +190,19 @@ def test_parquet_values_that_json_lacks(tmp_path: Path) -> None:
         "question": ["a", "b", "c"],
         "score": [1.5, float("nan"), float("inf")],
         "when": pa.array([0, 1, 2], pa.date32()),
+        "vector": [b"\x00", b"\xff", b"text"],
     }
     pq.write_table(pa.table(table), path)
+    metas = [record.prompt.meta for record in Records(DataConfig(path=str(path)))]
+    assert metas == [
+        {"score": 1.5, "when": "1970-01-01"},
+        {"when": "1970-01-02"},
+        {"when": "1970-01-03", "vector": "text"},
+    ]
+    pq.write_table(pa.table({"question": ["a", "b"], "answer": [1.0, float("inf")]}), path)
     records = Records(DataConfig(path=str(path), skip_invalid=True))
-    metas = [record.prompt.meta for record in records]
-    assert metas == [{"score": 1.5, "when": "1970-01-01"}, {"when": "1970-01-02"}]
-    assert str(records.invalid[0]) == f"{path}: row 2: field 'score' contains inf, which is not JSON"
-    pq.write_table(pa.table({"question": ["a"], "image": [b"\x00"]}), path)
-    with pytest.raises(DataError, match="row 0: field 'image' contains bytes"):
-        read(path)
+    assert [record.prompt.answer for record in records] == ["1"]
+    assert str(records.invalid[0]) == f"{path}: row 1: field 'answer' contains inf, which is not JSON"
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
@@ -213,11 +220,14 @@ def test_no_adapter_lists_fields_and_adapters(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a", "x": 1}])
     with pytest.raises(DataError, match="row 0: no adapter reads the fields text, x; choose from alpaca, distilqwen"):
         read(path)
-    assert read(path, skip_invalid=True)[1].counts.dropped == {"invalid": 1}
+    ((reason, number),) = read(path, skip_invalid=True)[1].counts.dropped.items()
+    assert number == 1
+    assert "no adapter reads the fields text, x" in reason
+    assert reason.endswith("(first: line 1)")
 
 
 def test_named_adapter_and_unknown_adapter(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"instruction": "a", "input": "b", "question": "q"}])
+    path = write(tmp_path / "rows.jsonl", [{"instruction": "q", "level": "b", "question": "q"}])
     record = next(iter(Records(DataConfig(path=str(path), adapter="question"))))
     assert record.prompt.messages[0]["content"] == "q"
     with pytest.raises(UserError, match="no adapter 'nothing'"):
@@ -235,7 +245,7 @@ def test_rows_of_several_forms_and_errors_of_the_first_form(tmp_path: Path) -> N
 def test_kept_errors_are_capped(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"question": "a"}] + [{"question": ""}] * 150)
     _, records = read(path, skip_invalid=True)
-    assert records.counts.dropped == {"invalid": 150}
+    assert list(records.counts.dropped.values()) == [150]
     assert len(records.invalid) == 100
 
 
@@ -243,13 +253,13 @@ def test_paths_that_are_not_there(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path / "none.jsonl", "no such file"),
         (tmp_path / "none", "not a data set id"),
-        (tmp_path, "this is a directory; give one file in it"),
+        (tmp_path, "a folder without data files"),
     ):
         with pytest.raises(UserError, match=reason):
             Records(DataConfig(path=str(path)))
-    (tmp_path / "rows.tsv").write_text("a")
+    (tmp_path / "rows.doc").write_text("a")
     with pytest.raises(UserError, match=r"the name must end in \.json, \.jsonl, \.parquet, \.csv"):
-        Records(DataConfig(path=str(tmp_path / "rows.tsv")))
+        Records(DataConfig(path=str(tmp_path / "rows.doc")))
 
 
 def test_tiny() -> None:
@@ -274,7 +284,7 @@ def test_write_prompts(tmp_path: Path) -> None:
         write_prompts(DataConfig(path=str(source)), path)
     assert list(path.parent.iterdir()) == []
     counts = write_prompts(DataConfig(path=str(source), skip_invalid=True), path)
-    assert counts.to_json() == {"rows_in": 3, "kept": 2, "dropped": {"invalid": 1}}
+    assert (counts.rows_in, counts.kept, list(counts.dropped.values())) == (3, 2, [1])
     first, second = read_jsonl(path)
     assert first["completion"] == [{"role": "assistant", "content": "b"}]
     assert Prompt.from_json(first) == Prompt("train-0", [{"role": "user", "content": "a"}], None, {"level": 3})
