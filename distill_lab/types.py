@@ -50,6 +50,22 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that a server counted for one request."""
+
+    input_tokens: int
+    """Of the prompt."""
+    output_tokens: int
+    """Of the answer, including thinking."""
+    cached_tokens: int = 0
+    """Those of `input_tokens` that the server had in its prompt cache."""
+    batch: bool = False
+    """Whether the request was part of a batch, which costs half."""
+    estimated: bool = False
+    """Whether the counts are estimates from the lengths of the texts, because the server does not report them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled answer of a model to a prompt."""
 
@@ -66,12 +82,15 @@ class Completion:
     num_tokens: int
     """Generated tokens, including thinking and the end token."""
     error: str | None = None
+    usage: Usage | None = None
+    """What a server counted for it; None for local models, and for answers that an earlier run paid for."""
 
     def to_json(self) -> dict[str, Any]:
         """The JSONL row."""
         row = dataclasses.asdict(self)
-        if self.error is None:
-            del row["error"]
+        for name in ("error", "usage"):
+            if row[name] is None:
+                del row[name]
         return row
 
     @classmethod
@@ -85,6 +104,7 @@ class Completion:
             finish_reason=row["finish_reason"],
             num_tokens=row["num_tokens"],
             error=row.get("error"),
+            usage=Usage(**row["usage"]) if row.get("usage") else None,
         )
 
 

@@ -98,6 +98,9 @@ def server() -> Iterator[HostileServer]:
 
 @pytest.fixture
 def openai_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key, and no address."""
+    """A key, no address, and nothing remembered of a server that had this address before."""
+    from distill_lab.generation.engines._dialect import remembered
+
+    remembered.cache_clear()
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

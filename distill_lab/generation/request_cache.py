@@ -135,6 +135,7 @@ class RequestCache:
             if completion.finish_reason != "error":
                 row = completion.to_json()
                 del row["id"], row["sample"]
+                row.pop("usage", None)  # paid by this run, not by those that find it here
                 rows.append((_digest(self._digest + key), row))
         if rows:
             with self._guarded():

@@ -22,6 +22,7 @@ from distill_lab.data.records import write_prompts
 from distill_lab.errors import NoData
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import dropped_warning
+from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.generate import Progress, generate
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.generation.request_cache import RequestCache
@@ -118,7 +119,7 @@ class Pipeline:
             name,
             output,
             inputs={"prompts": prompts, "sampling": sampling.model_dump(), **model_inputs(model, self.engine)},
-            work=lambda path: self._generate(model, prompts, sampling, path),
+            work=lambda path: self._generate(name, model, prompts, sampling, path),
             about={"sampling": sampling.model_dump(mode="json")},
         ).path
 
@@ -132,7 +133,7 @@ class Pipeline:
             self._said.add(note)
         return resolved
 
-    def _generate(self, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
+    def _generate(self, name: str, model: ModelConfig, prompts: Path, sampling: SamplingConfig, path: Path) -> Counts:
         from distill_lab.device import memory_returned
 
         def on_progress(progress: Progress) -> None:
@@ -140,16 +141,24 @@ class Pipeline:
                 progress.done, progress.total, detail=progress.detail, seconds_left=progress.seconds_left
             )
 
-        def engine() -> Any:
+        servers: list[ServerEngine] = []  # no local model, which would stay in memory
+
+        def engine() -> Engine:
             from distill_lab.generation.engines import load_engine
 
-            return load_engine(model, self.engine, on_note=self.watch.note)
+            loaded = load_engine(model, self.engine, on_note=self.watch.note)
+            if isinstance(loaded, ServerEngine):
+                servers.append(loaded)
+            return loaded
 
         # A student of this run is asked nothing by any other run.
         own = Path(model.model).is_dir() and Path(model.model).resolve().is_relative_to(self.run.directory.resolve())
         cached = nullcontext() if own else RequestCache(model, self.engine, on_note=self.watch.note)
         with memory_returned(), cached as cache:
-            return generate(prompts, path, engine, sampling, cache=cache, on_progress=on_progress)
+            counts = generate(prompts, path, engine, sampling, cache=cache, on_progress=on_progress)
+        for server in servers:
+            self.run.record(f"requests of {name}", server.record(sampling))
+        return counts
 
     def training_set(
         self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"

@@ -12,6 +12,7 @@ import pytest
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines._chat_completions import request_body
+from distill_lab.generation.engines._dialect import Dialect
 from distill_lab.generation.engines.openai_api import OpenAIEngine
 from distill_lab.models.generation_config import (
     generation_settings,
@@ -102,7 +103,7 @@ def test_a_model_without_settings_of_its_own_is_passed_over(random_model: Callab
 
 def body(**settings: Any) -> dict[str, Any]:
     sampling = SamplingConfig(**settings)
-    return request_body("m", Prompt("p", []), sampling, sample=0, extra={}, neutral=True)
+    return request_body("m", Prompt("p", []), sampling, sample=0, extra={}, dialect=Dialect())
 
 
 def test_servers_get_the_labs_values_or_use_their_own() -> None:

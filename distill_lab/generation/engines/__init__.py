@@ -15,7 +15,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
@@ -29,6 +29,18 @@ class Engine(Protocol):
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, in any order, each as soon as it is done."""
+        ...
+
+
+@runtime_checkable
+class ServerEngine(Protocol):
+    """An engine whose model runs on a server."""
+
+    on_note: Callable[[str], None]
+    """Receives what a user should know while it generates."""
+
+    def record(self, sampling: SamplingConfig) -> dict[str, Any]:
+        """What requests contain, and which settings they leave to the server, for run.json."""
         ...
 
 
@@ -47,6 +59,8 @@ def load_engine(model: ModelConfig, config: EngineConfig, *, on_note: Callable[[
     note = getattr(engine, "note", "")
     if note and on_note is not None:
         on_note(f"{model.model}: {note}")
+    if on_note is not None and isinstance(engine, ServerEngine):
+        engine.on_note = on_note
     return engine
 
 

@@ -14,28 +14,22 @@ import asyncio
 import json
 import math
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 import httpx2
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import ModelError, UserError
-from distill_lab.generation.engines._chat_completions import (
-    RequestRejected,
-    error_message,
-    one_line,
-    request_body,
-    to_completion,
-)
+from distill_lab.generation.engines._chat_completions import RequestRejected, one_line
 from distill_lab.generation.engines._event_loop import Deliver, iterate
-from distill_lab.generation.engines._http_retry import FIRST_WAIT_S, AdaptiveLimiter, backoff_s, retry_after_s
+from distill_lab.generation.engines._exchange import Exchange
+from distill_lab.generation.engines._http_retry import FIRST_WAIT_S, AdaptiveLimiter, backoff_s
+from distill_lab.generation.engines._http_status import RetryableError, json_object
 from distill_lab.generation.engines._redact import Redactor
 from distill_lab.types import Completion, Prompt
 
@@ -43,20 +37,10 @@ PREFIX = "openai:"
 CONNECT_TIMEOUT_S = 10.0
 CLIENT_CONNECTIONS = 16
 """Connections per client, which searches all of its connections for every request."""
-MAX_PAUSE_S = 600.0
-"""If a server asks for a longer wait (a daily quota), the run stops instead."""
 MAX_BYTES = 1 << 24
 """Maximum size of an answer."""
 MAX_IN_A_ROW = 20
 """If this many different prompts fail for the same reason with no answer in between, the run stops."""
-
-WITHOUT_NEUTRAL = {"api.openai.com"}
-"""Servers known to reject fields outside OpenAI's protocol."""
-FIELD_REFUSED = re.compile(
-    r"HTTP 4(?:00|22): .*(?:top_k|min_p|repetition_penalty|unrecogni[sz]ed|unknown|unsupported|unexpected|extra|additional)",
-    re.IGNORECASE,
-)
-"""Matches errors that may be about such a field: the request is sent once more without them."""
 
 Outcome = tuple[int, httpx2.Headers, bytes]
 """Status, headers and body of a response."""
@@ -96,6 +80,8 @@ class OpenAIEngine:
     ) -> None:
         self.model, self.config, self.base_url, self.first_wait_s = model, config, base_url, first_wait_s
         self._key, self._redact = key, Redactor(key)
+        self.on_note: Callable[[str], None] = lambda note: None
+        """Receives what a user should know about how the server is asked; `load_engine` sets it."""
 
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
@@ -104,12 +90,15 @@ class OpenAIEngine:
         fails on every prompt; error completions from right before that are dropped, so that the same command retries
         them.
         """
+        notes: list[str] = []
+        exchange = self._exchange(sampling, notes)
         completions: Iterator[Completion] = iterate(
-            lambda deliver: _Requests(self, self._key, sampling, deliver).run(prompts),
+            lambda deliver: _Requests(self, self._key, exchange, deliver).run(prompts),
             room=self.config.max_concurrency,
         )
         try:
             for completion in completions:
+                self._say(notes)
                 yield self._without_key(completion)
         except Exception as error:
             # Remove the key, whatever the server made a library write into the message.
@@ -117,38 +106,34 @@ class OpenAIEngine:
             if message == str(error):
                 raise
             raise (UserError if isinstance(error, UserError) else RuntimeError)(message) from None
+        finally:
+            self._say(notes)
+
+    def record(self, sampling: SamplingConfig) -> dict[str, Any]:
+        """What requests with this sampling contain, and which settings they leave to the server, as far as it is known."""
+        return self._exchange(sampling, []).record()
+
+    def _exchange(self, sampling: SamplingConfig, notes: list[str]) -> Exchange:
+        extra = json.loads(self.config.extra_body or "{}")
+        return Exchange(self.model, self.base_url, sampling, extra=extra, on_note=notes.append)
+
+    def _say(self, notes: list[str]) -> None:
+        # In the caller's thread: the requests are made in another one.
+        while notes:
+            self.on_note(self._redact(notes.pop(0)))
 
     def _without_key(self, completion: Completion) -> Completion:
         thinking, error = (text and self._redact(text) for text in (completion.thinking, completion.error))
         return replace(completion, content=self._redact(completion.content), thinking=thinking, error=error)
 
 
-class RetryableError(Exception):
-    """A retryable failure. rate_limited: the server returned 429. slowed: the limit was lowered since it was sent."""
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        wait_s: float | None = None,
-        rate_limited: bool = False,
-        slowed: bool = False,
-        unreachable: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.wait_s, self.rate_limited, self.slowed, self.unreachable = wait_s, rate_limited, slowed, unreachable
-
-
 class _Requests:
     """All requests of one `generate` call."""
 
-    def __init__(self, engine: OpenAIEngine, key: str, sampling: SamplingConfig, deliver: Deliver[Completion]) -> None:
+    def __init__(self, engine: OpenAIEngine, key: str, exchange: Exchange, deliver: Deliver[Completion]) -> None:
         self._config, self._model, self._first_wait_s = engine.config, engine.model, engine.first_wait_s
-        self._sampling, self._deliver, self._key, self._redact = sampling, deliver, key, engine._redact
+        self._exchange, self._deliver, self._key, self._redact = exchange, deliver, key, engine._redact
         self._url = f"{engine.base_url}/chat/completions"
-        self._extra = json.loads(engine.config.extra_body or "{}")
-        self._neutral = urlsplit(engine.base_url).hostname not in WITHOUT_NEUTRAL
-        """Whether to send values that have no effect, so that the server's defaults are not used."""
         self._limiter = AdaptiveLimiter(engine.config.max_concurrency)
         self._reached = False
         self._num_answers = 0
@@ -158,7 +143,7 @@ class _Requests:
 
     async def run(self, prompts: Iterable[Prompt]) -> None:
         """Request every sample of every prompt; raise the first error that affects all of them."""
-        todo = ((prompt, sample) for prompt in prompts for sample in range(self._sampling.num_samples))
+        todo = ((prompt, sample) for prompt in prompts for sample in range(self._exchange.sampling.num_samples))
         most = self._config.max_concurrency
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key:
@@ -196,8 +181,8 @@ class _Requests:
 
     async def _completion(self, client: httpx2.AsyncClient, prompt: Prompt, sample: int) -> Completion:
         """The answer, with retries. Raises RequestRejected, and UserError to stop the run."""
-        neutral = self._neutral
-        payload = self._payload(prompt, sample, neutral=neutral)
+        dialect = self._exchange.dialect
+        payload = json.dumps(self._exchange.body(prompt, sample, dialect)).encode()
         attempt = 1
         while True:
             answers_before = self._num_answers
@@ -215,19 +200,15 @@ class _Requests:
                     self._limiter.pause(wait)
                 await asyncio.sleep(wait)
             except RequestRejected as rejection:
-                if not (neutral and FIELD_REFUSED.search(str(rejection))):
+                other = self._exchange.other_form(rejection, dialect)
+                if other is None:
                     raise
-                # The server does not know these fields, so it has no settings for them either.
-                neutral = self._neutral = False
-                payload = self._payload(prompt, sample, neutral=False)
+                dialect = other
+                payload = json.dumps(self._exchange.body(prompt, sample, dialect)).encode()
             else:
                 self._num_answers += 1
                 self._limiter.speed_up()
-                return to_completion(data, prompt.id, sample)
-
-    def _payload(self, prompt: Prompt, sample: int, *, neutral: bool) -> bytes:
-        body = request_body(self._model, prompt, self._sampling, sample=sample, extra=self._extra, neutral=neutral)
-        return json.dumps(body).encode()
+                return self._exchange.completion(data, prompt.id, sample, dialect)
 
     def _final_error(self, failure: RetryableError) -> Exception:
         tries = f"tried {self._config.max_retries + 1} times"
@@ -253,35 +234,10 @@ class _Requests:
             raise RetryableError(f"the connection broke ({self._message(error)})") from None
         self._reached = True
         try:
-            data = json.loads(body)
-        except (ValueError, RecursionError):
-            data = None
-        error = data.get("error") if isinstance(data, dict) else None
-        if status < 300 and isinstance(data, dict) and not error:
-            return data
-        if status < 300 and not isinstance(data, dict):
-            raise RetryableError("the answer is not a JSON object")
-        if status < 300:  # routers report upstream failures like this
-            code = error.get("code") if isinstance(error, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 500
-        # Remove the key before shortening the text; otherwise half of it could remain at the end.
-        words = one_line(self._redact(error_message(data) or body.decode(errors="replace"))) or "no reason given"
-        reason = f"HTTP {status}: {words}"
-        if status < 400:
-            target = one_line(self._redact(headers.get("location", "nowhere")))
-            raise UserError(f"{self._url} redirects to {target}; set base_url to the final address")
-        if status in (401, 402, 403, 404) or (isinstance(error, dict) and error.get("code") == "insufficient_quota"):
-            raise UserError(f"{self._url}: {reason}\n{self._remedy(status)}; then run the same command again to resume")
-        if status not in (408, 409, 425, 429) and status < 500:
-            raise RequestRejected(reason)
-        wait_s = retry_after_s(headers.get("retry-after"))
-        if wait_s is not None and wait_s > MAX_PAUSE_S:
-            raise UserError(
-                f"{self._url}: {reason}\nthe server asks to wait {wait_s / 60:,.0f} minutes; run the same command again "
-                "then to resume"
-            )
-        slowed = status == 429 and self._limiter.slow_down(sent_at)
-        raise RetryableError(reason, wait_s=wait_s, rate_limited=status == 429, slowed=slowed)
+            return json_object(status, headers, body, url=self._url, redact=self._redact, remedy=self._remedy)
+        except RetryableError as failure:
+            failure.slowed = failure.rate_limited and self._limiter.slow_down(sent_at)
+            raise
 
     async def _post(self, client: httpx2.AsyncClient, payload: bytes) -> Outcome:
         async with client.stream("POST", self._url, content=payload) as response:

@@ -19,7 +19,8 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.generation.engines import load_engine
-from distill_lab.generation.engines._chat_completions import RequestRejected, request_body, to_completion
+from distill_lab.generation.engines._chat_completions import RequestRejected, request_body
+from distill_lab.generation.engines._chat_response import to_completion
 from distill_lab.generation.engines._event_loop import Deliver, iterate
 from distill_lab.generation.engines.openai_api import MAX_IN_A_ROW, OpenAIEngine
 from distill_lab.generation.generate import generate
@@ -118,12 +119,12 @@ def test_a_prompt_that_is_refused_is_not_asked_again(server: HostileServer, stat
         ({}, "the server's response has no choices"),
         ({"choices": [{"index": 0}]}, "the choice in the server's response has no message"),
         (answer(None), "the answer's content is null instead of text (finish_reason 'stop')"),
-        (answer(["part"]), "the answer's content is a JSON list instead of text (finish_reason 'stop')"),
+        (answer(7), "the answer's content is a JSON int instead of text (finish_reason 'stop')"),
         (
             answer(None, finish_reason="tool_calls"),
             "the answer's content is null instead of text (finish_reason 'tool_calls')",
         ),
-        (answer("half", finish_reason=None), "the answer is incomplete: its finish_reason is None"),
+        (answer("", finish_reason=None), "the answer is empty, and its finish_reason is None"),
         (answer("half", finish_reason="abort"), "the answer is incomplete: its finish_reason is 'abort'"),
         (answer("half", finish_reason="content_filter"), "the server's content filter cut off the answer"),
     ],
