@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from distill_lab import template_date
 from distill_lab.answers import split_thinking as split_thinking  # engines use it as a part of the chat format
 from distill_lab.control_tokens import THINKING_TAGS, mark, token_ids, unmark
 from distill_lab.errors import UserError
@@ -302,6 +303,8 @@ def _render(
                 row[field] = mark(tokenizer, row[field])
         rows.append(row)
     settings: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    if "strftime_now" in str(tokenizer.chat_template):
+        settings["chat_template"] = template_date.dated(tokenizer.get_chat_template())
     try:
         text = tokenizer.apply_chat_template(rows, add_generation_prompt=open_turn, tokenize=False, **settings)
     except TemplateError as error:

@@ -27,6 +27,7 @@ from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked, take_lock
 from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
 from distill_lab.progress import ProgressReporter
+from distill_lab.template_date import first_date, frozen, recorded_in
 from distill_lab.types import Counts
 
 VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")
@@ -58,6 +59,7 @@ class Run:
         """Stages that were already finished and that this execution skipped."""
         self._heard = ExitStack()
         self._heard.enter_context(activity.listening(watch.doing))
+        self._heard.enter_context(frozen(manifest["date"]))
 
     @classmethod
     def open(
@@ -77,6 +79,7 @@ class Run:
             manifest = {
                 "recipe": recipe,
                 "config": dict(config),
+                "date": first_date(recorded_in(directory / "run.json")),
                 "versions": {"python": platform.python_version(), **installed_versions()},
                 "models": models,
                 "stages": stages,

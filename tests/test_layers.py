@@ -12,7 +12,8 @@ import pytest
 from tests.helpers import PACKAGE
 
 FLOORS = (
-    "errors types config control_tokens chat answers activity progress formatting device tiny",
+    "errors types base_url response_format template_date config control_tokens chat answers activity progress formatting "
+    "device tiny",
     "files",
     "run",
     "models",

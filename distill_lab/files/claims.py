@@ -25,6 +25,7 @@ from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, path_fi
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked
 from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
+from distill_lab.template_date import first_date, frozen
 
 MADE_BY = "qwen-distillation-lab"
 REMEDY = "choose another output name, or move the existing file elsewhere"
@@ -83,13 +84,21 @@ def claim(
                     remove_work(path)
                 made = {}
             done = same and old is not None and old["status"] == "done" and all(path.exists() for path in files)
-            content = {"made_by": MADE_BY, "version": __version__, "inputs": now, "shown": dict(shown or {})}
+            date = first_date(old.get("date") if old and same else None)
+            content = {
+                "made_by": MADE_BY,
+                "version": __version__,
+                "date": date,
+                "inputs": now,
+                "shown": dict(shown or {}),
+            }
             # Recorded before they are written, so that after a kill they count as the lab's.
             made = {**{_name(path, out): None for path in files}, **made}
             write_json(key_path(out), {**content, "status": "done" if done else "running", "files": made})
         ended = False
         try:
-            yield Claim(done)
+            with frozen(date):
+                yield Claim(done)
             ended = True
         finally:
             for path in files:

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from distill_lab import template_date
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.generation.engines._chat_completions import one_line
@@ -113,7 +114,7 @@ class WorkerHandle:
         """Start a process and load the model in it."""
         self.actor = ray.remote(Worker).options(max_restarts=0, **self._takes).remote()
         self._placed = self.actor.__ray_ready__.remote()
-        self.doing, self.block = self.actor.load.remote(*self._loads), None
+        self.doing, self.block = self.actor.load.remote(*self._loads, template_date.now().isoformat()), None
 
     @property
     def placed(self) -> bool:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from distill_lab import template_date
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import EngineDeadError, UserError
 from distill_lab.types import Completion, Prompt
@@ -26,12 +27,17 @@ class Failure:
 class Worker:
     """Loads a model once, then answers blocks one after another."""
 
-    def load(self, model: ModelConfig, config: EngineConfig) -> str:
-        """Load the model. Returns an error message about model or settings, or "" if it is loaded."""
+    def load(self, model: ModelConfig, config: EngineConfig, date: str = "") -> str:
+        """Load the model. Returns an error message about model or settings, or "" if it is loaded.
+
+        date: for chat templates (`template_date`), the same on every machine.
+        """
         from distill_lab.generation.engines import Engine, load_engine
 
         # If this were set, `auto` would choose ray again.
         os.environ.pop("RAY_ADDRESS", None)
+        if date:
+            os.environ[template_date.VARIABLE] = date
         try:
             self._engine: Engine = load_engine(model, config)
         except UserError as error:
