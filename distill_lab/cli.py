@@ -220,7 +220,7 @@ def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
     """Expand `--teacher M` to `--teacher.model M` (a group's name sets its first field) and `--dtype D` to every dtype."""
     from pydantic import BaseModel
 
-    long: dict[str, str] = {}
+    long: dict[str, str] = {"--max-cost": "--engine.price.max-cost"} if "engine" in kind.model_fields else {}
     dtypes: list[str] = []
     for name, field in kind.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

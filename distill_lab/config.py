@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -22,13 +21,18 @@ from pydantic import (
     model_validator,
 )
 
+from distill_lab.base_url import check_base_url
 from distill_lab.errors import UserError
+from distill_lab.response_format import response_format
 
 FULL_LEARNING_RATE, ADAPTER_LEARNING_RATE = 2e-5, 2e-4
 AS_GIVEN = "as given"
 """Context of `model_dump` that keeps None for defaults that depend on other settings."""
 Quantization = Literal["none", "8bit", "4bit", "auto"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
 
 
 class Config(BaseModel):
@@ -113,6 +117,44 @@ class SamplingConfig(Config):
     """Turn thinking on or off in the chat template (enable_thinking); None keeps the template's default."""
     seed: int = 0
     """Random seed. In fp32 on a CPU, a prompt's completion does not depend on the other prompts in the batch."""
+    response_format: str = ""
+    """Structured answers of a server's model: a file with a JSON schema, its text, or json for any JSON object."""
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _read_response_format(cls, given: Any) -> str:
+        return response_format(given)
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_format(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Results from before there was a choice still count."""
+        return _without(write(self), self, "response_format")
+
+
+class PriceConfig(Config):
+    """What a server charges, in any currency."""
+
+    input: Price = None
+    """Price of one million prompt tokens, to show costs before and after."""
+    output: Price = None
+    """Price of one million tokens of answers, including thinking."""
+    cached: Price = None
+    """Price of one million prompt tokens that the server has in its prompt cache; None: the same as input."""
+    max_cost: Price = None
+    """Stop before the answers of a run could cost more than this; all answers so far are kept. Short: --max-cost."""
+
+    @model_validator(mode="after")
+    def _check_complete(self) -> PriceConfig:
+        if (self.input is None) != (self.output is None):
+            raise UserError("give price.input and price.output together (0 for what is free)")
+        if self.input is None and (self.cached is not None or self.max_cost is not None):
+            raise UserError("price.cached and price.max_cost need price.input and price.output")
+        return self
+
+    @property
+    def known(self) -> bool:
+        """Whether there are prices."""
+        return self.input is not None
 
 
 class EngineConfig(Config):
@@ -138,6 +180,13 @@ class EngineConfig(Config):
     extra_body: str = ""
     """JSON object of fields to add to every request body, replacing fields of the same name; null removes a field:
     {"max_tokens": null, "max_completion_tokens": 512}."""
+    price: PriceConfig = PriceConfig()
+    """What the server of openai:NAME models charges."""
+    batch: bool = False
+    """Ask openai:NAME models through the server's Batch API (/files and /batches), which takes up to a day and costs half.
+    Interrupt and run the same command again at any time: it continues the batches that it began."""
+    batch_poll_s: Annotated[float, Field(gt=0)] = 30.0
+    """Maximum seconds between looks at the state of a batch."""
     measure_budget_s: Annotated[float, Field(gt=0)] = 180.0
     """Seconds that a recipe may spend timing each model, without loading. Slow models are timed on fewer and shorter
     answers, but on at least one answer of each kind, however long it takes."""
@@ -174,21 +223,12 @@ class EngineConfig(Config):
         return text
 
 
-def check_base_url(url: str) -> str:
-    """A server's API address without trailing slashes. Raises UserError if `url` is malformed or contains a key."""
-    remedy = "give it as http://host:8000/v1"
-    try:
-        parts = urlsplit(url.strip())
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise UserError(f"the server's address is malformed; {remedy}") from None
-    if parts.username or parts.password or parts.query or parts.fragment or "@" in parts.netloc:
-        raise UserError(
-            f"the server's address contains more than host and path; {remedy}, and put a key in OPENAI_API_KEY"
-        )
-    if parts.scheme not in ("http", "https") or not host:
-        raise UserError(f"the server's address does not start with http://host or https://host; {remedy}")
-    return url.strip().rstrip("/").removesuffix("/chat/completions")
+def _without(values: dict[str, Any], config: Config, *names: str) -> dict[str, Any]:
+    """A dump without the fields of these names that have their default."""
+    fields = type(config).model_fields
+    return {
+        key: value for key, value in values.items() if key not in names or getattr(config, key) != fields[key].default
+    }
 
 
 class LoraConfig(Config):

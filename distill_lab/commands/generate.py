@@ -61,8 +61,10 @@ def main(config: Config) -> None:
     from distill_lab.generation.engines import load_engine
     from distill_lab.generation.generate import generate
     from distill_lab.generation.model_identity import answer_inputs, shown_name
+    from distill_lab.generation.prices import spending
     from distill_lab.generation.request_cache import RequestCache
     from distill_lab.models.generation_config import resolve_sampling
+    from distill_lab.models.names import api_engine
     from distill_lab.planning.preflight import check_generation, check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.training_data.cot_files import write_cot_dataset
@@ -113,6 +115,8 @@ def main(config: Config) -> None:
                     on_progress=terminal.generated,
                 )
             terminal.note(f"{counts}, in {out}")
+            if api_engine(config.model.model):
+                terminal.note(f"paid for these answers: {spending([out], config.engine.price)}")
             if config.cot is not None:
                 with writing(config.cot):
                     terminal.note(f"{write_cot_dataset(questions, out, config.cot)}, in {config.cot}")

@@ -29,7 +29,7 @@ from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import JsonlAppender, read_jsonl, whole_rows, write_jsonl
 from distill_lab.files.outputs import writing
-from distill_lab.generation.engines import Engine
+from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.progress import Progress, Tracker
 from distill_lab.generation.request_cache import KEY_BYTES, RequestCache
 from distill_lab.types import Completion, Counts, Prompt
@@ -49,6 +49,7 @@ def generate(
     sampling: SamplingConfig,
     *,
     cache: RequestCache | None = None,
+    paid: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Counts:
     """Fill `path` until it has `num_samples` completions of every prompt. Returns their number, and errors by reason.
@@ -56,7 +57,8 @@ def generate(
     Each completion is written within moments, and the file is valid after a kill at any time; it may then contain both an
     error of an earlier execution and its replacement, until the next execution ends. Raises DataError for malformed rows
     and duplicate prompt ids, UserError if `path` contains completions of other prompts or cannot be written; it never
-    loses what is in it. cache: searched first; stores the engine's answers. on_progress: called at the start, now and
+    loses what is in it. cache: searched first; stores the engine's answers. paid: other outputs of the same run, whose costs
+    count toward engine.price.max_cost. on_progress: called at the start, now and
     then while the cache is read, when the engine reports, and after every completion.
     """
     todo = _Todo(prompts, sampling.num_samples)
@@ -75,7 +77,8 @@ def generate(
                         writer.write(completion)
                     tracker.found(len(found))
         if todo.done < todo.total:
-            answering = engine()
+            loaded = engine()
+            answering = loaded.for_output(path, paid) if isinstance(loaded, ServerEngine) else loaded
             if cache is not None and cache.on:
                 cache.identify()
             tracker.started()
@@ -84,6 +87,8 @@ def generate(
                     if todo.accept(completion):
                         writer.write(completion, todo.key(completion))
                         tracker.completed(completion.num_tokens)
+            if isinstance(answering, ServerEngine) and todo.done == todo.total:
+                answering.finished()
     finally:
         if todo.twice:
             todo.keep_last(path)

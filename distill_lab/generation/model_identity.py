@@ -19,6 +19,7 @@ from distill_lab.models.names import api_engine
 
 NOT_IN_KEY = {
     "base_url", "extra_body", "max_concurrency", "timeout_s", "max_retries",  # of servers
+    "price", "batch", "batch_poll_s",
     "batch_size", "num_workers", "data_parallel_size", "gpu_memory_utilization", "measure_budget_s",
 }  # fmt: skip
 """Engine settings that do not affect a local model's completions. Others are part of a key unless they are the default."""

@@ -124,6 +124,7 @@ def evaluate_models(
             run.recipe, num_scored, scores=scores, speeds=speeds, gain=gain, retention_ci95=retention_ci95, steps=steps,
             metric=found.metric, losses=losses,
         )  # fmt: skip
+        summary["spending"] = pipeline.spending()
         return extend(summary, found, speeds) if extend else summary
 
     timing = None

@@ -25,6 +25,7 @@ from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.generate import Progress, generate
 from distill_lab.generation.model_identity import model_inputs
+from distill_lab.generation.prices import spending
 from distill_lab.generation.request_cache import RequestCache
 from distill_lab.grading.grade import grade
 from distill_lab.grading.graders import grading
@@ -41,6 +42,8 @@ class Pipeline:
     def __init__(self, run: Run, *, engine: EngineConfig) -> None:
         self.run, self.watch, self.engine = run, run.watch, engine
         self._said: set[str] = set()
+        self._answers: dict[str, Path] = {}
+        """Completions by the name of their stage, as far as the recipe has come."""
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
         """`model` with its dtype and quantization on this machine; see `fitting.resolve_model`."""
@@ -115,6 +118,7 @@ class Pipeline:
         """
         sampling = self.sampled(model, sampling)
         model = self.resolve(model)
+        self._answers[name] = self.run.path(output)
         return self.run.stage(
             name,
             output,
@@ -155,10 +159,21 @@ class Pipeline:
         own = Path(model.model).is_dir() and Path(model.model).resolve().is_relative_to(self.run.directory.resolve())
         cached = nullcontext() if own else RequestCache(model, self.engine, on_note=self.watch.note)
         with memory_returned(), cached as cache:
-            counts = generate(prompts, path, engine, sampling, cache=cache, on_progress=on_progress)
+            others = [other for other in self._answers.values() if other != path]
+            counts = generate(prompts, path, engine, sampling, cache=cache, paid=others, on_progress=on_progress)
         for server in servers:
             self.run.record(f"requests of {name}", server.record(sampling))
+            self.watch.note(f"paid for {name}: {spending([path], self.engine.price)}")
         return counts
+
+    def spending(self) -> dict[str, Any] | None:
+        """summary.json's `spending`: requests, tokens and cost of each stage that asked a server; None if no stage did."""
+        stages = {name: spending([path], self.engine.price) for name, path in self._answers.items()}
+        stages = {name: found for name, found in stages.items() if found.requests}
+        if not stages:
+            return None
+        total = spending([self._answers[name] for name in stages], self.engine.price)
+        return {"stages": {name: found.to_json() for name, found in stages.items()}, "total": total.to_json()}
 
     def training_set(
         self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"

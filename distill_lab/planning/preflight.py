@@ -10,14 +10,14 @@ uses a setting, so that both agree.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import ModelError, UserError
-from distill_lab.generation.engines import check_engine
+from distill_lab.generation.engines import check_engine, check_format
 from distill_lab.grading.graders import find_grader, load_grader, metric_of
 from distill_lab.models.names import api_engine
 from distill_lab.planning.presets import is_tiny
@@ -42,6 +42,11 @@ def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str)
         check_writable(run.path(output))
     for name in ("sampling", "test_sampling"):
         check_sampling(getattr(config, name), flag=f"--{name.replace('_', '-')}")
+    check_format(config.teacher, config.engine, config.sampling, flag="--sampling")
+    if config.test.path or config.num_test:
+        for model in (config.teacher, config.student):
+            check_format(model, config.engine, config.test_sampling, flag="--test-sampling")
+    check_server_settings([config.teacher], config.engine)
     if config.test.path and is_tiny(config.test.path) and not is_tiny(config.data.path):
         raise UserError(
             f"the test set {config.test.path} does not match {config.data.path}; give --test data of the same kind, or "
@@ -93,9 +98,22 @@ def check_loads(config: ModelConfig) -> None:
 def check_generation(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> None:
     """Reject a model, engine and sampling that cannot generate; errors of a server only show with the first request."""
     check_sampling(sampling, flag="--sampling")
+    check_format(model, engine, sampling, flag="--sampling")
+    check_server_settings([model], engine)
     check_engine(model, engine)
     if not api_engine(model.model):
         check_loads(model)
+
+
+def check_server_settings(models: Sequence[ModelConfig], engine: EngineConfig) -> None:
+    """Reject prices and batches where no model is on a server."""
+    if any(api_engine(model.model) for model in models):
+        return
+    for flag, given in (("batch", engine.batch), ("price", engine.price.known)):
+        if given:
+            raise UserError(
+                f"--engine.{flag} is for a model on a server (openai:NAME), but {models[0].model} runs here; remove it"
+            )
 
 
 def check_grader(name: str, engine: EngineConfig) -> None:

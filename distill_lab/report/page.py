@@ -30,6 +30,7 @@ from distill_lab.formatting import bytes_text, p_value_text, seconds_text, shown
 from distill_lab.report.examples import badge, examples_section
 from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
 from distill_lab.report.labels import cost_section, labels_section
+from distill_lab.report.spending import spending_section
 from distill_lab.report.style import PAGE_STYLE
 from distill_lab.report.tokens import tokens_section
 
@@ -51,6 +52,7 @@ def write_report(run_dir: Path) -> Path:
         _figures(summary),
         _table(summary),
         cost_section(summary),
+        spending_section(summary),
         labels_section(summary),
         tokens_section(summary),
         examples_section(items, alike=bool((summary["metric"] or {}).get("similarity"))),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +42,14 @@ class ServerEngine(Protocol):
 
     def record(self, sampling: SamplingConfig) -> dict[str, Any]:
         """What requests contain, and which settings they leave to the server, for run.json."""
+        ...
+
+    def for_output(self, output: Path, paid: Sequence[Path] = ()) -> Engine:
+        """The engine that fills `output`; paid: other outputs of the same run, whose costs count too."""
+        ...
+
+    def finished(self) -> None:
+        """All completions are on disk."""
         ...
 
 
@@ -110,6 +119,16 @@ def check_engine(model: ModelConfig, config: EngineConfig) -> None:
         module.load(model, config)  # sends nothing
     elif "check" in vars(module):
         module.check(config)
+
+
+def check_format(model: ModelConfig, config: EngineConfig, sampling: SamplingConfig, *, flag: str) -> None:
+    """Raise UserError if answers in a JSON schema are requested of an engine that cannot give them."""
+    name = chosen_engine(model, config)
+    if sampling.response_format and not getattr(_module(name), "TAKES_RESPONSE_FORMAT", False):
+        raise UserError(
+            f"{model.model}: the engine {name} cannot keep answers to {flag}.response-format; remove it, or ask a server "
+            "that can (vllm serve, then openai:NAME)"
+        )
 
 
 def _module(name: str) -> ModuleType:

@@ -7,6 +7,7 @@ body = request_body("gpt", prompt, sampling, sample=0, extra={})
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,8 @@ def request_body(
             body[name] = NEUTRAL.get(name, value) if value == SamplingConfig.model_fields[name].default else value
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    if sampling.response_format:
+        body["response_format"] = json.loads(sampling.response_format)
     if sampling.thinking is not None:
         body["chat_template_kwargs"] = {"enable_thinking": sampling.thinking}
     return {name: value for name, value in {**body, **extra}.items() if value is not None}

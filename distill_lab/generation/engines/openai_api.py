@@ -15,25 +15,32 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx2
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import ModelError, UserError
+from distill_lab.generation.engines._batch import BatchEngine
 from distill_lab.generation.engines._chat_completions import RequestRejected, one_line
 from distill_lab.generation.engines._event_loop import Deliver, iterate
 from distill_lab.generation.engines._exchange import Exchange
 from distill_lab.generation.engines._http_retry import FIRST_WAIT_S, AdaptiveLimiter, backoff_s
 from distill_lab.generation.engines._http_status import RetryableError, json_object
 from distill_lab.generation.engines._redact import Redactor
-from distill_lab.types import Completion, Prompt
+from distill_lab.generation.prices import Budget, announcement, estimate, num_bytes, spending, upper_bound
+from distill_lab.types import Completion, Prompt, Usage
+
+if TYPE_CHECKING:
+    from distill_lab.generation.engines import Engine
 
 PREFIX = "openai:"
+TAKES_RESPONSE_FORMAT = True
 CONNECT_TIMEOUT_S = 10.0
 CLIENT_CONNECTIONS = 16
 """Connections per client, which searches all of its connections for every request."""
@@ -79,9 +86,11 @@ class OpenAIEngine:
         self, model: str, config: EngineConfig, *, base_url: str, key: str = "", first_wait_s: float = FIRST_WAIT_S
     ) -> None:
         self.model, self.config, self.base_url, self.first_wait_s = model, config, base_url, first_wait_s
-        self._key, self._redact = key, Redactor(key)
+        self._key, self.redact = key, Redactor(key)
         self.on_note: Callable[[str], None] = lambda note: None
         """Receives what a user should know about how the server is asked; `load_engine` sets it."""
+        self.budget: Budget | None = None
+        """What the requests may cost; without an output to fill, nothing is counted."""
 
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
@@ -91,40 +100,61 @@ class OpenAIEngine:
         them.
         """
         notes: list[str] = []
-        exchange = self._exchange(sampling, notes)
+        if self.budget is not None and self.config.price.known and isinstance(prompts, Sequence):
+            self.on_note(f"{self.model}: {announcement(prompts, sampling, self.config.price, batch=False)}")
+        exchange = self.exchange(sampling, notes)
         completions: Iterator[Completion] = iterate(
             lambda deliver: _Requests(self, self._key, exchange, deliver).run(prompts),
             room=self.config.max_concurrency,
         )
         try:
             for completion in completions:
-                self._say(notes)
-                yield self._without_key(completion)
+                self.say(notes)
+                yield self.without_key(completion)
         except Exception as error:
-            # Remove the key, whatever the server made a library write into the message.
-            message = self._redact(str(error))
-            if message == str(error):
-                raise
-            raise (UserError if isinstance(error, UserError) else RuntimeError)(message) from None
+            raise self.clean(error) from None
         finally:
-            self._say(notes)
+            self.say(notes)
 
     def record(self, sampling: SamplingConfig) -> dict[str, Any]:
         """What requests with this sampling contain, and which settings they leave to the server, as far as it is known."""
-        return self._exchange(sampling, []).record()
+        return self.exchange(sampling, []).record()
 
-    def _exchange(self, sampling: SamplingConfig, notes: list[str]) -> Exchange:
+    def clean(self, error: Exception) -> Exception:
+        """The error without the key, whatever the server made a library write into the message."""
+        message = self.redact(str(error))
+        if message == str(error):
+            return error
+        return (UserError if isinstance(error, UserError) else RuntimeError)(message)
+
+    def for_output(self, output: Path, paid: Sequence[Path] = ()) -> Engine:
+        """The engine that fills `output`: in batches if requested, and within the costs that the user allows.
+
+        paid: other completions files of the same run, whose costs count too.
+        """
+        price = self.config.price
+        spent = spending({output, *paid}, price).cost if price.known else None
+        self.budget = Budget(price, spent=spent or 0.0)
+        return BatchEngine(self, output, self.budget) if self.config.batch else self
+
+    def finished(self) -> None:
+        """All completions are on disk."""
+
+    def exchange(self, sampling: SamplingConfig, notes: list[str]) -> Exchange:
+        """The requests with this sampling, and their answers; what the user should know is added to `notes`."""
         extra = json.loads(self.config.extra_body or "{}")
         return Exchange(self.model, self.base_url, sampling, extra=extra, on_note=notes.append)
 
-    def _say(self, notes: list[str]) -> None:
+    def say(self, notes: list[str]) -> None:
+        """Hand over the notes."""
         # In the caller's thread: the requests are made in another one.
         while notes:
-            self.on_note(self._redact(notes.pop(0)))
+            self.on_note(self.redact(notes.pop(0)))
 
-    def _without_key(self, completion: Completion) -> Completion:
-        thinking, error = (text and self._redact(text) for text in (completion.thinking, completion.error))
-        return replace(completion, content=self._redact(completion.content), thinking=thinking, error=error)
+    def without_key(self, completion: Completion) -> Completion:
+        """The completion with the key removed, should the server have repeated it."""
+        thinking, error = (text and self.redact(text) for text in (completion.thinking, completion.error))
+        return replace(completion, content=self.redact(completion.content), thinking=thinking, error=error)
 
 
 class _Requests:
@@ -132,9 +162,11 @@ class _Requests:
 
     def __init__(self, engine: OpenAIEngine, key: str, exchange: Exchange, deliver: Deliver[Completion]) -> None:
         self._config, self._model, self._first_wait_s = engine.config, engine.model, engine.first_wait_s
-        self._exchange, self._deliver, self._key, self._redact = exchange, deliver, key, engine._redact
+        self._exchange, self._deliver, self._key, self._redact = exchange, deliver, key, engine.redact
+        self._budget = engine.budget
         self._url = f"{engine.base_url}/chat/completions"
         self._limiter = AdaptiveLimiter(engine.config.max_concurrency)
+        self._paid = asyncio.Condition()
         self._reached = False
         self._num_answers = 0
         self._held: list[tuple[float, Completion]] = []
@@ -170,14 +202,38 @@ class _Requests:
 
     async def _work(self, client: httpx2.AsyncClient, todo: Iterator[tuple[Prompt, int]]) -> None:
         for prompt, sample in todo:
+            bound = await self._afford(prompt)
             asked_at = time.monotonic()
             try:
                 completion = await self._completion(client, prompt, sample)
             except RequestRejected as rejection:
+                await self._settle(bound, None)
                 await self._hold(Completion(prompt.id, sample, "", None, "error", 0, str(rejection)), rejection.kind)
             else:
+                if completion.usage is None and bound is not None and completion.finish_reason != "error":
+                    completion = replace(completion, usage=estimate(num_bytes(prompt), completion))
+                await self._settle(bound, completion.usage)
                 await self._deliver(completion)
                 await self._release_held(before=asked_at)
+
+    async def _afford(self, prompt: Prompt) -> Usage | None:
+        """Wait until the budget allows a request; its upper bound. Raises UserError if it never will."""
+        if self._budget is None or not self._budget.price.known:
+            return None
+        bound = upper_bound(prompt, self._exchange.sampling.max_new_tokens, batch=False)
+        async with self._paid:
+            while not self._budget.fits(bound):
+                if not self._budget.under_way:
+                    raise UserError(self._budget.stopped())
+                await self._paid.wait()
+            self._budget.send(bound)
+        return bound
+
+    async def _settle(self, bound: Usage | None, usage: Usage | None) -> None:
+        if bound is not None and self._budget is not None:
+            async with self._paid:
+                self._budget.settle(bound, usage)
+                self._paid.notify_all()
 
     async def _completion(self, client: httpx2.AsyncClient, prompt: Prompt, sample: int) -> Completion:
         """The answer, with retries. Raises RequestRejected, and UserError to stop the run."""

@@ -177,7 +177,7 @@ def test_every_sampling_field_reaches_the_server(server: HostileServer) -> None:
     }
     assert bodies == [expected] * 3
     # A field of SamplingConfig that nobody maps would be lost in silence.
-    mapped = {"max_new_tokens", "stop", "num_samples", "thinking", "seed", "from_model", *settings}
+    mapped = {"max_new_tokens", "stop", "num_samples", "thinking", "seed", "from_model", "response_format", *settings}
     assert mapped == set(SamplingConfig.model_fields)
 
 

@@ -1,0 +1,36 @@
+"""What the answers of servers cost, for the report: summary.json's `spending` -> a table by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_lab.formatting import shown
+from distill_lab.generation.prices import money
+
+
+def spending_section(summary: Mapping[str, Any]) -> str:
+    """The table, with a line for all stages; empty if no server was asked."""
+    found = summary.get("spending")
+    if not found:
+        return ""
+    rows = {**found["stages"], "All": found["total"]}
+    body = "".join(f'<tr><th scope="row">{shown(name)}</th>{_cells(row)}</tr>' for name, row in rows.items())
+    titles = ("Answers of servers", "Requests", "Prompt tokens", "From the prompt cache", "Answer tokens", "Cost")
+    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    notes = [
+        "In the currency of the prices. Answers from the lab's cache were paid by an earlier run and do not count."
+    ]
+    if found["total"]["batched"]:
+        notes.append(f"{found['total']['batched']:,} requests were sent in batches, at half the price.")
+    if found["total"]["estimated"]:
+        notes.append(f"{found['total']['estimated']:,} requests are estimated from the lengths of the texts.")
+    return (
+        f'<h2>Paid to servers</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>'
+        f'</table></div><p class="small muted after">{" ".join(notes)}</p>'
+    )
+
+
+def _cells(row: Mapping[str, Any]) -> str:
+    counts = [f"{row[name]:,}" for name in ("requests", "input_tokens", "cached_tokens", "output_tokens")]
+    return "".join(f"<td>{text}</td>" for text in [*counts, "–" if row["cost"] is None else money(row["cost"])])
