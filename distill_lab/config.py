@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     FieldSerializationInfo,
@@ -21,24 +20,17 @@ from pydantic import (
     model_validator,
 )
 
-from distill_lab.base_url import check_base_url
 from distill_lab.errors import UserError
-from distill_lab.response_format import response_format
+from distill_lab.settings.address import check_base_url
+from distill_lab.settings.base import Config
+from distill_lab.settings.price import PriceConfig
+from distill_lab.settings.response_format import response_format
 
 FULL_LEARNING_RATE, ADAPTER_LEARNING_RATE = 2e-5, 2e-4
 AS_GIVEN = "as given"
 """Context of `model_dump` that keeps None for defaults that depend on other settings."""
 Quantization = Literal["none", "8bit", "4bit", "auto"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
-
-
-Price = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
-
-
-class Config(BaseModel):
-    """Base class of all settings: frozen; unknown keys are rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class ModelConfig(Config):
@@ -129,32 +121,6 @@ class SamplingConfig(Config):
     def _leave_out_no_format(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Results from before there was a choice still count."""
         return _without(write(self), self, "response_format")
-
-
-class PriceConfig(Config):
-    """What a server charges, in any currency."""
-
-    input: Price = None
-    """Price of one million prompt tokens, to show costs before and after."""
-    output: Price = None
-    """Price of one million tokens of answers, including thinking."""
-    cached: Price = None
-    """Price of one million prompt tokens that the server has in its prompt cache; None: the same as input."""
-    max_cost: Price = None
-    """Stop before the answers of a run could cost more than this; all answers so far are kept. Short: --max-cost."""
-
-    @model_validator(mode="after")
-    def _check_complete(self) -> PriceConfig:
-        if (self.input is None) != (self.output is None):
-            raise UserError("give price.input and price.output together (0 for what is free)")
-        if self.input is None and (self.cached is not None or self.max_cost is not None):
-            raise UserError("price.cached and price.max_cost need price.input and price.output")
-        return self
-
-    @property
-    def known(self) -> bool:
-        """Whether there are prices."""
-        return self.input is not None
 
 
 class EngineConfig(Config):

@@ -27,7 +27,7 @@ from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked, take_lock
 from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
 from distill_lab.progress import ProgressReporter
-from distill_lab.template_date import first_date, frozen, recorded_in
+from distill_lab.settings.template_date import first_date, frozen, recorded_in
 from distill_lab.types import Counts
 
 VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")

@@ -25,7 +25,7 @@ from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, path_fi
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked
 from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
-from distill_lab.template_date import first_date, frozen
+from distill_lab.settings.template_date import first_date, frozen
 
 MADE_BY = "qwen-distillation-lab"
 REMEDY = "choose another output name, or move the existing file elsewhere"

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from distill_lab import activity
-from distill_lab.config import SamplingConfig
+from distill_lab.config import EngineConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.files.fingerprints import fingerprint
 from distill_lab.files.jsonl import write_json
@@ -33,10 +33,6 @@ from distill_lab.generation.engines._exchange import Exchange
 from distill_lab.generation.engines._http_status import RetryableError, json_object
 from distill_lab.generation.prices import Budget, announcement, estimate, num_bytes, upper_bound
 from distill_lab.types import Completion, Prompt, Usage
-
-if TYPE_CHECKING:
-    from distill_lab.generation.engines import Engine
-    from distill_lab.generation.engines.openai_api import OpenAIEngine
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 100 << 20
 """Of one batch, as OpenAI's."""
@@ -57,10 +53,28 @@ class _Round:
     """Why the run must not go on by itself."""
 
 
+class ServerModel(Protocol):
+    """What a batch needs of the engine openai_api, which describes each of these."""
+
+    model: str
+    base_url: str
+    config: EngineConfig
+    first_wait_s: float
+    key: str
+    redact: Callable[[str], str]
+    on_note: Callable[[str], None]
+
+    def exchange(self, sampling: SamplingConfig, notes: list[str]) -> Exchange: ...
+    def say(self, notes: list[str]) -> None: ...
+    def without_key(self, completion: Completion) -> Completion: ...
+    def clean(self, error: Exception) -> Exception: ...
+    def record(self, sampling: SamplingConfig) -> dict[str, Any]: ...
+
+
 class BatchEngine:
     """A server's model, asked in batches to fill one output."""
 
-    def __init__(self, engine: OpenAIEngine, output: Path, budget: Budget) -> None:
+    def __init__(self, engine: ServerModel, output: Path, budget: Budget) -> None:
         self._engine, self._output, self._budget = engine, output, budget
         self.on_note = engine.on_note
         self._waiting: dict[str, tuple[str, int, int]] = {}
@@ -84,7 +98,7 @@ class BatchEngine:
         settings = fingerprint({"model": engine.model, "url": engine.base_url, "sampling": sampling.model_dump()})
         self._read(settings)
         api = BatchApi(
-            engine.base_url, key=engine._key, timeout_s=engine.config.timeout_s, max_retries=engine.config.max_retries,
+            engine.base_url, key=engine.key, timeout_s=engine.config.timeout_s, max_retries=engine.config.max_retries,
             first_wait_s=engine.first_wait_s, redact=engine.redact,
         )  # fmt: skip
         try:
@@ -108,9 +122,10 @@ class BatchEngine:
         if self._state.exists():
             remove_work(self._output)
 
-    def for_output(self, output: Path, paid: Sequence[Path] = ()) -> Engine:
-        """As of the engine without batches."""
-        return self._engine.for_output(output, paid)
+    def for_output(self, output: Path, paid: Sequence[Path] = ()) -> BatchEngine:
+        """This engine, which is already that of one output."""
+        assert output == self._output
+        return self
 
     def record(self, sampling: SamplingConfig) -> dict[str, Any]:
         """As of the engine without batches."""
@@ -269,7 +284,7 @@ class BatchEngine:
         if batch.status == "expired":
             self._engine.on_note(f"batch {batch.id} expired; what it did not answer is sent again")
         elif batch.status.startswith("cancel"):
-            result.stop = f"batch {batch.id} was cancelled on the server; run the same command again to send the rest"
+            result.stop = f"batch {batch.id} was canceled on the server; run the same command again to send the rest"
         elif batch.status == "failed":
             text = f"batch {batch.id} failed: {reasons or 'the server gives no reason'}"
             result.failures[text] += 1
@@ -340,7 +355,8 @@ def _failure(error: Any) -> Exception:
     error = error if isinstance(error, dict) else {"message": error or "no response and no error"}
     words = one_line(": ".join(str(error[name]) for name in ("code", "message") if error.get(name)))
     again = any(
-        word in words.lower() for word in ("expired", "cancel", "timeout", "rate", "server_error", "no response")
+        word in words.lower()
+        for word in ("expired", "cancel", "timeout", "rate_limit", "rate limit", "server_error", "no response")
     )
     return RetryableError(words) if again else RequestRejected(words)
 

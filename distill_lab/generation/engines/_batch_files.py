@@ -9,6 +9,7 @@ Calls that may pass are repeated. Raises UserError for all that cannot be helped
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Batch:
 
     id: str
     status: str
-    """Running: validating, in_progress, finalizing, cancelling; over: completed, failed, expired, cancelled."""
+    """Running: validating, in_progress, finalizing; over: completed, failed, expired, and when it was canceled."""
     output_file_id: str | None
     error_file_id: str | None
     total: int
@@ -47,7 +48,8 @@ class Batch:
     @property
     def over(self) -> bool:
         """Whether nothing more will happen."""
-        return self.status in ("completed", "complete", "ended", "failed", "expired", "cancelled", "canceled")
+        ended = self.status in ("completed", "complete", "ended", "failed", "expired")
+        return ended or re.fullmatch("cancel+ed", self.status) is not None
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Batch:

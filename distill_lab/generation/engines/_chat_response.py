@@ -1,6 +1,6 @@
 """Read a chat completion that a server sent: JSON -> Completion, whatever dialect the server speaks.
 
-    data = read_json(body)                                    deep nesting in fields that nobody reads is no fault
+    data = read_json(body)                                    also with deep nesting in fields that nobody reads
     completion = to_completion(data, prompt.id, 0, max_tokens=512, on_note=print)
 
 Servers differ in three ways. Their finish reasons have many names (`finish_kind`). Their content is text or a list of parts,
@@ -27,7 +27,7 @@ FinishKind = Literal["stop", "length", "filter", "failed", "unknown"]
 FINISH_WORDS: tuple[tuple[FinishKind, frozenset[str]], ...] = (
     ("filter", frozenset("filter filtered safety recitation blocklist prohibited spii sensitive toxic guardrail "
                          "guardrails moderation refusal refused blocked".split())),
-    ("failed", frozenset("error abort aborted cancel cancelled canceled timeout insufficient network failed failure "
+    ("failed", frozenset("error abort aborted cancel canceled timeout insufficient network failed failure "
                          "malformed overloaded unexpected interrupted disconnected rate paused pause".split())),
     ("length", frozenset("length max maximum limit truncated exceeded budget cutoff".split())),
     ("stop", frozenset("stop stopped eos eot end ended complete completed finish finished done normal success tool "
@@ -73,7 +73,9 @@ def finish_kind(reason: Any) -> FinishKind:
     """What a server's finish reason means, by the words in it; an empty one, and one that is not text, is unknown."""
     if not isinstance(reason, str):
         return "unknown"
-    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower())) - {"reason"}
+    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower().replace("ell", "el"))) - {
+        "reason"
+    }
     if "finish" in words and len(words) > 1:  # FINISH_REASON_SAFETY
         words.discard("finish")
     for kind, known in FINISH_WORDS:
@@ -144,7 +146,7 @@ def to_completion(
 
 
 def _texts(message: Mapping[str, Any], reason: Any) -> tuple[str | None, str | None]:
-    """Thinking and content of a message, None where there is nothing. Raises RequestRejected for parts it cannot hold."""
+    """Thinking and content of a message, None if there is nothing. Rejects parts it cannot hold."""
     thoughts, texts = _parts(message.get("content"), reason)
     for field in THINKING_FIELDS:
         if thoughts:

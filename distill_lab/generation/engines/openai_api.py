@@ -86,7 +86,7 @@ class OpenAIEngine:
         self, model: str, config: EngineConfig, *, base_url: str, key: str = "", first_wait_s: float = FIRST_WAIT_S
     ) -> None:
         self.model, self.config, self.base_url, self.first_wait_s = model, config, base_url, first_wait_s
-        self._key, self.redact = key, Redactor(key)
+        self.key, self.redact = key, Redactor(key)
         self.on_note: Callable[[str], None] = lambda note: None
         """Receives what a user should know about how the server is asked; `load_engine` sets it."""
         self.budget: Budget | None = None
@@ -104,7 +104,7 @@ class OpenAIEngine:
             self.on_note(f"{self.model}: {announcement(prompts, sampling, self.config.price, batch=False)}")
         exchange = self.exchange(sampling, notes)
         completions: Iterator[Completion] = iterate(
-            lambda deliver: _Requests(self, self._key, exchange, deliver).run(prompts),
+            lambda deliver: _Requests(self, self.key, exchange, deliver).run(prompts),
             room=self.config.max_concurrency,
         )
         try:

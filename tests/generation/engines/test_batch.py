@@ -162,7 +162,7 @@ def test_an_expired_batch_keeps_its_answers_and_the_rest_is_sent_again(lab: Lab,
 def test_a_cancelled_batch_keeps_its_answers_and_stops(lab: Lab, batches: BatchServer) -> None:
     batches.end = lambda number: "cancelled" if number == 0 else "completed"
     batches.answer = lambda body: Line(missing=body["messages"][-1]["content"] in "34" and len(batches.batches) == 1)
-    with pytest.raises(UserError, match="batch-0 was cancelled on the server; run the same command again"):
+    with pytest.raises(UserError, match="batch-0 was canceled on the server; run the same command again"):
         lab.run()
     assert len(lab.rows) == 3
     assert lab.run().kept == 5

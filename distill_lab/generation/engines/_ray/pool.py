@@ -18,13 +18,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from distill_lab import template_date
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.generation.engines._chat_completions import one_line
 from distill_lab.generation.engines._process_guard import Guard
 from distill_lab.generation.engines._ray.blocks import Block, Blocks
 from distill_lab.generation.engines._ray.worker import Failure, Worker
+from distill_lab.settings import template_date
 from distill_lab.types import Completion, Prompt
 
 LOG = logging.getLogger(__name__)

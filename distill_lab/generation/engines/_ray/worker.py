@@ -9,9 +9,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from distill_lab import template_date
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import EngineDeadError, UserError
+from distill_lab.settings import template_date
 from distill_lab.types import Completion, Prompt
 
 

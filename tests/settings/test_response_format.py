@@ -12,7 +12,7 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.generation.engines import check_format, load_engine
 from distill_lab.generation.request_cache import RequestCache
-from distill_lab.response_format import response_format
+from distill_lab.settings.response_format import response_format
 from tests.hostile_server import HostileServer, prompts
 
 CLOSED = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"], "additionalProperties": False}

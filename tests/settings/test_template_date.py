@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab import chat, template_date
+from distill_lab import chat
 from distill_lab.errors import UserError
 from distill_lab.files.claims import claim, key_path
 from distill_lab.run import Run
+from distill_lab.settings import template_date
 
 TEMPLATE = "Today is {{ strftime_now('%Y-%m-%d') }}. {% for m in messages %}{{ m.content }}{% endfor %}"
 
@@ -27,7 +28,7 @@ def no_date(monkeypatch: pytest.MonkeyPatch) -> None:
 def rendered() -> str:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(Path(template_date.__file__).parent / "tiny" / "family" / "teacher")
+    tokenizer = AutoTokenizer.from_pretrained(Path(chat.__file__).parent / "tiny" / "family" / "teacher")
     tokenizer.chat_template = TEMPLATE
     ids = chat.prompt_ids(tokenizer, [{"role": "user", "content": "hello"}])
     return str(tokenizer.decode(ids))
@@ -60,7 +61,8 @@ def test_without_a_run_it_is_today() -> None:
 def test_a_process_that_a_run_starts_has_its_date(tmp_path: Path) -> None:
     with template_date.frozen("2031-01-02T23:59:30"):
         printed = subprocess.check_output(
-            [sys.executable, "-c", "from distill_lab import template_date; print(template_date.now())"], text=True
+            [sys.executable, "-c", "from distill_lab.settings import template_date; print(template_date.now())"],
+            text=True,
         )
     assert printed.strip() == "2031-01-02 23:59:30"
 
