@@ -1,4 +1,4 @@
-"""How long `distill --help` takes: wall-clock seconds of whole processes, and their median.
+"""How long the help takes: wall-clock seconds of whole processes, and their median, for the overview and for commands.
 
 python -m benchmarks.startup
 """
@@ -14,18 +14,21 @@ from pathlib import Path
 from statistics import median
 
 RUNS = 5
+HELPS = (["--help"], ["system1", "--help"], ["generate", "--help-all"])
 
 
 def main() -> None:
-    """Time it and print one JSON object."""
+    """Time each and print a JSON object."""
     command = shutil.which("distill", path=str(Path(sys.executable).parent)) or "distill"
-    subprocess.run([command, "--help"], check=True, capture_output=True)
-    seconds = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        subprocess.run([command, "--help"], check=True, capture_output=True)
-        seconds.append(round(time.perf_counter() - start, 3))
-    print(json.dumps({"command": "distill --help", "seconds": seconds, "median_s": median(seconds)}))
+    for arguments in HELPS:
+        subprocess.run([command, *arguments], check=True, capture_output=True)
+        seconds = []
+        for _ in range(RUNS):
+            start = time.perf_counter()
+            subprocess.run([command, *arguments], check=True, capture_output=True)
+            seconds.append(round(time.perf_counter() - start, 3))
+        name = " ".join(["distill", *arguments])
+        print(json.dumps({"command": name, "seconds": seconds, "median_s": median(seconds)}))
 
 
 if __name__ == "__main__":

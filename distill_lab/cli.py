@@ -60,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, arguments: list[str]) -> int:
     try:
         package = _package_of(name)
+        if asked := _help(name, package, arguments):
+            print(asked)
+            return 0
         return _recipe(name, arguments) if package == "recipes" else _command(name, arguments)
     finally:
         # Before an error is printed: remove the progress line.
@@ -67,10 +70,30 @@ def _run(name: str, arguments: list[str]) -> int:
             sys.modules["distill_lab.terminal"].close_all()
 
 
+def _help(name: str, package: str, arguments: list[str]) -> str:
+    """The help that the arguments ask for, read from the command's file; empty if they ask for none."""
+    flags = [each for each in arguments if each in ("-h", "--help", "--help-all")]
+    if not flags:
+        return ""
+    from distill_lab.commands._help import help_text
+    from distill_lab.commands._settings_file import docstring
+
+    prog, path, about = f"distill {name}", _folder(package) / f"{name.replace('-', '_')}.py", ""
+    recipe = arguments[0]
+    if "TAKES_RECIPE = True" in path.read_text(encoding="utf-8") and _package_or_none(recipe) == "recipes":
+        prog, about, package = f"{prog} {recipe}", docstring(path), "recipes"
+        path = _folder(package) / f"{recipe.replace('-', '_')}.py"
+    return help_text(prog, path, is_recipe=package == "recipes", everything="--help-all" in flags, about=about)
+
+
+def _package_or_none(name: str) -> str | None:
+    return next((package for package in PACKAGES if name.replace("-", "_") in _names(package)), None)
+
+
 def overview() -> str:
     """What `distill --help` prints: every command with the first sentence of its file."""
     lines = ["distill: turn a big teacher into a small, fast student, and measure how much quality it keeps.", ""]
-    lines += ["  distill COMMAND --help     inputs, outputs and all settings of a command", ""]
+    lines += ["  distill COMMAND --help     inputs, outputs and the settings that matter first (--help-all: all)", ""]
     for package, title in PACKAGES.items():
         lines.append(f"{package} ({title})")
         for name in _names(package):
