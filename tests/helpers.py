@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
+from distill_lab.run import Run
+from distill_lab.tiny.tasks import rows as task_rows
 from distill_lab.train.objectives import LossBatch, LossOutput, Objective, load_objective
 from distill_lab.train.plan import make_plan, training_arguments
 from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_model
 from distill_lab.train.trainer import StudentTrainer
-from distill_lab.types import Completion, Grade, Prompt
+from distill_lab.types import Completion, Counts, Grade, Prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "distill_lab"
@@ -254,3 +257,43 @@ def step_gradients(student: ModelConfig, rows: Path, tmp_path: Path, config: Tra
     Spy(model, args=args, config=config, rounds=rounds, objective=CROSS_ENTROPY, on_log=lambda row: None).train()
     assert plan.num_steps == 1
     return seen
+
+
+def finished_run(folder: Path, *, made: Path | None = None, rows: Sequence[Prompt] = (), **config: Any) -> Path:
+    """A run directory as a recipe leaves it: run.json with its stages, the student, its graded answers, summary.json.
+
+    made: what "training" made; the tiny student if not given. rows: the test prompts. config: replaces settings.
+    """
+    settings = {
+        "teacher": {"model": "tiny:teacher"},
+        "student": {"model": "tiny:student", "quantization": "none"},
+        "data": {"path": "tiny:instructions", "split": "distill[:800]"},
+        "test_sampling": {"max_new_tokens": 24, "thinking": False},
+        "train": TrainConfig().model_dump(),
+    }
+    with Run.open(folder, recipe="system1", config=settings | config) as run:
+        counts = Counts(800, 790, {"cut": 10})
+        run.stage("training set", "train.jsonl", inputs={}, work=lambda path: write_jsonl(path, []) or counts)
+        source = made or FAMILY / "student"
+        run.stage("student", "student", inputs={}, work=lambda path: shutil.copytree(source, path) and None)
+    if rows:
+        items = [eval_row(row.id, prompt=row.messages, answer=row.answer) for row in rows]
+        write_jsonl(folder / "eval" / "student.jsonl", items)
+    models = {"teacher": {"score": 0.9, "ci95": [0.8, 0.95]}, "student": {"score": 0.8, "ci95": [0.7, 0.88]}}
+    metric = {"grader": "exact", "name": "exact match", "short": "exact match", "similarity": False}
+    found: dict[str, Any] = {"recipe": "system1", "n": 60, "models": models, "metric": metric, "notes": []}
+    found |= {
+        "retention": 0.889,
+        "retention_ci95": [0.8, 0.97],
+        "gain": 0.25,
+        "gain_ci95": [0.1, 0.4],
+        "p_value": 0.003,
+    }
+    (folder / "summary.json").write_text(json.dumps(found))
+    return folder
+
+
+def tiny_prompts(number: int) -> list[Prompt]:
+    """Test prompts of the tiny family's instructions, with gold answers."""
+    rows = islice(task_rows("instructions", "test"), number)
+    return [Prompt(f"t-{place}", row["messages"][:1], row["answer"]) for place, row in enumerate(rows)]

@@ -19,6 +19,7 @@ from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.files.fingerprints import MODEL_FILE, files_of, path_fingerprint
+from distill_lab.files.signed import is_signed
 
 MARK = ".distill-lab"
 """An empty file in a work folder; shows that the lab created the folder and may remove it."""
@@ -52,11 +53,18 @@ def record(path: Path) -> dict[str, Any] | None:
 
 
 def foreign(path: Path, names: Sequence[str] | None) -> list[str]:
-    """Files in the directory `path` that are not in `names`; if names is None, files that are not part of a model."""
-    if names is None:
-        return [name for name in files_of(path) if not MODEL_FILE.fullmatch(name.removeprefix("adapter/"))]
-    known = set(names)
-    return [name for name in files_of(path) if name not in known]
+    """Files in the directory `path` that are not in `names`; if names is None, files that are not part of a model.
+
+    A model card that the lab wrote and nobody changed is the lab's, whenever it was written.
+    """
+    known = set(names or ())
+    return [
+        name
+        for name in files_of(path)
+        if name not in known
+        and not (names is None and MODEL_FILE.fullmatch(name.removeprefix("adapter/")))
+        and not is_signed(path / name)
+    ]
 
 
 def remove_output(path: Path, names: Sequence[str] | None = None) -> None:

@@ -1,4 +1,6 @@
-"""A run's result, written: scores and speeds -> summary.json and report.html, before speeds are taken and again with them.
+"""A run's result, written: scores and speeds -> summary.json, report.html and the student's model card.
+
+All of it is written before speeds are taken, and again with them.
 
     published(run, lambda speeds: summarize(..., speeds=speeds), timing=lambda: measure(...))
 
@@ -51,10 +53,12 @@ def published(
 
 
 def _write(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    from distill_lab.report.model_card import write_run_card
     from distill_lab.report.page import write_report
 
     write_json(run.path("summary.json"), summary)
     write_report(run.directory)
+    write_run_card(run.directory)
     return summary
 
 

@@ -1,0 +1,61 @@
+"""The student of a finished run: a run directory -> how to load it.
+
+student_of(Path("runs/demo/system1"))   -> ModelConfig(model="runs/demo/system1/student")
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from distill_lab.config import ModelConfig
+from distill_lab.errors import UserError
+from distill_lab.models.names import is_adapter
+
+STAGE = re.compile(r"student( \d+)?")
+"""Names of stages that train a student; a recipe with rounds has one for each."""
+
+
+def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """run.json and summary.json ({} if the run has no summary yet). Raises UserError if `directory` is not a run."""
+    path = directory / "run.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is not a run directory (it has no run.json)")
+    run = json.loads(path.read_text(encoding="utf-8"))
+    summary = directory / "summary.json"
+    return run, json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+
+
+def student_of(directory: Path) -> ModelConfig:
+    """The run's student, in the round that the summary chose; adapters with the quantization they were trained on.
+
+    Raises UserError if no student is finished.
+    """
+    run, summary = read_run(directory)
+    stages = {name: stage for name, stage in run["stages"].items() if STAGE.fullmatch(name)}
+    done = [stage["at"] for stage in stages.values() if stage["status"] == "done"]
+    if not done:
+        raise UserError(f"{directory}: this run has no finished student yet; run its command again")
+    chosen = str(summary.get("student") or "")
+    path = directory / next((at for at in done if chosen and Path(chosen).parts[-2:] == _tail(directory, at)), done[-1])
+    if not path.is_dir():
+        raise UserError(f"{path}: the student of this run is no longer there; run its command again")
+    quantization = _trained_on(run) if is_adapter(str(path)) else "none"
+    return ModelConfig(model=str(path), quantization=quantization)
+
+
+def fitted(run: dict[str, Any]) -> dict[str, Any]:
+    """What run.json records about the training: `student`, `train` and, in a sentence, `line`; {} if it does not."""
+    found = [value for name, value in run.get("models", {}).items() if name.startswith("training {")]
+    return found[-1] if found else {}
+
+
+def _tail(directory: Path, at: str) -> tuple[str, ...]:
+    return (directory / at).parts[-2:]
+
+
+def _trained_on(run: dict[str, Any]) -> Any:
+    student = fitted(run).get("student") or run["config"].get("student") or {}
+    return student.get("quantization", "none")
