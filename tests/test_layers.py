@@ -23,6 +23,7 @@ FLOORS = (
     "train",
     "evaluation",
     "report",
+    "export",
     "planning",
     "pipeline",
     "recipes easydistill",
