@@ -87,6 +87,8 @@ def main(config: Config) -> int:
     terminal.print(f"  open the reports     {first / 'report.html'}  {second / 'report.html'}")
     terminal.print(f"  ask the students     distill compare --teacher tiny:teacher --system1 {first / 'student'} \\")
     terminal.print(f'                         --system2 {second / "student"} --prompts "{PROMPTS[0]}"')
+    terminal.print(f"  talk to one          distill chat {first}")
+    terminal.print(f"  take it to Ollama    distill export {first} --to ollama")
     terminal.print("  all of System 2      distill system2 --preset tiny      twice the problems, a better student")
     terminal.print("  real Qwen, on a GPU  distill system1 --preset qwen2.5 --relabel")
     terminal.print("  every setting        distill system1 --help")

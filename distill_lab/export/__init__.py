@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a target may be told; each uses what it has a use for."""
+    """Settings of an export; each target uses those that it needs."""
 
     types: tuple[str, ...] = ("Q8_0",)
     """gguf, ollama: how weights are stored."""
@@ -67,7 +67,9 @@ class Exported:
     """The program that `open` uses."""
     kind: str = "plain"
     """What the model card calls it: a key of `model_card.RELATIONS`."""
-    notes: tuple[str, ...] = field(default=())
+    weights: bool = True
+    """Whether it holds the model, rather than settings for it."""
+    notes: tuple[str, ...] = ()
     """What a user should know or do next."""
 
     @property

@@ -145,6 +145,7 @@ def exported_json(exported: Exported, check: Check | None, folder: Path) -> dict
         "file": "model" if name == "." else name,
         "bytes": exported.num_bytes,
         "kind": exported.kind,
+        "weights": exported.weights,
         "check": check.to_json() if check else None,
     }
 

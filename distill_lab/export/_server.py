@@ -4,7 +4,7 @@
         print(server.base_url)
         server.wait()
 
-The child listens on 127.0.0.1 only. It ends when the block does, and when this process is killed.
+The child listens on 127.0.0.1 only. It ends when the block does, and when this process is killed. POSIX systems only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,6 +62,8 @@ class Server:
 
 def chosen_server(wanted: str = "auto") -> str:
     """The server to start. Raises UserError for an unknown one, or one that is not installed."""
+    if os.name != "posix":
+        raise UserError("distill serve needs Linux or macOS; on Windows run it in WSL")
     if wanted not in ("auto", *SERVERS):
         raise UserError(f"--server {wanted}: no such server; choose from auto, {', '.join(SERVERS)}")
     there = {"vllm": find_spec("vllm") is not None, "transformers": _can_serve()}
@@ -90,7 +92,6 @@ def serving(
     kind: str,
     port: int,
     thinking: bool | None = None,
-    on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Server]:
     """Start the server and yield it when it answers. Raises UserError, with its last words, if it ends before that.
 
@@ -102,7 +103,7 @@ def serving(
         link = Path(place) / name
         link.symlink_to(folder.resolve(), target_is_directory=True)
         log = Path(place) / "server.log"
-        guard = Guard() if os.name == "posix" else None
+        guard = Guard()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", *_command(kind, name, port, thinking)],
@@ -113,19 +114,15 @@ def serving(
                 start_new_session=True,
             )
         try:
-            began = time.monotonic()
             while not _answers(port):
                 if process.poll() is not None:
                     raise UserError(f"the server of {kind} ended before it answered: {_last_words(log)}")
-                on_wait(time.monotonic() - began)
                 time.sleep(POLL_S)
-            if guard:
-                guard.seal()
+            guard.seal()
             yield Server(name, port, kind, process)
         finally:
             _end(process)
-            if guard:
-                guard.close()
+            guard.close()
 
 
 def _command(kind: str, name: str, port: int, thinking: bool | None) -> list[str]:
@@ -158,7 +155,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End the child and what it started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
-            os.killpg(process.pid, number)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
             try:
                 process.wait(END_S)
             except subprocess.TimeoutExpired:

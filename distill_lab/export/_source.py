@@ -7,6 +7,7 @@ with plain_folder(source, work) as folder: ...
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ class Source:
     @property
     def name(self) -> str:
         """A short name for files and for people."""
-        path = Path(resolve(self.model.model))
-        if self.run is not None:
-            return f"{self.run.resolve().name}-student"
-        return self.model.model.replace("tiny:", "tiny-") if self.model.model.startswith("tiny:") else path.name
+        text = f"{self.run.resolve().name}-student" if self.run is not None else self.model.model
+        if not text.startswith("tiny:") and self.run is None:
+            text = Path(resolve(text)).absolute().name
+        return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "student"
 
     @property
     def config(self) -> dict[str, Any]:

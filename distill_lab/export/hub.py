@@ -45,7 +45,12 @@ def publish(out: Path, options: Options, *, overwrite: bool) -> list[str]:
             f"{len(files)} files, {total}, would go to the {seen} repository {options.repo}; nothing was sent",
         ]
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     api = HfApi()
     try:
@@ -60,10 +65,12 @@ def publish(out: Path, options: Options, *, overwrite: bool) -> list[str]:
             )
     except OfflineModeIsEnabled:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it") from None
+    except LocalTokenNotFoundError:
+        raise UserError(f"{options.repo}: not logged in to the hub; run `hf auth login`") from None
     except HfHubHTTPError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{options.repo}: the hub refused ({reason}); log in with `hf auth login`") from None
-    except OSError as error:
+    except (HTTPError, OSError) as error:
         raise UserError(
             f"{options.repo}: the hub does not answer ({error}); check the network, then run it again"
         ) from None

@@ -34,5 +34,5 @@ def export(job: Job) -> list[Exported]:
         path: Path = job.out / ("Modelfile" if place == 0 else f"Modelfile-{file.path.stem.rpartition('-')[2]}")
         text = modelfile(tokenizer, file.path.name, settings, thinking=thinking)
         path.write_text(text, encoding="utf-8")
-        found.append(Exported(path, notes=(f"ollama create {job.source.name} -f {path.name}",)))
+        found.append(Exported(path, weights=False, notes=(f"ollama create {job.source.name} -f {path.name}",)))
     return found

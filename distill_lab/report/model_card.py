@@ -80,7 +80,7 @@ def card(
         f"# {_title(base, teacher)}\n",
         _about(run, summary, base, teacher),
         _scores(summary),
-        _usage(config, kind),
+        _usage(config, kind, exports),
         _exports(exports),
         _licenses(base, teacher, config),
     ]
@@ -200,13 +200,16 @@ def _conclusions(summary: Mapping[str, Any], metric: Mapping[str, Any]) -> Itera
         )
 
 
-def _usage(config: Mapping[str, Any], kind: str) -> str:
+def _usage(config: Mapping[str, Any], kind: str, exports: Sequence[Mapping[str, Any]]) -> str:
     thinking = (config.get("test_sampling") or {}).get("thinking")
     setting = "" if thinking is None else f", enable_thinking={thinking}"
     if kind == "gguf":
+        files = [str(row["file"]) for row in exports if str(row["file"]).startswith("Modelfile")]
+        file = files[0] if files else "Modelfile"
+        before = "" if files else "write `FROM ./FILE.gguf` into a file `Modelfile`, then "
         return (
-            "## Use it\n\nWith llama.cpp: `llama-cli -m FILE.gguf`; with Ollama: write `FROM ./FILE.gguf` into a file "
-            "`Modelfile`, then `ollama create my-student -f Modelfile` and `ollama run my-student`.\n"
+            f"## Use it\n\nWith llama.cpp: `llama-cli -m FILE.gguf`; with Ollama: {before}"
+            f"`ollama create my-student -f {file}` and `ollama run my-student`.\n"
         )
     if kind == "mlx":
         return '## Use it\n\nWith MLX: `mlx_lm.generate --model . --prompt "Hello"`.\n'
@@ -226,6 +229,7 @@ def _usage(config: Mapping[str, Any], kind: str) -> str:
 
 
 def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
+    exports = [row for row in exports if row["weights"]]
     if not exports:
         return ""
     lines = [

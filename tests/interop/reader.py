@@ -1,6 +1,6 @@
 """What transformers 4 and llama.cpp make of a folder; run by test_interop.py with the Python of .venv-interop.
 
-python reader.py REQUEST.json ANSWER.json: [{"do": "transformers" | "convert", "folder": ...}, ...] -> a list of answers.
+python reader.py REQUEST.json ANSWER.json: [{"do": "transformers" | "convert" | "answer", ...}, ...] -> a list of answers.
 Nothing of the lab is imported here: it is what a stranger to it would run.
 """
 
@@ -74,10 +74,24 @@ def with_llama_cpp(job: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def answers_of(job: dict[str, Any]) -> dict[str, Any]:
+    """Open a GGUF file in llama.cpp: the tokens it makes of each prompt, and its greedy answer."""
+    from ik_llama_cpp import IkLlama  # pyright: ignore
+
+    model = IkLlama(job["path"], n_ctx=512, n_threads=1, flash_attn=False, verbose=False)
+    rows = []
+    for prompt in job["prompts"]:
+        ids = model.tokenize(prompt, add_bos=False, special=True)
+        text = model.detokenize(model.generate(ids, max_tokens=job["max_new_tokens"], temperature=0.0))
+        rows.append({"ids": ids, "text": text})
+    model.close()
+    return {"rows": rows}
+
+
 def main() -> None:
     """Do what the request asks for."""
     jobs = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    kinds = {"transformers": with_transformers, "convert": with_llama_cpp}
+    kinds = {"transformers": with_transformers, "convert": with_llama_cpp, "answer": answers_of}
     Path(sys.argv[2]).write_text(json.dumps([kinds[job["do"]](job) for job in jobs]), encoding="utf-8")
 
 

@@ -6,11 +6,8 @@ file; without that environment it is skipped. DISTILL_LAB_REAL names a directory
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +40,9 @@ from distill_lab.train.lora import merge_directory
 from distill_lab.train.portable import make_portable
 from distill_lab.train.student import train_student
 from distill_lab.types import Message, Prompt
-from tests.helpers import ROOT, base_model, toy_rows
+from tests.helpers import base_model, toy_rows
 
-PYTHON = Path(os.environ.get("DISTILL_LAB_INTEROP", ROOT / ".venv-interop" / "bin" / "python"))
-pytestmark = [
-    pytest.mark.skipif(not PYTHON.is_file(), reason="no environment with transformers 4: run make test-interop"),
-    pytest.mark.timeout(1800),
-]
+pytestmark = pytest.mark.timeout(1800)
 BASE = 1_000_000.0
 IDS = list(range(5, 125))
 """Long enough for another rotary base to show."""
@@ -116,31 +109,6 @@ KINDS: dict[str, Any] = {
         ),
     ),
 }
-
-
-@pytest.fixture
-def strangers(tmp_path: Path) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-    """`strangers(jobs)`: what reader.py answers, in an environment that has nothing of the lab."""
-
-    def ask(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        request, answer = tmp_path / "request.json", tmp_path / "answer.json"
-        request.write_text(json.dumps(jobs), encoding="utf-8")
-        script = Path(__file__).with_name("reader.py")
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        done = subprocess.run(
-            [PYTHON, script, request, answer],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found = json.loads(answer.read_text(encoding="utf-8"))
-        assert all(row.get("version", "4.").startswith("4.") for row in found)
-        return found
-
-    return ask
 
 
 def last_logits(folder: Path, ids: list[int] = IDS) -> torch.Tensor:
