@@ -7,7 +7,8 @@
 in nats over the positions it is given, and its gradient for the logits. `_chunked_head` does the rest. Only the trainer
 divides, by the loss positions of the whole optimizer step, so that the loss does not depend on how the step was split into
 micro-batches. Keyword-only arguments of `chunk_loss` are the objective's settings, numbers with a default, and with a range
-if they are `Annotated[float, Field(ge=0)]`. Files that begin with an underscore are shared parts.
+if they are `Annotated[float, Field(ge=0)]`. An objective that compares with a teacher has `SIGNALS`, the forms of the
+teacher's signal that it reads (`Signal.at`). Files that begin with an underscore are shared parts.
 
 Nothing here imports from train/ but `gradients`.
 """
@@ -32,11 +33,13 @@ from distill_lab.train.objectives._contract import (
     ChunkFunction,
     ChunkLoss,
     ChunkTargets,
+    Draws,
     Head,
     LossBatch,
     LossOutput,
     Objective,
     Signal,
+    TopK,
     refuse_unread,
 )
 
@@ -44,15 +47,18 @@ __all__ = [
     "ChunkFunction",
     "ChunkLoss",
     "ChunkTargets",
+    "Draws",
     "Head",
     "LossBatch",
     "LossOutput",
     "Objective",
     "Signal",
+    "TopK",
     "load_objective",
     "objective_names",
     "over_chunks",
     "refuse_unread",
+    "signals_of",
 ]
 
 
@@ -70,6 +76,15 @@ def load_objective(name: str, settings: Sequence[str] = ()) -> Objective:
         raise UserError(f"no objective {name!r}; there are {', '.join(objective_names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     return over_chunks(functools.partial(module.chunk_loss, **_checked(name, module, settings)))
+
+
+def signals_of(name: str) -> tuple[str, ...]:
+    """The forms of a teacher's signal that the objective reads: logits, top_k, draws; empty if it needs no teacher.
+
+    Raises UserError for an unknown name.
+    """
+    load_objective(name)
+    return getattr(importlib.import_module(f"{__name__}.{name}"), "SIGNALS", ())
 
 
 def over_chunks(chunk_loss: ChunkFunction) -> Objective:

@@ -48,6 +48,7 @@ def batch_loss(hidden_NH: torch.Tensor, head: Head, batch: LossBatch, *, chunk_l
         scale=head.scale,
         head_grad_scale=head.grad_scale,
         head_copy_VH=head.copy,
+        num_ids=batch.targets.num_ids if batch.targets else None,
     )
 
 
@@ -64,6 +65,7 @@ def head_loss(
     chunk: int | None = None,
     head_grad_scale: float | None = None,
     head_copy_VH: torch.Tensor | None = None,
+    num_ids: int | None = None,
 ) -> LossOutput:
     """Sum of `chunk_loss` over N: a scalar in fp32, differentiable once, and the sums of its metrics.
 
@@ -75,6 +77,7 @@ def head_loss(
     autograd gets none: the step then never holds two gradients of the head's size. For a caller that will multiply the loss
     by just this number, in one process alone (DDP and FSDP wait for autograd to accumulate that gradient).
     head_copy_VH: the head in the autocast type, if the caller keeps it: it is then not cast here.
+    num_ids: use only so many of the head's first rows, as if it had no others; those get a gradient of exactly 0.
 
     Matrix products run in the autocast type if autocast is on, all else in fp32. N may be 0: `chunk_loss` then sees one
     chunk without positions, so that its metrics have the same names in every process.
@@ -82,7 +85,7 @@ def head_loss(
     if chunk is None:
         # With products in half precision on a CPU, walking the head's fp32 gradient once per chunk costs more than they do.
         elements = CHUNK_ELEMENTS if head_copy_VH is None else 2 * CHUNK_ELEMENTS
-        chunk = min(max(elements // weight_VH.shape[0], MIN_CHUNK), MAX_CHUNK)
+        chunk = min(max(elements // (num_ids or weight_VH.shape[0]), MIN_CHUNK), MAX_CHUNK)
     head_grad_VH = None
     if not torch.is_grad_enabled():
         # Inside an autograd function their `requires_grad` would still ask for gradients.
@@ -92,8 +95,10 @@ def head_loss(
         head_grad_VH = gradient_of(weight_VH)
         weight_VH = weight_VH.detach()
     metrics: dict[str, torch.Tensor] = {}
+    num_ids = num_ids or weight_VH.shape[0]
+    factor = head_grad_scale or 1.0
     walk = _Walk(
-        chunk_loss, labels_N, signal, softcap, scale, chunk, head_grad_VH, head_grad_scale or 1.0, head_copy_VH, metrics
+        chunk_loss, labels_N, signal, softcap, scale, chunk, num_ids, head_grad_VH, factor, head_copy_VH, metrics
     )
     total: Any = _HeadLoss.apply(hidden_NH, weight_VH, bias, walk)
     return LossOutput(total, metrics)
@@ -109,6 +114,8 @@ class _Walk:
     softcap: float | None
     scale: float
     chunk: int
+    num_ids: int
+    """V, the head's rows that are used."""
     head_grad_VH: torch.Tensor | None
     """Where the head's gradient, times `head_grad_scale`, is added; None: autograd gets it."""
     head_grad_scale: float
@@ -136,17 +143,20 @@ class _HeadLoss(torch.autograd.Function):
         grad_head_VH = torch.zeros_like(head_VH, dtype=torch.float32) if needs_head else walk.head_grad_VH
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and needs_bias else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
+        used = slice(walk.num_ids)
         rows = min(walk.chunk, len(hidden_NH))
         # One chunk's logits for all chunks: fresh memory of this size costs more than a pass over it.
-        buffer_CV = torch.empty((rows, head_VH.shape[0]), dtype=dtype, device=hidden_NH.device)
+        buffer_CV = torch.empty((rows, walk.num_ids), dtype=dtype, device=hidden_NH.device)
         copy_VH = walk.head_copy_VH
         with torch.autocast(device, enabled=False):
-            weight_VH = head_VH.to(dtype) if copy_VH is None or copy_VH.dtype != dtype else copy_VH
+            weight_VH = (head_VH if copy_VH is None or copy_VH.dtype != dtype else copy_VH)[used].to(dtype)
             for start in range(0, max(1, len(hidden_NH)), walk.chunk):
                 part = slice(start, start + walk.chunk)
                 hidden_CH = hidden_NH[part].to(dtype)
                 logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer_CV[: len(hidden_CH)]).float()
-                logits_CV, slope_CV = _as_the_model_has_them(logits_CV, bias_V, walk)
+                logits_CV, slope_CV = as_the_model_has_them(
+                    logits_CV, bias_V if bias_V is None else bias_V[used], scale=walk.scale, softcap=walk.softcap
+                )
                 loss = walk.chunk_loss(logits_CV, walk.targets(part))
                 total += loss.total
                 for name, value in loss.metrics.items():
@@ -159,12 +169,12 @@ class _HeadLoss(torch.autograd.Function):
                 if walk.scale != 1.0:
                     grad_CV *= walk.scale
                 if grad_bias_V is not None:
-                    grad_bias_V += grad_CV.sum(0)
+                    grad_bias_V[used] += grad_CV.sum(0)
                 grad_CV = grad_CV.to(dtype)
                 if grad_hidden_NH is not None:
                     grad_hidden_NH[part] = grad_CV @ weight_VH
                 if grad_head_VH is not None:
-                    add_product(grad_head_VH, grad_CV, hidden_CH, walk.head_grad_scale)
+                    add_product(grad_head_VH[used], grad_CV, hidden_CH, walk.head_grad_scale)
         if needs_head and grad_head_VH is not None:
             grad_head_VH = grad_head_VH.to(head_VH.dtype)
         if grad_bias_V is not None and bias_V is not None:
@@ -183,17 +193,17 @@ class _HeadLoss(torch.autograd.Function):
         return (*grads, None)
 
 
-def _as_the_model_has_them(
-    logits_CV: torch.Tensor, bias_V: torch.Tensor | None, walk: _Walk
+def as_the_model_has_them(
+    logits_CV: torch.Tensor, bias_V: torch.Tensor | None, *, scale: float, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits with bias, scale and softcap, in the same memory, and the slope of the softcap; None without one."""
     if bias_V is not None:
         logits_CV += bias_V
-    if walk.scale != 1.0:
-        logits_CV *= walk.scale
-    if walk.softcap is None:
+    if scale != 1.0:
+        logits_CV *= scale
+    if softcap is None:
         return logits_CV, None
-    logits_CV = logits_CV.div_(walk.softcap).tanh_()
+    logits_CV = logits_CV.div_(softcap).tanh_()
     slope_CV = 1 - logits_CV**2
-    logits_CV *= walk.softcap
+    logits_CV *= softcap
     return logits_CV, slope_CV

@@ -31,9 +31,47 @@ class Head:
 class Signal(Protocol):
     """What a teacher says about the loss positions of a batch."""
 
-    def at(self, part: slice) -> Any:
-        """The teacher's part for the loss positions `part`, in the form that the objective reads. `part` may be empty."""
+    @property
+    def num_ids(self) -> int | None:
+        """V if student and teacher share the ids below V only: the student's head is then used up to there. None: all."""
         ...
+
+    def at(self, part: slice) -> Any:
+        """The teacher's part for the loss positions `part`, in a form that the objective reads: logits [C, V] in fp32,
+        which may be overwritten, `TopK` or `Draws`. `part` may be empty."""
+        ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The teacher's K most likely ids at each of C positions, and what is left for all others."""
+
+    ids_CK: torch.Tensor
+    """int64, distinct at each position."""
+    log_p_CB: torch.Tensor
+    """fp32, [C, K + 1]: log-probabilities of the ids, then of all others together."""
+
+    def at(self, part: slice) -> TopK:
+        """Those of some positions."""
+        return TopK(self.ids_CK[part], self.log_p_CB[part])
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What was drawn from the teacher's distributions at C positions; M distinct ids, position by position."""
+
+    positions_M: torch.Tensor
+    """int64, in [0, C)."""
+    ids_M: torch.Tensor
+    """int64, distinct at each position."""
+    weights_M: torch.Tensor
+    """fp32, shares of the draws; they sum to `total_C`."""
+    total_C: torch.Tensor
+    """fp32, 1; 0 if no draw at this position is an id that the student has."""
+    entropy_C: torch.Tensor
+    """fp32, the teacher's entropy in nats, a mean over each row: only sums over whole rows are exact."""
+    is_partial: bool
+    """Whether `total_C` has zeros."""
 
 
 @dataclass(frozen=True)
