@@ -213,6 +213,21 @@ class LoraConfig(Config):
     """Save a plain model with the adapters merged, plus the adapters in its folder adapter/; off: save only the adapters."""
 
 
+class TeacherCacheConfig(Config):
+    """The teacher's distributions on disk, captured once and used by every training on the same rows."""
+
+    mode: Literal["off", "sampled", "top_k", "hidden"] = "off"
+    """off: the teacher computes in every step. sampled: draws from its distributions, which leave forward_kl unbiased, at a
+    few bytes per token. top_k: its most likely tokens, for any objective, with a bias. hidden: its last hidden states,
+    exact, at 2 bytes per hidden unit and token."""
+    size: Annotated[int, Field(ge=0, le=254)] = 0
+    """sampled: draws per token; top_k: tokens kept; 0: 64 draws, 16 tokens."""
+    folder: str = ""
+    """Where it is; empty: in the folder that all runs share (`distill cache` shows it)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Random seed of the draws."""
+
+
 class TrainConfig(Config):
     """How to train the student."""
 
@@ -223,6 +238,11 @@ class TrainConfig(Config):
     """What training minimizes: a file name in distill_lab/train/objectives."""
     objective_settings: tuple[str, ...] = ()
     """Settings of the objective, as NAME=NUMBER; its file lists them. In YAML also a mapping."""
+    teacher: ModelConfig = ModelConfig(model="")
+    """For an objective that compares with a teacher, such as forward_kl: the teacher, which stays in memory, frozen,
+    beside the student. Its tokenizer must be the student's."""
+    teacher_cache: TeacherCacheConfig = TeacherCacheConfig()
+    """Capture the teacher's distributions before training instead of keeping the teacher in memory."""
     num_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows."""
     max_steps: int = -1
@@ -309,6 +329,10 @@ class TrainConfig(Config):
     def _leave_out_the_default_objective(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Records without an objective mean the default one, so that results from before there was a choice still count."""
         values = write(self)
+        if not self.teacher.model:
+            values.pop("teacher", None)
+        if self.teacher_cache.mode == "off":
+            values.pop("teacher_cache", None)
         if self.objective == type(self).model_fields["objective"].default and not self.objective_settings:
             for name in ("objective", "objective_settings"):
                 values.pop(name, None)

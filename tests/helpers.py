@@ -24,18 +24,24 @@ from transformers import (
 
 from distill_lab.answers import split_thinking
 from distill_lab.chat import prompt_ids
-from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import ModelConfig, SamplingConfig, TeacherCacheConfig, TrainConfig
 from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
 from distill_lab.run import Run
 from distill_lab.tiny.tasks import rows as task_rows
+from distill_lab.train.cached_teacher import cache_identity
+from distill_lab.train.capture import capture
+from distill_lab.train.loss_module import decoder_and_head
 from distill_lab.train.objectives import LossBatch, LossOutput, Objective, load_objective
+from distill_lab.train.packing import Row
 from distill_lab.train.plan import make_plan, training_arguments
 from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import read_rows
 from distill_lab.train.student import train_model
+from distill_lab.train.teacher_cache import TeacherCache, create
+from distill_lab.train.teachers import LiveTeacher
 from distill_lab.train.trainer import StudentTrainer
 from distill_lab.types import Completion, Counts, Grade, Prompt
 
@@ -297,3 +303,20 @@ def tiny_prompts(number: int) -> list[Prompt]:
     """Test prompts of the tiny family's instructions, with gold answers."""
     rows = islice(task_rows("instructions", "test"), number)
     return [Prompt(f"t-{place}", row["messages"][:1], row["answer"]) for place, row in enumerate(rows)]
+
+
+def teacher_settings(teacher: ModelConfig, mode: str = "sampled", **changes: Any) -> TrainConfig:
+    cache = {"mode": mode} | {name: changes.pop(name) for name in ("size", "folder", "seed") if name in changes}
+    given = {"dtype": "fp32", "tokens_per_batch": 256, "validation_fraction": 0.0, "objective": "forward_kl"} | changes
+    return TrainConfig(teacher=teacher, teacher_cache=TeacherCacheConfig.model_validate(cache), **given)
+
+
+def live_teacher_of(teacher: ModelConfig, num_ids: int | None = None) -> LiveTeacher:
+    model = load_model(teacher)[0]
+    return LiveTeacher(model, num_ids or decoder_and_head(model)[1].linear.out_features)
+
+
+def filled_cache(config: TrainConfig, folder: Path, rows: list[Row]) -> TeacherCache:
+    cache = create(folder, cache_identity(config), rows)
+    capture(live_teacher_of(config.teacher), rows, cache, tokens_per_batch=256)
+    return TeacherCache.open(folder, cache_identity(config))

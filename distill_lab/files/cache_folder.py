@@ -1,4 +1,4 @@
-"""The folder for data that a user's runs share: cached model answers and digests of large files.
+"""The folder for data that a user's runs share: cached model answers, teachers' distributions, digests of large files.
 
 cache_folder() -> Path("~/.cache/distill-lab")      DISTILL_LAB_CACHE sets another folder, or "off"
 """
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 VARIABLE, OFF = "DISTILL_LAB_CACHE", "off"
+TEACHERS = "teachers"
+"""The folder inside it that has a folder for each teacher cache."""
 
 
 def is_off() -> bool:

@@ -18,7 +18,15 @@ from typing import Any
 from distill_lab.config import ModelConfig, Quantization, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.planning.machine import Machine
-from distill_lab.planning.memory_estimate import Memory, generation_memory, gigabytes, training_memory
+from distill_lab.planning.memory_estimate import (
+    BYTES,
+    CHUNK_ELEMENTS,
+    MIN_CHUNK,
+    Memory,
+    generation_memory,
+    gigabytes,
+    training_memory,
+)
 from distill_lab.planning.model_shape import Shape, shape_of
 
 RANK, ALPHA = 16, 32
@@ -222,7 +230,7 @@ def _with_adapters(train: TrainConfig, quantization: Quantization) -> TrainConfi
 
 def _need(shape: Shape, student: ModelConfig, train: TrainConfig, machine: Machine) -> Memory:
     compute = machine.compute if train.dtype == "auto" else train.dtype
-    return training_memory(
+    need = training_memory(
         shape,
         train,
         quantization=student.quantization,
@@ -230,6 +238,19 @@ def _need(shape: Shape, student: ModelConfig, train: TrainConfig, machine: Machi
         shards=train.num_processes if train.sharding == "fsdp2" else 1,
         gpu=machine.device == "cuda",
     )
+    if not train.teacher.model or train.teacher_cache.mode != "off":
+        return need
+    return Memory({**need.parts, "teacher": _teacher_bytes(train, machine)}, host=need.host)
+
+
+def _teacher_bytes(train: TrainConfig, machine: Machine) -> float:
+    """The teacher in memory beside the student: its weights, and a pass over one micro-batch with a chunk of logits."""
+    chosen, alone = answering(shape_of(train.teacher), train.teacher, machine, new_tokens=1)
+    shape = shape_of(chosen)
+    compute = machine.compute if chosen.dtype == "auto" else chosen.dtype
+    per_token = BYTES[compute] * (3 * shape.mlp_width + 2 * shape.query + 2 * shape.key_value + 4 * shape.hidden)
+    chunk = 4 * max(CHUNK_ELEMENTS, MIN_CHUNK * shape.vocabulary)
+    return alone.parts["weights"] + alone.parts["unpacked layer"] + per_token * train.tokens_per_batch + chunk
 
 
 def _host(machine: Machine) -> float:

@@ -22,7 +22,9 @@ from distill_lab.grading.graders import find_grader, load_grader, metric_of
 from distill_lab.models.names import api_engine
 from distill_lab.planning.presets import is_tiny
 from distill_lab.run import Run
+from distill_lab.train.cached_teacher import check_cache
 from distill_lab.train.objectives import load_objective
+from distill_lab.train.teachers import check_teacher
 from distill_lab.types import Completion
 
 AUTO = ("auto", "final-answer")
@@ -172,6 +174,8 @@ def check_training(student: ModelConfig, train: TrainConfig) -> None:
             f"--train.max-steps {train.max_steps} trains nothing; give a number of steps, or -1 to train for num-epochs"
         )
     load_objective(train.objective, train.objective_settings)
+    check_teacher(train.objective, train.teacher, student)
+    check_cache(train)
     check_trackers(train.report_to)
     _check_optimizer(train)
     _check_targets(student, train)

@@ -28,7 +28,7 @@ import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,12 +37,20 @@ from transformers import PreTrainedModel
 
 from distill_lab.errors import UserError
 from distill_lab.train.gradients import look_up
-from distill_lab.train.objectives import Head, LossBatch, LossOutput, Objective, refuse_unread
+from distill_lab.train.objectives import Head, LossBatch, LossOutput, Objective, Signal, refuse_unread
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative difference between two ways of computing the same thing."""
 BEFORE = "_forward_before_loss"
 """The attribute of a model with a loss that holds the forward it was loaded with, such as that of accelerate's hooks."""
+
+
+class SignalSource(Protocol):
+    """What `install` needs of a teacher (`teachers.Teacher`)."""
+
+    def signal(self, batch: LossBatch) -> Signal:
+        """What the teacher says at the loss positions of `batch`."""
+        ...
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -71,13 +79,15 @@ def install(
     model: nn.Module,
     objective: Objective,
     *,
+    teacher: SignalSource | None = None,
     head_copy: torch.Tensor | None = None,
     outside: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """Make `model(batch)` return the objective's `LossOutput` for a `LossBatch`, until `uninstall`; all else is as before.
 
-    head_copy: `Head.copy`. outside: what every forward other than the loss runs in (`Bf16Passes.paused`). `model(batch,
-    head_grad_scale=...)` sets `Head.grad_scale`. A batch with a field that nobody reads is refused with a TypeError.
+    teacher: its `signal` becomes the batch's targets. head_copy: `Head.copy`. outside: what every forward other than the
+    loss runs in (`Bf16Passes.paused`). `model(batch, head_grad_scale=...)` sets `Head.grad_scale`. A batch with a field that
+    nobody reads is refused with a TypeError.
     """
     _uninstall_loss(model)
     decoder, head = decoder_and_head(model)
@@ -86,6 +96,9 @@ def install(
 
     def loss(batch: LossBatch, *, head_grad_scale: float | None = None) -> LossOutput:
         refuse_unread(batch)
+        if teacher is not None:
+            # Here, because this is where training, validation and what is computed again with less memory pass through.
+            batch = replace(batch, targets=teacher.signal(batch))
         outputs = decoder(**batch.decoder_inputs(), use_cache=False)
         hidden_NH = outputs.last_hidden_state.flatten(0, 1).index_select(0, batch.loss_positions_N)
         return objective(hidden_NH, replace(head, grad_scale=head_grad_scale), batch)

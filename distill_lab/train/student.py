@@ -26,9 +26,11 @@ from distill_lab.device import best_device, free_memory, kept_heap
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
 from distill_lab.generation.model_identity import weights_of
-from distill_lab.models.loading import load_model, with_fp32_on_cpu
+from distill_lab.models.loading import load_model, load_tokenizer, with_fp32_on_cpu
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
+from distill_lab.train.cached_teacher import cache_place, cached_teacher, check_cache, fill
+from distill_lab.train.capture import Captured
 from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
 from distill_lab.train.memory_replay import OnLog
@@ -37,6 +39,7 @@ from distill_lab.train.plan import make_plan, trained_weights, training_argument
 from distill_lab.train.result import TrainResult
 from distill_lab.train.rounds import known_rows
 from distill_lab.train.rows import REFUSED, Rows, read_rows
+from distill_lab.train.teachers import Teacher, check_teacher, live_teacher
 from distill_lab.train.trainer import StudentTrainer
 from distill_lab.train.training_log import check_is_log, mean_loss
 
@@ -66,6 +69,10 @@ def train_student(
     a loss that is not a number, too little memory.
     """
     load_objective(config.objective, config.objective_settings)  # a wrong name costs no loading
+    check_teacher(config.objective, config.teacher, student)
+    check_cache(config)
+    if config.teacher_cache.mode != "off" and not launch.inside():
+        capture_teacher(student, rows, out, config, thinking=thinking, on_log=on_log)
     if config.num_processes > 1 and not launch.inside():
         log = on_log or (lambda row: None)
         return launch.train_in_processes(student, rows, out, config, thinking=thinking, on_log=log, log_file=log_file)
@@ -106,15 +113,66 @@ def _train_loaded(
     if thinking is False:
         leave_out_thinking(tokenizer)
     key = fingerprint(training_inputs(student, rows, config, thinking=thinking))
+    teacher = None
+    if config.teacher.model:
+        head_rows = loss_module.decoder_and_head(model)[1].linear.out_features
+        both = [*data.training, *data.validation]
+        if config.teacher_cache.mode == "off":
+            teacher = live_teacher(config.teacher, tokenizer, head_rows, both, student_name=student.model)
+        else:
+            teacher = cached_teacher(config, cache_place(config, out), student_rows=head_rows, rows=both)
     return train_model(
-        model, tokenizer, data, out, config, key=key, on_log=on_log, start=start, student=student, log_file=log_file
+        model,
+        tokenizer,
+        data,
+        out,
+        config,
+        key=key,
+        teacher=teacher,
+        on_log=on_log,
+        start=start,
+        student=student,
+        log_file=log_file,
     )
 
 
 def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> dict[str, Any]:
     """All that a trained student depends on."""
     settings = config.model_dump(exclude=NOT_IN_KEY)
-    return {"model": weights_of(student), "rows": rows, "train": settings, "thinking": thinking}
+    settings.get("teacher_cache", {}).pop("folder", None)
+    inputs = {"model": weights_of(student), "rows": rows, "train": settings, "thinking": thinking}
+    return inputs | teacher_inputs(config)
+
+
+def teacher_inputs(config: TrainConfig) -> dict[str, Any]:
+    """What a trained student depends on besides its settings if a teacher's distributions are part of the loss.
+
+    A cache of the same teacher and settings has the same distributions wherever it is.
+    """
+    return {"teacher": weights_of(config.teacher)} if config.teacher.model else {}
+
+
+def capture_teacher(
+    student: ModelConfig,
+    rows: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    thinking: bool | None,
+    on_log: OnLog | None = None,
+) -> Captured:
+    """Fill the teacher cache of a training with what it lacks, before the student is loaded. Raises UserError."""
+    tokenizer = load_tokenizer(student)
+    data = read_rows(
+        rows,
+        tokenizer,
+        max_length=config.max_length,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        thinking=thinking,
+    )
+    log, both = on_log or (lambda row: None), [*data.training, *data.validation]
+    return fill(both, config, cache_place(config, out), student=tokenizer, on_log=log)
 
 
 def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -143,6 +201,7 @@ def train_model(
     *,
     key: str,
     objective: Objective | None = None,
+    teacher: Teacher | None = None,
     on_log: OnLog | None = None,
     start: float | None = None,
     student: ModelConfig | None = None,
@@ -151,7 +210,7 @@ def train_model(
     """As `train_student`, for a model and rows that are loaded already.
 
     key: what the result depends on; checkpoints of another key are thrown away. objective: instead of the one that `config`
-    names; the key must then say which. `model` is not usable afterwards.
+    names; the key must then say which. teacher: whose signal the objective gets. `model` is not usable afterwards.
     student: how `model` was loaded; needed to merge adapters that were trained on weights split over several GPUs.
     """
     start = time.monotonic() if start is None else start
@@ -177,9 +236,10 @@ def train_model(
     num_trained, sizes = trained_weights(model, config)
     log({"note": sizes})
     loss_module.check_head(model)
-    pack_rows = loss_module.rows_stay_apart(model)
+    pack_rows = loss_module.rows_stay_apart(model) and (teacher is None or teacher.rows_stay_apart())
     if not pack_rows:
-        log({"note": f"{type(model).__name__} lets packed rows see each other: one row per bin, slower"})
+        whose = type(model).__name__ if teacher is None else "the student or the teacher"
+        log({"note": f"{whose} lets packed rows see each other: one row per bin, slower"})
     lengths = [len(row) for row in data.training]
     plan = make_plan(lengths, config, pack_rows=pack_rows, num_processes=state.num_processes)
     args = training_arguments(
@@ -192,6 +252,7 @@ def train_model(
         rounds=known_rows(data.training, plan),
         validation=data.validation,
         objective=objective,
+        teacher=teacher,
         on_log=log,
         log_file=log_file,
     )

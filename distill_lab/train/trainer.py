@@ -28,6 +28,7 @@ from distill_lab.train.metric_sums import MetricSums
 from distill_lab.train.objectives import LossBatch, LossOutput, Objective
 from distill_lab.train.packing import Row, collate
 from distill_lab.train.rounds import Rounds
+from distill_lab.train.teachers import Teacher
 from distill_lab.train.training_log import TrainingLog
 from distill_lab.train.validation import Validation
 
@@ -46,6 +47,7 @@ class StudentTrainer(ReplayingTrainer):
         rounds: Rounds,
         objective: Objective,
         on_log: OnLog,
+        teacher: Teacher | None = None,
         validation: Sequence[Row] = (),
         log_file: Path | None = None,
     ) -> None:
@@ -81,10 +83,12 @@ class StudentTrainer(ReplayingTrainer):
         self.bf16_passes = self._with_bf16_passes(model)
         """The layers that compute in bf16 on a CPU, or None if autocast or nothing does."""
         if self.bf16_passes is None:
-            loss_module.install(model, objective)
+            loss_module.install(model, objective, teacher=teacher)
         else:
             passes = self.bf16_passes
-            loss_module.install(model, objective, head_copy=passes.head_copy, outside=passes.paused)
+            loss_module.install(model, objective, teacher=teacher, head_copy=passes.head_copy, outside=passes.paused)
+        if teacher is not None:
+            teacher.prepare(flat=self.flat)
         if self.in_place:
             loss_module.add_embedding_gradients_in_place(model)
         self.saved_dtype: torch.dtype | None = None
