@@ -145,7 +145,9 @@ class Terminal(ProgressReporter):
         if "note" in row:
             self.note(row["note"])
         elif "step" in row and "num_steps" in row:
-            self._loss = f"loss {row['loss']:.3f}" if "loss" in row else self._loss
+            if "loss" in row:
+                apart = "".join(f", {name} {value:.3f}" for name, value in row.get("metrics", {}).items())
+                self._loss = f"loss {row['loss']:.3f}{apart}"
             self.progress(row["step"], row["num_steps"], detail=self._loss)
 
     def tick(self) -> None:

@@ -201,6 +201,25 @@ class Pipeline:
         inputs = {"prompts": prompts, "completions": completions, "grader": grader}
         return self.run.stage(name, output, inputs=inputs, work=work).path
 
+    def teacher_cache(
+        self, base: ModelConfig, rows: Path, train: TrainConfig, *, student: str, thinking: bool | None
+    ) -> None:
+        """Training set -> the distributions of `train.teacher` in its cache, for the training of `student` (its output).
+
+        The cache may be shared by many runs; the stage's file says where it is and what was added.
+        """
+
+        def work(path: Path) -> Counts:
+            from distill_lab.train.student import cache_place, capture_teacher
+
+            out = self.run.path(student)
+            found = capture_teacher(base, rows, out, train, thinking=thinking, on_log=self.watch.log)
+            write_json(path, {"folder": str(cache_place(train, out)), **asdict(found)})
+            return Counts(found.num_rows + found.num_known, found.num_rows + found.num_known, {})
+
+        inputs = {"rows": rows, "train": train.model_dump(), "thinking": thinking, **teacher_inputs(train)}
+        self.run.stage("teacher cache", "teacher_cache.json", inputs=inputs | model_inputs(base), work=work)
+
     def student(
         self,
         student: ModelConfig,
@@ -217,7 +236,13 @@ class Pipeline:
         return self.run.stage(
             name,
             output,
-            inputs={"rows": rows, "train": train.model_dump(), "thinking": thinking, **model_inputs(student)},
+            inputs={
+                "rows": rows,
+                "train": train.model_dump(),
+                "thinking": thinking,
+                **teacher_inputs(train),
+                **model_inputs(student),
+            },
             work=lambda path: self._train(student, rows, train, path, thinking),
         ).path
 
@@ -252,3 +277,8 @@ class Pipeline:
         """A note for each line of `text`."""
         for line in text.splitlines():
             self.watch.note(line)
+
+
+def teacher_inputs(train: TrainConfig) -> dict[str, Any]:
+    """What a stage depends on if a teacher's distributions are part of the loss."""
+    return {"teacher": model_inputs(train.teacher)} if train.teacher.model else {}

@@ -1,0 +1,50 @@
+"""docs/logits.md: its commands parse, its objectives and modes are those there are, its messages are the package's."""
+
+from __future__ import annotations
+
+import re
+
+from distill_lab.recipes.logits import CE_WEIGHT
+from distill_lab.train.cached_teacher import DEFAULT_SIZE, FORMS
+from distill_lab.train.objectives import objective_names, signals_of
+from scripts.architecture import PACKAGE, ROOT
+from tests.typed import settings
+
+TEXT = (ROOT / "docs" / "logits.md").read_text(encoding="utf-8")
+
+
+def test_commands_parse() -> None:
+    commands = re.findall(r"^    \.venv/bin/(distill .*)$", TEXT, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        assert settings(command) is not None
+    for flag in (
+        "--train.objective-settings beta=0.3",
+        "--no-relabel",
+        "--teacher.quantization 8bit",
+        "--ce-weight 0.1",
+    ):
+        assert flag.split()[0] in TEXT
+        assert settings(f"distill logits --preset tiny {flag}") is not None
+
+
+def test_tables_name_what_there_is() -> None:
+    first = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
+    assert [name for name in first if name not in FORMS] == [
+        "forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "acceptance"
+    ]  # fmt: skip
+    assert {name for name in objective_names() if signals_of(name)} == {name for name in first if name not in FORMS}
+    assert [name for name in first if name in FORMS] == list(FORMS)
+    assert f"{DEFAULT_SIZE['sampled']} draws" in TEXT
+    assert f"the {DEFAULT_SIZE['top_k']} most likely ids" in TEXT
+    assert f"and {CE_WEIGHT} if it did not" in TEXT
+
+
+def test_messages_are_the_packages() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (PACKAGE / "train").rglob("*.py"))
+    source += "".join(path.read_text(encoding="utf-8") for path in (PACKAGE / "models").rglob("*.py"))
+    messages = re.findall(r"^- \*\*`(.*)`\*\*", TEXT, re.MULTILINE)
+    assert len(messages) == 3
+    words = re.sub(r'"\s*f?"', "", source)
+    for message in messages:
+        assert re.search(r"\{\w+\}".join(map(re.escape, message.split("..."))), words), message

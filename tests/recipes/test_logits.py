@@ -1,0 +1,177 @@
+"""The logits recipe: its whole line from a cache and with a live teacher, other architectures, what it refuses at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from distill_lab import cli
+from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.errors import UserError
+from distill_lab.files.jsonl import read_jsonl
+from distill_lab.recipes import logits
+
+pytestmark = pytest.mark.slow
+
+SHORT = SamplingConfig(max_new_tokens=24, thinking=False)
+
+
+def tiny(**changes: Any) -> logits.Config:
+    """A run of the tiny preset cut down to seconds."""
+    settings: dict[str, Any] = {
+        "data": DataConfig(path="tiny:instructions", split="distill[:40]"),
+        "test": DataConfig(path="tiny:instructions", split="test[:6]"),
+        "sampling": SHORT,
+        "test_sampling": SHORT,
+        "train": TrainConfig(learning_rate=1e-3, tokens_per_batch=256, save_steps=0.5, validation_fraction=0.2),
+        "measure": False,
+    }
+    return logits.PRESETS["tiny"].model_copy(update=settings | changes)
+
+
+def test_the_whole_line_from_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DISTILL_LAB_CACHE", str(tmp_path / "shared"))
+    monkeypatch.setenv("COLUMNS", "300")
+    run = tmp_path / "run"
+    summary = logits.run(tiny(), run)
+    assert summary == json.loads((run / "summary.json").read_text())
+    assert (summary["recipe"], summary["n"]) == ("logits", 6)
+    assert set(summary["models"]) == {"teacher", "base", "student"}
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    assert list(stages)[:7] == [
+        "data", "test", "prompts", "teacher answers", "training set", "teacher cache", "student"
+    ]  # fmt: skip
+    for name, stage in stages.items():
+        assert stage["status"] == "done", name
+        if stage["counts"]:
+            counts = stage["counts"]
+            assert counts["rows_in"] == counts["kept"] + sum(counts["dropped"].values()), name
+    captured = json.loads((run / "teacher_cache.json").read_text())
+    [folder] = (tmp_path / "shared" / "teachers").iterdir()
+    assert captured["folder"] == str(folder)
+    assert captured["num_rows"] + captured["num_known"] == len(
+        {json.dumps(row) for row in read_jsonl(run / "train.jsonl")}
+    )
+    steps = [row for row in read_jsonl(run / "training_log.jsonl") if "loss" in row]
+    assert all(row["metrics"].keys() == {"kd", "ce"} for row in steps)
+    assert all(row["loss"] == pytest.approx(row["metrics"]["kd"], rel=1e-5, abs=1e-6) for row in steps)
+    # Again with another student's settings: nothing is captured a second time.
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    logits.run(tiny(train=tiny().train.model_copy(update={"learning_rate": 2e-3})), run)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    again = json.loads((run / "run.json").read_text())["stages"]
+    assert again["teacher answers"] == stages["teacher answers"]
+    assert again["student"]["key"] != stages["student"]["key"]
+
+    # `distill cache` shows answers and distributions, and finds what is damaged.
+    assert cli.main(["cache", "--check"]) == 0
+    shown = capsys.readouterr().out
+    assert "tiny:teacher" in shown
+    assert "sampled 64" in shown
+    assert "teacher caches checked: 1, nothing is damaged" in shown
+    assert cli.main(["cache", "--folder", str(folder)]) == 0
+    assert "sampled 64" in capsys.readouterr().out
+    [shard] = folder.glob("*.kd")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 255
+    shard.write_bytes(data)
+    assert cli.main(["cache", "--check"]) == 2
+    assert f"{shard} is not what was written" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is not what was written; remove it, and its rows will be captured again"):
+        logits.run(tiny(train=tiny().train.model_copy(update={"learning_rate": 3e-3})), run)
+    assert cli.main(["cache", "--clear-teachers"]) == 0
+    assert not list((tmp_path / "shared" / "teachers").iterdir())
+
+
+def test_a_live_teacher_and_the_datas_own_answers(tmp_path: Path) -> None:
+    config = tiny(
+        objective="jsd", cache_mode="off", relabel=False, train=tiny().train.model_copy(update={"max_steps": 2})
+    )
+    logits.run(config, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert "teacher answers" not in manifest["stages"]
+    assert "teacher cache" not in manifest["stages"]
+    inputs = manifest["stages"]["student"]["inputs"]["train"]
+    # Another than the teacher wrote the answers: they count a little.
+    assert inputs["objective_settings"] == ["ce_weight=0.2", "temperature=1.0"]
+    for row in read_jsonl(tmp_path / "run" / "training_log.jsonl"):
+        if "loss" in row:
+            mixed = 0.8 * row["metrics"]["kd"] + 0.2 * row["metrics"]["ce"]
+            assert row["loss"] == pytest.approx(mixed, rel=1e-5)
+
+
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sliding window": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"sliding_window": 8, "head_dim": 16}),
+    "experts": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+    ),
+    "untied head with more rows": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": False, "more": 128}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_architectures_teach(kind: str, random_model: Callable[..., Path], tmp_path: Path) -> None:
+    student = random_model(hidden=32, layers=1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(student)
+    config_name, model_name, settings = KINDS[kind]
+    settings = dict(settings)
+    size = len(tokenizer) + settings.pop("more", 0)
+    torch.manual_seed(0)
+    config = getattr(transformers, config_name)(
+        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **settings,
+    )  # fmt: skip
+    getattr(transformers, model_name)(config).save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    run = tmp_path / "run"
+    logits.run(
+        tiny(
+            teacher=ModelConfig(model=str(tmp_path / "teacher"), dtype="fp32"),
+            student=ModelConfig(model=str(student)),
+            relabel=False,
+            cache_mode="off" if kind == "sliding window" else "sampled",
+            train=TrainConfig(learning_rate=2e-2, tokens_per_batch=256, num_epochs=6, validation_fraction=0.2),
+            num_test=0,
+            test=DataConfig(path=""),
+        ),
+        run,
+    )
+    training = json.loads((run / "training.json").read_text())
+    assert training["validation_loss_after"] < training["validation_loss_before"]
+
+
+def test_models_that_do_not_fit_each_other_are_refused_before_an_answer_is_paid_for(
+    random_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(random_model(hidden=32, layers=1), other)
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    vocabulary = json.loads(text)["model"]["vocab"]
+    left, right = f'"g": {vocabulary["g"]},', f'"h": {vocabulary["h"]},'
+    swapped = text.replace(left, f'"g": {vocabulary["h"]},').replace(right, f'"h": {vocabulary["g"]},')
+    (other / "tokenizer.json").write_text(swapped, encoding="utf-8")
+    cases = {
+        "have different tokenizers": {"teacher": ModelConfig(model=str(other))},
+        "a server gives tokens, not distributions": {"teacher": ModelConfig(model="openai:big")},
+        "jsd cannot be learned from a sampled cache": {"objective": "jsd"},
+        "objective forward_kl: temperature": {"temperature": 0.0},
+        "no objective 'kl'": {"objective": "kl"},
+    }
+    for number, (message, changes) in enumerate(cases.items()):
+        run = tmp_path / str(number)
+        with pytest.raises(UserError, match=message):
+            logits.run(tiny(**changes), run)
+        assert not (run / "completions.jsonl").exists(), message
+        assert not (run / "data.jsonl").exists(), message
