@@ -214,7 +214,7 @@ def run_part(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
     summary = run(config, folder, watch=Terminal())
     stages = json.loads((folder / "run.json").read_text(encoding="utf-8"))["stages"]
     result: dict[str, Any] = {
-        "summary": summary,
+        "summary": summary.to_json(),
         "seconds": {name: round(stage.get("seconds") or 0, 1) for name, stage in stages.items()},
         "peak_memory_bytes": peak_bytes(),
     }

@@ -365,7 +365,7 @@ class RecipeConfig(Config):
     sampling: SamplingConfig
     """How the teacher samples the answers to learn from."""
     test: DataConfig = DataConfig(path="")
-    """Test prompts for the scores; without a path, num_test rows of the data are held out."""
+    """Test prompts for the scores; without a path (--test.path ""), num_test rows of the data are held out."""
     num_test: Annotated[int, Field(ge=0)] = 100
     """Number of held-out rows if no test data is given (at most a tenth of the rows); 0: no scores."""
     test_sampling: SamplingConfig
@@ -385,6 +385,8 @@ class RecipeConfig(Config):
     @classmethod
     def _hold_out_of_given_data(cls, values: Any) -> Any:
         """The default test set goes with the default data; without a test set, other data is tested on held-out rows."""
+        if isinstance(values, dict) and values.get("test", {}) in ("", None):
+            values = {**values, "test": {"path": ""}}
         if isinstance(values, dict) and "data" in values and not values.get("test"):
             data, default = values["data"], cls.model_fields["data"].default
             path = data.get("path") if isinstance(data, dict) else getattr(data, "path", None)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import atexit
 import logging
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock, Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakMethod, WeakSet, finalize, ref
 
 from rich.console import Console
@@ -25,10 +26,13 @@ from rich.text import Text
 
 from distill_lab import activity
 from distill_lab.activity import Activity
-from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import clean, duration
 from distill_lab.generation.progress import Progress as Generated
 from distill_lab.progress import BY_PACE, ProgressReporter
+
+if TYPE_CHECKING:
+    from distill_lab.evaluation.eval_rows import EvalRow
+    from distill_lab.evaluation.summary_file import Summary
 
 PLAIN_EVERY_S, LONG_PLAIN_EVERY_S = 9.0, 30.0
 """Seconds between progress lines without a terminal (logs, CI): at first, and after LONG_STAGE_S of a stage."""
@@ -37,6 +41,8 @@ MIN_STEPS, MIN_SECONDS = 2, 5.0
 """Steps that must be done, and seconds that must have passed, before the remaining time is estimated."""
 BAR_WIDTH = 20
 NAMES = {"teacher": "teacher", "base": "base student", "student": "student"}
+KPI_STYLES = {"met": "green", "missed": "red", "open": "yellow"}
+KPI_WIDTH = 7
 
 
 class Terminal(ProgressReporter):
@@ -208,48 +214,61 @@ class Terminal(ProgressReporter):
         self.finished("")
         self._listening.close()
 
-    def summary(self, summary: dict[str, Any], directory: Path) -> None:
-        """Print the result, the table of models, comparisons between them, KPIs as met or missed, and the file paths."""
+    def summary(self, summary: Summary, directory: Path) -> None:
+        """Print the result, the table of models, figures with intervals, goals as met, missed or open, and file paths."""
+        from distill_lab.report import result_text
         from distill_lab.report.figure import headline
 
         self.finished("")
         self.console.print()
         self._wrapped(headline(summary), style="bold")
-        if summary["models"]:
-            metric = summary["metric"]
-            self._wrapped(
-                f"score: {metric['name'] if metric else 'mean grade'}, on {summary['n']:,} prompts", style="dim"
-            )
+        if summary.models:
+            metric = summary.metric.name if summary.metric else "mean grade"
+            self._wrapped(f"score: {metric}, on {summary.n:,} prompts", style="dim")
             self.console.print()
-            self.console.print(_model_table(summary["models"]))
+            self.console.print(result_text.model_table(summary.models))
             self.console.print()
-        for line in _findings(summary):
-            self.console.print(Text(clean(line)))
-        for name, met in summary["kpis"].items():
-            self.console.print(Text.assemble(("met    " if met else "missed ", "green" if met else "red"), name))
-        for line in summary["notes"]:
+        for line in result_text.findings(summary):
+            self._wrapped(line, indent=len(result_text.GAP))
+        for name, kpi in summary.kpis.items():
+            first, *more = result_text.goal_lines(name, kpi)
+            self._wrapped(first, style=KPI_STYLES[kpi.status], label=kpi.status, indent=KPI_WIDTH)
+            for line in more:
+                self._wrapped(" " * KPI_WIDTH + line, indent=KPI_WIDTH)
+        for line in summary.notes:
             self._wrapped(line)
-        for line in summary["advice"]:
+        for line in summary.advice:
             self._wrapped(line, style="yellow")
-        self.console.print(
-            Text(f"all files are in {directory}: report.html, summary.json, graded answers in eval/", style="dim")
-        )
+        self.console.print(Text(clean(result_text.place_text(directory)), style="dim"))
 
-    def _wrapped(self, text: str, *, style: str = "") -> None:
-        """Print a sentence, wrapped between words at the terminal's width."""
-        self.console.print(Text(clean(text), style=style), soft_wrap=False)
+    def _wrapped(self, text: str, *, style: str = "", label: str = "", indent: int = 0) -> None:
+        """Print a sentence, wrapped between words at the terminal's width.
+
+        indent: spaces before all lines but the first. label: text before the first line, in `style`; without it the style is
+        that of the whole sentence.
+        """
+        width = max(self.console.width, 2 * indent + 20)
+        if label:
+            text = f"{label:<{indent}}{text}"
+        lines = textwrap.wrap(clean(text), width, subsequent_indent=" " * indent, break_on_hyphens=False)
+        for number, line in enumerate(lines):
+            shown = Text(line, style="" if label else style)
+            if label and number == 0:
+                shown.stylize(style, 0, len(label))
+            self.console.print(shown)
 
     def examples(self, folder: Path, *, number: int) -> None:
         """Print some test prompts with each model's answer, first prompts that the base student got wrong."""
+        from distill_lab.evaluation.eval_rows import first_samples
+
         self.heading("Side by side")
-        rows = {name: {row["id"]: row for row in read_jsonl(folder / f"{name}.jsonl")} for name in NAMES}
+        rows = {name: {row.id: row for row in first_samples(folder / f"{name}.jsonl")} for name in NAMES}
         for key in _telling(rows, number):
-            self.console.print(Text(clean(rows["base"][key]["prompt"][-1]["content"]), style="bold"))
+            self.console.print(Text(clean(rows["base"][key].text), style="bold"))
             for name, label in NAMES.items():
                 row = rows[name][key]
-                right = row["grade"]["score"] == 1
-                mark = ("+ ", "green") if right else ("- ", "red")
-                self.console.print(Text.assemble("  ", mark, f"{label:<13}", clean(row["output"]).strip()))
+                mark = ("+ ", "green") if row.score == 1 else ("- ", "red")
+                self.console.print(Text.assemble("  ", mark, f"{label:<13}", clean(row.output).strip()))
 
     def _close_live(self) -> None:
         if self._live is not None:
@@ -294,80 +313,10 @@ def _tick_on(terminal: ref[Terminal]) -> None:
         time.sleep(1)
 
 
-def _telling(rows: dict[str, dict[str, Any]], number: int) -> Iterator[str]:
+def _telling(rows: Mapping[str, Mapping[str, EvalRow]], number: int) -> Iterator[str]:
     """Ids of prompts from all over the test set: mostly ones that training improved, and one the student still fails."""
-
-    def change(key: str) -> float:
-        return rows["student"][key]["grade"]["score"] - rows["base"][key]["grade"]["score"]
-
-    learned = [key for key in rows["base"] if change(key) > 0]
-    failed = [key for key in rows["base"] if rows["student"][key]["grade"]["score"] == 0]
+    base, student = rows["base"], rows["student"]
+    learned = [key for key in base if student[key].score > base[key].score]
+    failed = [key for key in base if student[key].score == 0]
     step = max(1, len(learned) // max(1, number - 1))
     yield from [*learned[::step][: number - 1], *failed[:1]]
-
-
-def _model_table(models: dict[str, Any]) -> Table:
-    """A table with a row per model, at most 80 characters wide."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    for title in ("score [95%]", "cut", "tokens/s", "p50/p95", "size", "memory"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, model in models.items():
-        low_high = model.get("ci95")
-        timed = model.get("tokens_per_s") is not None
-        memory = model.get("peak_memory_bytes")
-        table.add_row(
-            NAMES.get(name, name),
-            f"{model['score']:.1%} [{100 * low_high[0]:.1f}, {100 * low_high[1]:.1f}]" if low_high else "-",
-            "-" if model.get("cut_share") is None else f"{model['cut_share']:.0%}",
-            f"{model['tokens_per_s']:,.0f}" if timed else "-",
-            _latency(model) if timed else "-",
-            _size(model["num_parameters"]) if timed else "-",
-            _memory(memory) if memory else "-",
-        )
-    return table
-
-
-def _latency(model: dict[str, Any]) -> str:
-    p50, p95 = (model[key] for key in ("latency_p50_s", "latency_p95_s"))
-    digits = 2 if p50 < 10 else 0
-    return f"{p50:.{digits}f}/{'-' if p95 is None else f'{p95:.{digits}f}'} s"
-
-
-def _size(number: int) -> str:
-    if number >= 1e9:
-        return f"{number / 1e9:,.1f}B"
-    return f"{number / 1e6:.{0 if number >= 1e8 else 1}f}M"
-
-
-def _memory(number: int) -> str:
-    return f"{number / 2**20:,.0f} MiB" if number < 1000 * 2**20 else f"{number / 2**30:,.1f} GiB"
-
-
-def _findings(summary: dict[str, Any]) -> Iterator[str]:
-    from distill_lab.evaluation.summary import latency_tokens, no_p95, ran_on
-    from distill_lab.evaluation.verdict import tenths
-    from distill_lab.formatting import times
-
-    metric = summary["metric"]["short"] if summary["metric"] else "score"
-    for key, title in (("retention", "retention"), ("similarity", "similarity")):
-        if summary.get(key) is not None:
-            teacher = summary["models"]["teacher"]["score"]
-            base = (summary["models"].get("base") or {}).get("score")
-            beside = f"; base student {tenths(base / teacher)}" if base is not None else ""
-            yield f"{title:<11}{tenths(summary[key])}  of the teacher's {metric}{beside}"
-    if summary.get("retention_reason"):
-        yield f"retention  not reported: {summary['retention_reason']} of the answers"
-    if summary.get("speedup") is not None:
-        for way, title in (("batched", "in batches"), ("single", "one at a time")):
-            per_token = summary.get(f"speedup_per_token_{way}")
-            beside = f"; {times(per_token, 'x')} per token" if per_token is not None else ""
-            yield f"{'speedup':<11}{times(summary[f'speedup_{way}'], 'x')}  per answer, {title}{beside}"
-    if timed_with := ran_on(summary["models"]):
-        yield f"{'timed with':<11}{timed_with}"
-        yield f"{'p50/p95':<11}seconds for one answer of {latency_tokens(summary['models'])} tokens at batch size 1"
-    for name, model in summary["models"].items():
-        if reason := no_p95(model):
-            yield f"{'p95':<11}{NAMES.get(name, name)}: {reason}"
-    if summary.get("gain") is not None:
-        yield f"gain       {100 * summary['gain']:+.1f} points over the base student, p = {summary['p_value']:.2g}"

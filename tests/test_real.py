@@ -119,6 +119,6 @@ def test_system1_from_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
-    assert summary["n"] == 2
-    assert set(summary["models"]) == {"teacher", "base", "student"}
+    assert summary.n == 2
+    assert set(summary.models) == {"teacher", "base", "student"}
     assert (tmp_path / "run" / "report.html").is_file()

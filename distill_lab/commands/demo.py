@@ -14,16 +14,15 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_lab import config as settings
-from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
+    from distill_lab.evaluation.summary_file import Summary
     from distill_lab.terminal import Terminal
 
 PROMPTS = (
@@ -144,17 +143,27 @@ def _follow(process: subprocess.Popen[bytes], log: Path, terminal: Terminal) -> 
             time.sleep(1)
 
 
-def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def table(summaries: Mapping[str, Summary]) -> Iterator[str]:
     """Lines of a table with a column for each summary."""
-    rows = (
-        ("score", lambda of: of["metric"]["short"] if of["metric"] else "-"),
-        ("teacher's score", lambda of: _percent(of["models"]["teacher"]["score"])),
-        ("base student's score", lambda of: _percent(of["models"]["base"]["score"])),
-        ("student's score", lambda of: _percent(of["models"]["student"]["score"])),
-        ("retention", lambda of: _percent(of["retention"])),
-        ("speedup in batches", lambda of: _times(of["speedup_batched"])),
-        ("speedup one at a time", lambda of: _times(of["speedup_single"])),
-        ("answers in several steps", lambda of: _percent(of["models"]["student"].get("several_steps"))),
+    from distill_lab.evaluation.verdict import percent
+
+    def score(of: Summary, name: str) -> str:
+        model = of.models.get(name)
+        return "-" if model is None or model.score is None else f"{model.score:.1%}"
+
+    def several_steps(of: Summary) -> str:
+        model = of.models.get("student")
+        return "-" if model is None or model.several_steps is None else percent(model.several_steps)
+
+    rows: tuple[tuple[str, Callable[[Summary], str]], ...] = (
+        ("score", lambda of: of.metric.short if of.metric else "-"),
+        ("teacher's score", lambda of: score(of, "teacher")),
+        ("base student's score", lambda of: score(of, "base")),
+        ("student's score", lambda of: score(of, "student")),
+        ("retention", lambda of: "-" if of.retention is None else percent(of.retention)),
+        ("speedup in batches", lambda of: _times(of.speedup_batched)),
+        ("speedup one at a time", lambda of: _times(of.speedup_single)),
+        ("answers in several steps", several_steps),
     )
     yield f"{'':<29}" + "".join(f"{name:>{COLUMN}}" for name in summaries)
     for title, cell in rows:
@@ -164,24 +173,4 @@ def table(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _times(ratio: float | None) -> str:
     from distill_lab.formatting import times
 
-    return "-" if ratio is None else times(ratio, "")
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def alone(name: str, directory: Path) -> None:
-    """Run a recipe with settings given as JSON on standard input; the parent process prints the output."""
-    from distill_lab.terminal import Terminal
-
-    recipe = import_module(f"distill_lab.recipes.{name}")
-    recipe.run(recipe.Config.model_validate_json(sys.stdin.read()), directory, watch=Terminal())
-
-
-if __name__ == "__main__":
-    try:
-        alone(sys.argv[1], Path(sys.argv[2]))
-    except UserError as error:
-        print(f"\n{error}", file=sys.stderr)
-        sys.exit(2)
+    return "-" if ratio is None else times(ratio, "x")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
@@ -26,8 +26,14 @@ def spread(prompts: Sequence[Prompt], number: int) -> list[Prompt]:
     return [prompts[index * len(prompts) // number] for index in range(number)]
 
 
-Timing = tuple[float, float]
-"""Seconds and generated tokens (medians and means of them, too)."""
+class Timing(NamedTuple):
+    """One timed call of an engine."""
+
+    seconds: float
+    tokens: float
+    """Generated tokens, of all answers together."""
+    answer_tokens: tuple[int, ...] = ()
+    """Of each answer, in the order of the prompts."""
 
 
 def find_pace(engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Pace:
@@ -71,13 +77,14 @@ def _parts(
 def timed_call(
     engine: TransformersEngine, prompts: Sequence[Prompt], sampling: SamplingConfig, *, min_new_tokens: int = 0
 ) -> Timing:
-    """Seconds and generated tokens of one call of the engine, at least `min_new_tokens` for each prompt."""
+    """Time one call of the engine: one answer for each prompt, with at least `min_new_tokens` tokens."""
     # The face shows what is being measured, not how far the engine is.
     with activity.listening(lambda heard: None):
         start = time.perf_counter()
         completions = list(engine.generate(prompts, sampling, min_new_tokens=min_new_tokens))
         seconds = time.perf_counter() - start
-    return seconds, sum(completion.num_tokens for completion in completions)
+    written = {completion.id: completion.num_tokens for completion in completions}
+    return Timing(seconds, sum(written.values()), tuple(written[prompt.id] for prompt in prompts))
 
 
 def load_to_time(model: ModelConfig) -> TransformersEngine:

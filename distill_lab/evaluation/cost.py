@@ -1,10 +1,9 @@
 """What an answer costs: tokens processed (prompt and completion) and seconds, of models that are asked in different ways.
 
     cost = token_cost(teacher, prompts, completions, thinking=None)          tokens per answer, counted
-    print(render_costs(summary["cost"]))
+    print(render_costs(summary))
 
-`measure` compares models on the same prompts, side by side in memory. Here each is asked with prompts of its own, and they
-are timed one after the other, so that never more than one model is in memory.
+The seconds are those of `speed.measure`, for which each model gets the prompts as it sees them.
 """
 
 from __future__ import annotations
@@ -12,21 +11,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.config import ModelConfig
 from distill_lab.data.prompts import read_prompts
+from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.verdict import percent
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import times
-
-if TYPE_CHECKING:
-    from distill_lab.evaluation.speed import Speed
-
-NUM_MEASURED = 32
-"""Test prompts that speed is measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +58,6 @@ def token_cost(model: ModelConfig, prompts: Path, completions: Path, *, thinking
     return Cost(mean(read) if read else 0.0, mean(written.values()) if written else 0.0)
 
 
-def time_answers(model: ModelConfig, prompts: Path, sampling: SamplingConfig, *, budget_s: float) -> Speed:
-    """The speed of `model` on the first prompts of a file, alone in memory, in about `budget_s`. Raises as `measure`."""
-    from distill_lab.evaluation.speed import measure
-
-    asked = list(islice(read_prompts(prompts), NUM_MEASURED))
-    return measure({"model": model}, asked, sampling=sampling, budget_s=budget_s)["model"]
-
-
 def compare_costs(costs: Mapping[str, Cost], scores: Mapping[str, float]) -> dict[str, Any]:
     """summary.json's `cost`: the costs of "teacher" and "student", and how many times more the teacher takes.
 
@@ -88,9 +74,10 @@ def compare_costs(costs: Mapping[str, Cost], scores: Mapping[str, float]) -> dic
     }
 
 
-def render_costs(summary: Mapping[str, Any]) -> str:
-    """The comparison as plain text: the teacher with prompt and thinking beside the student without."""
-    cost, ratio = summary["cost"], summary["cost"]["ratio"]
+def render_costs(summary: Summary) -> str:
+    """The comparison as plain text: the teacher with prompt and thinking next to the student without."""
+    assert summary.cost is not None, "a summary without costs"
+    cost, ratio = summary.cost, summary.cost["ratio"]
     lines = [f"{'per answer':<22}{'teacher + prompt':>18}{'student alone':>16}{'ratio':>9}"]
 
     def line(title: str, values: list[float | None], shape: str, shown: str) -> None:
@@ -101,10 +88,12 @@ def render_costs(summary: Mapping[str, Any]) -> str:
         return "-" if ratio[of] is None else times(ratio[of], "x")
 
     both = [cost["teacher"], cost["student"]]
-    scores = [(summary["models"].get(name) or {}).get("score") for name in ("teacher", "student")]
-    metric = summary.get("metric") or {"short": "score", "similarity": False}
-    known = ratio["accuracy"] is not None and not metric["similarity"]
-    line(metric["short"], scores, ".1%", f"{ratio['accuracy']:.2f}" if known else "-")
+    models = [summary.models.get(name) for name in ("teacher", "student")]
+    metric = summary.metric.short if summary.metric else "score"
+    kept = percent(ratio["accuracy"]) if ratio["accuracy"] is not None else "-"
+    if summary.metric and summary.metric.similarity:
+        kept = "-"
+    line(metric, [model.score if model else None for model in models], ".1%", kept)
     line("prompt tokens", [each["prompt_tokens"] for each in both], ",.1f", "-")
     line("completion tokens", [each["completion_tokens"] for each in both], ",.1f", "-")
     line("tokens processed", [each["tokens"] for each in both], ",.1f", shown("tokens"))

@@ -18,7 +18,8 @@ from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import MISSING, EvalRow, read_eval_rows
-from distill_lab.evaluation.statistics import bootstrap_mean, is_binary, wilson
+from distill_lab.evaluation.intervals import Interval
+from distill_lab.evaluation.statistics import is_binary, score_interval
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.grade import Answers, Graded, OnProgress, write_resumable
 from distill_lab.grading.graders import Grader, load_grader
@@ -32,8 +33,8 @@ class Score:
     """Prompts, every one of them counted."""
     score: float
     """Mean grade in [0, 1]; where every grade is 0 or 1 that is the accuracy."""
-    ci95: tuple[float, float]
-    """95% interval of `score`: Wilson's for 0/1 grades, bootstrap percentiles over prompts otherwise."""
+    ci95: Interval
+    """95% interval of `score` over prompts: Clopper and Pearson's for 0/1 grades, Gaffke's otherwise (`intervals`)."""
     mean_tokens: float
     """Generated tokens per completion, thinking included; missing completions are not in the mean."""
     truncated: int
@@ -46,6 +47,8 @@ class Score:
     """Completions over which the grader was stopped at its time limit; they score 0."""
     cut_share: float = 0.0
     """`truncated` over all completions, in [0, 1]; see `cut_answers`."""
+    correct: int | None = None
+    """Prompts with grade 1, if every grade is 0 or 1."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -118,11 +121,12 @@ def read_score(path: Path) -> Score:
     return Score(
         n=len(scores),
         score=sum(scores) / len(scores),
-        ci95=wilson(round(sum(scores)), len(scores)) if is_binary(scores) else bootstrap_mean(scores),
+        ci95=score_interval(scores),
         mean_tokens=num_tokens / max(reasons["stop"] + reasons["length"], 1),
         truncated=reasons["length"],
         unparseable=statuses["unparseable"],
         missing=reasons[MISSING] + reasons["error"],
         timeouts=statuses["timeout"],
         cut_share=reasons["length"] / reasons.total(),
+        correct=round(sum(scores)) if is_binary(scores) else None,
     )

@@ -1,59 +1,46 @@
-"""Intervals and tests on scores: Wilson, bootstrap, exact McNemar, sign flips. Numbers and eval files -> numbers."""
+"""Two eval files on the same prompts, compared: gain and retention with their intervals, exact McNemar, sign flips.
+
+paired(run.path("eval/base.jsonl"), run.path("eval/student.jsonl"))
+retention_interval(run.path("eval/teacher.jsonl"), run.path("eval/student.jsonl"))
+
+Prompts are paired by id, and what has the same id must be the same: prompt and gold answer are compared by content.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.eval_rows import read_eval_rows
+from distill_lab.evaluation.eval_rows import EvalRow, first_samples, read_eval_rows
+from distill_lab.evaluation.intervals import Interval, bounded_mean, mean_ratio, proportion
 
-if TYPE_CHECKING:
-    pass
-
-Z95 = 1.959963984540054
-"""The normal distribution's 97.5% quantile."""
-RESAMPLES = 10_000
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a proportion (Wilson 1927; Newcombe 1998, method 3: no continuity correction).
-
-    Unlike the textbook p ± 1.96 s it stays within [0, 1] and is not empty at 0 and n successes. Needs n >= 1.
-    """
-    assert 0 <= successes <= max(n, 1), (successes, n)
-    assert n >= 1, n
-    p, z2 = successes / n, Z95 * Z95
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # Rounding must not leave the range, nor move the ends that are exactly 0 and 1.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    return low, 1.0 if successes == n else min(1.0, centre + half)
-
-
-def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a mean (Efron & Tibshirani 1993, chapter 13), 10,000 resamples, seeded."""
-    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
-    low, high = np.percentile(resampled_counts(counts, seed=seed) @ distinct / len(values), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def resampled_counts(counts: np.ndarray, *, seed: int) -> np.ndarray:
-    """How often each distinct value comes up in each of 10,000 resamples: `[resamples, distinct]`.
-
-    The same distribution as drawing n items with replacement, in memory that grows with the distinct values only.
-    """
-    return np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+FLIPS = 10_000
+RIGHT = 0.5
+"""From this score on an answer is called right."""
+OUTCOMES = {
+    (True, True): "both right",
+    (True, False): "only the teacher right",
+    (False, True): "only the student right",
+    (False, False): "neither right",
+}
+"""Teacher right, student right -> how it is called."""
 
 
 def is_binary(scores: Sequence[float]) -> bool:
     """Whether every score is exactly 0 or 1."""
     return all(score in (0.0, 1.0) for score in scores)
+
+
+def score_interval(scores: Sequence[float]) -> Interval:
+    """95% interval of a mean score: Clopper and Pearson's for 0/1 scores, Gaffke's otherwise. Scores are in [0, 1]."""
+    return proportion(round(sum(scores)), len(scores)) if is_binary(scores) else bounded_mean(scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +49,8 @@ class Paired:
 
     gain: float
     """Student score minus base score, in [-1, 1]."""
-    ci95: tuple[float, float]
-    """95% percentile bootstrap interval of `gain`, over pairs."""
+    ci95: Interval
+    """95% interval of `gain`: Gaffke's for the mean of the pairs' differences."""
     p_value: float
     """Two-sided; probability of so large a difference if neither model were better."""
     test: str
@@ -73,10 +60,10 @@ class Paired:
 def paired(base: Path, student: Path) -> Paired:
     """Compare two eval files item by item.
 
-    Where all grades are 0 or 1: the exact McNemar test, which is the binomial test of the discordant pairs against 1/2
+    If all grades are 0 or 1: the exact McNemar test, which is the binomial test of the discordant pairs against 1/2
     (McNemar 1947; Fagerland, Lydersen & Laake 2013, section 2.2). Otherwise a sign-flip permutation test of the mean
-    difference, 10,000 flips, seeded (Phipson & Smyth 2010 for the + 1). Raises UserError where the files hold different
-    prompts, or none.
+    difference, 10,000 flips, seeded (Phipson & Smyth 2010 for the + 1). Raises UserError if the files hold different prompts
+    or gold answers, or no items.
     """
     pairs = _pairs(base, student)
     differences = pairs[:, 1] - pairs[:, 0]
@@ -84,26 +71,34 @@ def paired(base: Path, student: Path) -> Paired:
         test, p_value = "exact McNemar", mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))
     else:
         test, p_value = "sign-flip permutation", sign_flip(differences)
-    distinct, counts = np.unique(differences, return_counts=True)
-    low, high = np.percentile(resampled_counts(counts, seed=0) @ distinct / len(pairs), [2.5, 97.5])
-    return Paired(float(differences.mean()), (float(low), float(high)), p_value, test)
+    ci95 = bounded_mean(differences.tolist(), low=-1.0, high=1.0)
+    return Paired(float(differences.mean()), ci95, p_value, test)
 
 
-def retention_interval(teacher: Path, student: Path) -> tuple[float, float] | None:
-    """95% percentile bootstrap interval of retention (student score / teacher score), over pairs of two eval files.
+def retention_interval(teacher: Path, student: Path, *, same_system: bool = True) -> Interval | None:
+    """95% interval of retention (student score / teacher score), over pairs of two eval files; see `mean_ratio`.
 
-    None where the teacher's score is 0 in so many resamples that an end of the interval is not a number.
+    None if the teacher scores 0 on every prompt. same_system: False if the teacher has a system prompt that the student does
+    not have; then system messages are not compared. Raises UserError as `paired`.
     """
-    distinct, counts = np.unique(_pairs(teacher, student), axis=0, return_counts=True)
-    totals = resampled_counts(counts, seed=0) @ distinct
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.sort(totals[:, 1] / totals[:, 0])
-        low, high = np.percentile(ratios, [2.5, 97.5])
-    return (float(low), float(high)) if np.isfinite([low, high]).all() else None
+    return mean_ratio(_pairs(teacher, student, same_system=same_system))
+
+
+def outcomes(teacher: Path, student: Path) -> dict[str, int]:
+    """How many prompts both, one or neither of two models get right, by their first sample.
+
+    Right is a score of at least 0.5. Only prompts that both files hold count.
+    """
+    right = {row.id: row.score >= RIGHT for row in first_samples(teacher)}
+    counts = dict.fromkeys(OUTCOMES.values(), 0)
+    for row in first_samples(student):
+        if row.id in right:
+            counts[OUTCOMES[right[row.id], row.score >= RIGHT]] += 1
+    return counts
 
 
 def mcnemar(losses: int, wins: int) -> float:
-    """Two-sided exact p-value for `losses` and `wins` among the pairs that differ; 1 where none does."""
+    """Two-sided exact p-value for `losses` and `wins` among the pairs that differ; 1 if no pair differs."""
     n, fewer = losses + wins, min(losses, wins)
     tail = sum(math.comb(n, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / 2**n)
@@ -112,29 +107,63 @@ def mcnemar(losses: int, wins: int) -> float:
 def sign_flip(differences: np.ndarray) -> float:
     """Two-sided p-value of a mean difference under random signs of the pairs' differences."""
     rng, observed, extreme = np.random.default_rng(0), abs(differences.sum()), 0
-    for _ in range(RESAMPLES // 100):
+    for _ in range(FLIPS // 100):
         signs = rng.integers(0, 2, (100, len(differences))) * 2 - 1
         # The margin keeps sums that are equal on paper equal in floating point.
         extreme += int((np.abs(signs @ differences) >= observed - 1e-9).sum())
-    return (extreme + 1) / (RESAMPLES + 1)
+    return (extreme + 1) / (FLIPS + 1)
 
 
-def _pairs(first: Path, second: Path) -> np.ndarray:
+@dataclass(slots=True)
+class _Item:
+    """A prompt of an eval file."""
+
+    prompt: bytes
+    """Digest of its messages."""
+    answer: str | None
+    """The gold answer."""
+    scores: list[float] = field(default_factory=list)
+    """Of its samples."""
+
+
+def _pairs(first: Path, second: Path, *, same_system: bool = True) -> np.ndarray:
     """Scores per prompt of two eval files, `[prompts, 2]`."""
-    columns = [_score_per_prompt(path) for path in (first, second)]
-    if columns[0].keys() != columns[1].keys():
-        odd = sorted(columns[0].keys() ^ columns[1].keys())
-        raise UserError(
-            f"{first} and {second} hold different prompts ({len(odd)} stand in one only, first: {odd[0]}); "
-            "evaluate both models on the same prompts"
-        )
-    if not columns[0]:
-        raise UserError(f"{first} and {second} hold no items, so there is nothing to compare")
-    return np.array([[column[name] for column in columns] for name in columns[0]])
+    items = [_items(path, same_system=same_system) for path in (first, second)]
+    _check_same(first, second, *items)
+    return np.array([[sum(each[name].scores) / len(each[name].scores) for each in items] for name in items[0]])
 
 
-def _score_per_prompt(path: Path) -> dict[str, float]:
-    scores: dict[str, list[float]] = {}
+def _items(path: Path, *, same_system: bool) -> dict[str, _Item]:
+    found: dict[str, _Item] = {}
     for row in read_eval_rows(path):
-        scores.setdefault(row.id, []).append(row.score)
-    return {name: sum(values) / len(values) for name, values in scores.items()}
+        item = _Item(_digest(row, same_system=same_system), row.answer)
+        known = found.setdefault(row.id, item)
+        if (known.prompt, known.answer) != (item.prompt, item.answer):
+            raise UserError(
+                f"{path}: the samples of {row.id} have different prompts or gold answers; evaluate the model again"
+            )
+        known.scores.append(row.score)
+    return found
+
+
+def _digest(row: EvalRow, *, same_system: bool) -> bytes:
+    messages = [message for message in row.prompt if same_system or message["role"] != "system"]
+    return hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).digest()
+
+
+def _check_same(first: Path, second: Path, old: Mapping[str, _Item], new: Mapping[str, _Item]) -> None:
+    """Raise UserError unless both files hold the same prompts with the same gold answers, and some."""
+    what, odd = "prompts", sorted(old.keys() ^ new.keys())
+    how = f"{len(odd)} stand in one only"
+    if not odd:
+        odd = [name for name in old if old[name].prompt != new[name].prompt]
+        how = f"{len(odd)} differ under the same id"
+    if not odd:
+        what, odd = "gold answers", [name for name in old if old[name].answer != new[name].answer]
+        how = f"{len(odd)} differ for the same prompt"
+    if odd:
+        raise UserError(
+            f"{first} and {second} hold different {what} ({how}, first: {odd[0]}); evaluate both models on the same prompts"
+        )
+    if not old:
+        raise UserError(f"{first} and {second} hold no items, so there is nothing to compare")

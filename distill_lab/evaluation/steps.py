@@ -1,7 +1,7 @@
 r"""Whether an answer reasons in several steps before its final answer. In: answers and eval files. Out: shares in [0, 1].
 
     num_steps(Completion(..., content="12 + 5 = 17.\n17 * 2 = 34.\nFinal Answer: 34", ...))   -> 2
-    count_steps(run.path("test.jsonl"), run.path("eval/student.jsonl"))                        -> Steps(0.97, n=361)
+    count_steps(run.path("test.jsonl"), run.path("eval/student.jsonl"))                        -> Steps(0.97, n=361, ...)
 
 The rule: the thinking and the answer are cut into sentences and lines. The final answer is the last one that states an
 answer (`distill_lab.answers`), else the last one. A step is what stands before it and says something, three words or an
@@ -17,6 +17,8 @@ from typing import Any
 
 from distill_lab.answers import MAX_CHARS, split_thinking, stated_answer
 from distill_lab.evaluation.eval_rows import read_eval_rows
+from distill_lab.evaluation.intervals import Interval
+from distill_lab.evaluation.statistics import score_interval
 from distill_lab.files.jsonl import read_jsonl
 
 SEVERAL = 2
@@ -34,6 +36,8 @@ class Steps:
     """Of the prompts that take several steps, in [0, 1]; 0 where there is none."""
     n: int
     """Prompts that take several steps: all but those whose own worked solution, where the data has one, takes fewer."""
+    ci95: Interval | None = None
+    """95% interval of `share`; None without prompts."""
 
 
 def num_steps(content: str, thinking: str | None = None) -> int:
@@ -56,7 +60,7 @@ def count_steps(prompts: Path, items: Path) -> Steps:
             whole = row.finish_reason == "stop"
             found.setdefault(row.id, []).append(whole and num_steps(row.output, row.thinking) >= SEVERAL)
     shares = [sum(samples) / len(samples) for samples in found.values()]
-    return Steps(sum(shares) / max(len(shares), 1), len(shares))
+    return Steps(sum(shares) / max(len(shares), 1), len(shares), score_interval(shares) if shares else None)
 
 
 def _takes_several(row: dict[str, Any]) -> bool:

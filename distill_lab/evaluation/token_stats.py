@@ -16,6 +16,7 @@ from statistics import mean, median
 from typing import Any
 
 from distill_lab.evaluation.eval_rows import read_eval_rows
+from distill_lab.evaluation.summary_file import ModelSummary, Summary
 from distill_lab.formatting import times
 
 BY = ("level", "type")
@@ -77,30 +78,31 @@ def read_tokens(items: Path) -> list[int]:
     return [row.num_tokens for row in read_eval_rows(items) if row.finish_reason in ("stop", "length")]
 
 
-def with_tokens(summary: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """summary.json with `median_tokens` per model whose eval file is in `folder`, and the ratios of tokens and size.
+def with_tokens(summary: Summary, folder: Path) -> Summary:
+    """The summary with `median_tokens` of each model whose eval file is in `folder`, and the ratios of tokens and size.
 
-    token_ratio: mean tokens of student over base student; size_ratio: parameters of teacher over student; null where
-    one of the two was not measured.
+    token_ratio: mean tokens of student over base student; size_ratio: parameters of teacher over student; None if one of the
+    two was not measured.
     """
     models, tokens = {}, {}
-    for name, model in summary["models"].items():
-        found = read_tokens(folder / f"{name}.jsonl") if model["score"] is not None else []
-        models[name] = model | {"median_tokens": float(median(found)) if found else None}
+    for name, model in summary.models.items():
+        found = read_tokens(folder / f"{name}.jsonl") if model.score is not None else []
+        models[name] = dataclasses.replace(model, median_tokens=float(median(found)) if found else None)
         if found:
             tokens[name] = found
+    none = ModelSummary()
+    teacher, base, student = (models.get(name, none) for name in ("teacher", "base", "student"))
+    return dataclasses.replace(
+        summary,
+        models=models,
+        token_histogram=histograms(tokens),
+        token_ratio=_ratio(student.mean_tokens, base.mean_tokens),
+        size_ratio=_ratio(teacher.num_parameters, student.num_parameters),
+    )
 
-    def ratio(over: str, under: str, field: str) -> float | None:
-        values = [(models.get(name) or {}).get(field) for name in (over, under)]
-        return values[0] / values[1] if values[0] and values[1] else None
 
-    return {
-        **summary,
-        "models": models,
-        "token_histogram": histograms(tokens),
-        "token_ratio": ratio("student", "base", "mean_tokens"),
-        "size_ratio": ratio("teacher", "student", "num_parameters"),
-    }
+def _ratio(over: float | None, under: float | None) -> float | None:
+    return over / under if over and under else None
 
 
 def histograms(tokens: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
@@ -115,27 +117,27 @@ def histograms(tokens: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
     return {"width": width, "shares": shares}
 
 
-def render_models(summary: Mapping[str, Any]) -> str:
-    """summary.json as the workflow's comparison: accuracy, counts and tokens per model, then what changed."""
-    metric = summary.get("metric") or {"name": "accuracy", "similarity": False}
-    title, counted = ("Overlap", False) if metric["similarity"] else ("Accuracy", True)
+def render_models(summary: Summary) -> str:
+    """The summary as the workflow's comparison: accuracy, counts and tokens per model, then what changed."""
+    likeness = summary.metric is not None and summary.metric.similarity
+    title, counted = ("Overlap", False) if likeness else ("Accuracy", True)
     heads = f"{'Correct':>9}{'Total':>7}" if counted else f"{'Prompts':>9}"
     lines = [f"{'Model':<14}{title:>9}{heads}{'Avg tokens':>12}{'Median tokens':>15}"]
-    names = {"teacher": "Teacher", "base": "Student base", "student": "Student"}
-    models, n = summary["models"], summary["n"]
-    for key, name in names.items():
-        model = models.get(key) or {}
-        if model.get("score") is not None:
-            counts = f"{round(model['score'] * n):>9,}{n:>7,}" if counted else f"{n:>9,}"
-            lines.append(
-                f"{name:<14}{model['score']:>9.1%}{counts}{model['mean_tokens']:>12.1f}{model['median_tokens']:>15g}"
-            )
-    if summary["gain"] is not None:
-        lines.append(f"{metric['name']} gain over the base student: {100 * summary['gain']:+.1f} points")
-    if summary.get("token_ratio") is not None:
-        lines.append(f"tokens of the student against the base student's: {summary['token_ratio']:.2f}x")
-    if summary["speedup"] is not None:
-        lines.append(f"speed of the student against the teacher's: {times(summary['speedup'], 'x')}")
-    if summary.get("size_ratio") is not None:
-        lines.append(f"size: {times(summary['size_ratio'], 'x')} smaller")
+    for key, name in {"teacher": "Teacher", "base": "Student base", "student": "Student"}.items():
+        model = summary.models.get(key)
+        if model and model.score is not None:
+            correct = "-" if model.correct is None else f"{model.correct:,}"
+            counts = f"{correct:>9}{summary.n:>7,}" if counted else f"{summary.n:>9,}"
+            tokens = f"{model.mean_tokens:>12.1f}" if model.mean_tokens is not None else f"{'-':>12}"
+            middle = f"{model.median_tokens:>15g}" if model.median_tokens is not None else f"{'-':>15}"
+            lines.append(f"{name:<14}{model.score:>9.1%}{counts}{tokens}{middle}")
+    if summary.gain is not None:
+        name = summary.metric.name if summary.metric else "accuracy"
+        lines.append(f"{name} gain over the base student: {100 * summary.gain:+.1f} points")
+    if summary.token_ratio is not None:
+        lines.append(f"tokens of the student against the base student's: {summary.token_ratio:.2f}x")
+    if summary.speedup is not None:
+        lines.append(f"speed of the student against the teacher's: {times(summary.speedup, 'x')}")
+    if summary.size_ratio is not None:
+        lines.append(f"size: {times(summary.size_ratio, 'x')} smaller")
     return "\n".join(lines)

@@ -1,20 +1,22 @@
 """What scores allow to be said: a metric, scores of teacher, base student and student -> one verdict and its sentence.
 
-    found = decide(metric_of("exact"), {"teacher": 0.98, "base": 0.35, "student": 0.95}, n=500, p_value=1e-9)
-    found["verdict"], found["result"]      # kept, "The student keeps 96% of the teacher's score (exact match)"
+    scores = {"teacher": 0.98, "base": 0.35, "student": 0.95}
+    found = decide(metric_of("exact"), scores, n=500, retention_ci95=(0.95, 0.99), p_value=1e-9)
+    found.verdict, found.result      # kept, "The student keeps 96% of the teacher's score (exact match)"
 
 Decided here once; summary.json holds it, and page, picture and terminal show it. Nothing is claimed that the scores do not
-bear: likeness to a reference text is never "kept", a goal that the base student reaches is no achievement of the training,
-and a student below its base is called so.
+support: likeness to a reference text is never "kept", neither is a goal that lies inside the interval, a goal that the base
+student reaches is no achievement of the training, and a student below its base is called so.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+from distill_lab.evaluation.goals import Figure, Kpi, judge
+from distill_lab.evaluation.intervals import Interval
 from distill_lab.generation.cut_answers import cut_reason
 from distill_lab.grading.graders import Metric
 
@@ -23,8 +25,8 @@ RETENTION_KPI = "retention >= 0.9"
 CHANCE = 0.05
 """From this p-value on a difference is called within chance."""
 
-KEPT, MISSED = "kept", "missed"
-"""The student reaches the retention goal, which its base does not; it does not reach it."""
+KEPT, MISSED, OPEN = "kept", "missed", "open"
+"""The student reaches the retention goal, which its base does not; it does not reach it; its interval has it inside."""
 AT_GOAL = "base reaches the goal"
 """So does the student, and nothing follows for the training."""
 WORSE = "worse than base"
@@ -39,43 +41,67 @@ CUT_NOTE = (
 TEACHER_AT_ZERO, NO_TEACHER, UNSCORED = "teacher scores 0", "no teacher score", "not scored"
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the scores allow to be said."""
+
+    verdict: str
+    """One of this file's."""
+    result: str
+    """A sentence without its full stop."""
+    retention: float | None
+    """Student score / teacher score; None for likeness, or if it is not reported."""
+    base_retention: float | None
+    """The same of the base student."""
+    retention_reason: str | None
+    """Why retention is not reported though there are scores."""
+    similarity: float | None
+    """Student figure / teacher figure, if the metric is likeness to a reference."""
+    base_similarity: float | None
+    """The same of the base student."""
+    notes: tuple[str, ...]
+    """What limits the result."""
+    advice: tuple[str, ...]
+    kpis: dict[str, Kpi]
+    """The retention goal, if there is a verdict on it."""
+
+
 def decide(
     metric: Metric | None,
     scores: Mapping[str, float],
     *,
     n: int,
+    retention_ci95: Interval | None = None,
     p_value: float | None = None,
     losses: tuple[float, float] | None = None,
     cut: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
+) -> Decision:
     """What summary.json says of `scores`, mean grades in [0, 1] of "teacher", "base" and "student" on `n` prompts.
 
-    metric: None where nothing was scored, or where it is not known. p_value: of student against base. losses: validation
-    loss before and after training, nats per token. cut: the share of each model's answers that the token limit cut; where
-    the teacher's or the student's are many, nothing is called retained, and `retention_reason` says why. Returns
-    `metric`; `retention` and `base_retention`, the score over the teacher's (null for likeness, whose ratio is
-    `similarity`); `verdict`, one of this file's; `result`, a sentence without its full stop; `notes`, what limits it;
-    `advice`; `kpis`, the retention goal where there is a verdict on it.
+    metric: None if nothing was scored, or if it is not known. retention_ci95: the interval of student over teacher; without
+    it the goal is open. p_value: of student against base. losses: validation loss before and after training, nats per token.
+    cut: the share of each model's answers that the token limit cut; if the teacher's or the student's are many, nothing is
+    called retained, and `retention_reason` says why.
     """
     teacher, base, student = (scores.get(name) for name in ("teacher", "base", "student"))
     ratio, base_ratio = (score / teacher if score is not None and teacher else None for score in (student, base))
     likeness = metric is not None and metric.similarity
     worse = student is not None and base is not None and student < base
     notes: list[str] = []
-    kpis: dict[str, bool] = {}
+    kpis: dict[str, Kpi] = {}
     too_cut = cut_reason(cut or {})
     if too_cut:
         ratio = base_ratio = None
         notes.append(f"{too_cut[0].upper()}{too_cut[1:]} of the answers: {CUT_NOTE}")
     elif teacher is not None and student is not None and not likeness:
-        met = ratio is not None and ratio >= RETENTION_GOAL
-        if met and base_ratio is not None and base_ratio >= RETENTION_GOAL:
+        figure = Figure(ratio, retention_ci95, "no interval was computed" if teacher else "the teacher scores 0")
+        if ratio is not None and ratio >= RETENTION_GOAL and base_ratio is not None and base_ratio >= RETENTION_GOAL:
             notes.append(
                 f"The base student already reaches {percent(base_ratio)} of the teacher's score: reaching the goal says "
                 "nothing about the training. A harder test, or a stronger teacher, would."
             )
         else:
-            kpis[RETENTION_KPI] = met
+            kpis[RETENTION_KPI] = judge(figure, RETENTION_GOAL, unit="share", n=n, counted="test prompts")
     if likeness and student is not None:
         assert metric is not None
         notes.append(
@@ -84,21 +110,23 @@ def decide(
     if teacher == 0:
         notes.append("The teacher scores 0 here, so there is nothing the student could keep.")
     verdict, result = _verdict(metric, teacher, base, student, n=n, p_value=p_value)
+    if verdict in (KEPT, MISSED) and RETENTION_KPI in kpis:
+        verdict = {"met": KEPT, "missed": MISSED, "open": OPEN}[kpis[RETENTION_KPI].status]
     if too_cut and verdict in (KEPT, MISSED, AT_GOAL):
         verdict = CUT_OFTEN
         result = f"The student scores {percent(student or 0.0)}; no comparison with the teacher ({too_cut})"
-    return {
-        "metric": dataclasses.asdict(metric) if metric else None,
-        "retention": None if likeness else ratio,
-        "base_retention": None if likeness else base_ratio,
-        "retention_reason": too_cut,
-        "similarity": ratio if likeness else None,
-        "verdict": verdict,
-        "result": result,
-        "notes": notes,
-        "advice": advice(worse=worse, losses=losses),
-        "kpis": kpis,
-    }
+    return Decision(
+        verdict=verdict,
+        result=result,
+        retention=None if likeness else ratio,
+        base_retention=None if likeness else base_ratio,
+        retention_reason=too_cut,
+        similarity=ratio if likeness else None,
+        base_similarity=base_ratio if likeness else None,
+        notes=tuple(notes),
+        advice=tuple(advice(worse=worse, losses=losses)),
+        kpis=kpis,
+    )
 
 
 def _verdict(

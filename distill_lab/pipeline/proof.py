@@ -8,6 +8,7 @@ All answers are generated first, one model in memory at a time; then all are gra
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.data.prompts import read_prompts
+from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import NoData
-from distill_lab.evaluation.cost import time_answers
 from distill_lab.evaluation.evaluate import Score, cut_share, evaluate
-from distill_lab.evaluation.statistics import paired, retention_interval
+from distill_lab.evaluation.speed import NUM_ROUNDS, measure
+from distill_lab.evaluation.speedups import LATENCY_TOKENS, REASONING_TOKENS, Speed
+from distill_lab.evaluation.statistics import outcomes, paired, retention_interval
 from distill_lab.evaluation.steps import count_steps
 from distill_lab.evaluation.summary import summarize
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.generation.cut_answers import cut_warning
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.grading.choose_grader import default_grader, has_references
 from distill_lab.grading.graders import Metric, grading, metric_of
-from distill_lab.models.names import api_engine
+from distill_lab.models.names import api_engine, base_of, is_adapter, resolve
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.report.publish import Speeds, published, training_losses
 from distill_lab.training_data.prompt_distillation import write_references
@@ -71,7 +76,7 @@ class Evaluation:
     """What the scores are; None without scores."""
 
 
-Extend = Callable[[dict[str, Any], Evaluation, Speeds], dict[str, Any]]
+Extend = Callable[[Summary, Evaluation, Speeds], Summary]
 """What a recipe adds: (summary, evaluation, speeds) -> summary."""
 
 
@@ -91,7 +96,7 @@ def evaluate_models(
     measure_speed: bool,
     several_steps: bool = False,
     extend: Extend | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Score and time the models ("teacher", "base", "student") on `test`; returns what summary.json holds.
 
     grader: a name; auto: exact if every prompt has a gold answer, else overlap. labels: those a reference answer must be
@@ -112,19 +117,26 @@ def evaluate_models(
         required = bool(teacher_is_reference)
         found = _evaluated(pipeline, setups, test, grader=grader, labels=labels, alone=alone, required=required)
     scores = found.scores
-    gain = paired(found.results["base"], found.results["student"]) if {"base", "student"} <= scores.keys() else None
-    retained = {"teacher", "student"} <= scores.keys() and scores["teacher"].score > 0
-    retention_ci95 = retention_interval(found.results["teacher"], found.results["student"]) if retained else None
-    steps = {name: count_steps(test, found.results[name]) for name in scores if several_steps}
+    results = found.results
+    gain = paired(results["base"], results["student"]) if {"base", "student"} <= scores.keys() else None
+    retained = {"teacher", "student"} <= scores.keys()
+    # Under a system prompt that only one of them has, the rest of the prompt is still the same.
+    retention_ci95 = None
+    if retained:
+        alike = setups["teacher"].view is setups["student"].view
+        retention_ci95 = retention_interval(results["teacher"], results["student"], same_system=alike)
+    likeness = found.metric is None or found.metric.similarity
+    right = outcomes(results["teacher"], results["student"]) if retained and not likeness else None
+    steps = {name: count_steps(test, results[name]) for name in scores if several_steps}
     losses = training_losses(run, setups["student"].model if "student" in setups else None)
     num_scored = next((score.n for score in scores.values()), 0)
 
-    def summarized(speeds: Speeds) -> dict[str, Any]:
+    def summarized(speeds: Speeds) -> Summary:
         summary = summarize(
             run.recipe, num_scored, scores=scores, speeds=speeds, gain=gain, retention_ci95=retention_ci95, steps=steps,
-            metric=found.metric, losses=losses,
+            metric=found.metric, losses=losses, outcomes=right,
         )  # fmt: skip
-        summary["spending"] = pipeline.spending()
+        summary = dataclasses.replace(summary, spending=pipeline.spending())
         return extend(summary, found, speeds) if extend else summary
 
     timing = None
@@ -184,9 +196,7 @@ def _reference(pipeline: Pipeline, test: Path, answers: Path, labels: Sequence[s
 
 
 def measure_speeds(pipeline: Pipeline, found: Evaluation, test: Path, *, long_answers: bool) -> Speeds:
-    """Speeds of teacher and student: in turns if both are asked alike, else one after the other."""
-    from distill_lab.evaluation.speed import LATENCY_TOKENS, REASONING_TOKENS, Speed, measure
-
+    """Speeds of teacher and student, in turns on the same prompts, each as it is asked."""
     watch, budget_s = pipeline.watch, pipeline.engine.measure_budget_s
     timed: dict[str, ModelConfig] = {}
     for name, setup in found.setups.items():
@@ -198,30 +208,48 @@ def measure_speeds(pipeline: Pipeline, found: Evaluation, test: Path, *, long_an
         return {}
     num_tokens = REASONING_TOKENS if long_answers else LATENCY_TOKENS
     samplings = {name: found.setups[name].sampling for name in timed}
-    first = next(iter(samplings.values()))
     # Models that see the test unchanged see the same prompts, though their files may differ in the reference.
-    alike = all(found.setups[name].view is as_they_are and samplings[name] == first for name in timed)
-    inputs: dict[str, Any] = {name: model_inputs(model) for name, model in timed.items()}
-    if alike:
-        inputs |= {"test": test, "sampling": first.model_dump(), "latency_tokens": num_tokens, "budget_s": budget_s}
-    else:
-        for name in timed:
-            inputs[name] |= {"prompts": found.prompts[name], "sampling": samplings[name].model_dump()}
+    files = {name: test if found.setups[name].view is as_they_are else found.prompts[name] for name in timed}
+    inputs = {
+        name: model_inputs(model) | {"prompts": files[name], "sampling": samplings[name].model_dump()}
+        for name, model in timed.items()
+    }
+    settings: dict[str, Any] = {"latency_tokens": num_tokens, "budget_s": budget_s, "rounds": NUM_ROUNDS}
 
     def work(path: Path) -> None:
         watch.note(timing_note(len(timed), budget_s))
-        if alike:
-            prompts = [Prompt.from_json(row) for _, row in zip(range(NUM_MEASURED), read_jsonl(test), strict=False)]
-            speeds = measure(timed, prompts, sampling=first, latency_tokens=num_tokens, budget_s=budget_s)
-        else:
-            speeds = {
-                name: time_answers(model, found.prompts[name], samplings[name], budget_s=budget_s)
-                for name, model in timed.items()
-            }
+        asked = _same_prompts(files)
+        timing = partial(measure, timed, asked, sampling=samplings, latency_tokens=num_tokens, budget_s=budget_s)
+        together = not _same_weights(timed)
+        try:
+            speeds = timing(together=together)
+        except (RuntimeError, MemoryError) as error:
+            if not (together and is_out_of_memory(error)):
+                raise
+            speeds = None
+        if speeds is None:  # outside of the except block, whose error holds the memory
+            watch.note("the models do not fit in memory together: each is loaded for its turn in every round")
+            free_memory()
+            speeds = timing(together=False)
         write_json(path, {name: speed.to_json() for name, speed in speeds.items()})
 
-    path = pipeline.run.stage("speed", "speed.json", inputs=inputs, work=work).path
+    path = pipeline.run.stage("speed", "speed.json", inputs=inputs | settings, work=work).path
     return {name: Speed.from_json(row) for name, row in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def _same_weights(models: Mapping[str, ModelConfig]) -> bool:
+    """Whether a model is the base of another one's adapters: then one set of weights is held at a time."""
+    names = {model.model for model in models.values()}
+    adapted = [model for model in models.values() if is_adapter(resolve(model.model))]
+    return any(base_of(model).model in names for model in adapted)
+
+
+def _same_prompts(files: Mapping[str, Path]) -> dict[str, list[Prompt]]:
+    """The first prompts that all files hold, by model, in the order of the first file."""
+    read = {path: {prompt.id: prompt for prompt in read_prompts(path)} for path in dict.fromkeys(files.values())}
+    first = next(iter(read.values()))
+    names = [name for name in first if all(name in prompts for prompts in read.values())][:NUM_MEASURED]
+    return {model: [read[path][name] for name in names] for model, path in files.items()}
 
 
 def timing_note(num_models: int, budget_s: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from distill_lab.config import ModelConfig, RecipeConfig
 from distill_lab.evaluation.cost import Cost, compare_costs, render_costs, token_cost
 from distill_lab.evaluation.labels import item_lines, label_report, predictions, render_label_report
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.files.jsonl import write_json
 from distill_lab.grading.choose_grader import default_grader
 from distill_lab.models.names import api_engine
@@ -31,7 +32,7 @@ def evaluate_prompt(
     test: Path,
     system: str,
     labels: Sequence[str],
-) -> dict[str, Any]:
+) -> Summary:
     """Score and time `models` on `test`; test rows without a gold answer are left out if others have one.
 
     labels: () for free text. grader auto: label if there are labels, else exact if there are gold answers, else overlap.
@@ -57,7 +58,7 @@ def evaluate_prompt(
     costs: dict[str, Cost] = {}
     found_labels: dict[str, Any] = {}
 
-    def extend(summary: dict[str, Any], found: Evaluation, speeds: Speeds) -> dict[str, Any]:
+    def extend(summary: Summary, found: Evaluation, speeds: Speeds) -> Summary:
         if not found.scores:
             return summary
         if not costs:  # the summary is written twice, without speeds and with them
@@ -68,17 +69,18 @@ def evaluate_prompt(
             name: replace(cost, seconds=speeds[name].seconds_per_answer_single if name in speeds else None)
             for name, cost in costs.items()
         }
-        more = {
-            "reference": "gold" if gold else "teacher",
-            "cost": compare_costs(timed, {name: score.score for name, score in found.scores.items()}),
-        }
-        return summary | more | ({"labels": found_labels} if found_labels else {})
+        return replace(
+            summary,
+            reference="gold" if gold else "teacher",
+            cost=compare_costs(timed, {name: score.score for name, score in found.scores.items()}),
+            labels=found_labels or None,
+        )
 
     summary = evaluate_models(
         pipeline, setups, test, grader=grader, labels=labels, teacher_is_reference=not gold,
         measure_speed=config.measure, extend=extend,
     )  # fmt: skip
-    if "cost" in summary:
+    if summary.cost:
         pipeline.tell(render_costs(summary))
     return summary
 

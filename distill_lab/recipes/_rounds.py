@@ -113,7 +113,7 @@ def best_round(
     return best, {
         "best_of_k": best_of_k(run.path("graded.jsonl"), threshold=config.min_score).to_json(),
         "tokens": stats_json(read_stats(run.path("correct.parquet"))),
-        "iterations": [each | {"student": each["student"].model} for each in done],
+        "iterations": tuple(each | {"student": each["student"].model} for each in done),
         "student": best.model,
     }
 

@@ -11,10 +11,10 @@ base student), accuracy before and after where the test has gold answers, summar
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.grading.choose_grader import final_answer_grader
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
@@ -75,7 +75,7 @@ PRESETS = {
 }
 
 
-def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Test questions without gold answers get predictions and no score. Raises NoData without questions, UserError for a

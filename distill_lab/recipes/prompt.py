@@ -15,12 +15,13 @@ Sources: Askell et al. 2021 (context distillation), Snell et al. 2022 (learning 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.method import with_batches
@@ -90,7 +91,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     It also has `reference` ("gold" or "teacher"), `cost` of an answer and `labels`. Raises UserError, NoData.

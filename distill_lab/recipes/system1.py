@@ -10,10 +10,10 @@ Face model directory, scores of teacher, base student and student on held-out pr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from distill_lab import config as settings
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
@@ -62,7 +62,7 @@ PRESETS = {
 }
 
 
-def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Raises NoData for an empty slice, ModelError for a student that does not exist, both before anything is written to

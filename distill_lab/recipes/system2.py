@@ -11,10 +11,11 @@ solves. Out: a run directory as System 1's, with the share of answers that reaso
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.grading.choose_grader import final_answer_grader
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
@@ -78,7 +79,7 @@ PRESETS = {
 }
 
 
-def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Raises UserError `Unexpected OmniThought schema, please inspect omni[0]` and that row for data without questions and

@@ -12,10 +12,11 @@ val.parquet, the student, its score and tokens against teacher and base student,
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.token_stats import render_models, with_tokens
 from distill_lab.grading.choose_grader import verifying_grader
 from distill_lab.pipeline.fitting import base_model_config
@@ -70,7 +71,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Beside what every summary has: per model `median_tokens`; `token_ratio` and `size_ratio`; `tokens`, the statistics of
@@ -95,7 +96,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         setups = ask_alike({"teacher": config.teacher, "base": base, "student": best}, config.test_sampling)
         summary = evaluate_models(
             pipeline, setups, test, grader=grader, measure_speed=config.measure,
-            extend=lambda summary, *_: with_tokens(summary, run.path("eval")) | found,
+            extend=lambda summary, *_: replace(with_tokens(summary, run.path("eval")), **found),
         )  # fmt: skip
         pipeline.tell(render_models(summary))
         return summary

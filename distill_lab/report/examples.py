@@ -27,41 +27,34 @@ ALIKE = {
     "kept": ("Level", "as close to the reference text as the teacher's answer"),
 }
 """The same kinds where scores are likeness to a reference: there is no right and wrong."""
-OUTCOMES = {
-    (True, True): "both right",
-    (True, False): "only the teacher right",
-    (False, True): "only the student right",
-    (False, False): "neither right",
-}
-"""Teacher right, student right -> how it is called."""
 Items = dict[str, EvalRow]
 """Eval rows (first sample) of one model, by id."""
 
 
 def badge(text: str, kind: str, *, sign: bool = True) -> str:
-    """A small mark on the page. kind: good, bad or empty."""
-    mark = {"good": "✓ ", "bad": "✗ "}.get(kind, "") if sign else ""
+    """A small mark on the page. kind: good, bad, open or empty."""
+    mark = {"good": "✓ ", "bad": "✗ ", "open": "? "}.get(kind, "") if sign else ""
     return f'<span class="badge {kind}">{mark}{text}</span>'
 
 
-def examples_section(items: Mapping[str, Items], *, alike: bool) -> str:
-    """Examples of every kind. alike: scores are likeness to a reference, so nothing is right or wrong."""
+def examples_section(items: Mapping[str, Items], outcomes: Mapping[str, int] | None, *, alike: bool) -> str:
+    """Examples of every kind.
+
+    outcomes: who is right -> number of prompts. alike: scores are likeness to a reference, so nothing is right or wrong.
+    """
     if "student" not in items:
         return ""
     chosen: dict[str, list[str]] = {kind: [] for kind in EXAMPLES}
-    totals = dict.fromkeys(OUTCOMES.values(), 0)
-    for name, row in items["student"].items():
+    for name in items["student"]:
         scores = {model: rows[name].score for model, rows in items.items() if name in rows}
         kind = _kind(scores)
         if len(chosen[kind]) < EXAMPLES[kind]:
             chosen[kind].append(name)
-        if "teacher" in scores:
-            totals[OUTCOMES[scores["teacher"] >= 0.5, row.score >= 0.5]] += 1
     parts = ["<h2>Side by side</h2>"]
-    if "teacher" in items and not alike:
+    if outcomes:
         cells = "".join(
             f'<div class="card"><b>{number:,}</b><span class="small muted">{outcome}</span></div>'
-            for outcome, number in totals.items()
+            for outcome, number in outcomes.items()
         )
         parts.append(f'<div class="outcomes">{cells}</div>')
     parts.append(

@@ -1,6 +1,6 @@
 """The result as a picture: summary.json -> SVG text, no other files and no fonts needed, for light and dark.
 
-    Path("result.svg").write_text(result_svg(json.loads(Path("runs/demo/system1/summary.json").read_text())))
+    Path("result.svg").write_text(result_svg(read_summary(Path("runs/demo/system1/summary.json"))))
 
 Left: score of teacher, base student and student with 95% intervals. Right: how many times as fast as the teacher.
 """
@@ -8,13 +8,14 @@ Left: score of teacher, base student and student with 95% intervals. Right: how 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
-from distill_lab.evaluation.verdict import RETENTION_GOAL
+from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.verdict import tenths
 from distill_lab.formatting import times
+from distill_lab.report.result_text import ends_text
 
 LABELS = {"teacher": "Teacher", "base": "Base student", "student": "Student"}
 """How the models are called, in the order they are shown."""
@@ -55,8 +56,8 @@ class Bar:
     interval: tuple[float, float] | None = None
 
 
-def result_svg(summary: Mapping[str, Any]) -> str:
-    """A stand-alone SVG document of the whole result. `summary`: the content of summary.json."""
+def result_svg(summary: Summary) -> str:
+    """A stand-alone SVG document of the whole result."""
     panels = [panel for panel in (score_panel(summary), speed_panel(summary)) if panel]
     height = 66 + max((panel_height for _, panel_height in panels), default=20)
     width = 40 + PANEL_WIDTH * 2 + 32 if len(panels) != 1 else 40 + PANEL_WIDTH
@@ -78,58 +79,53 @@ def inline_svg(panel: tuple[str, int], label: str) -> str:
     return f'<svg class="fig" viewBox="{box}" role="img" aria-label="{escape(label)}">{body}</svg>'
 
 
-def headline(summary: Mapping[str, Any], *, short: bool = False) -> str:
+def headline(summary: Summary, *, short: bool = False) -> str:
     """The result in one sentence. short: the first half of it."""
-    text, speedup = summary["result"], summary["speedup"]
+    text, speedup = summary.result, summary.speedup
     if speedup is not None and not short:
         goes_on = text.startswith("The student ") and ":" not in text
         text += f"{' and' if goes_on else '; the student'} answers {times(speedup)} as fast"
     return text + "."
 
 
-def score_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
+def score_panel(summary: Summary) -> tuple[str, int] | None:
     """SVG elements and height of the scores with their intervals; None where there are no scores."""
     bars = []
     for kind, label in LABELS.items():
-        model = summary["models"].get(kind) or {}
-        if model.get("score") is not None:
-            low, high = model["ci95"]
-            note = f"{100 * low:.1f} to {100 * high:.1f}"
-            bars.append(Bar(kind, label, model["score"], f"{100 * model['score']:.1f}%", note, interval=(low, high)))
+        model = summary.models.get(kind)
+        if model and model.score is not None:
+            note = ends_text(model.ci95, lambda end: f"{100 * end:.1f}") if model.ci95 else ""
+            bars.append(Bar(kind, label, model.score, tenths(model.score), note, interval=model.ci95))
     if not bars:
         return None
-    metric, goal = summary["metric"] or {"short": "score", "similarity": False}, None
-    if (
-        not metric["similarity"]
-        and bars[0].kind == "teacher"
-        and bars[0].value > 0
-        and any(bar.kind == "student" for bar in bars)
-    ):
-        goal = (RETENTION_GOAL * bars[0].value, "goal: 90% of the teacher")
+    goal = (summary.goal_score, "goal: 90% of the teacher") if summary.goal_score is not None else None
+    metric = summary.metric.short if summary.metric else "score"
     ticks = [(tick / 4, f"{25 * tick}%") for tick in range(5)]
-    title = f"{metric['short'][:1].upper()}{metric['short'][1:]}, {summary['n']:,} prompts, 95% intervals"
+    title = f"{metric[:1].upper()}{metric[1:]}, {summary.n:,} prompts, 95% intervals"
     return _panel(title, bars, ticks=ticks, most=1.0, goal=goal)
 
 
-def speed_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
+def speed_panel(summary: Summary) -> tuple[str, int] | None:
     """SVG elements and height of the speed against the teacher's; None where it was not measured."""
-    ways = [("in batches", summary["speedup_batched"]), ("one at a time", summary["speedup_single"])]
-    measured = [(way, value) for way, value in ways if value is not None]
+    ways = [
+        ("in batches", summary.speedup_batched, summary.speedup_batched_ci95),
+        ("one at a time", summary.speedup_single, summary.speedup_single_ci95),
+    ]
+    measured = [(way, value, interval) for way, value, interval in ways if value is not None]
     if not measured:
         return None
-
-    def rate(kind: str) -> str:
-        speed = (summary["models"].get(kind) or {}).get("tokens_per_s")
-        return f"{count(speed)} tokens/s" if speed is not None else ""
-
-    bars = [Bar("teacher", "Teacher", 1.0, "1×", rate("teacher"))]
-    for way, value in measured:
-        note = rate("student") if way == "in batches" else ""
-        bars.append(Bar("student", "Student", value, times(value), note, sublabel=way))
-    most = max(3.5, 1.08 * max(value for _, value in measured))
+    teacher = summary.models.get("teacher")
+    rate = f"{count(teacher.tokens_per_s)} tokens/s" if teacher and teacher.tokens_per_s is not None else ""
+    bars = [Bar("teacher", "Teacher", 1.0, "1×", rate)]
+    for way, value, interval in measured:
+        note = ends_text(interval, times) if interval else "no interval"
+        bars.append(Bar("student", "Student", value, times(value), note, sublabel=way, interval=interval))
+    most = max(3.5, 1.08 * max(value for _, value, _ in measured))
     step = _step(most)
     ticks = [(tick * step, f"{tick * step:g}×") for tick in range(int(most / step) + 1)]
-    return _panel("Answers per second, teacher = 1×", bars, ticks=ticks, most=most, goal=(3.0, "goal: 3×"))
+    return _panel(
+        "Answers per second, teacher = 1×, 95% intervals", bars, ticks=ticks, most=most, goal=(3.0, "goal: 3×")
+    )
 
 
 def _panel(

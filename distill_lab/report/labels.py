@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import shown, times
 from distill_lab.report.figure import LABELS
 
 
-def cost_section(summary: Mapping[str, Any]) -> str:
+def cost_section(summary: Summary) -> str:
     """What an answer takes with the prompt and without; empty where the summary has no `cost`."""
-    if "cost" not in summary:
+    if summary.cost is None:
         return ""
-    cost = summary["cost"]
+    cost = summary.cost
     rows = []
     for title, key, shape in (
         ("Prompt tokens", "prompt_tokens", ",.1f"),
@@ -41,9 +42,9 @@ def cost_section(summary: Mapping[str, Any]) -> str:
     )
 
 
-def labels_section(summary: Mapping[str, Any]) -> str:
+def labels_section(summary: Summary) -> str:
     """Accuracy per label, the student's matrix and errors; empty if the summary has no `labels`."""
-    labels: Mapping[str, Mapping[str, Any]] = summary.get("labels") or {}
+    labels: Mapping[str, Mapping[str, Any]] = summary.labels or {}
     if "student" not in labels:
         return ""
     student = labels["student"]

@@ -10,26 +10,25 @@ cannot be taken are a note, not the end of the run.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import UserError
-from distill_lab.files.jsonl import write_json
+from distill_lab.evaluation.speedups import Speed
+from distill_lab.evaluation.summary_file import Summary, write_summary
 from distill_lab.run import Run
 
-Speeds = Mapping[str, Any]
-"""Model ("teacher", "student") -> `measure.Speed`; empty where none was taken."""
+Speeds = Mapping[str, Speed]
+"""Model ("teacher", "student") -> its Speed; empty if none was taken."""
 
 
-def published(
-    run: Run, summarized: Callable[[Speeds], dict[str, Any]], timing: Callable[[], Speeds] | None
-) -> dict[str, Any]:
-    """Write `summarized(speeds)` and its page without speeds and, where there is `timing`, with them; returns the last.
+def published(run: Run, summarized: Callable[[Speeds], Summary], timing: Callable[[], Speeds] | None) -> Summary:
+    """Write `summarized(speeds)` and its page without speeds and, if there is `timing`, with them; returns the last.
 
-    Memory is given back before and after `timing`. What it raises of a UserError, or for want of memory, becomes a note.
+    Memory is given back before and after `timing`. A UserError from it, or that it found too little memory, becomes a note.
     """
     from distill_lab.device import free_memory
 
@@ -48,15 +47,15 @@ def published(
     summary = summarized(speeds)
     if reason:
         run.watch.note(reason)
-        summary["notes"] = [*summary["notes"], reason]
+        summary = dataclasses.replace(summary, notes=(*summary.notes, reason))
     return _write(run, summary)
 
 
-def _write(run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+def _write(run: Run, summary: Summary) -> Summary:
     from distill_lab.report.model_card import write_run_card
     from distill_lab.report.page import write_report
 
-    write_json(run.path("summary.json"), summary)
+    write_summary(run.path("summary.json"), summary)
     write_report(run.directory)
     write_run_card(run.directory)
     return summary

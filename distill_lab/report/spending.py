@@ -9,9 +9,8 @@ from distill_lab.formatting import shown
 from distill_lab.generation.prices import money
 
 
-def spending_section(summary: Mapping[str, Any]) -> str:
+def spending_section(found: Mapping[str, Any] | None) -> str:
     """The table, with a line for all stages; empty if no server was asked."""
-    found = summary.get("spending")
     if not found:
         return ""
     rows = {**found["stages"], "All": found["total"]}

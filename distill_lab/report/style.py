@@ -2,9 +2,11 @@
 
 PAGE_STYLE = """
 :root{color-scheme:light dark;--page:#f4f6f8;--card:#fff;--ink:#17202b;--muted:#566373;--line:#dfe4ea;--accent:#0b7a70;
---good:#0f6b3f;--good-bg:#e0f3e8;--bad:#a3271c;--bad-bg:#fbe6e3;--plain-bg:#e9edf1;--code:#f4f6f8}
+--good:#0f6b3f;--good-bg:#e0f3e8;--bad:#a3271c;--bad-bg:#fbe6e3;--open:#8a5200;--open-bg:#fbefd9;--plain-bg:#e9edf1;
+--code:#f4f6f8}
 @media(prefers-color-scheme:dark){:root{--page:#0d1218;--card:#151c24;--ink:#e7ecf2;--muted:#9dabba;--line:#2b3643;
---accent:#2bb5a5;--good:#7fdca8;--good-bg:#123524;--bad:#ff9d92;--bad-bg:#42201c;--plain-bg:#242e39;--code:#0d1218}}
+--accent:#2bb5a5;--good:#7fdca8;--good-bg:#123524;--bad:#ff9d92;--bad-bg:#42201c;--open:#f0b866;--open-bg:#3a2a12;
+--plain-bg:#242e39;--code:#0d1218}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
 "Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
@@ -23,6 +25,7 @@ font-variant-numeric:tabular-nums}
 .badge{display:inline-block;border-radius:99px;padding:1px 10px;font-size:13px;font-weight:620;white-space:nowrap;
 background:var(--plain-bg);color:var(--muted)}
 .badge.good{background:var(--good-bg);color:var(--good)}.badge.bad{background:var(--bad-bg);color:var(--bad)}
+.badge.open{background:var(--open-bg);color:var(--open)}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px}
 .figures svg{display:block;width:100%;max-width:480px;height:auto;margin:0 auto}
 .scroll{overflow-x:auto}

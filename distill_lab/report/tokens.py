@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import shown, times
 from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg
@@ -18,28 +19,28 @@ ROW, TOP, BARS = 92, 30, 54
 LEFT = 100
 
 
-def tokens_section(summary: Mapping[str, Any]) -> str:
+def tokens_section(summary: Summary) -> str:
     """The section as HTML; empty if the summary has no `tokens`."""
-    if "tokens" not in summary:
+    if summary.tokens is None:
         return ""
     panel = distribution_panel(summary)
     cards = [inline_svg(panel, "Tokens per answer of each model") if panel else ""]
-    cards += [_group_table(by, summary["tokens"].get(by, {})) for by in ("level", "type")]
+    cards += [_group_table(by, summary.tokens.get(by, {})) for by in ("level", "type")]
     cards = [f'<div class="card scroll">{card}</div>' for card in cards if card]
     return (
         f'<h2>Tokens</h2><p class="muted">{" ".join(_sentences(summary))}</p>'
-        f'<div class="figures">{"".join(cards)}</div>{_iterations(summary.get("iterations") or [])}'
+        f'<div class="figures">{"".join(cards)}</div>{_iterations(summary.iterations)}'
     )
 
 
-def distribution_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
+def distribution_panel(summary: Summary) -> tuple[str, int] | None:
     """SVG elements and height: a histogram of tokens per answer for each model, one scale for all; None without any.
 
     A bar's height is the share of the model's answers in its bin; the line marks the median.
     """
-    if not summary.get("token_histogram"):
+    if not summary.token_histogram:
         return None
-    width, shares = summary["token_histogram"]["width"], summary["token_histogram"]["shares"]
+    width, shares = summary.token_histogram["width"], summary.token_histogram["shares"]
     highest = max(max(bins) for bins in shares.values())
     num_bins = max(map(len, shares.values()))
     step = (PANEL_WIDTH - LEFT) / num_bins
@@ -48,7 +49,7 @@ def distribution_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
     for number, kind in enumerate(kinds):
         floor = TOP + number * ROW + BARS + 14
         parts.append(f'<text x="0" y="{floor - 22}">{escape(LABELS[kind])}</text>')
-        middle = summary["models"][kind]["median_tokens"]
+        middle = summary.models[kind].median_tokens or 0.0
         parts.append(f'<text class="note" x="0" y="{floor - 7}">median {middle:g}</text>')
         for place, share in enumerate(shares[kind]):
             if not share:
@@ -67,19 +68,19 @@ def distribution_panel(summary: Mapping[str, Any]) -> tuple[str, int] | None:
     return "".join(parts), height + 4
 
 
-def _sentences(summary: Mapping[str, Any]) -> list[str]:
-    found = (summary["tokens"].get("all") or {}).get("")
+def _sentences(summary: Summary) -> list[str]:
+    found = ((summary.tokens or {}).get("all") or {}).get("")
     lines = []
     if found:
         lines.append(
             f"The teacher's {found['num']:,} correct solutions take {found['mean']:.1f} tokens on average, "
             f"{found['median']:g} in the median, {found['shortest']:,} to {found['longest']:,}."
         )
-    if summary.get("token_ratio") is not None:
-        lines.append(f"The trained student writes {summary['token_ratio']:.2f} times the base student's tokens.")
-    if summary.get("size_ratio") is not None:
-        lines.append(f"It is {times(summary['size_ratio'])} smaller than the teacher.")
-    samples = summary.get("best_of_k")
+    if summary.token_ratio is not None:
+        lines.append(f"The trained student writes {summary.token_ratio:.2f} times the base student's tokens.")
+    if summary.size_ratio is not None:
+        lines.append(f"It is {times(summary.size_ratio)} smaller than the teacher.")
+    samples = summary.best_of_k
     if samples:
         passes = ", ".join(f"pass@{k} {percent(share)}" for k, share in samples["pass_at"].items())
         lines.append(

@@ -1,4 +1,4 @@
-"""Scores: Wilson against published intervals and scipy, the bootstrap against theory, nothing dropped in silence."""
+"""Scores: every item counted, none dropped in silence, and what a prompt with several samples scores."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scipy.stats import binomtest
 
 from distill_lab.errors import DataError, UserError
 from distill_lab.evaluation.evaluate import Score, evaluate, read_score
-from distill_lab.evaluation.statistics import bootstrap_mean, wilson
+from distill_lab.evaluation.intervals import bounded_mean, proportion
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 
 
@@ -35,33 +34,6 @@ def score(tmp_path: Path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3 (Wilson without continuity correction).
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_of_newcombe_1998(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_equals_scipy_everywhere() -> None:
-    for n in (1, 2, 7, 50, 1000):
-        for successes in range(0, n + 1, max(1, n // 25)):
-            theirs = binomtest(successes, n).proportion_ci(0.95, method="wilson")
-            assert wilson(successes, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-            assert 0.0 <= wilson(successes, n)[0] <= successes / n <= wilson(successes, n)[1] <= 1.0
-
-
-def test_bootstrap_of_a_mean_agrees_with_the_normal_interval() -> None:
-    # Uniform grid on [0, 1], 400 values: the standard error of the mean is sqrt(1/12/400) = 0.01443.
-    values = [(i + 0.5) / 400 for i in range(400)]
-    low, high = bootstrap_mean(values)
-    assert low == pytest.approx(0.5 - 1.96 * 0.01443, abs=0.0015)
-    assert high == pytest.approx(0.5 + 1.96 * 0.01443, abs=0.0015)
-    assert (low, high) == bootstrap_mean(values)
-    assert bootstrap_mean([0.3]) == (0.3, 0.3)
-
-
 def test_binary_score_and_file(score: Any, tmp_path: Path) -> None:
     result = score(
         [prompt(i) for i in range(4)],
@@ -73,7 +45,9 @@ def test_binary_score_and_file(score: Any, tmp_path: Path) -> None:
         ],
     )
     tokens = (4 + 4 + 16 + 4) / 4
-    assert result == Score(4, 0.25, wilson(1, 4), tokens, truncated=1, unparseable=1, missing=0, cut_share=0.25)
+    assert result == Score(
+        4, 0.25, proportion(1, 4), tokens, truncated=1, unparseable=1, missing=0, cut_share=0.25, correct=1
+    )
     rows = list(read_jsonl(tmp_path / "eval/m.jsonl"))
     assert [row["id"] for row in rows] == ["test-0", "test-1", "test-2", "test-3"]
     assert rows[0] == {
@@ -106,7 +80,7 @@ def test_several_samples_are_averaged_per_prompt_and_the_missing_one_counts(scor
     samples = [completion(0), completion(0, "no", sample=1), completion(1), completion(1, sample=1), completion(2)]
     result = score([prompt(i) for i in range(3)], samples)
     assert (result.n, result.score, result.missing) == (3, pytest.approx((0.5 + 1 + 0.5) / 3), 1)
-    assert result.ci95 == bootstrap_mean([0.5, 1.0, 0.5])
+    assert result.ci95 == bounded_mean([0.5, 1.0, 0.5])
 
 
 def test_free_text_is_scored_against_the_data_own_completion(score: Any) -> None:

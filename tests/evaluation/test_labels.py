@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from distill_lab.config import SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.evaluation.evaluate import evaluate
 from distill_lab.evaluation.labels import LiveEngine, item_lines, label_report, predictions, render_label_report
+from distill_lab.evaluation.summary import summarize
 from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.report.labels import labels_section
 from distill_lab.types import Completion, Prompt
@@ -151,12 +153,13 @@ def test_live_lines_count_what_was_answered_before(tmp_path: Path) -> None:
 def test_the_page_escapes_texts_and_shows_every_model(tmp_path: Path) -> None:
     path = items(tmp_path)
     found = label_report(path).summary()
-    html = labels_section({"labels": {"student": found, "teacher": found}})
+    summary = summarize("prompt", 9, scores={})
+    html = labels_section(replace(summary, labels={"student": found, "teacher": found}))
     assert "text &lt;b&gt;5&lt;/b&gt;" in html
     assert "<b>5" not in html
     assert html.count('<th scope="row">ot</th>') == 2
     assert '<td class="teacher">66.7%</td><td class="student">66.7%</td>' in html
-    assert labels_section({}) == ""
+    assert labels_section(summary) == ""
 
 
 def test_the_command_prints_lines_and_matrix_and_writes_json(tmp_path: Path) -> None:

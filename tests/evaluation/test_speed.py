@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluation import speed as measuring
 from distill_lab.evaluation.speed import Speed, measure, peak_memory
+from distill_lab.evaluation.speedups import speedups
 from distill_lab.types import Prompt
 
 pytestmark = pytest.mark.slow
@@ -115,14 +119,63 @@ def test_medians_by_hand() -> None:
     assert measuring._medians([[(1.0, 10), (9.0, 10), (2.0, 10)], [(4.0, 20), (4.0, 20), (6.0, 20)]]) == (3.0, 15.0)
 
 
-def test_faults_are_named(configs: dict[str, ModelConfig], tmp_path: Path) -> None:
+def test_faults_are_named(configs: dict[str, ModelConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no prompts"):
         measure(configs, [], sampling=SAMPLING)
     with pytest.raises(UserError, match="rounds is 0"):
         measure(configs, prompts(1), sampling=SAMPLING, rounds=0)
     with pytest.raises(ModelError, match=r"no config\.json"):
         measure({"teacher": ModelConfig(model=str(tmp_path))}, prompts(1), sampling=SAMPLING)
+    monkeypatch.setattr(measuring, "peak_memory", lambda models, prompts, **settings: dict.fromkeys(models))
     with pytest.raises(UserError, match=r"every model can take .*tokens"):
-        measuring._taken_by_all(
-            {"student": measuring.load_to_time(configs["student"])}, prompts(1, words=2000), SAMPLING
-        )
+        measure(configs, prompts(1, words=2000), sampling=SAMPLING)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_models_take_turns_on_their_own_form_of_the_same_prompts(
+    configs: dict[str, ModelConfig], monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    calls: list[tuple[str, int, str]] = []
+    held, most, loaded = weakref.WeakSet[Any](), 0, []
+    timed, load = measuring.timed_call, measuring.load_to_time
+
+    def noted(engine: Any, job: Any, sampling: SamplingConfig, **more: int) -> Any:
+        calls.append((engine.name, len(job), job[0].messages[0]["content"].split()[-1]))
+        return timed(engine, job, sampling, **more)
+
+    def counted(model: ModelConfig) -> Any:
+        nonlocal most
+        gc.collect()
+        engine = load(model)
+        engine.name = names[model.model]
+        held.add(engine)
+        loaded.append(engine.name)
+        most = max(most, len(held))
+        return engine
+
+    names = {model.model: name for name, model in configs.items()}
+    monkeypatch.setattr(measuring, "timed_call", noted)
+    monkeypatch.setattr(measuring, "load_to_time", counted)
+    monkeypatch.setattr(measuring, "NUM_LATENCIES", 2)
+    monkeypatch.setattr(measuring, "peak_memory", lambda models, prompts, **settings: dict.fromkeys(models))
+    asked = {
+        name: [Prompt(str(n), [{"role": "user", "content": f"{n} {word}"}]) for n in range(3)]
+        for name, word in (("teacher", "long"), ("student", "short"))
+    }
+    limits = {"teacher": SamplingConfig(max_new_tokens=6, temperature=0.5), "student": ONE}
+    speeds = measure(configs, asked, sampling=limits, rounds=2, budget_s=3600, together=together)
+    assert {word for name, _, word in calls if name == "teacher"} == {"long"}
+    assert {word for name, _, word in calls if name == "student"} == {"short"}
+    batches = [name for name, number, _ in calls if number == 3]
+    assert batches == ["teacher", "student", "student", "teacher"]
+    assert most == (2 if together else 1)
+    assert len(loaded) == (2 if together else 6)
+    for speed in speeds.values():
+        assert speed.in_turns_with == ("teacher", "student")
+        assert [len(part) for part in (speed.rounds, speed.answer_tokens, speed.answers_single)] == [2, 3, 3]
+        assert speed.rounds[0][1] == sum(speed.answer_tokens)
+    found = speedups(speeds["teacher"], speeds["student"])
+    for figure in (found.batched, found.single, found.per_token_batched, found.per_token_single):
+        assert figure.ci95 is not None
+        assert figure.value is not None
+        assert figure.ci95[0] <= figure.value <= figure.ci95[1]

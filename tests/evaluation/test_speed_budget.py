@@ -149,13 +149,11 @@ def test_figures_say_what_they_were_taken_with(slow_engines: Callable[..., Clock
     assert teacher.device
     assert teacher.latency_p95_s is not None
     summary = summarize("system1", 0, scores={}, speeds=speeds)
-    assert summary["speedup_per_token_batched"] == pytest.approx(speeds["student"].tokens_per_s / teacher.tokens_per_s)
-    assert summary["speedup_batched"] == pytest.approx(
-        teacher.seconds_per_answer / speeds["student"].seconds_per_answer
-    )
-    found = summary["models"]["teacher"]
+    assert summary.speedup_per_token_batched == pytest.approx(speeds["student"].tokens_per_s / teacher.tokens_per_s)
+    assert summary.speedup_batched == pytest.approx(teacher.seconds_per_answer / speeds["student"].seconds_per_answer)
+    found = summary.models["teacher"]
     assert (found["device"], found["dtype"], found["engine"]) == (teacher.device, "fp32", "transformers")
-    assert "transformers, fp32, " in ran_on(summary["models"])
+    assert "transformers, fp32, " in ran_on(summary.models)
     assert no_p95(found) == ""
     old = {name: value for name, value in teacher.to_json().items() if name not in ("engine", "device", "dtype")}
     assert Speed.from_json(json.loads(json.dumps(old))).tokens_per_s == teacher.tokens_per_s
@@ -170,9 +168,9 @@ def test_too_few_latencies_leave_the_goal_open(slow_engines: Callable[..., Clock
         budget_s=60,
     )
     summary = summarize("system1", 0, scores={}, speeds=speeds)
-    assert summary["models"]["student"]["latency_p95_s"] is None
-    assert not [kpi for kpi in summary["kpis"] if kpi.startswith("p95")]
-    assert "no 95th percentile from" in no_p95(summary["models"]["student"])
+    assert summary.models["student"].latency_p95_s is None
+    assert not [kpi for kpi in summary.kpis if kpi.startswith("p95")]
+    assert "no 95th percentile from" in no_p95(summary.models["student"])
 
 
 def test_memory_is_measured_in_one_process_after_another(monkeypatch: pytest.MonkeyPatch) -> None:

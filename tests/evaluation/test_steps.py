@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from distill_lab.answers import MAX_CHARS
+from distill_lab.evaluation.statistics import score_interval
 from distill_lab.evaluation.steps import Steps, count_steps, num_steps
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.tiny import tasks
@@ -84,6 +85,6 @@ def test_the_share_is_of_the_prompts_that_take_several_steps(tmp_path: Path) -> 
     write_jsonl(prompts, [prompt("a", two), prompt("b", one), prompt("c", None), prompt("d", two)])
     rows = [item("a", two), item("a", one, sample=1), item("b", one), item("c", two), item("d", two, "length")]
     write_jsonl(items, rows)
-    assert count_steps(prompts, items) == Steps(1.5 / 3, 3)
+    assert count_steps(prompts, items) == Steps(1.5 / 3, 3, score_interval([0.5, 1.0, 0.0]))
     write_jsonl(prompts, [prompt("b", one)])
     assert count_steps(prompts, items) == Steps(0.0, 0)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from distill_lab.evaluation.summary import summarize
+from distill_lab.evaluation.summary_file import ModelSummary, Summary
 from distill_lab.evaluation.token_stats import NUM_BINS, histograms, render_models, token_stats, with_tokens
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.report.tokens import BARS, distribution_panel, tokens_section
@@ -17,33 +19,37 @@ TOKENS = {"teacher": [10, 20, 30, 40], "base": [5, 5, 50, 60], "student": [8, 8,
 
 
 @pytest.fixture
-def summary(tmp_path: Path) -> dict[str, Any]:
+def summary(tmp_path: Path) -> Summary:
     """What a run of four questions leaves, with tokens."""
+    scores, parameters = {"teacher": 1.0, "base": 0.25, "student": 0.75}, {"teacher": 7_000, "student": 1_500}
     models = {}
     for name, tokens in TOKENS.items():
         rows = [eval_row(str(number), num_tokens=number) for number in tokens]
         write_jsonl(tmp_path / f"{name}.jsonl", [*rows, eval_row("none", num_tokens=0, finish_reason="missing")])
-        score = {"teacher": 1.0, "base": 0.25, "student": 0.75}[name]
-        models[name] = {"score": score, "mean_tokens": sum(tokens) / 4, "num_parameters": None}
-    models["teacher"]["num_parameters"], models["student"]["num_parameters"] = 7_000, 1_500
-    return with_tokens({"n": 4, "models": models, "gain": 0.5, "speedup": 3.0}, tmp_path)
+        score = scores[name]
+        mean = sum(tokens) / 4
+        models[name] = ModelSummary(
+            score=score, correct=round(4 * score), mean_tokens=mean, num_parameters=parameters.get(name)
+        )
+    return with_tokens(replace(summarize("verified", 4, scores={}), models=models, gain=0.5, speedup=3.0), tmp_path)
 
 
-def test_medians_and_ratios(summary: dict[str, Any]) -> None:
-    assert {name: model["median_tokens"] for name, model in summary["models"].items()} == {
+def test_medians_and_ratios(summary: Summary) -> None:
+    assert {name: model.median_tokens for name, model in summary.models.items()} == {
         **{"teacher": 25, "base": 27.5, "student": 8}
     }
-    assert summary["token_ratio"] == 9 / 30
-    assert summary["size_ratio"] == pytest.approx(4.667, abs=1e-3)
+    assert summary.token_ratio == 9 / 30
+    assert summary.size_ratio == pytest.approx(4.667, abs=1e-3)
 
 
 def test_what_was_not_measured_is_null(tmp_path: Path) -> None:
-    found = with_tokens({"models": {"student": {"score": None, "mean_tokens": None, "num_parameters": 5}}}, tmp_path)
-    assert (found["token_ratio"], found["size_ratio"]) == (None, None)
-    assert found["models"]["student"]["median_tokens"] is None
+    summary = replace(summarize("verified", 4, scores={}), models={"student": ModelSummary(num_parameters=5)})
+    found = with_tokens(summary, tmp_path)
+    assert (found.token_ratio, found.size_ratio) == (None, None)
+    assert found.models["student"].median_tokens is None
 
 
-def test_the_workflows_table(summary: dict[str, Any]) -> None:
+def test_the_workflows_table(summary: Summary) -> None:
     assert [line.split() for line in render_models(summary).splitlines()[1:4]] == [
         ["Teacher", "100.0%", "4", "4", "25.0", "25"],
         ["Student", "base", "25.0%", "1", "4", "30.0", "27.5"],
@@ -72,7 +78,7 @@ def test_a_histogram_holds_every_answer() -> None:
     assert histograms({}) is None
 
 
-def test_the_figure_is_one_scale_for_all_models(summary: dict[str, Any]) -> None:
+def test_the_figure_is_one_scale_for_all_models(summary: Summary) -> None:
     panel = distribution_panel(summary)
     assert panel is not None
     drawing = ElementTree.fromstring(f"<svg>{panel[0]}</svg>")
@@ -85,13 +91,14 @@ def test_the_figure_is_one_scale_for_all_models(summary: dict[str, Any]) -> None
     assert [text.text for text in drawing.findall("text") if (text.text or "").startswith("median")] == [
         *("median 25", "median 27.5", "median 8")
     ]
-    assert distribution_panel({}) is None
+    assert distribution_panel(summarize("verified", 4, scores={})) is None
 
 
 def test_the_section_escapes_what_data_say() -> None:
     each = {"num": 2, "mean": 3.0, "median": 3.0, "shortest": 2, "longest": 4}
-    page = tokens_section({"tokens": {"all": {"": each}, "level": {}, "type": {"<b>\x1b": each}}})
+    summary = summarize("verified", 4, scores={})
+    page = tokens_section(replace(summary, tokens={"all": {"": each}, "level": {}, "type": {"<b>\x1b": each}}))
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
     assert "\x1b" not in page
-    assert tokens_section({}) == ""
+    assert tokens_section(summary) == ""

@@ -10,7 +10,7 @@ from distill_lab.errors import UserError
 from distill_lab.evaluation.evaluate import Score
 from distill_lab.evaluation.statistics import Paired
 from distill_lab.evaluation.summary import summarize
-from distill_lab.evaluation.verdict import AT_GOAL, KEPT, MISSED, SIMILARITY, UNSCORED, WORSE, decide, percent
+from distill_lab.evaluation.verdict import AT_GOAL, KEPT, MISSED, OPEN, SIMILARITY, UNSCORED, WORSE, decide, percent
 from distill_lab.grading.graders import metric_of, names
 from distill_lab.terminal import Terminal
 
@@ -31,59 +31,67 @@ def test_every_grader_names_its_metric() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "student", "verdict", "kpis"),
+    ("base", "student", "verdict", "status"),
     [
-        (0.35, 0.96, KEPT, {"retention >= 0.9": True}),
-        (0.35, 0.70, MISSED, {"retention >= 0.9": False}),
-        (0.91, 0.95, AT_GOAL, {}),
-        (0.95, 0.93, WORSE, {}),
-        (0.95, 0.20, WORSE, {"retention >= 0.9": False}),
-        (0.35, 0.00, WORSE, {"retention >= 0.9": False}),
-        (None, 0.96, KEPT, {"retention >= 0.9": True}),
+        (0.35, 0.96, KEPT, "met"),
+        (0.35, 0.91, OPEN, "open"),
+        (0.35, 0.89, OPEN, "open"),
+        (0.35, 0.70, MISSED, "missed"),
+        (0.91, 0.95, AT_GOAL, None),
+        (0.95, 0.93, WORSE, None),
+        (0.95, 0.20, WORSE, "missed"),
+        (0.35, 0.00, WORSE, "missed"),
+        (None, 0.96, KEPT, "met"),
     ],
 )
-def test_verdict_by_base_and_student(base: float | None, student: float, verdict: str, kpis: dict[str, bool]) -> None:
+def test_verdict_by_base_and_student(base: float | None, student: float, verdict: str, status: str | None) -> None:
     scores = {"teacher": 1.0, "student": student} | ({"base": base} if base is not None else {})
-    found = decide(EXACT, scores, n=100, p_value=0.01)
-    assert (found["verdict"], found["kpis"]) == (verdict, kpis)
-    assert found["retention"] == student
-    assert found["base_retention"] == base
-    assert "exact match" in found["result"]
-    assert bool(found["advice"]) == (verdict == WORSE)
+    found = decide(EXACT, scores, n=100, retention_ci95=(student - 0.02, student + 0.02), p_value=0.01)
+    assert found.verdict == verdict
+    assert {name: kpi.status for name, kpi in found.kpis.items()} == ({"retention >= 0.9": status} if status else {})
+    assert found.retention == student
+    assert found.base_retention == base
+    assert "exact match" in found.result
+    assert bool(found.advice) == (verdict == WORSE)
+
+
+def test_without_an_interval_the_goal_is_open() -> None:
+    found = decide(EXACT, {"teacher": 1.0, "student": 0.99}, n=100)
+    assert (found.verdict, found.kpis["retention >= 0.9"].why) == (OPEN, "no interval was computed")
 
 
 def test_likeness_has_no_retention_and_no_goal() -> None:
     found = decide(OVERLAP, {"teacher": 0.202, "base": 0.204, "student": 0.205}, n=100)
-    assert (found["verdict"], found["kpis"], found["retention"]) == (SIMILARITY, {}, None)
-    assert found["similarity"] == pytest.approx(0.205 / 0.202)
-    assert found["result"] == (
+    assert (found.verdict, found.kpis, found.retention) == (SIMILARITY, {}, None)
+    assert found.similarity == pytest.approx(0.205 / 0.202)
+    assert found.result == (
         "The student's ROUGE-L overlap with the reference text is 20.5% (teacher 20.2%, base student 20.4%)"
     )
     # Below its base it is worse by this metric, too.
     found = decide(OVERLAP, {"teacher": 0.2, "base": 0.3, "student": 0.1}, n=100, p_value=0.001)
-    assert found["verdict"] == WORSE
-    assert found["kpis"] == {}
+    assert found.verdict == WORSE
+    assert found.kpis == {}
 
 
 def test_a_fall_within_chance_is_not_called_harm() -> None:
     found = decide(EXACT, {"teacher": 1.0, "base": 0.50, "student": 0.49}, n=100, p_value=0.8)
-    assert found["result"] == (
+    assert found.result == (
         "Training did not make the student better: exact match 50.0% before, 49.0% after, a difference within chance"
     )
 
 
 def test_advice_where_the_validation_loss_rose() -> None:
     scores = {"teacher": 1.0, "base": 0.3, "student": 0.5}
-    (line,) = decide(EXACT, scores, n=9, losses=(0.113, 0.427))["advice"]
+    (line,) = decide(EXACT, scores, n=9, losses=(0.113, 0.427)).advice
     assert "rose from 0.113 to 0.427" in line
     assert all(flag in line for flag in ("more training rows", "--train.learning-rate", "--train.num-epochs"))
-    assert decide(EXACT, scores, n=9, losses=(0.427, 0.113))["advice"] == []
-    assert decide(EXACT, scores, n=9, losses=(0.5811, 0.5812))["advice"] == []
+    assert decide(EXACT, scores, n=9, losses=(0.427, 0.113)).advice == ()
+    assert decide(EXACT, scores, n=9, losses=(0.5811, 0.5812)).advice == ()
 
 
 def test_nothing_scored() -> None:
     found = decide(None, {}, n=0)
-    assert (found["verdict"], found["metric"], found["kpis"]) == (UNSCORED, None, {})
+    assert (found.verdict, found.kpis) == (UNSCORED, {})
 
 
 def test_shares_are_not_rounded_into_a_claim() -> None:
@@ -97,6 +105,7 @@ def printed(grader: str, base: float, student: float, capsys: pytest.CaptureFixt
         100,
         scores={name: Score(100, score, (score - 0.01, score + 0.01), 50.0, 0, 0, 0) for name, score in scores.items()},
         gain=Paired(student - base, (-0.1, 0.1), 0.5, "sign-flip permutation"),
+        retention_ci95=(student / 0.202 - 0.05, student / 0.202 + 0.05),
         metric=metric_of(grader),
         losses=(0.113, 0.427),
     )
@@ -113,10 +122,10 @@ def test_the_terminal_names_the_metric_and_claims_nothing_of_likeness(
     text = " ".join(text.split())
     assert "The student's ROUGE-L overlap with the reference text is 20.4% (teacher 20.2%, base student 20.4%)." in text
     assert "score: ROUGE-L overlap with the reference text, on 100 prompts" in text
-    assert "similarity 101.0% of the teacher's ROUGE-L overlap; base student 101.0%" in text
-    assert "gain +0.0 points" in text
+    assert "similarity 101% of the teacher's ROUGE-L overlap; base student 101%" in text
+    assert "gain +0.0 points [-10.0 to +10.0]" in text
     assert "rose from 0.113 to 0.427 nats per token" in text
-    assert not {"met", "missed", "kept", "retention"} & set(text.replace(".", " ").split())
+    assert not {"met", "missed", "open", "kept", "retention"} & set(text.replace(".", " ").split())
 
 
 def test_the_terminal_says_when_the_base_reaches_the_goal_or_stays_ahead(capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,27 +54,27 @@ def test_above_a_tenth_no_retention_is_claimed(
         "student": scored(tmp_path, "student", right=20, cut=student_cut),
     }
     summary = summarize("system1", 20, scores=scores, metric=metric_of("exact"), retention_ci95=(0.9, 1.1))
-    assert {name: model["cut_share"] for name, model in summary["models"].items()} == {
+    assert {name: model.cut_share for name, model in summary.models.items()} == {
         "teacher": teacher_cut / 20,
         "base": 0,
         "student": student_cut / 20,
     }
-    assert summary["retention_reason"] == reason
+    assert summary.retention_reason == reason
     terminal = Terminal(ticking=False)
     terminal.summary(summary, tmp_path)
     terminal.close()
     shown = " ".join(capsys.readouterr().out.split())
     assert f"{teacher_cut * 5}%" in shown
     if reason is None:
-        assert summary["retention"] is not None
-        assert summary["retention_ci95"] == [0.9, 1.1]
-        assert RETENTION_KPI in summary["kpis"]
+        assert summary.retention is not None
+        assert summary.retention_ci95 == (0.9, 1.1)
+        assert RETENTION_KPI in summary.kpis
         assert "not reported" not in shown
     else:
-        assert summary["retention"] is summary["base_retention"] is summary["retention_ci95"] is None
-        assert RETENTION_KPI not in summary["kpis"]
-        assert summary["verdict"] == CUT_OFTEN
-        assert "keeps" not in summary["result"]
+        assert summary.retention is summary.base_retention is summary.retention_ci95 is None
+        assert RETENTION_KPI not in summary.kpis
+        assert summary.verdict == CUT_OFTEN
+        assert "keeps" not in summary.result
         assert f"not reported: {reason}" in shown
 
 
@@ -109,7 +109,7 @@ def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[
         setups = ask_alike(models, sampling)
         summary = evaluate_models(pipeline, setups, prompts, grader="exact", measure_speed=False)
     assert [note for note in notes if note.startswith("warning: 75% of the rows")]
-    share = summary["models"]["teacher"]["cut_share"]
+    share = summary.models["teacher"].cut_share
     assert share > 0.1
     assert sum(f"{share:.0%} of the answers were cut off" in note for note in notes) == 3
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["retention_reason"]

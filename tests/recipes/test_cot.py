@@ -54,8 +54,8 @@ def test_the_whole_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
     summary = cot.run(tiny(), run)
     assert summary == json.loads((run / "summary.json").read_text())
-    assert summary["recipe"] == "cot"
-    assert set(summary["models"]) == {"teacher", "base", "student"}
+    assert summary.recipe == "cot"
+    assert set(summary.models) == {"teacher", "base", "student"}
     raw, pairs, test = (
         list(read_jsonl(run / name)) for name in ("raw_questions.jsonl", "cot_dataset.jsonl", "test_questions.jsonl")
     )
@@ -74,7 +74,7 @@ def test_the_whole_line(tmp_path: Path) -> None:
         assert [row["question"] for row in predictions] == [row["question"] for row in test]
         assert [row["gold_answer"] for row in predictions] == [row["answer"] for row in test]
         right = sum(row["prediction"] == row["gold_answer"] for row in predictions)
-        assert right == round(4 * summary["models"][name]["score"])
+        assert right == round(4 * summary.models[name].score)
     training = json.loads((run / "training.json").read_text())
     assert training["validation_loss_after"] < training["validation_loss_before"]
 
@@ -84,13 +84,13 @@ def test_the_documents_own_files_with_and_without_gold(tmp_path: Path) -> None:
     write_jsonl(raw, [{"question": f"Tom has {n} apples. Tom buys 2 more. How many?"} for n in range(3, 15)])
     write_jsonl(test, [QUESTIONS[0], {"question": QUESTIONS[1]["question"]}])
     summary = cot.run(tiny(data=DataConfig(path=str(raw)), test=DataConfig(path=str(test))), run)
-    assert summary["n"] == 1
+    assert summary.n == 1
     golds = {row["question"]: row["gold_answer"] for row in read_jsonl(run / "predictions.jsonl")}
     assert golds == {QUESTIONS[0]["question"]: "8", QUESTIONS[1]["question"]: None}
 
     write_jsonl(test, [{"question": each["question"]} for each in QUESTIONS])
     summary = cot.run(tiny(data=DataConfig(path=str(raw)), test=DataConfig(path=str(test))), run)
-    assert summary["models"] == {}
+    assert summary.models == {}
     predictions = list(read_jsonl(run / "predictions.jsonl"))
     assert [row["gold_answer"] for row in predictions] == [None, None]
     assert all(row["prediction"] for row in predictions if "Final Answer" in row["generated_text"])

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConf
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.evaluation.cost import Cost, compare_costs, render_costs
+from distill_lab.evaluation.evaluate import Score
+from distill_lab.evaluation.summary import summarize
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import prompt
 from distill_lab.tiny.labels import LABELS, RULES
@@ -208,7 +212,10 @@ def test_costs_are_compared() -> None:
     costs = {"teacher": Cost(900.0, 30.0, 0.5), "student": Cost(60.0, 2.0, 0.02)}
     cost = compare_costs(costs, {"teacher": 0.96, "student": 0.94, "base": 0.1})
     assert cost["ratio"] == pytest.approx({"accuracy": 0.94 / 0.96, "tokens": 15.0, "seconds": 25.0})
-    text = render_costs({"cost": cost, "models": {"teacher": {"score": 0.96}, "student": {"score": 0.94}}})
+    scores = {
+        name: Score(100, score, (0.8, 1.0), 5.0, 0, 0, 0) for name, score in (("teacher", 0.96), ("student", 0.94))
+    }
+    text = render_costs(replace(summarize("prompt", 100, scores=scores), cost=cost))
     assert "tokens processed" in text
     assert text.splitlines()[4].split()[-3:] == ["930.0", "62.0", "15.0x"]
     assert compare_costs(costs | {"teacher": Cost(9.0, 1.0)}, {"student": 1.0})["ratio"] == {
@@ -218,7 +225,7 @@ def test_costs_are_compared() -> None:
 def test_the_whole_line_with_labels(tmp_path: Path) -> None:
     run = tmp_path / "run"
     summary = prompt.run(tiny(), run)
-    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary == read_summary(run / "summary.json")
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert all(stage["status"] == "done" for stage in stages.values())
     messages = list(read_jsonl(run / "messages.jsonl"))
@@ -228,13 +235,13 @@ def test_the_whole_line_with_labels(tmp_path: Path) -> None:
         assert row["messages"][1]["content"] in LABELS
     assert [row["prompt"][0]["role"] for row in read_jsonl(run / "train.jsonl")] == ["user"] * 24
     assert (run / "student" / "adapter_model.safetensors").is_file()
-    assert (summary["reference"], set(summary["models"])) == ("gold", {"teacher", "base", "student"})
-    cost = summary["cost"]
+    assert (summary.reference, set(summary.models)) == ("gold", {"teacher", "base", "student"})
+    cost = summary.cost
     assert cost["teacher"]["prompt_tokens"] > 239 > cost["student"]["prompt_tokens"]
     assert cost["teacher"]["completion_tokens"] > 3 * cost["student"]["completion_tokens"]
     assert cost["ratio"]["tokens"] > 4
     results = json.loads((run / "evaluation_results.json").read_text())
-    assert results["accuracy"] == summary["models"]["student"]["score"]
+    assert results["accuracy"] == summary.models["student"].score
     assert sum(map(sum, results["confusion_matrix"]["array"])) == len(results["predictions"]) == 8
     page = (run / "report.html").read_text()
     assert "What an answer costs" in page
@@ -310,16 +317,16 @@ def test_self_distillation_on_free_text_without_gold_holds_one_set_of_weights(
     )
     summary = prompt.run(config, tmp_path / "run")
     assert most == [1]
-    assert summary["reference"] == "teacher"
-    assert set(summary["models"]) == {"base", "student", "teacher"}
-    assert summary["models"]["teacher"]["score"] is None
-    assert summary["retention"] is None
-    assert "labels" not in summary
-    assert summary["cost"]["ratio"]["accuracy"] is None
-    assert summary["cost"]["ratio"]["tokens"] > 1
-    assert summary["n"] == 3
-    assert summary["cost"]["ratio"]["seconds"] == pytest.approx(summary["speedup_single"])
-    assert summary["speedup"] == min(summary["speedup_batched"], summary["speedup_single"])
+    assert summary.reference == "teacher"
+    assert set(summary.models) == {"base", "student", "teacher"}
+    assert summary.models["teacher"].score is None
+    assert summary.retention is None
+    assert summary.labels is None
+    assert summary.cost["ratio"]["accuracy"] is None
+    assert summary.cost["ratio"]["tokens"] > 1
+    assert summary.n == 3
+    assert summary.cost["ratio"]["seconds"] == pytest.approx(summary.speedup_single)
+    assert summary.speedup == min(summary.speedup_batched, summary.speedup_single)
     reference = {row["id"]: row["answer"] for row in read_jsonl(tmp_path / "run" / "eval" / "reference.jsonl")}
     said = {row["id"]: row["content"] for row in read_jsonl(tmp_path / "run" / "eval" / "teacher.completions.jsonl")}
     assert reference == said

@@ -16,6 +16,7 @@ import torch
 from distill_lab import cli
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import ModelError, UserError
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.generation.engines import load_engine
 from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import cot, prompt, system1, verified
@@ -148,10 +149,10 @@ def test_speeds_that_cannot_be_taken_are_a_note(
     assert cli.main(["system1", "--preset", "tiny", "--run", str(tmp_path / "run"), *flags]) == 0
     assert seen == [True, True]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["models"]["student"]["score"] is not None
-    assert summary["speedup"] is None
+    assert summary.models["student"].score is not None
+    assert summary.speedup is None
     note = f"Speed not measured: {str(failure) or type(failure).__name__}"
-    assert note in summary["notes"]
+    assert note in summary.notes
     assert note in " ".join(capsys.readouterr().out.split())
     assert note in (tmp_path / "run" / "report.html").read_text()
 
@@ -166,14 +167,14 @@ def test_other_recipes_end_without_speeds_too(
     monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
     train = recipe.PRESETS["tiny"].train.model_copy(update={"max_steps": 1})
     summary = recipe.run(small(recipe, task, measure=True, train=train), tmp_path / "run")
-    assert summary["notes"][-1] == "Speed not measured: tiny:teacher: no room"
-    assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary.notes[-1] == "Speed not measured: tiny:teacher: no room"
+    assert summary == read_summary(tmp_path / "run" / "summary.json")
     assert "Speed not measured" in (tmp_path / "run" / "report.html").read_text()
     if recipe is verified:
         assert {"tokens", "best_of_k", "iterations"} <= summary.keys()
     if recipe is prompt:
-        assert summary["cost"]["ratio"]["tokens"] > 1
-        assert summary["cost"]["ratio"]["seconds"] is None
+        assert summary.cost["ratio"]["tokens"] > 1
+        assert summary.cost["ratio"]["seconds"] is None
 
 
 def test_questions_without_answers_are_scored_against_the_teachers(tmp_path: Path) -> None:
@@ -181,8 +182,8 @@ def test_questions_without_answers_are_scored_against_the_teachers(tmp_path: Pat
     data.write_text("".join(json.dumps({"instruction": f"Make this upper case: word{n}"}) + "\n" for n in range(40)))
     config = small(system1, "instructions", data=DataConfig(path=str(data)), test=DataConfig(path=""), num_test=4)
     summary = system1.run(config, tmp_path / "run")
-    assert summary["metric"]["name"] == "ROUGE-L overlap against the teacher's answers"
-    assert summary["models"].keys() == {"base", "student"}
-    assert summary["kpis"] == {}
+    assert summary.metric.name == "ROUGE-L overlap against the teacher's answers"
+    assert summary.models.keys() == {"base", "student"}
+    assert summary.kpis == {}
     page = unescape((tmp_path / "run" / "report.html").read_text())
     assert "Score: ROUGE-L overlap against the teacher's answers" in page

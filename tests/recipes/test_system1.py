@@ -15,6 +15,7 @@ import pytest
 
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.recipes import system1
 from scripts.random_qwen import build
@@ -52,13 +53,13 @@ def test_the_whole_line(tmp_path: Path) -> None:
             counts = stage["counts"]
             assert counts["rows_in"] == counts["kept"] + sum(counts["dropped"].values()), name
     assert len(list(read_jsonl(run / "completions.jsonl"))) == 60
-    assert summary == json.loads((run / "summary.json").read_text())
-    assert summary["recipe"] == "system1"
-    assert summary["n"] == 20
-    assert set(summary["models"]) == {"teacher", "base", "student"}
-    assert summary["speedup"] == min(summary["speedup_batched"], summary["speedup_single"]) > 0
+    assert summary == read_summary(run / "summary.json")
+    assert summary.recipe == "system1"
+    assert summary.n == 20
+    assert set(summary.models) == {"teacher", "base", "student"}
+    assert summary.speedup == min(summary.speedup_batched, summary.speedup_single) > 0
     # A slow machine takes too few answers for a 95th percentile.
-    assert set(summary["kpis"]) | {"p95 < 2 s per 128 tokens"} == {
+    assert set(summary.kpis) | {"p95 < 2 s per 128 tokens"} == {
         "retention >= 0.9",
         "speedup >= 3",
         "p95 < 2 s per 128 tokens",
@@ -180,7 +181,7 @@ def test_real_rows_train_save_reload_and_answer(
     summary = system1.run(config, tmp_path / "run")
     training = json.loads((tmp_path / "run" / "training.json").read_text())
     assert training["validation_loss_after"] < training["validation_loss_before"] - 0.5
-    assert summary["n"] == 4
+    assert summary.n == 4
     answers = list(read_jsonl(tmp_path / "run" / "eval" / "student.completions.jsonl"))
     assert len(answers) == 4
     assert all(row["num_tokens"] >= 1 and row["finish_reason"] in ("stop", "length") for row in answers)

@@ -12,6 +12,7 @@ import pytest
 
 from distill_lab.config import STEP_BY_STEP, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.choose_grader import final_answer_grader
 from distill_lab.progress import ProgressReporter
@@ -93,14 +94,16 @@ def test_the_whole_line(tmp_path: Path) -> None:
         for row in read_jsonl(run / file):
             assert row["prompt"][-1]["content"].endswith(f"\n{STEP_BY_STEP}")
             assert row["prompt"][-1]["content"].count(STEP_BY_STEP) == 1
-    assert summary == json.loads((run / "summary.json").read_text())
-    assert (summary["recipe"], summary["n"]) == ("system2", 10)
-    assert summary["kpis"].keys() == {"retention >= 0.9", ">= 0.8 reason in several steps"}
-    teacher = summary["models"]["teacher"]
-    assert teacher["score"] > 0.8
-    assert teacher["several_steps"] > 0.8
-    assert 0 < teacher["several_steps_n"] < 10
-    assert summary["kpis"][">= 0.8 reason in several steps"] == (summary["models"]["student"]["several_steps"] >= 0.8)
+    assert summary == read_summary(run / "summary.json")
+    assert (summary.recipe, summary.n) == ("system2", 10)
+    assert summary.kpis.keys() == {"retention >= 0.9", ">= 0.8 reason in several steps"}
+    teacher = summary.models["teacher"]
+    assert teacher.score > 0.8
+    assert teacher.several_steps > 0.8
+    assert 0 < teacher.several_steps_n < 10
+    kpi = summary.kpis[">= 0.8 reason in several steps"]
+    assert kpi.value == summary.models["student"].several_steps
+    assert (kpi.ci95, kpi.n) == (summary.models["student"].several_steps_ci95, teacher.several_steps_n)
     assert "In several steps" in (run / "report.html").read_text()
     system2.run(tiny(), run)
     assert json.loads((run / "run.json").read_text())["stages"] == manifest["stages"]
@@ -160,7 +163,7 @@ def test_held_out_traces_are_graded_by_the_answer_in_their_box(tmp_path: Path) -
     notes = Notes()
     config = traces(write_rows(tmp_path / "omni.jsonl", [omni(n) for n in range(40)]), num_test=4)
     summary = system2.run(config, tmp_path / "run", watch=notes)
-    assert summary["n"] == 4
+    assert summary.n == 4
     assert "graded by: numeric" in notes.notes
     tested = {row["id"] for row in read_jsonl(tmp_path / "run" / "test_questions.jsonl")}
     assert tested.isdisjoint(row["id"] for row in read_jsonl(tmp_path / "run" / "questions.jsonl"))
@@ -263,7 +266,7 @@ def test_real_traces_of_r1_train_a_student(shared_data: Path, tmp_path: Path) ->
     # The tiny tokenizer needs up to 8,000 tokens for a trace; the longest are left out, and counted.
     train = TrainConfig(num_epochs=1, max_length=3000, tokens_per_batch=3000)
     summary = system2.run(traces(data, train=train), tmp_path / "run")
-    assert summary["models"] == {}
+    assert summary.models == {}
     assert all(row["completion"][0]["thinking"] for row in read_jsonl(tmp_path / "run" / "train.jsonl"))
     assert len(list(read_jsonl(tmp_path / "run" / "train.jsonl"))) == 5
     training = json.loads((tmp_path / "run" / "training.json").read_text())

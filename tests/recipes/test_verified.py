@@ -12,6 +12,7 @@ import pytest
 
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.evaluation.token_stats import render_models
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import verified
@@ -52,7 +53,7 @@ def stages(run: Path) -> dict[str, Any]:
 
 def test_the_whole_line(whole: tuple[Path, dict[str, Any]]) -> None:
     run, summary = whole
-    assert json.loads((run / "summary.json").read_text()) == summary
+    assert read_summary(run / "summary.json") == summary
     assert len(list(read_jsonl(run / "graded.jsonl"))) == 40
     correct, train, val = (table(run / f"{name}.parquet") for name in ("correct", "train", "val"))
     assert len(train) + len(val) == len(correct)
@@ -66,17 +67,15 @@ def test_the_whole_line(whole: tuple[Path, dict[str, Any]]) -> None:
             counts = stage["counts"]
             assert counts["rows_in"] == counts["kept"] + sum(counts["dropped"].values()), name
 
-    assert summary["n"] == 5
-    assert set(summary["models"]) == {"teacher", "base", "student"}
-    assert (
-        summary["token_ratio"] == summary["models"]["student"]["mean_tokens"] / summary["models"]["base"]["mean_tokens"]
-    )
-    assert set(summary["best_of_k"]["pass_at"]) == {"1", "2"}
-    assert 0.6 <= summary["best_of_k"]["pass_at"]["1"] <= summary["best_of_k"]["pass_at"]["2"] <= 1
-    assert summary["tokens"]["all"][""]["num"] == len(correct)
-    assert summary["tokens"]["level"]["1"]["mean"] == correct[correct["level"] == "1"]["num_tokens"].mean()
+    assert summary.n == 5
+    assert set(summary.models) == {"teacher", "base", "student"}
+    assert summary.token_ratio == summary.models["student"].mean_tokens / summary.models["base"].mean_tokens
+    assert set(summary.best_of_k["pass_at"]) == {"1", "2"}
+    assert 0.6 <= summary.best_of_k["pass_at"]["1"] <= summary.best_of_k["pass_at"]["2"] <= 1
+    assert summary.tokens["all"][""]["num"] == len(correct)
+    assert summary.tokens["level"]["1"]["mean"] == correct[correct["level"] == "1"]["num_tokens"].mean()
     items = [row["num_tokens"] for row in read_jsonl(run / "eval" / "student.jsonl")]
-    assert summary["models"]["student"]["median_tokens"] == median(items)
+    assert summary.models["student"].median_tokens == median(items)
 
 
 def test_the_report_and_the_table_show_tokens(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -87,8 +86,8 @@ def test_the_report_and_the_table_show_tokens(whole: tuple[Path, dict[str, Any]]
     assert page.count("Tokens per answer</text>") == 1
     table = render_models(summary).splitlines()
     assert table[0].split() == ["Model", "Accuracy", "Correct", "Total", "Avg", "tokens", "Median", "tokens"]
-    teacher = summary["models"]["teacher"]
-    assert table[1].split()[:4] == ["Teacher", f"{teacher['score']:.1%}", str(round(5 * teacher["score"])), "5"]
+    teacher = summary.models["teacher"]
+    assert table[1].split()[:4] == ["Teacher", f"{teacher.score:.1%}", str(teacher.correct), "5"]
     assert any(line.startswith("numeric answer gain over the base student") for line in table)
 
 
@@ -110,10 +109,10 @@ def test_iterations_make_the_student_the_teacher_and_end_by_themselves(tmp_path:
     # Hardly trained at all: the second student cannot be better than the first.
     train = TrainConfig(max_steps=1, learning_rate=1e-9, tokens_per_batch=1024, validation_fraction=0)
     summary = verified.run(tiny(iterations=3, train=train, out=str(tmp_path / "copy")), run)
-    assert [row["iteration"] for row in summary["iterations"]] == [1, 2]
-    assert summary["iterations"][1]["teacher"] == summary["iterations"][0]["student"] == str(run / "student")
-    assert summary["iterations"][1]["validation_score"] <= summary["iterations"][0]["validation_score"]
-    assert summary["student"] == str(run / "student")
+    assert [row["iteration"] for row in summary.iterations] == [1, 2]
+    assert summary.iterations[1]["teacher"] == summary.iterations[0]["student"] == str(run / "student")
+    assert summary.iterations[1]["validation_score"] <= summary.iterations[0]["validation_score"]
+    assert summary.student == str(run / "student")
     assert (run / "iteration-2" / "correct.parquet").exists()
     assert not (run / "iteration-3").exists()
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (run / "student/model.safetensors").read_bytes()
@@ -137,7 +136,7 @@ def test_answers_to_wrong_questions_teach_nothing(tmp_path: Path) -> None:
         ),
         tmp_path / "run",
     )
-    base, student = (summary["models"][name]["score"] for name in ("base", "student"))
+    base, student = (summary.models[name].score for name in ("base", "student"))
     assert base >= 0.1
     assert student < base
     for row in table(tmp_path / "run" / "shuffled.parquet").to_dict("records"):

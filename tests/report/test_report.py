@@ -15,8 +15,9 @@ import pytest
 from distill_lab.errors import UserError
 from distill_lab.evaluation.evaluate import Score, read_score
 from distill_lab.evaluation.speed import Speed
-from distill_lab.evaluation.statistics import paired
+from distill_lab.evaluation.statistics import outcomes, paired, retention_interval
 from distill_lab.evaluation.summary import summarize
+from distill_lab.evaluation.summary_file import Summary, read_summary, write_summary
 from distill_lab.evaluation.verdict import percent
 from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.formatting import times
@@ -26,14 +27,29 @@ from distill_lab.report.page import write_report
 
 VOID = {"meta", "br"}
 SVG = "{http://www.w3.org/2000/svg}"
-SPEED = Speed(4000.0, 200.0, 0.02, 0.4, 0.6, 0.7, 80.0, 3_220_000, 850 << 20)
+TURNS = ("teacher", "student")
+WIGGLE = (0.99, 1.0, 1.0, 1.0, 1.01)
+SPEED = Speed(
+    *(4000.0, 200.0, 0.02, 0.4, 0.6, 0.7, 80.0, 3_220_000, 850 << 20),
+    in_turns_with=TURNS,
+    rounds=tuple((1.28 * more, 5120.0) for more in WIGGLE),
+    answer_tokens=(80,) * 64,
+    answers_single=tuple((0.4 * more, 80.0) for more in WIGGLE),
+    latencies_s=(0.6,) * 18 + (0.7, 0.7),
+)
 STUDENT_SPEED = dataclasses.replace(
     SPEED,
     tokens_per_s=18_000.0,
+    tokens_per_s_single=562.5,
     seconds_per_answer=0.005,
     seconds_per_answer_single=0.16,
+    latency_p50_s=0.25,
     latency_p95_s=0.3,
     num_parameters=420_000,
+    rounds=tuple((0.32 * more, 5760.0) for more in reversed(WIGGLE)),
+    answer_tokens=(90,) * 64,
+    answers_single=tuple((0.16 * more, 90.0) for more in reversed(WIGGLE)),
+    latencies_s=(0.25,) * 18 + (0.3, 0.3),
 )
 HOSTILE = '</p><script>alert(1)</script><img src="http://evil.example/x"> \x1b[2J\u202e&amp; {0} {title} [/foo] \ud800'
 
@@ -114,9 +130,13 @@ def make_run(
         scores={name: read_score(folder / "eval" / f"{name}.jsonl") for name in grades},
         speeds={"teacher": SPEED, "student": STUDENT_SPEED} if speeds else None,
         gain=paired(folder / "eval/base.jsonl", folder / "eval/student.jsonl"),
+        retention_ci95=retention_interval(folder / "eval/teacher.jsonl", folder / "eval/student.jsonl"),
         metric=metric_of(grader),
+        outcomes=None
+        if metric_of(grader).similarity
+        else outcomes(folder / "eval/teacher.jsonl", folder / "eval/student.jsonl"),
     )
-    write_json(folder / "summary.json", summary)
+    write_summary(folder / "summary.json", summary)
     stages = {
         "prompts": {
             "key": "k",
@@ -143,9 +163,13 @@ def test_page_says_what_the_run_reached(tmp_path: Path) -> None:
     assert "The student keeps 100% of the teacher's score (exact match) and answers 2.5× as fast." in text
     assert "+40.0 points" in text
     assert "exact McNemar test on 10 prompts" in text
-    assert "Score kept ✓ met 100% exact match goal: at least 90% of the teacher's score the base student: 56%" in text
-    assert "Speedup ✗ missed 2.5×" in text
-    assert "4.0× in batches, 2.5× one at a time; the smaller counts" in text
+    assert "Score kept ? open 100% exact match goal: at least 90% of the teacher's score the base student: 56%" in text
+    assert "95% interval 58% to 172% about 360" in text
+    assert "test prompts would settle it; this run has 10" in text
+    assert "Speedup ✗ missed 2.5× goal: at least 3× the teacher's speed 95% interval 2.4× to 2.5×" in text
+    assert "the slower of two ways counts: in batches 4.0×" in text
+    assert "in batches 4.0× (3.9× to 4.0×) per answer in batches 4.5× (4.4× to 4.6×) per token" in text
+    assert "one at a time 2.5× (2.4× to 2.5×) per answer" in text
     assert "Latency ✓ met 0.30 s" in text
     assert "420,000 parameters, the teacher 3.22M" in text
     assert "8 both right 1 only the teacher right 1 only the student right 0 neither right" in text
@@ -184,7 +208,7 @@ def test_page_without_speeds_or_with_a_teacher_at_zero(tmp_path: Path) -> None:
     text = page_of(make_run(tmp_path / "b", teacher=[0.0] * 10)).text
     assert "The student scores 90% (exact match) on 10 prompts and answers 2.5× as fast." in text
     assert "The teacher scores 0 here" in text
-    assert "Score kept ✗ missed –" in text
+    assert "Score kept ✗ missed – exact match goal: at least 90% of the teacher's score the teacher scores 0" in text
 
 
 def test_likeness_to_a_reference_is_never_called_kept_or_met(tmp_path: Path) -> None:
@@ -224,9 +248,25 @@ def test_a_student_below_its_base_is_called_so(tmp_path: Path) -> None:
 def test_a_summary_that_does_not_say_what_was_scored_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     summary = json.loads((run / "summary.json").read_text())
-    write_json(run / "summary.json", {name: value for name, value in summary.items() if name != "verdict"})
-    with pytest.raises(UserError, match="earlier version"):
+    for change, said in (
+        ({"version": None}, r"is of another version \(None, this one is 2\)"),
+        ({"version": 1}, r"is of an earlier version \(1, this one is 2\)"),
+        ({"version": 3}, r"is of another version \(3, this one is 2\)"),
+        ({"n": "many"}, r"is not the summary of a run \(n: "),
+        ({"kpis": {"speedup >= 3": True}}, r"is not the summary of a run \(kpis\.speedup >= 3: "),
+    ):
+        write_json(run / "summary.json", summary | change)
+        with pytest.raises(UserError, match=said) as error:
+            write_report(run)
+        assert str(run / "summary.json") in str(error.value)
+    # As the first version wrote it: without a number.
+    write_json(run / "summary.json", {name: value for name, value in summary.items() if name != "version"})
+    with pytest.raises(UserError, match="is of an earlier version"):
         write_report(run)
+    for text in ("", "[]", "{", "null"):
+        (run / "summary.json").write_text(text)
+        with pytest.raises(UserError, match="is not the summary of a run"):
+            write_report(run)
 
 
 def test_page_without_evaluation_files(tmp_path: Path) -> None:
@@ -255,14 +295,14 @@ def test_samples_after_the_first_and_graded_scores(tmp_path: Path) -> None:
     for name in ("teacher", "base", "student"):
         rows = [row(i, 0.25 * i, sample=sample) for i in range(4) for sample in range(2)]
         write_jsonl(folder / "eval" / f"{name}.jsonl", rows)
-    summary = json.loads((folder / "summary.json").read_text())
-    write_json(folder / "summary.json", summary | {"test": "sign-flip permutation"})
+    summary = read_summary(folder / "summary.json")
+    write_summary(folder / "summary.json", dataclasses.replace(summary, test="sign-flip permutation"))
     text = page_of(folder).text
     assert "Teacher 0.50" in text
     assert "sign-flip permutation test" in text
 
 
-def summary_of(**scores: Score) -> dict[str, Any]:
+def summary_of(**scores: Score) -> Summary:
     speeds = {"teacher": SPEED, "student": STUDENT_SPEED}
     return summarize("system1", 10, scores=scores, speeds=speeds, metric=metric_of("exact"))
 

@@ -1,0 +1,174 @@
+"""What a run reached, as summary.json: Summary and ModelSummary, written and read.
+
+    write_summary(run.path("summary.json"), summary)
+    read_summary(Path("runs/demo/summary.json")).kpis["speedup >= 3"].status
+
+`summarize` (summary.py) makes it. Terminal, page and picture read it and compute nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill_lab.errors import UserError
+from distill_lab.evaluation.goals import Kpi
+from distill_lab.evaluation.intervals import Interval
+from distill_lab.files.jsonl import write_json
+from distill_lab.grading.graders import Metric
+
+VERSION = 2
+"""Of summary.json; 1 had no version, no intervals of speed, and KPIs that were true or false."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSummary:
+    """One model's figures; None: not measured. See `Score` and `Speed`, whose names these are."""
+
+    score: float | None = None
+    ci95: Interval | None = None
+    correct: int | None = None
+    cut_share: float | None = None
+    truncated: int | None = None
+    unparseable: int | None = None
+    missing: int | None = None
+    timeouts: int | None = None
+    mean_tokens: float | None = None
+    median_tokens: float | None = None
+    several_steps: float | None = None
+    """Share of the answers that reason in several steps, in [0, 1]."""
+    several_steps_ci95: Interval | None = None
+    several_steps_n: int | None = None
+    tokens_per_s: float | None = None
+    tokens_per_s_single: float | None = None
+    seconds_per_answer: float | None = None
+    seconds_per_answer_single: float | None = None
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    latency_p95_ci95: Interval | None = None
+    """In seconds."""
+    latency_tokens: int | None = None
+    num_latencies: int | None = None
+    engine: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    timed_prompts: int | None = None
+    timed_max_tokens: int | None = None
+    num_parameters: int | None = None
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a run reached. None: not measured."""
+
+    version: int = VERSION
+    recipe: str
+    n: int
+    """Prompts behind the scores."""
+    models: dict[str, ModelSummary]
+    """By name: "teacher", "base", "student"."""
+    metric: Metric | None
+    """What the scores are."""
+    verdict: str
+    """One of `evaluation/verdict.py`."""
+    result: str
+    """A sentence without its full stop."""
+    retention: float | None
+    """Student score / teacher score."""
+    retention_ci95: Interval | None
+    base_retention: float | None
+    retention_reason: str | None
+    """Why retention is not reported though there are scores."""
+    goal_score: float | None
+    """The score that reaches the retention goal; None if there is no such goal."""
+    similarity: float | None
+    """Student figure / teacher figure, if the metric is likeness to a reference."""
+    base_similarity: float | None
+    gain: float | None
+    """Student score minus base score, in [-1, 1]."""
+    gain_ci95: Interval | None
+    p_value: float | None
+    """Of `gain`, two-sided."""
+    test: str | None
+    """The test behind `p_value`."""
+    speedup: float | None
+    """Teacher's seconds per answer / student's: the smaller of the next two."""
+    speedup_ci95: Interval | None
+    speedup_batched: float | None
+    speedup_batched_ci95: Interval | None
+    speedup_single: float | None
+    """One prompt at a time."""
+    speedup_single_ci95: Interval | None
+    speedup_per_token_batched: float | None
+    """Student's tokens per second / teacher's."""
+    speedup_per_token_batched_ci95: Interval | None
+    speedup_per_token_single: float | None
+    speedup_per_token_single_ci95: Interval | None
+    no_interval: dict[str, str]
+    """Figure that has no interval, or is not there -> why."""
+    kpis: dict[str, Kpi]
+    """Goal -> whether it is met, missed or open. It lacks goals that were not measured, or that nothing follows from."""
+    notes: tuple[str, ...]
+    """What limits the result."""
+    advice: tuple[str, ...]
+    """What to try."""
+    outcomes: dict[str, int] | None = None
+    """Who is right -> number of prompts, for teacher and student."""
+    reference: str | None = None
+    """Prompt distillation: whose answers are the gold ones, "gold" or "teacher"."""
+    spending: dict[str, Any] | None = None
+    """What servers were paid: requests, tokens and cost of each stage; None if no server was asked."""
+    cost: dict[str, Any] | None = None
+    """Prompt distillation: what an answer costs; see `cost.compare_costs`."""
+    labels: dict[str, Any] | None = None
+    """Prompt distillation: per model, accuracy per label and confusion matrix; see `LabelReport.summary`."""
+    tokens: dict[str, Any] | None = None
+    """Verified distillation: tokens of the correct solutions; see `token_stats.stats_json`."""
+    token_histogram: dict[str, Any] | None = None
+    """Verified distillation: see `token_stats.histograms`."""
+    token_ratio: float | None = None
+    """Mean tokens of student over base student."""
+    size_ratio: float | None = None
+    """Parameters of teacher over student."""
+    best_of_k: dict[str, Any] | None = None
+    """Verified distillation: what several samples of the teacher are worth; see `pass_at_k.BestOfK`."""
+    iterations: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+    """Verified distillation: a row for each round."""
+    student: str | None = None
+    """Verified distillation: the directory of the best round's student."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return dataclasses.asdict(self)
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write summary.json, atomically."""
+    write_json(path, summary.to_json())
+
+
+def read_summary(path: Path) -> Summary:
+    """What `write_summary` wrote. Raises UserError, naming the file, if it is missing, of another version or damaged."""
+    from pydantic import TypeAdapter, ValidationError
+
+    if not path.is_file():
+        raise UserError(f"{path} is missing, so there is nothing to report; let the run finish first")
+    again = "give the command of this run again (finished stages are skipped)"
+    try:
+        row = json.loads(path.read_text(encoding="utf-8"))
+        version = row.get("version", 1)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not the summary of a run ({error}); {again}") from None
+    if version != VERSION:
+        when = "an earlier" if isinstance(version, int) and version < VERSION else "another"
+        raise UserError(f"{path} is of {when} version ({version}, this one is {VERSION}); {again}")
+    try:
+        return TypeAdapter(Summary).validate_python(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path} is not the summary of a run ({where}: {first['msg']}); {again}") from None
