@@ -51,6 +51,7 @@ def write_report(run_dir: Path) -> Path:
         _head(run, summary),
         _tiles(summary),
         _figures(summary),
+        _speedups(summary),
         _table(summary),
         cost_section(summary),
         spending_section(summary.spending),
@@ -149,7 +150,7 @@ def _tiles(summary: Summary) -> str:
     notes = ["goal: at least 3× the teacher's speed"]
     if summary.speedup is not None:
         notes.append(_interval_note(summary, "speedup", times))
-        notes += _speedup_notes(summary)
+        notes.append("the slower of two ways: in batches, one at a time")
         notes += [text for text in (ran_on(summary.models),) if text]
     value = times(summary.speedup) if summary.speedup is not None else DASH
     tiles.append(_tile("Speedup", value, notes, kpis.pop(SPEEDUP_KPI, None)))
@@ -171,17 +172,6 @@ def _tiles(summary: Summary) -> str:
         tiles.append(_tile("In several steps", percent(student.several_steps), notes, steps))
     tiles += [_tile(name, kpi_text(kpi) if kpi.value is not None else DASH, [], kpi) for name, kpi in kpis.items()]
     return f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _speedup_notes(summary: Summary) -> Iterator[str]:
-    """Both ways to answer, per answer and per token."""
-    yield "the slower of two ways counts:"
-    for way, title in (("batched", "in batches"), ("single", "one at a time")):
-        for name, per in ((f"speedup_{way}", "per answer"), (f"speedup_per_token_{way}", "per token")):
-            value, interval = getattr(summary, name), getattr(summary, f"{name}_ci95")
-            if value is not None:
-                ends = f" ({ends_text(interval, times)})" if interval else ""
-                yield f"{title} {times(value)}{ends} {per}"
 
 
 def _tile(title: str, value: str, notes: Iterable[str], kpi: Kpi | None) -> str:
@@ -264,6 +254,24 @@ def _table(summary: Summary) -> str:
         "on the logarithm for speedups. A goal inside the interval is open; the number that would settle it gives a chance "
         "of 80%, if the figure is the truth. What is cut, unreadable or missing counts as 0. A dash: not measured.</p>"
     )
+
+
+def _speedups(summary: Summary) -> str:
+    """A table of the speedups: in batches and one at a time, per answer and per token, with intervals."""
+    if summary.speedup_batched is None:
+        return ""
+
+    def cell(name: str) -> str:
+        value, interval = getattr(summary, name), getattr(summary, f"{name}_ci95")
+        ends = f" ({ends_text(interval, times)})" if interval else ""
+        return f"<td>{times(value)}{ends}</td>"
+
+    body = "".join(
+        f'<tr><th scope="row">{title}</th>{cell(f"speedup_{way}")}{cell(f"speedup_per_token_{way}")}</tr>'
+        for way, title in (("batched", "In batches"), ("single", "One at a time"))
+    )
+    heads = "".join(f'<th scope="col">{title}</th>' for title in ("Times as fast", "Per answer", "Per token"))
+    return f'<div class="card scroll after"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _stages(stages: Mapping[str, Any]) -> str:

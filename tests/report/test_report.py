@@ -167,9 +167,8 @@ def test_page_says_what_the_run_reached(tmp_path: Path) -> None:
     assert "95% interval 58% to 172% about 360" in text
     assert "test prompts would settle it; this run has 10" in text
     assert "Speedup ✗ missed 2.5× goal: at least 3× the teacher's speed 95% interval 2.4× to 2.5×" in text
-    assert "the slower of two ways counts: in batches 4.0×" in text
-    assert "in batches 4.0× (3.9× to 4.0×) per answer in batches 4.5× (4.4× to 4.6×) per token" in text
-    assert "one at a time 2.5× (2.4× to 2.5×) per answer" in text
+    assert "In batches 4.0× (3.9× to 4.0×) 4.5× (4.4× to 4.6×)" in text
+    assert "One at a time 2.5× (2.4× to 2.5×) 2.8× (2.7× to 2.8×)" in text
     assert "Latency ✓ met 0.30 s" in text
     assert "420,000 parameters, the teacher 3.22M" in text
     assert "8 both right 1 only the teacher right 1 only the student right 0 neither right" in text
