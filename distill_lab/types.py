@@ -116,7 +116,9 @@ class Grade:
     """In [0, 1]; 1 is correct."""
     answer: str | None
     """The answer the grader extracted from the completion; None if it found none."""
-    status: Literal["ok", "unparseable", "timeout"] = "ok"
+    status: Literal["ok", "unparseable", "timeout", "bad_gold"] = "ok"
+    """`unparseable`: no answer, or an ambiguous one. `bad_gold`: the grader cannot read the gold answer, so the row does not
+    count."""
 
 
 @dataclass(frozen=True, slots=True)

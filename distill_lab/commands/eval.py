@@ -214,6 +214,7 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
     from distill_lab.evaluation.evaluate import evaluate
     from distill_lab.evaluation.pass_at_k import best_of_k
     from distill_lab.generation.cut_answers import cut_warning
+    from distill_lab.grading.grade import bad_gold_note
     from distill_lab.grading.graders import metric_of
 
     answers = out.with_suffix(".completions.jsonl")
@@ -228,6 +229,8 @@ def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader:
         f"{score.unparseable} unparseable, {score.missing} missing"
         + (f", {score.timeouts} exceeded the grader's time limit" if score.timeouts else "")
     )
+    if score.bad_gold:
+        terminal.note(f"{out}: {bad_gold_note(score.bad_gold, score.bad_gold_ids)}")
     if warning := cut_warning(model.model, score.cut_share):
         terminal.note(warning)
     if config.sampling.num_samples > 1:

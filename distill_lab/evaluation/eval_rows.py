@@ -12,6 +12,8 @@ from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.types import Grade, Message
 
+BAD_GOLD = "bad_gold"
+"""`status` of a row whose gold answer the grader cannot read; it does not count."""
 MISSING = "missing"
 """`finish_reason` of a row without a completion."""
 

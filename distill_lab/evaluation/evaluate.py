@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.eval_rows import MISSING, EvalRow, read_eval_rows
+from distill_lab.evaluation.eval_rows import BAD_GOLD, MISSING, EvalRow, read_eval_rows
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.statistics import is_binary, score_interval
 from distill_lab.files.jsonl import read_jsonl
-from distill_lab.grading.grade import Answers, Graded, OnProgress, write_resumable
+from distill_lab.grading.grade import NUM_NAMED, Answers, Graded, OnProgress, write_resumable
 from distill_lab.grading.graders import Grader, load_grader
 
 
@@ -49,6 +49,10 @@ class Score:
     """`truncated` over all completions, in [0, 1]; see `cut_answers`."""
     correct: int | None = None
     """Prompts with grade 1, if every grade is 0 or 1."""
+    bad_gold: int = 0
+    """Prompts whose gold answer the grader cannot read. They are in the file, but in none of the other figures."""
+    bad_gold_ids: tuple[str, ...] = ()
+    """The first of those prompts."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
@@ -107,7 +111,11 @@ def read_score(path: Path) -> Score:
     """The Score of an eval file. Raises UserError where it holds none."""
     totals: dict[str, tuple[float, int]] = {}
     reasons, statuses, num_tokens = Counter[str](), Counter[str](), 0
+    bad: dict[str, None] = {}
     for row in read_eval_rows(path):
+        if row.grade.status == BAD_GOLD:
+            bad[row.id] = None
+            continue
         total, number = totals.get(row.id, (0.0, 0))
         totals[row.id] = total + row.score, number + 1
         reasons[row.finish_reason] += 1
@@ -115,8 +123,11 @@ def read_score(path: Path) -> Score:
             num_tokens += row.num_tokens
         if row.finish_reason == "stop":
             statuses[row.grade.status] += 1
+    for name in bad:
+        totals.pop(name, None)  # its samples that are missing have another status
     if not totals:
-        raise UserError(f"{path}: no items in it; evaluate the model again")
+        why = f"no gold answer that the grader can read (first: {next(iter(bad))})" if bad else "no items in it"
+        raise UserError(f"{path}: {why}; evaluate the model again{' with another --grader' if bad else ''}")
     scores = [total / number for total, number in totals.values()]
     return Score(
         n=len(scores),
@@ -129,4 +140,6 @@ def read_score(path: Path) -> Score:
         timeouts=statuses["timeout"],
         cut_share=reasons["length"] / reasons.total(),
         correct=round(sum(scores)) if is_binary(scores) else None,
+        bad_gold=len(bad),
+        bad_gold_ids=tuple(bad)[:NUM_NAMED],
     )

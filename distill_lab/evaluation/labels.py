@@ -20,11 +20,12 @@ from typing import Any
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
-from distill_lab.evaluation.eval_rows import first_samples
+from distill_lab.evaluation.eval_rows import BAD_GOLD, first_samples
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.engines import Engine
+from distill_lab.grading.graders import BadGoldError
 from distill_lab.grading.graders.label import grade, normalize_label
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, Grade, Prompt
 
 OTHER, UNREAD = "other", "?"
 NUM_WORST = 5
@@ -153,6 +154,8 @@ def label_report(items: Path, labels: Sequence[str] = ()) -> LabelReport:
     spelled = {normalize_label(label): label for label in labels}
     told: list[tuple[str, str | None, str]] = []
     for row in first_samples(items):
+        if row.grade.status == BAD_GOLD:
+            continue
         if not row.answer:
             raise UserError(f"{items}: {row.id} has no gold label, so there is nothing to hold the answer against")
         spelled.setdefault(normalize_label(row.answer), row.answer)
@@ -239,7 +242,10 @@ class LiveEngine:
 
     def _line(self, completion: Completion) -> str:
         prompt = self._prompts[completion.id]
-        found = grade(prompt, completion)
+        try:
+            found = grade(prompt, completion)
+        except BadGoldError:
+            found = Grade(0.0, None, BAD_GOLD)
         self._number += 1
         self._correct += found.score == 1
         return item_line(

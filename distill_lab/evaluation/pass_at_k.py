@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
+from distill_lab.evaluation.eval_rows import BAD_GOLD
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.graders._number import read_number
 from distill_lab.grading.graders.math import normalize_formula
@@ -72,7 +73,8 @@ def best_of_k(graded: Path, ks: Sequence[int] | None = None, *, threshold: float
     ks: each at most the number of samples; None: 1, 2, 4, ... and all of them. threshold: the grade from which a sample is
     right. Raises UserError for a file without rows and for a k beyond the samples of some question.
     """
-    questions = [list(rows) for rows in _questions(graded)]
+    every = (list(rows) for rows in _questions(graded))
+    questions = [rows for rows in every if all(row["grade"]["status"] != BAD_GOLD for row in rows)]
     if not questions:
         raise UserError(f"{graded}: no completions in it; generate and grade some first")
     fewest = min(map(len, questions))

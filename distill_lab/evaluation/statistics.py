@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.eval_rows import EvalRow, first_samples, read_eval_rows
+from distill_lab.evaluation.eval_rows import BAD_GOLD, EvalRow, first_samples, read_eval_rows
 from distill_lab.evaluation.intervals import Interval, bounded_mean, mean_ratio, proportion
 
 FLIPS = 10_000
@@ -124,11 +124,16 @@ class _Item:
     """The gold answer."""
     scores: list[float] = field(default_factory=list)
     """Of its samples."""
+    bad_gold: bool = False
+    """Whether the grader cannot read the gold answer."""
 
 
 def _pairs(first: Path, second: Path, *, same_system: bool = True) -> np.ndarray:
     """Scores per prompt of two eval files, `[prompts, 2]`."""
     items = [_items(path, same_system=same_system) for path in (first, second)]
+    # A gold answer that cannot be read says nothing about either model, also where one of them gave no answer.
+    bad = {name for each in items for name, item in each.items() if item.bad_gold}
+    items = [{name: item for name, item in each.items() if name not in bad} for each in items]
     _check_same(first, second, *items)
     return np.array([[sum(each[name].scores) / len(each[name].scores) for each in items] for name in items[0]])
 
@@ -143,6 +148,7 @@ def _items(path: Path, *, same_system: bool) -> dict[str, _Item]:
                 f"{path}: the samples of {row.id} have different prompts or gold answers; evaluate the model again"
             )
         known.scores.append(row.score)
+        known.bad_gold |= row.grade.status == BAD_GOLD
     return found
 
 

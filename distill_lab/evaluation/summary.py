@@ -206,7 +206,7 @@ def latency_tokens(models: Mapping[str, ModelSummary]) -> int:
 def _model(score: Score | None, speed: Speed | None, steps: Steps | None) -> ModelSummary:
     found: dict[str, Any] = {}
     if score:
-        names = ("score", "ci95", "correct", "cut_share", "truncated", "unparseable", "missing", "timeouts")
+        names = ("score", "ci95", "correct", "cut_share", "truncated", "unparseable", "missing", "timeouts", "bad_gold")
         found |= {name: getattr(score, name) for name in names}
     if speed:
         found |= {name: getattr(speed, name) for name in _OF_SPEED}

@@ -36,6 +36,8 @@ class ModelSummary:
     unparseable: int | None = None
     missing: int | None = None
     timeouts: int | None = None
+    bad_gold: int | None = None
+    """Prompts left out because the grader cannot read their gold answer."""
     mean_tokens: float | None = None
     median_tokens: float | None = None
     several_steps: float | None = None

@@ -3,15 +3,16 @@
     tally = grade(Path("prompts.jsonl"), Path("completions.jsonl"), Path("graded.jsonl"), "numeric")
 
 Each row of the output is the completion's row plus `"grade": {"score", "answer", "status"}`, in the order of the prompts and
-of each prompt's samples. The file appears only when it is complete. An interruption loses nothing: finished rows are in
-`<path>.work/`, and the same inputs and grader resume from there. Memory holds a file offset per completion, not the texts.
+of each prompt's samples. A row whose gold answer the grader cannot read has the status `bad_gold` and is not in the mean.
+The file appears only when it is complete. An interruption loses nothing: finished rows are in `<path>.work/`, and the same
+inputs and grader resume from there. Memory holds a file offset per completion, not the texts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,12 +24,15 @@ from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import JsonlAppender, read_jsonl
 from distill_lab.files.outputs import remove_work, work_folder
 from distill_lab.generation.completions import read_completions
-from distill_lab.grading.graders import Grader, OneByOne, Pair, load_grader
+from distill_lab.grading.graders import BadGoldError, Grader, OneByOne, Pair, grade_or_bad_gold, load_grader
 from distill_lab.run import fingerprint
 from distill_lab.types import Completion, Grade, Prompt
 
 NUM_AT_ONCE = 256
 """Number of completions to grade and write at a time."""
+
+NUM_NAMED = 5
+"""Number of prompts to name whose gold answers cannot be read."""
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished rows and the total."""
@@ -36,7 +40,7 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts of grades: `num_rows == ok + unparseable + timeout`."""
+    """Counts of grades: `num_rows == ok + unparseable + timeout + bad_gold`."""
 
     num_rows: int
     """All completions."""
@@ -47,10 +51,21 @@ class Tally:
     timeout: int
     """Completions for which the grader exceeded its time limit. They score 0."""
     score: float
-    """Mean grade in [0, 1]; 0 for no rows."""
+    """Mean grade in [0, 1] of the rows that are not `bad_gold`; 0 for no rows."""
+    bad_gold: int = 0
+    """Completions of prompts whose gold answer the grader cannot read. They do not count in the mean."""
+    bad_gold_ids: tuple[str, ...] = ()
+    """The first of those prompts."""
 
     def __str__(self) -> str:
-        return f"{self.num_rows} graded: {self.ok} ok, {self.unparseable} unparseable, {self.timeout} timed out"
+        counts = f"{self.num_rows} graded: {self.ok} ok, {self.unparseable} unparseable, {self.timeout} timed out"
+        return f"{counts}, {bad_gold_note(self.bad_gold, self.bad_gold_ids)}" if self.bad_gold else counts
+
+
+def bad_gold_note(number: int, ids: Sequence[str]) -> str:
+    """How many gold answers could not be read, naming the first."""
+    more = ", ..." if number > len(ids) else ""
+    return f"{number} left out because their gold answer cannot be read ({', '.join(ids)}{more})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +139,7 @@ def _all(grader: Grader, pairs: list[Pair], done: int, total: int) -> list[Grade
     grades = []
     for number, pair in enumerate(pairs):
         activity.report("grading", done + number, total)
-        grades.append(grader(*pair))
+        grades.append(grade_or_bad_gold(grader, *pair))
     return grades
 
 
@@ -138,7 +153,8 @@ def grade(
 ) -> Tally:
     """Grade `completions` of `prompts` and write them to `path`; `grader` is a name, NAME:ARGUMENT, or a grader.
 
-    Raises the errors of `Answers`, and UserError for an unknown grader or a prompt that lacks what the grader needs.
+    Raises the errors of `Answers`, and UserError for an unknown grader, a prompt that lacks what the grader needs, or if the
+    grader cannot read a single gold answer.
     """
     grader = load_grader(grader) if isinstance(grader, str) else grader
     answers = Answers(prompts, completions)
@@ -151,17 +167,51 @@ def grade(
     write_resumable(
         path, [grader.name, prompts, completions], rows, total=len(answers.offsets), on_progress=on_progress
     )
-    return read_tally(path)
+    tally = read_tally(path)
+    if tally.bad_gold and tally.bad_gold == tally.num_rows:
+        path.unlink()
+        raise no_readable_gold(prompts, grader.name, tally.bad_gold_ids)
+    return tally
+
+
+def no_readable_gold(prompts: Path, grader: str, ids: Sequence[str]) -> UserError:
+    """The error for prompts none of whose gold answers the grader can read."""
+    first = next((prompt.answer for prompt in read_prompts(prompts, references=True) if prompt.id == ids[0]), "")
+    return UserError(
+        f"{prompts}: the grader {grader} cannot read any gold answer (first: {ids[0]}, {str(first)[:80]!r}); "
+        "choose another --grader"
+    )
 
 
 def read_tally(path: Path) -> Tally:
     """The Tally of a graded file or an eval file."""
-    statuses, score = dict.fromkeys(("ok", "unparseable", "timeout"), 0), 0.0
+    statuses, score = dict.fromkeys(("ok", "unparseable", "timeout", "bad_gold"), 0), 0.0
+    bad: dict[str, None] = {}
     for row in read_jsonl(path):
         statuses[row["grade"]["status"]] += 1
         score += row["grade"]["score"]
+        if row["grade"]["status"] == "bad_gold" and len(bad) < NUM_NAMED:
+            bad[row["id"]] = None
     num_rows = sum(statuses.values())
-    return Tally(num_rows, **statuses, score=score / max(num_rows, 1))
+    return Tally(num_rows, **statuses, score=score / max(num_rows - statuses["bad_gold"], 1), bad_gold_ids=tuple(bad))
+
+
+def check_golds(prompts: Path, grader: Grader) -> list[str]:
+    """Ids of the prompts whose gold answer `grader` cannot read, in their order.
+
+    Grades each gold answer as if it were a completion. Raises UserError for a prompt without a gold answer, and if the
+    grader cannot read any of them.
+    """
+    bad, number = list[str](), 0
+    for prompt in read_prompts(prompts, references=True):
+        number += 1
+        try:
+            grader(prompt, Completion(prompt.id, 0, prompt.answer or "", None, "stop", 0))
+        except BadGoldError:
+            bad.append(prompt.id)
+    if bad and len(bad) == number:
+        raise no_readable_gold(prompts, grader.name, bad)
+    return bad
 
 
 def write_resumable(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.engines import check_engine, check_format
+from distill_lab.grading.grade import check_golds
 from distill_lab.grading.graders import find_grader, load_grader, metric_of
 from distill_lab.models.names import api_engine
 from distill_lab.planning.presets import is_tiny
@@ -25,7 +25,6 @@ from distill_lab.run import Run
 from distill_lab.train.cached_teacher import check_cache
 from distill_lab.train.objectives import load_objective
 from distill_lab.train.teachers import check_teacher
-from distill_lab.types import Completion
 
 AUTO = ("auto", "final-answer")
 """Grader names that mean a choice by the data."""
@@ -130,13 +129,10 @@ def check_grader(name: str, engine: EngineConfig) -> None:
 
 
 def check_gold(prompts: Path, grader: str) -> None:
-    """Reject test prompts whose gold answers `grader` cannot use, as the grader would later. A judge needs none."""
+    """Reject test prompts without gold answers, or none of which `grader` can read. A judge needs none."""
     if grader in AUTO or find_grader(grader)[1] is not None:
         return
-    loaded = load_grader(grader)
-    for prompt in read_prompts(prompts, references=True):
-        # Grade the gold answer itself: any problem with it raises an error, and there is no other answer to compare.
-        loaded(prompt, Completion(prompt.id, 0, prompt.answer or "", None, "stop", 0))
+    check_golds(prompts, load_grader(grader))
 
 
 def check_sampling(sampling: SamplingConfig, *, flag: str) -> None:

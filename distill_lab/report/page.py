@@ -227,6 +227,8 @@ def _table(summary: Summary) -> str:
     row("Missing or failed", column("missing", whole))
     if any(model.timeouts for model in models.values()):
         row("Over the grader's time limit", column("timeouts", whole))
+    if any(model.bad_gold for model in models.values()):
+        row("Left out: gold answer not readable", column("bad_gold", whole))
     row("Tokens per answer", column("mean_tokens", lambda number: f"{number:,.1f}"))
     row("Tokens per answer, median", column("median_tokens", lambda number: f"{number:,g}"))
     row("Tokens per second, in batches", column("tokens_per_s", count))

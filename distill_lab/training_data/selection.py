@@ -32,6 +32,7 @@ Keep = Literal["all", "shortest"] | int
 BudgetBy = Literal["all", "level", "type", "question"]
 
 WRONG, UNREADABLE, TIMED_OUT = "wrong", "no readable answer", "the grader timed out"
+NO_GOLD = "no readable gold answer"
 OVER_BUDGET, ENOUGH = "over the token budget", "enough of this question"
 BATCH_ROWS = 1024
 
@@ -74,7 +75,7 @@ def _why_not(row: dict[str, Any], min_score: float) -> str | None:
     if row["finish_reason"] != "stop":
         return CUT if row["finish_reason"] == "length" else ERROR
     if row["grade"]["status"] != "ok":
-        return TIMED_OUT if row["grade"]["status"] == "timeout" else UNREADABLE
+        return {"timeout": TIMED_OUT, "bad_gold": NO_GOLD}.get(row["grade"]["status"], UNREADABLE)
     if row["grade"]["score"] < min_score:
         return WRONG
     return None if row["content"].strip() else EMPTY

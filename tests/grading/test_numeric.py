@@ -109,8 +109,8 @@ def test_a_formula_is_read_more_strictly() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("3 + 4 = 7 apples.", "7"), ("so 10-5", "5"), ("so 10 - 5", "5"), ("it is -5", "-5"), ("= -5", "-5"),
-        ("so:\n- 5 apples", "5"), ("from 3-5", "5"), ("total 1,234.", "1234"), ("50% of it", "1/2"), ("$-5$.", "-5"),
+        ("3 + 4 = 7 apples.", "7"), ("so 10 - 5 = 5", "5"), ("it is -5", "-5"), ("= -5", "-5"),
+        ("so:\n- 5 apples", "5"), ("total 1,234.", "1234"), ("50% of it", "1/2"), ("$-5$.", "-5"),
         ("H2O has 3", "3"), ("12" + " word" * 500, "12"),
     ],
 )  # fmt: skip
@@ -118,6 +118,11 @@ def test_last_number(text: str, value: str) -> None:
     number = last_number(text)
     assert number is not None
     assert number.value == Fraction(value)
+
+
+@pytest.mark.parametrize("text", ["so 10-5", "so 10 - 5", "from 3-5", "5 apples and 3 pears", "Tom has 20, Ann 60"])
+def test_sentences_that_state_no_single_number(text: str) -> None:
+    assert last_number(text) is None
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@
     grader.grade_all([(prompt, completion), ...])
 
 Rules for every such grader: the score is in [0, 1]; a completion that did not finish (`finish_reason` other than `stop`)
-scores 0, whatever it says; a prompt without a gold answer raises an error that names it. A file with
+scores 0, whatever it says; a prompt without a gold answer raises an error that names it, and a gold answer that the grader
+cannot read raises BadGoldError. What is ambiguous is `unparseable`, never correct. A file with
 `load(argument, engine) -> Grader` instead is used as NAME:ARGUMENT (judge:MODEL). METRIC is the score's name in results;
 SIMILARITY = True means that it measures similarity to a reference, not correctness. Files that start with an underscore are
 shared parts.
@@ -26,6 +27,10 @@ from distill_lab.errors import UserError
 from distill_lab.types import Completion, Grade, Prompt
 
 Pair = tuple[Prompt, Completion]
+
+
+class BadGoldError(UserError):
+    """A gold answer that a grader cannot read. The grade stage leaves such a prompt out of the mean."""
 
 
 class Grader(Protocol):
@@ -57,8 +62,16 @@ class OneByOne:
         return self.grade(prompt, completion)
 
     def grade_all(self, pairs: Sequence[Pair]) -> list[Grade]:
-        """See `Grader`."""
-        return [self.grade(prompt, completion) for prompt, completion in pairs]
+        """See `Grader`; a gold answer that cannot be read is a grade with that status."""
+        return [grade_or_bad_gold(self, prompt, completion) for prompt, completion in pairs]
+
+
+def grade_or_bad_gold(grader: Grader, prompt: Prompt, completion: Completion) -> Grade:
+    """The grade of one completion; status `bad_gold` if the grader cannot read the prompt's gold answer."""
+    try:
+        return grader(prompt, completion)
+    except BadGoldError:
+        return Grade(0.0, None, "bad_gold")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
-"""Run math-verify in a separate process. In: JSON lines {"gold", "answer", "limit_s"}. Out: one line for each, in order:
+"""Compare formulas in a separate process. In: JSON lines {"gold", "answer", "limit_s"}. Out: one line for each, in order:
 {"parsed", "equal"} or {"timeout": true}.
 
 Started by `graders/math.py`; prints {"ready": true} first, or {"error": why}. Ends when its input ends. Where fork exists, a
-child does the work: it starts with everything loaded, so that a killed child is replaced in milliseconds.
+child does the work: it starts with everything loaded, so that a killed child is replaced in milliseconds. The formulas are
+read by the parser of math-verify (Kydlíček 2025) and compared as numbers, see `Algebra.equal`; math-verify's own comparison
+rounds to six decimals and is asked only if that decides nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import Any, BinaryIO
 MAX_MEMORY = 2 << 30
 """Maximum address space of a child in bytes; if it needs more, the answer counts as not equal."""
 
+NUM_POINTS = 5
+"""Points at which formulas with variables are compared."""
 Check = Callable[[str, str], dict[str, bool]]
 
 
@@ -41,18 +45,100 @@ def main() -> None:
 
 def load() -> Check:
     """Return `check(gold, answer) -> {"parsed", "equal"}`. Raises ImportError without math-verify."""
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    return Algebra().check
 
-    targets = (LatexExtractionConfig(), ExprExtractionConfig())
 
-    def read(text: str) -> Any:
-        return parse(f"${text}$", targets, fallback_mode="no_fallback", parsing_timeout=0)
+class Algebra:
+    """Reads formulas and compares them."""
 
-    def check(gold: str, answer: str) -> dict[str, bool]:
-        found = read(answer)
-        return {"parsed": bool(found), "equal": bool(found) and bool(verify(read(gold), found, timeout_seconds=0))}
+    def __init__(self) -> None:
+        import math_verify
+        import sympy
+        from latex2sympy2_extended import latex2sympy
+        from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    return check
+        self._sympy, self._verify, self._latex2sympy = sympy, math_verify.verify, latex2sympy
+        self._config = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
+        self._read_before: dict[str, Any] = {}
+
+    def check(self, gold: str, answer: str) -> dict[str, bool]:
+        """Whether the answer can be read, and equals the gold answer; equations do if one is a multiple of the other."""
+        if "=" in gold and "=" in answer:
+            one, other = ([self.read(side) for side in text.split("=")] for text in (answer, gold))
+            if len(one) != 2 or len(other) != 2 or any(side is None for side in (*one, *other)):
+                return {"parsed": False, "equal": False}
+            return {"parsed": True, "equal": self.proportional(one[0] - one[1], other[0] - other[1])}
+        found, expected = self.read(answer), self.read(gold)
+        if found is None or expected is None:
+            return {"parsed": False, "equal": False}
+        return {"parsed": True, "equal": self.equal(found, expected)}
+
+    def read(self, latex: str) -> Any:
+        """The sympy expression or matrix; None for anything else."""
+        if latex not in self._read_before:
+            if len(self._read_before) > 1000:
+                self._read_before.clear()
+            found: Any = self._latex2sympy(latex, conversion_config=self._config)
+            sympy = self._sympy
+            matrix = isinstance(found, sympy.MatrixBase)
+            self._read_before[latex] = (
+                found if matrix or (isinstance(found, sympy.Expr) and not found.is_Relational) else None
+            )
+        return self._read_before[latex]
+
+    def equal(self, one: Any, other: Any) -> bool:
+        """Whether two expressions are equal.
+
+        Rational numbers are compared exactly. Anything else is evaluated to 50 digits, with variables at several points of
+        the complex plane (the lemma of Schwartz and Zippel), and must agree there to a relative 1e-25: never to an absolute
+        difference, by which all small numbers would be equal.
+        """
+        sympy = self._sympy
+        if isinstance(one, sympy.MatrixBase) or isinstance(other, sympy.MatrixBase):
+            both = isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase)
+            return both and one.shape == other.shape and all(map(self.equal, one.flat(), other.flat()))
+        one, other = one.doit(), other.doit()
+        if one == other:
+            return not one.has(sympy.nan, sympy.zoo)
+        if one.is_infinite or other.is_infinite:
+            return False
+        if one.is_Rational and other.is_Rational:
+            return False  # they would be identical
+        decided = self._at_points(one, other)
+        if decided is not None:
+            return decided
+        return bool(self._verify(other, one, timeout_seconds=0)) and sympy.simplify(one - other) == 0
+
+    def _at_points(self, one: Any, other: Any) -> bool | None:
+        """Whether they agree at all of a few points; None if they cannot be evaluated, or are both zero."""
+        symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+        agreed = 0
+        for point in range(NUM_POINTS if symbols else 1):
+            values = {symbol: self._coordinate(point, number) for number, symbol in enumerate(symbols)}
+            first, second = (side.subs(values).evalf(50) for side in (one, other))
+            if not (first.is_number and second.is_number and first.is_finite and second.is_finite):
+                continue
+            size = max(abs(first), abs(second))
+            if size < 1e-40:
+                continue
+            if abs(first - second) > size * self._sympy.Float("1e-25"):
+                # Floats have fewer digits: 0.1 + 0.2.
+                floats = one.has(self._sympy.Float) or other.has(self._sympy.Float)
+                if not floats or abs(first - second) > size * self._sympy.Float("1e-12"):
+                    return False
+            agreed += 1
+        return True if agreed > (1 if symbols else 0) else None
+
+    def _coordinate(self, point: int, number: int) -> Any:
+        """A fixed value for a variable: positive, negative, large and complex in turn."""
+        rational = self._sympy.Rational
+        real = rational(7 + 12 * number + 5 * point, 11 + 2 * number) * (1, -1, 1, -1, 1)[point]
+        return real + self._sympy.I * rational(3 + number, 7) if point == 4 else real
+
+    def proportional(self, one: Any, other: Any) -> bool:
+        """Whether one of two expressions is a constant, not zero, times the other."""
+        ratio = self._sympy.simplify(one / other)
+        return bool(ratio.is_number and ratio.is_finite and ratio != 0)
 
 
 def answer(check: Check, line: bytes) -> dict[str, bool]:

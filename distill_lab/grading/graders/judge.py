@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from distill_lab.answers import after_thinking
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.generation.engines import Engine, complete, load_engine
 from distill_lab.grading.graders import Grader, Pair
@@ -57,8 +58,38 @@ Better: tie"""
 NUM_RETRIES = 2
 RETRY_TEMPERATURE = 0.7
 """For retries, because a judge that decodes greedily would reply the same."""
-_GRADE = re.compile(r"grade\W{0,6}([1-5])(?![\d.])", re.IGNORECASE)
-_BETTER = re.compile(r"better\W{0,6}(a|b|tie)\b", re.IGNORECASE)
+_SCALE = (
+    r"(?:\s*[(\[]?\s*(?:out of|of|from|/)?\s*1?\s*(?:-|–|to)?\s*5\s*[)\]]|\s+(?:out of 5|from 1 to 5|\(\s*N\s*\)))?"
+)
+_GRADE_LINE = re.compile(
+    rf"^[^\w\n]*(?:(?:my|the|final|overall|so|thus|hence|therefore)[ ,]+){{0,3}}(?:grade|score"
+    rf"|rating){_SCALE}\s*(?P<mark>[*_]*\s*(?:[:=–—-]|\bis\b)|[*_]*\s*$|(?=\s*[*_\[]*\d))"
+    r"[\s*_\[(\"'`]*(?P<rest>.*)$",
+    re.IGNORECASE,
+)
+_GRADE_AT_END = re.compile(
+    rf"[.!?;,]\s+\W*(?:(?:final|overall|my)\s+)?grade{_SCALE}[*_]*\s*:[\s*_\[(]*(?P<rest>[^.!?]*(?:\d\.\d[^.!?]*)?)[.!]?\W*$",
+    re.IGNORECASE,
+)
+_ONE_DIGIT = re.compile(r"(?P<digit>[1-5])(?![\d%])(?!\.\d)(?!,\d)(?P<rest>.*)$", re.DOTALL)
+_OF_FIVE = re.compile(r"^[\s*_\])]*(?:/\s*5(?![\d.])|out of\s+(?:5|five)\b)")
+_ANOTHER_GRADE = re.compile(
+    r"^\W*(?:(?:-|–|/|or|to|and|through|→|->|~|\+)\s*\d|plus|minus|[+½]|and a half|or\b|to\b)|^[^(;,:.—]*\d",
+    re.IGNORECASE,
+)
+_BECAUSE = re.compile(r"\b(?:because|since|as|for)\b", re.IGNORECASE)
+_BETTER_LINE = re.compile(
+    r"^[^\w\n]*(?:(?:the|so|thus|overall|final|verdict)[ ,:]+){0,3}better(?:\s+(?:answer|one"
+    r"|response))?\s*[*_]*\s*(?:[:=–—-]|\bis\b)[\s*_\[(\"'`]*(?P<rest>.*)$",
+    re.IGNORECASE,
+)
+_BETTER = re.compile(
+    r"(?:(?:answer|response|option)\s+)?[*_(\[\"'`]*(?P<side>a|b|tie)\b(?!['’]\w)(?P<rest>.*)$", re.IGNORECASE
+)
+_ARTICLE = re.compile(r"^\s+(?!(?:because|since|as|is|by|slightly|clearly|much)\b)[A-Za-z]")
+_BOTH = re.compile(
+    r"^[\s*_)\]\"'`]*(?:(?:or|and|/|=|&|vs\.?|versus|,)\s*(?:answer\s+)?[*_(]*(?:a|b|tie)\b|[?])", re.IGNORECASE
+)
 
 
 @dataclass(slots=True)
@@ -98,7 +129,7 @@ class Judge:
         judged = [n for n, (_, c) in enumerate(pairs) if c.finish_reason == "stop" and c.content.strip()]
         texts = [_ask(pairs[n][0], pairs[n][1].content, self._rubric) for n in judged]
         grades = [Grade(0.0, None, "unparseable") for _ in pairs]
-        for n, verdict in zip(judged, self._verdicts(texts, _read_grade), strict=True):
+        for n, verdict in zip(judged, self._verdicts(texts, read_grade), strict=True):
             if verdict is not None:
                 grades[n] = Grade((verdict - 1) / 4, str(verdict))
         return grades
@@ -111,7 +142,7 @@ class Judge:
         rubric = "" if self._rubric == RUBRIC else f"{self._rubric}\n\n"
         texts = [_compare(prompt, a, b, rubric) for prompt, a, b in rows]
         texts += [_compare(prompt, b, a, rubric) for prompt, a, b in rows]
-        verdicts = self._verdicts(texts, _read_better)
+        verdicts = self._verdicts(texts, read_better)
         outcomes: dict[tuple[str | None, str | None], Outcome] = {("a", "b"): "win", ("b", "a"): "loss"}
         both = zip(verdicts[: len(rows)], verdicts[len(rows) :], strict=True)
         return [outcomes.get(pair, "tie") for pair in both]
@@ -184,13 +215,38 @@ def _mark(prompt: Prompt, *answers: str) -> str:
     return f"==={hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}==="
 
 
-def _read_grade(reply: str) -> int | None:
-    """The last grade in a reply."""
-    found = _GRADE.findall(reply)
-    return int(found[-1]) if found else None
+def read_grade(reply: str) -> int | None:
+    """The grade in the last line that gives one: one digit from 1 to 5. None if that line gives anything else.
+
+    What a reply says about grades in other lines does not count.
+    """
+    lines = [line for line in after_thinking(reply).splitlines() if line.strip()]
+    for number in range(len(lines) - 1, -1, -1):
+        found = _GRADE_LINE.match(lines[number])
+        if found is None and number == len(lines) - 1:
+            found = _GRADE_AT_END.search(lines[number])
+        if found is None:
+            continue
+        text = found["rest"].strip()
+        if not text and number + 1 < len(lines):
+            text = lines[number + 1].strip(" *_`[]()")  # a heading, and the digit in the next line
+        digit = _ONE_DIGIT.match(text)
+        if digit is None:
+            return None
+        rest = _OF_FIVE.sub("", digit["rest"])
+        if not found.groupdict().get("mark", ":") and re.search(r"\w", rest):
+            continue  # "Grade 5 answers name a source"
+        return None if _ANOTHER_GRADE.search(_BECAUSE.split(rest)[0]) else int(digit["digit"])
+    return None
 
 
-def _read_better(reply: str) -> str | None:
-    """The last verdict in a reply: a, b or tie."""
-    found = _BETTER.findall(reply)
-    return found[-1].lower() if found else None
+def read_better(reply: str) -> str | None:
+    """The verdict in the last line that gives one: a, b or tie. None if that line gives anything else."""
+    for line in reversed(after_thinking(reply).splitlines()):
+        found = _BETTER_LINE.match(line)
+        if found:
+            side = _BETTER.match(found["rest"].strip())
+            if side is None or _BOTH.match(side["rest"]) or (side["side"] == "a" and _ARTICLE.match(side["rest"])):
+                return None
+            return side["side"].lower()
+    return None
