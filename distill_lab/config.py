@@ -368,6 +368,9 @@ class RecipeConfig(Config):
     """Test prompts for the scores; without a path (--test.path ""), num_test rows of the data are held out."""
     num_test: Annotated[int, Field(ge=0)] = 100
     """Number of held-out rows if no test data is given (at most a tenth of the rows); 0: no scores."""
+    overlap_words: OverlapWords = 8
+    """Leave out training prompts that share this many words in a row with a test prompt, or are near duplicates of one;
+    phrases that many training prompts have do not count. 0: leave out only the same conversations."""
     test_sampling: SamplingConfig
     """How the models sample the test answers; greedy by default."""
     grader: str = "auto"

@@ -68,7 +68,6 @@ STILL_OPEN = frozenset(
     """
     benchmarks/RESULTS.md
     distill_app.py
-    distill_lab/data/splits.py
     distill_lab/device.py
     distill_lab/evaluation/_speed_plan.py
     distill_lab/evaluation/_timing.py

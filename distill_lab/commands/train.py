@@ -47,6 +47,12 @@ class Config(settings.Config):
     """Instead of rows: a data set with answers, any adapter; writes the rows to <out>.rows.jsonl."""
     instruction: str = ""
     """Text to append to every question of --data."""
+    test: DataConfig = DataConfig(path="")
+    """Prompts that the student will be tested on: training rows that overlap with them are left out and counted. The rows
+    that are trained on are then in <out>.rows.jsonl, those left out in <out>.overlap.jsonl."""
+    overlap_words: settings.OverlapWords = 8
+    """With --test: leave out rows whose prompt shares this many words in a row with a test prompt, or is a near duplicate of
+    one; phrases that many rows have do not count. 0: leave out only the same conversations."""
     out: Path
     """Output directory for the trained student."""
     train: TrainConfig = TrainConfig()
@@ -84,13 +90,22 @@ def main(config: Config) -> None:
     terminal = Terminal()
     copied = config.out.with_name(f"{config.out.name}.rows.jsonl")
     with tempfile.TemporaryDirectory() as folder:
+        overlap = Path(folder) / "overlap.jsonl"
         rows = config.rows or _rows(config, Path(folder), copied, terminal)
+        written: list[Path] = [] if config.rows else [copied]
+        if config.test.path:
+            rows = _apart(config, rows, overlap, terminal)
+            written = [copied, config.out.with_name(f"{config.out.name}.overlap.jsonl")]
         holding = claim(
             config.out,
             "train",
             inputs=training_inputs(config.student, rows, config.train, thinking=config.thinking),
-            files=[config.out] if config.rows else [config.out, copied],
-            reads=[config.rows or Path(config.data.path), Path(config.student.model)],
+            files=[config.out, *written],
+            reads=[
+                config.rows or Path(config.data.path),
+                Path(config.test.path or os.devnull),
+                Path(config.student.model),
+            ],
             shown={"model": shown_name(config.student)},
             overwrite=config.overwrite,
         )
@@ -99,10 +114,10 @@ def main(config: Config) -> None:
             if claimed is not None and claimed.done:
                 terminal.note(f"{config.out} was already trained with the same settings; there is nothing to do")
                 return
-            if config.rows is None:
-                with writing(copied):
-                    copy_file(rows, copied)
-            _train(config, config.rows or copied, terminal)
+            for source, place in zip((rows, overlap), written, strict=False):
+                with writing(place):
+                    copy_file(source, place)
+            _train(config, copied if written else rows, terminal)
 
 
 def _train(config: Config, rows: Path, terminal: Terminal) -> None:
@@ -133,3 +148,25 @@ def _rows(config: Config, folder: Path, copied: Path, terminal: Terminal) -> Pat
     add_instruction(data, prompts, config.instruction)
     terminal.note(f"training rows: {write_training_set(prompts, rows)}, in {copied}")
     return rows
+
+
+def _apart(config: Config, rows: Path, overlap: Path, terminal: Terminal) -> Path:
+    """The rows that do not overlap with the test; `overlap` gets the others. Raises NoData if no row is left."""
+    from distill_lab.data.contamination import find_overlaps, remove_overlaps
+    from distill_lab.data.records import write_prompts
+    from distill_lab.errors import NoData
+    from distill_lab.files.jsonl import write_jsonl
+    from distill_lab.train.rows import checked_rows
+
+    all_rows, test, kept = (overlap.with_name(f"{name}.jsonl") for name in ("all_rows", "test", "kept"))
+    terminal.note(f"test prompts: {write_prompts(config.test, test)}")
+    write_jsonl(all_rows, checked_rows(rows))
+    find_overlaps(all_rows, test, overlap, num_words=config.overlap_words)
+    counts = remove_overlaps(all_rows, overlap, kept)
+    terminal.note(f"rows apart from the test: {counts}")
+    if not counts.kept:
+        raise NoData(
+            f"no row is left to train on: each overlaps with a prompt of {config.test.path} ({counts}); use other rows, or "
+            "--overlap-words 0 to leave out only the same conversations"
+        )
+    return kept

@@ -122,6 +122,8 @@ class Summary:
     """Who is right -> number of prompts, for teacher and student."""
     reference: str | None = None
     """Prompt distillation: whose answers are the gold ones, "gold" or "teacher"."""
+    test_overlap: dict[str, Any] | None = None
+    """Counts of the training prompts, and of those left out because they overlap with the test; see `Counts`."""
     spending: dict[str, Any] | None = None
     """What servers were paid: requests, tokens and cost of each stage; None if no server was asked."""
     cost: dict[str, Any] | None = None

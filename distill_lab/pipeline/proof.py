@@ -34,6 +34,7 @@ from distill_lab.grading.choose_grader import default_grader, has_references
 from distill_lab.grading.graders import Metric, grading, metric_of
 from distill_lab.models.names import api_engine, base_of, is_adapter, resolve
 from distill_lab.pipeline.stages import Pipeline
+from distill_lab.report.overlap import overlap_note
 from distill_lab.report.publish import Speeds, published, training_losses
 from distill_lab.training_data.prompt_distillation import write_references
 from distill_lab.types import Prompt
@@ -137,6 +138,10 @@ def evaluate_models(
             metric=found.metric, losses=losses, outcomes=right,
         )  # fmt: skip
         summary = dataclasses.replace(summary, spending=pipeline.spending())
+        if pipeline.overlap:
+            left_out = pipeline.overlap.to_json()
+            notes = (*summary.notes, *filter(None, [overlap_note(left_out)]))
+            summary = dataclasses.replace(summary, test_overlap=left_out, notes=notes)
         return extend(summary, found, speeds) if extend else summary
 
     timing = None

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
 from distill_lab.data import splits
+from distill_lab.data.contamination import NUM_WORDS, OVERLAPS, find_overlaps, remove_overlaps
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import NoData
 from distill_lab.files.jsonl import write_json
@@ -35,12 +36,17 @@ from distill_lab.training_data.reasoning import add_instruction
 from distill_lab.training_data.training_set import write_training_set
 from distill_lab.types import Counts
 
+MANY_OVERLAPS = 0.1
+"""Share of training prompts that overlap with the test, from which on a note says so."""
+
 
 class Pipeline:
     """The stages of one run. Nothing here is special to a recipe."""
 
     def __init__(self, run: Run, *, engine: EngineConfig) -> None:
         self.run, self.watch, self.engine = run, run.watch, engine
+        self.overlap: Counts | None = None
+        """Training prompts kept and left out by `training_prompts`."""
         self._said: set[str] = set()
         self._answers: dict[str, Path] = {}
         """Completions by the name of their stage, as far as the recipe has come."""
@@ -89,17 +95,24 @@ class Pipeline:
         work = partial(add_instruction, prompts, instruction=instruction)
         return self.run.stage(name, f"{name.replace(' ', '_')}.jsonl", inputs=inputs, work=work).path
 
-    def training_prompts(self, data: Path, test: Path) -> Path:
-        """The rows of `data` that do not stand in the test: `prompts.jsonl`. Raises NoData where none is left."""
-        prompts = self.run.stage(
-            "prompts",
-            "prompts.jsonl",
-            inputs={"data": data, "test": test},
-            work=lambda path: splits.exclude_test(data, test, path),
-        )
+    def training_prompts(self, data: Path, test: Path, *, num_words: int = NUM_WORDS) -> Path:
+        """The rows of `data` that do not overlap with the test: `prompts.jsonl`; `overlap.jsonl` holds the others.
+
+        num_words: see `RecipeConfig.overlap_words`. Raises NoData if no row is left.
+        """
+        found = self.step("overlap with the test", OVERLAPS, find_overlaps, data, test, num_words=num_words)
+        prompts = self.step("prompts", "prompts.jsonl", remove_overlaps, data, found.path)
+        assert prompts.counts is not None
+        self.overlap = prompts.counts
         if not prompts.kept:
             raise NoData(
-                "every row of the data stands in the test too, nothing is left to train on; use other test data"
+                f"no row of the data is left to train on: each overlaps with a test prompt ({prompts.counts}; see "
+                f"{found.path}); use other test data, or turn near duplicates off with --overlap-words 0"
+            )
+        if found.kept > MANY_OVERLAPS * prompts.counts.rows_in:
+            self.watch.note(
+                f"{found.kept / prompts.counts.rows_in:.0%} of the training prompts overlap with the test and are left "
+                f"out; {found.path} lists them with the test prompts (--overlap-words 0 keeps near duplicates)"
             )
         return prompts.path
 

@@ -88,7 +88,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         data = pipeline.data(config.data, "CoT distillation")
         student, train = pipeline.fit(config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
-        questions = pipeline.training_prompts(data, test)
+        questions = pipeline.training_prompts(data, test, num_words=config.overlap_words)
         pipeline.step("raw questions", "raw_questions.jsonl", write_questions, questions, answers=False)
         pipeline.step("test questions", "test_questions.jsonl", write_questions, test, answers=True)
         asked = pipeline.with_instruction("asked", test, config.instruction)

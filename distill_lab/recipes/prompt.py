@@ -108,7 +108,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         student, train = pipeline.fit(config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
         test = with_gold(pipeline, "test", test, config.gold if config.test.path else "")
-        prompts = pipeline.training_prompts(data, test)
+        prompts = pipeline.training_prompts(data, test, num_words=config.overlap_words)
         answered = readable_answers(pipeline, config, prompts, system, labels)
         pipeline.step("messages", "messages.jsonl", write_messages, answered)
         rows = pipeline.training_set(answered, None)

@@ -75,7 +75,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         student, train = pipeline.fit(config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
-        prompts = pipeline.training_prompts(data, test)
+        prompts = pipeline.training_prompts(data, test, num_words=config.overlap_words)
         completions = None
         if config.relabel:
             completions = pipeline.answers("teacher answers", config.teacher, prompts, config.sampling)

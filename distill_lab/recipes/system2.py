@@ -97,7 +97,9 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
             data = filtered_traces(pipeline, data, config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
-        prompts = pipeline.with_instruction("questions", pipeline.training_prompts(data, test), config.instruction)
+        prompts = pipeline.with_instruction(
+            "questions", pipeline.training_prompts(data, test, num_words=config.overlap_words), config.instruction
+        )
         test = pipeline.with_instruction("test questions", test, config.instruction)
         completions = None
         if config.relabel:

@@ -86,7 +86,9 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         fitted, train = pipeline.fit(config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
-        prompts = pipeline.with_instruction("questions", pipeline.training_prompts(data, test), config.instruction)
+        prompts = pipeline.with_instruction(
+            "questions", pipeline.training_prompts(data, test, num_words=config.overlap_words), config.instruction
+        )
         test = pipeline.with_instruction("test questions", test, config.instruction)
         grader = verifying_grader(prompts, test) if config.grader == "auto" else config.grader
         best, found = best_round(pipeline, config, fitted, train, prompts, grader)

@@ -104,6 +104,14 @@ def read_rows(
     )
 
 
+def checked_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of `path` as they are, with prompt and completion. Raises DataError naming a malformed row's line."""
+    for number, row in _read(path):
+        _messages(row, "prompt", path, number)
+        _messages(row, "completion", path, number)
+        yield row
+
+
 def _held_out(prompts: list[bytes], fraction: float, seed: int) -> set[int]:
     """Indices of about `fraction` of the rows: whole groups with one prompt, in seeded order, never all of them."""
     if fraction == 0 or len(prompts) < MIN_ROWS_TO_SPLIT:

@@ -149,10 +149,10 @@ def test_a_run_shows_what_it_paid(server: HostileServer, tmp_path: Path, monkeyp
     assert found[1] is None  # from the cache: the first run paid
     assert found[0]["total"]["cost"] == pytest.approx(3 * 0.0009)
     json.dumps(found)
-    section = spending_section({"spending": found[0]})
+    section = spending_section(found[0])
     assert "teacher &lt;answers&gt;" in section
     assert "<td>0.0027</td>" in section
-    assert spending_section({}) == spending_section({"spending": None}) == ""
+    assert spending_section(None) == ""
 
 
 def test_costs_of_all_stages_count_toward_the_maximum(server: HostileServer, tmp_path: Path) -> None:
