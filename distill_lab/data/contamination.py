@@ -189,6 +189,21 @@ class TestPrompts:
                     return Overlap(reason, text, *self._shown[number])
         return None
 
+    def near_pairs(self) -> Iterator[tuple[str, Overlap]]:
+        """(id, earlier prompt) of each prompt of the index that is a near duplicate of an earlier one of the index.
+
+        Instead of training prompts, the other prompts of the index say what is boilerplate.
+        """
+        self._num_rows = len(self._tests)
+        self._trained = Counter({phrase: number - 1 for phrase, number in self._phrases.items()})
+        for number, text in enumerate(self._tests):
+            for other in sorted({each for phrase in text.phrases for each in self._probes.get(phrase, ())}):
+                if other >= number:
+                    break
+                if self._compare(self._tests[other], text):
+                    yield self._shown[number][0], Overlap("near duplicate", self._shown[number][1], *self._shown[other])
+                    break
+
     def _find_same(self, text: Text) -> int | None:
         return self._same.get(text.key)
 
