@@ -23,6 +23,7 @@ from pydantic import (
 from distill_lab.errors import UserError
 from distill_lab.settings.address import check_base_url
 from distill_lab.settings.base import Config
+from distill_lab.settings.overlap import OverlapWords
 from distill_lab.settings.price import PriceConfig
 from distill_lab.settings.response_format import response_format
 
