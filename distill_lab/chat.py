@@ -23,6 +23,9 @@ from distill_lab.types import Message
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+MAX_ADDED_CHARS, MAX_REPEATED = 1_000_000, 20
+"""Maximum characters that a chat template may add, besides writing each message this many times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -135,7 +138,12 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, generation_config: Generat
         found.append(tokenizer.eos_token_id)
     configured = generation_config.eos_token_id if generation_config is not None else None
     if configured is not None:
-        found += [int(token) for token in (configured if isinstance(configured, list) else [configured])]
+        configured = configured if isinstance(configured, list) else [configured]
+        if not all(type(token) is int for token in configured):
+            raise UserError(
+                f"{_name(tokenizer)}: eos_token_id in its generation_config is not a token's number; fix it"
+            )
+        found += configured
     if not found:
         raise UserError(f"{_name(tokenizer)}: no end token is defined; set eos_token in its tokenizer_config.json")
     return list(dict.fromkeys(found))
@@ -307,10 +315,20 @@ def _render(
         settings["chat_template"] = template_date.dated(tokenizer.get_chat_template())
     try:
         text = tokenizer.apply_chat_template(rows, add_generation_prompt=open_turn, tokenize=False, **settings)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program: it may divide by zero, call itself without end, include files
         roles = ", ".join(str(message.get("role")) for message in messages)
-        raise UserError(f"{_name(tokenizer)}: its chat template rejects the roles [{roles}]: {error}") from None
-    assert isinstance(text, str)
+        kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
+        reason = f"{kind}{str(error)[:300]}".rstrip(": ")
+        raise UserError(f"{_name(tokenizer)}: its chat template rejects the roles [{roles}]: {reason}") from None
+    if not isinstance(text, str):
+        raise UserError(f"{_name(tokenizer)}: its chat template makes no text; use the tokenizer's own template")
+    # Checked before it becomes tokens: for hundreds of megabytes that takes minutes and heeds no Ctrl-C.
+    length = sum(len(str(value)) for row in rows for value in row.values())
+    if len(text) > MAX_ADDED_CHARS + MAX_REPEATED * length:
+        raise UserError(
+            f"{_name(tokenizer)}: its chat template makes {len(text):,} characters of {length:,}; use the tokenizer's own "
+            "template"
+        )
     return text
 
 

@@ -12,6 +12,9 @@ import os
 import pkgutil
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -32,7 +35,17 @@ teacher.dtype, student.dtype and train.dtype."""
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    from distill_lab.files.streams import guarded_streams
+
+    with guarded_streams() as streams, _signals():
+        code = _main(sys.argv[1:] if argv is None else argv)
+        if problem := streams.problem():
+            print(f"\n{problem}; send it elsewhere, the files of the command are complete", file=sys.stderr)
+            code = code or 2
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -41,20 +54,51 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"distill {__version__}")
         return 0
-    signal.signal(signal.SIGTERM, _terminated)
-    name, rest = arguments[0], arguments[1:]
     try:
-        return _run(name, rest)
+        return _run(arguments[0], arguments[1:])
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to resume", file=sys.stderr)
         return 130
     except Exception as error:
         from distill_lab.errors import UserError
+        from distill_lab.files.system_errors import explain
+        from distill_lab.formatting import clean
 
-        if not isinstance(error, UserError):
+        message = str(error) if isinstance(error, UserError) else explain(error)
+        if message is None:
             raise
-        print(f"\n{error}", file=sys.stderr)
+        print(f"\n{clean(message)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C end the block with an exception, so that files are closed; a second Ctrl-C at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    signal.signal(signal.SIGTERM, _terminated)
+    if before[1][1] is signal.default_int_handler:  # not in the background, where the shell has it ignored
+        signal.signal(signal.SIGINT, _interrupted)
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _interrupted(number: int, frame: object) -> NoReturn:
+    signal.signal(signal.SIGINT, _interrupted_again)
+    raise KeyboardInterrupt
+
+
+def _interrupted_again(number: int, frame: object) -> NoReturn:
+    # Files can take a kill at any moment. The escape sequence shows the cursor that the status line hid.
+    shown = b"\x1b[?25h" if sys.stderr and sys.stderr.isatty() else b""
+    with suppress(OSError):
+        os.write(2, shown + b"\nstopped at once; run the same command again to resume\n")
+    os._exit(130)
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -205,6 +249,8 @@ def _take_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[st
                 raise UserError(f"{flag} needs a value")
             value = arguments[position]
             position += 1
+        if not value.strip():
+            raise UserError(f"{flag} is empty; give a value, or leave out {flag}")
         found[flag.removeprefix("--")] = value
     return found, rest
 
@@ -234,9 +280,23 @@ def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: 
     import tyro
 
     arguments = _spell_out(kind, arguments)
+    _reject_empty_paths(kind, arguments)
     if base is None:
         return tyro.cli(kind, args=arguments, prog=prog, description=description)
     return tyro.cli(kind, args=arguments, prog=prog, description=description, default=base)
+
+
+def _reject_empty_paths(kind: type[Any], arguments: list[str]) -> None:
+    """Raise UserError for `--out ""`, which would mean the folder the user is in."""
+    from distill_lab.errors import UserError
+
+    paths = {
+        f"--{name.replace('_', '-')}" for name, field in kind.model_fields.items() if "Path" in str(field.annotation)
+    }
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
+        flag, equals, value = argument.partition("=")
+        if flag in paths and not (value if equals else following).strip():
+            raise UserError(f"{flag} is empty; give a path")
 
 
 def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:

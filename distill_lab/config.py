@@ -6,6 +6,7 @@ YAML files and command-line flags both derive from these (`cli.py`); unknown key
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,7 @@ from pydantic import (
 
 from distill_lab.errors import UserError
 from distill_lab.settings.address import check_base_url
-from distill_lab.settings.base import Config
+from distill_lab.settings.base import Config, Seed
 from distill_lab.settings.overlap import OverlapWords
 from distill_lab.settings.price import PriceConfig
 from distill_lab.settings.response_format import response_format
@@ -104,11 +105,11 @@ class SamplingConfig(Config):
     settings apply."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are not part of it."""
-    num_samples: Annotated[int, Field(ge=1)] = 1
+    num_samples: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Completions per prompt."""
     thinking: bool | None = None
     """Turn thinking on or off in the chat template (enable_thinking); None keeps the template's default."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed. In fp32 on a CPU, a prompt's completion does not depend on the other prompts in the batch."""
     response_format: str = ""
     """Structured answers of a server's model: a file with a JSON schema, its text, or json for any JSON object."""
@@ -201,7 +202,7 @@ def _without(values: dict[str, Any], config: Config, *names: str) -> dict[str, A
 class LoraConfig(Config):
     """Low-rank adapters (LoRA) instead of full fine-tuning; on a 4-bit student this is QLoRA."""
 
-    r: Annotated[int, Field(ge=0)] = 0
+    r: Annotated[int, Field(ge=0, le=65_536)] = 0
     """Rank of the adapters, usually 8 to 64; 0: no adapters, train all weights."""
     alpha: Annotated[int, Field(gt=0)] = 32
     """The adapters' output is scaled by alpha / r; common values are 32 or twice the rank."""
@@ -244,11 +245,11 @@ class TrainConfig(Config):
     beside the student. Its tokenizer must be the student's."""
     teacher_cache: TeacherCacheConfig = TeacherCacheConfig()
     """Capture the teacher's distributions before training instead of keeping the teacher in memory."""
-    num_epochs: Annotated[float, Field(gt=0)] = 1.0
+    num_epochs: Annotated[float, Field(gt=0, le=10_000)] = 1.0
     """Passes over the training rows."""
-    max_steps: int = -1
+    max_steps: Annotated[int, Field(le=10_000_000)] = -1
     """Stop after this many optimizer steps; -1: after num_epochs."""
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Peak learning rate of AdamW; None: 2e-5 for full fine-tuning, 2e-4 for adapters, which learn best at about ten
     times the full fine-tuning rate."""
     lr_scheduler_type: str = "cosine"
@@ -268,7 +269,7 @@ class TrainConfig(Config):
     tokens_per_batch: Annotated[int, Field(ge=8)] = 8192
     """Approximate tokens per packed micro-batch. An optimizer step takes gradient_accumulation_steps times as many, on
     any number of processes."""
-    gradient_accumulation_steps: Annotated[int, Field(ge=1)] = 1
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     """Micro-batches per optimizer step, summed over all processes."""
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Fraction of the rows held out for the validation loss."""
@@ -282,7 +283,7 @@ class TrainConfig(Config):
     """Experiment trackers: trackio, wandb, tensorboard. None by default, so that no data leaves the machine."""
     lora: LoraConfig = LoraConfig()
     """Train adapters instead of all weights."""
-    num_processes: Annotated[int, Field(ge=1)] = 1
+    num_processes: Annotated[int, Field(ge=1, le=1024)] = 1
     """Training processes on this machine; use one per GPU. They share the tokens of each step; if a step has fewer
     micro-batches than there are processes, each process takes part of one."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
@@ -295,7 +296,7 @@ class TrainConfig(Config):
     """Compile the layers with torch.compile: takes minutes at the start, then steps are faster on a GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: uses less memory, about a third slower."""
-    seed: int = 42
+    seed: Seed = 42
     """Random seed for row order, validation split and dropout."""
 
     @property
@@ -309,6 +310,13 @@ class TrainConfig(Config):
             return self.learning_rate
         return ADAPTER_LEARNING_RATE if self.lora.r else FULL_LEARNING_RATE
 
+    @field_validator("max_steps")
+    @classmethod
+    def _check_max_steps(cls, steps: int) -> int:
+        if steps == 0 or steps < -1:
+            raise UserError(f"{steps} trains nothing; give a number of steps, or -1 to train for num_epochs")
+        return steps
+
     @field_validator("objective_settings", mode="before")
     @classmethod
     def _read_objective_settings(cls, given: Any) -> Any:
@@ -321,7 +329,9 @@ class TrainConfig(Config):
             try:
                 number = float(value)
             except (TypeError, ValueError):
-                raise UserError(f"objective_settings: {name}={value} is not NAME=NUMBER") from None
+                number = math.nan
+            if not math.isfinite(number):
+                raise UserError(f"objective_settings: {name}={value} is not NAME=NUMBER")
             if settings.setdefault(str(name), number) != number:
                 raise UserError(f"objective_settings: {name} is given twice")
         return tuple(f"{name}={settings[name]!r}" for name in sorted(settings))

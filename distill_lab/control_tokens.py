@@ -119,5 +119,14 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, spelled: bool = False) -> list[int]:
     """Token ids of `text`; spelled: control tokens in it are encoded as plain text."""
     settings: dict[str, Any] = {"split_special_tokens": True} if spelled else {}
-    encoding: Mapping[str, Any] = tokenizer(text, add_special_tokens=False, **settings)
+    encoding: Mapping[str, Any] = tokenizer(_whole(text), add_special_tokens=False, **settings)
     return list(encoding["input_ids"])
+
+
+def _whole(text: str) -> str:
+    """`text` with U+FFFD for each half of a surrogate pair (an emoji that was cut), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -9,7 +9,7 @@ and counts of each stage.
 
 from __future__ import annotations
 
-import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +21,12 @@ from types import TracebackType
 from typing import Any
 
 from distill_lab import activity
-from distill_lab.errors import UserError
+from distill_lab.errors import DataError, UserError
 from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked, take_lock
 from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
+from distill_lab.files.records import read_record
 from distill_lab.progress import ProgressReporter
 from distill_lab.settings.template_date import first_date, frozen, recorded_in
 from distill_lab.types import Counts
@@ -68,11 +69,12 @@ class Run:
         """Create or reopen `directory`. Raises UserError if another process uses it, another recipe created it, or it
         contains files of the user that the run would overwrite."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = take_lock(
-            directory / ".lock",
-            busy=f"{directory} is in use by another process; wait for it or choose another --run directory",
-        )
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(
+                directory / ".lock",
+                busy=f"{directory} is in use by another process; wait for it or choose another --run directory",
+            )
         try:
             _check_place(directory)
             stages, models = _old_stages(directory / "run.json", recipe)
@@ -85,7 +87,8 @@ class Run:
                 "stages": stages,
             }
             run = cls(directory, manifest, lock, watch or ProgressReporter())
-            run._save()
+            with writing(directory):
+                run._save()
         except BaseException:
             lock.close()
             raise
@@ -115,7 +118,7 @@ class Run:
         """
         with self._locked(output):
             path = self._stage(name, output, plain(inputs), work, about or {})
-        counts = self._manifest["stages"][name]["counts"]
+        counts = self._manifest["stages"][name].get("counts")
         return Stage(path, Counts(**counts) if counts else None)
 
     def _stage(
@@ -230,20 +233,63 @@ def _check_place(directory: Path) -> None:
 
 def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The stages and models that an earlier execution recorded in `run.json`; empty if there was none."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return {}, {}
+    remedy = "put back an undamaged copy, or choose another --run directory"
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
-        old_recipe, stages, models = old["recipe"], old["stages"], dict(old.get("models", {}))
-    except (ValueError, KeyError, TypeError) as error:
+        old = read_manifest(path)
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from None
+    if old["recipe"] != recipe:
         raise UserError(
-            f"{path} is not the run.json of a run ({error}); remove it or choose another --run directory"
-        ) from None
-    if old_recipe != recipe:
-        raise UserError(
-            f"{path.parent} contains a {old_recipe} run; choose another --run directory for this {recipe} run"
+            f"{path.parent} contains a {old['recipe']} run; choose another --run directory for this {recipe} run"
         )
-    return stages, models
+    return old["stages"], old["models"]
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The content of a run.json, with a `recipe`, `stages` and `models` of the right form. Raises DataError if damaged."""
+    try:
+        manifest = {"models": {}, **read_record(path)}
+    except DataError as error:
+        raise DataError(str(path), None, f"not the run.json of a run: {error.reason}") from None
+    reason = ""
+    if not isinstance(manifest.get("recipe"), str):
+        reason = "`recipe` is not text"
+    for field in ("stages", "models"):
+        if not isinstance(manifest.get(field), dict) or not all(isinstance(e, dict) for e in manifest[field].values()):
+            reason = reason or f"`{field}` is not an object of objects"
+    if not reason:
+        problems = ((name, _wrong_in(stage)) for name, stage in manifest["stages"].items())
+        reason = next((f"stage {name!r}: {problem}" for name, problem in problems if problem), "")
+    if reason:
+        raise DataError(str(path), None, f"not the run.json of a run: {reason}")
+    return manifest
+
+
+def _wrong_in(stage: Mapping[str, Any]) -> str:
+    """What is wrong with the record of a stage; empty if it is as `Run.stage` writes it."""
+    seconds, status = stage.get("seconds"), stage.get("status")
+    if status not in ("running", "done"):
+        return "`status` is neither running nor done"
+    for field in ("key", "at", *(["output"] if status == "done" else [])):
+        if not isinstance(stage.get(field), str):
+            return f"`{field}` is not text"
+    if not isinstance(seconds, (int, float)) or isinstance(seconds, bool) or not 0 <= seconds < math.inf:
+        return "`seconds` is not a number of seconds"
+    files = stage.get("files")
+    if files is not None and not (isinstance(files, list) and all(isinstance(name, str) for name in files)):
+        return "`files` is not a list of names"
+    counts = stage.get("counts")
+    if counts is None:
+        return ""
+    try:
+        dropped = counts["dropped"]
+        numbers = [counts["rows_in"], counts["kept"], *dropped.values()]
+        whole = len(counts) == 3 and all(type(number) is int and number >= 0 for number in numbers)
+        return "" if whole and sum(numbers[1:]) == numbers[0] else "`counts` do not add up"
+    except (TypeError, KeyError, AttributeError):
+        return "`counts` are not counts of rows"
 
 
 def installed_versions() -> dict[str, str]:

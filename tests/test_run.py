@@ -70,7 +70,6 @@ def test_json_is_readable_and_replaced_whole(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": "é"})
     write_json(tmp_path / "x.json", {"b": 1})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"b": 1}
-    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644 or os.name == "nt"
 
 
 # --- reading
@@ -582,12 +581,18 @@ def test_two_runs_do_not_write_one_student(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
-def test_files_get_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
-    before = os.umask(0o077)
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o000])
+def test_new_files_are_their_owners_only_and_replaced_ones_keep_their_permissions(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
     try:
         write_json(tmp_path / "a.json", {})
-        os.umask(0o022)
-        write_json(tmp_path / "b.json", {})
+        write_jsonl(tmp_path / "b.jsonl", ROWS)
+        with JsonlAppender(tmp_path / "c.jsonl") as appender:
+            appender.append(ROWS)
+        write_json(tmp_path / "shared.json", {})
+        (tmp_path / "shared.json").chmod(0o640)
+        write_json(tmp_path / "shared.json", {"new": 1})
     finally:
         os.umask(before)
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "b.json")] == [0o600, 0o644]
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    assert modes == {"a.json": "0o600", "b.jsonl": "0o600", "c.jsonl": "0o600", "shared.json": "0o640"}

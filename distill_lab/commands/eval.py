@@ -195,7 +195,7 @@ def _answer(
 ) -> None:
     from distill_lab.evaluation.labels import LiveEngine
     from distill_lab.generation.engines import Engine, load_engine
-    from distill_lab.generation.generate import generate
+    from distill_lab.generation.generate import check_answered, generate
     from distill_lab.models.generation_config import resolve_sampling
 
     def engine() -> Engine:
@@ -207,7 +207,8 @@ def _answer(
         terminal.note(note)
     terminal.stage(f"answers of {model.model}")
     # With a line per answer, no progress bar.
-    generate(prompts, path, engine, sampling, on_progress=None if live else terminal.generated)
+    counts = generate(prompts, path, engine, sampling, on_progress=None if live else terminal.generated)
+    check_answered(counts, path)
 
 
 def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:

@@ -59,7 +59,7 @@ def main(config: Config) -> None:
     from distill_lab.files.jsonl import copy_file
     from distill_lab.files.outputs import writing
     from distill_lab.generation.engines import load_engine
-    from distill_lab.generation.generate import generate
+    from distill_lab.generation.generate import check_answered, generate
     from distill_lab.generation.model_identity import answer_inputs, shown_name
     from distill_lab.generation.prices import spending
     from distill_lab.generation.request_cache import RequestCache
@@ -120,3 +120,4 @@ def main(config: Config) -> None:
             if config.cot is not None:
                 with writing(config.cot):
                     terminal.note(f"{write_cot_dataset(questions, out, config.cot)}, in {config.cot}")
+        check_answered(counts, out)

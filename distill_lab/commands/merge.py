@@ -29,9 +29,11 @@ def main(config: Config) -> None:
     """Merge, and print where the model is."""
     from distill_lab.files.claims import claim
     from distill_lab.generation.model_identity import model_inputs, shown_name
+    from distill_lab.planning.preflight import check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.train.lora import merge_directory
 
+    check_writable(config.out)
     terminal = Terminal()
     holding = claim(
         config.out,

@@ -21,6 +21,20 @@ class Config(settings.Config):
 
 def main(config: Config) -> None:
     """Write the page and print its path."""
+    from distill_lab.errors import UserError
     from distill_lab.report.page import write_report
+    from distill_lab.run import read_manifest
+    from distill_lab.terminal import Terminal
 
-    print(write_report(config.run))
+    if (config.run / "run.json").exists():
+        read_manifest(config.run / "run.json")
+    try:
+        written = write_report(config.run)
+    except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{config.run / 'summary.json'} is damaged ({type(error).__name__}: {error}); run the recipe's command again "
+            "(finished stages are skipped)"
+        ) from error
+    Terminal().print(str(written))

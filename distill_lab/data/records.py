@@ -31,7 +31,7 @@ MAX_REASON_CHARS = 200
 OTHER_REASONS = "invalid: other reasons"
 MAX_PEEKED_ROWS = 100
 """Rows in which the columns of `--data.columns` must occur."""
-SPLIT = re.compile(r"(?P<name>[\w.-]+)\s*(\[\s*(?P<start>-?\d+%?)?\s*:\s*(?P<stop>-?\d+%?)?\s*\])?")
+SPLIT = re.compile(r"(?P<name>[\w.-]+)\s*(\[\s*(?P<start>-?\d{1,15}%?)?\s*:\s*(?P<stop>-?\d{1,15}%?)?\s*\])?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from distill_lab.easydistill.server import first_model
 from distill_lab.easydistill.training import longest_batches, max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
+from distill_lab.files.records import read_record
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.pipeline.fitting import fit
 from distill_lab.pipeline.stages import Pipeline
@@ -87,7 +88,14 @@ def training_summary(out: str | Path) -> str:
     figures = run_directory(out) / "training.json"
     if not figures.is_file():
         return ""
-    made = json.loads(figures.read_text(encoding="utf-8"))
+    try:
+        made = read_record(figures)
+        return _training_text(made)
+    except (DataError, KeyError, TypeError, ValueError, AttributeError):
+        return ""  # only for people; the student does not depend on it
+
+
+def _training_text(made: dict[str, Any]) -> str:
     dropped = "".join(f", {number} dropped: {reason}" for reason, number in made["dropped"].items())
     text = f"{made['num_rows']} rows{dropped}, {made['steps']} steps, {made['seconds']:.0f} s of training"
     if made["validation_loss_after"] is not None:
@@ -174,9 +182,9 @@ def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts
 def _read_record(path: Path) -> dict[str, Any]:
     """A JSON object that this run wrote; empty if it has not written any."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it") from None
+        return read_record(path) if path.exists() else {}
+    except DataError as error:
+        raise UserError(f"{error}; remove it") from None
 
 
 def _labeled_rows(labeled: Path) -> Iterator[tuple[str, dict[str, Any], Message | None]]:

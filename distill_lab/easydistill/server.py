@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from distill_lab.errors import UserError
-from distill_lab.generation.engines._redact import Redactor
+from distill_lab.files.redact import Redactor
 
 TIMEOUT_S = 10.0
 REMEDY = "check inference.base_url and api_key, or name the model in models.teacher"

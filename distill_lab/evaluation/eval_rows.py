@@ -57,11 +57,37 @@ class EvalRow:
 
 def read_eval_rows(path: Path) -> Iterator[EvalRow]:
     """The rows of an eval file. Raises UserError, naming the file, for rows of another form."""
-    for number, row in enumerate(read_jsonl(path), start=1):
+    for number, found in enumerate(read_jsonl(path), start=1):
         try:
-            yield EvalRow.from_json(row)
-        except (KeyError, TypeError) as error:
+            row = EvalRow.from_json(found)
+            _check(row)
+        except (KeyError, TypeError, IndexError) as error:
             raise UserError(f"{path}:{number}: not an eval row ({error}); evaluate the model again") from None
+        yield row
+
+
+def _check(row: EvalRow) -> None:
+    """Raise TypeError if a field of a row is of another kind."""
+    kinds = {
+        "id": isinstance(row.id, str),
+        "sample": type(row.sample) is int,
+        "prompt": isinstance(row.prompt, list) and bool(row.prompt) and all(map(_is_message, row.prompt)),
+        "output": isinstance(row.output, str),
+        "thinking": isinstance(row.thinking, (str, type(None))),
+        "answer": isinstance(row.answer, (str, type(None))),
+        "finish_reason": isinstance(row.finish_reason, str),
+        "num_tokens": type(row.num_tokens) is int and row.num_tokens >= 0,
+        "grade.score": type(row.grade.score) in (int, float) and 0 <= row.grade.score <= 1,
+        "grade.answer": isinstance(row.grade.answer, (str, type(None))),
+        "grade.status": isinstance(row.grade.status, str),
+    }
+    for name, is_right in kinds.items():
+        if not is_right:
+            raise TypeError(f"its {name} is not what it should be")
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and isinstance(message.get("content"), str)
 
 
 def first_samples(path: Path) -> Iterator[EvalRow]:

@@ -11,7 +11,6 @@ writes one of the files is rejected.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab import __version__
-from distill_lab.errors import UserError
+from distill_lab.errors import DataError, UserError
 from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, path_fingerprint, plain
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked
 from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
+from distill_lab.files.records import read_record
 from distill_lab.settings.template_date import first_date, frozen
 
 MADE_BY = "qwen-distillation-lab"
@@ -63,8 +63,8 @@ def claim(
     error messages about differing inputs (such as a model's name, because models count by content).
     """
     with ExitStack() as stack:
+        _check_names(files, reads)
         with writing(out):
-            _check_names(files, reads)
             for path in sorted({_real(path) for path in files}):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(path))
@@ -128,8 +128,16 @@ def _other_key(out: Path, old: Mapping[str, Any], now: Mapping[str, Any], shown:
     )
 
 
+def check_is_name(path: Path) -> None:
+    """Raise UserError if a path cannot be an output, because it ends with no name: the folder the user is in, or `..`."""
+    if path.name in ("", ".."):
+        raise UserError(f"{path} is not the name of an output; give a name, such as {path / 'out'}")
+
+
 def _check_names(files: Sequence[Path], reads: Sequence[Path]) -> None:
     """Raise UserError if two outputs are the same file, or if an output is also an input."""
+    for path in files:
+        check_is_name(path)
     outputs = [_real(path) for path in files]
     for path, output in zip(files, outputs, strict=True):
         if outputs.count(output) > 1:
@@ -162,15 +170,24 @@ def _check_ours(path: Path, made: Mapping[str, Any], *, changes: bool, key: Path
 
 
 def _read_key(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
-    try:
-        key = json.loads(path.read_text(encoding="utf-8"))
-        if key["made_by"] == MADE_BY and isinstance(key["inputs"], dict) and isinstance(key["files"], dict):
-            return {"status": "", "shown": {}, **key}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
+    with suppress(DataError):
+        key = {"status": "", "shown": {}, **read_record(path)}
+        right = key.get("made_by") == MADE_BY and all(
+            isinstance(key.get(e), dict) for e in ("inputs", "files", "shown")
+        )
+        if right and all(map(_is_state, key["files"].values())):
+            return key
     raise UserError(f"{path} should record the inputs of the output next to it, but does not; move both elsewhere")
+
+
+def _is_state(state: Any) -> bool:
+    """Whether a file's state in a key is as `record` makes it; None: unfinished, or a file that grows."""
+    if not isinstance(state, dict):
+        return state is None
+    names = state.get("names", [])
+    return isinstance(state.get("digest"), str) and isinstance(names, list) and all(isinstance(e, str) for e in names)
 
 
 def _name(path: Path, beside: Path) -> str:

@@ -49,7 +49,8 @@ _loaded: str | None = None
 
 def fingerprint(value: Any) -> str:
     """SHA-256 of a JSON-like value. Paths in it count by content."""
-    return hashlib.sha256(json.dumps(plain(value), ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()  # names of files may be other than UTF-8
 
 
 def plain(value: Any) -> Any:
@@ -69,7 +70,7 @@ def path_fingerprint(path: Path) -> str:
     """Digest of a file's bytes, or of a directory's relative file names and bytes; "missing" if there is nothing."""
     if path.is_dir():
         entries = [(name, _file_digest(path / name)) for name in files_of(path) if counts(path, name)]
-        return hashlib.sha256(repr(entries).encode()).hexdigest()
+        return hashlib.sha256(repr(entries).encode(errors="surrogatepass")).hexdigest()
     return _file_digest(path) if path.exists() else "missing"
 
 

@@ -6,20 +6,32 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import DataError
 
 
+def private(path: str, flags: int) -> int:
+    """Opener for `open`: a new file holds prompts, answers or settings, so only its owner may read it."""
+    return os.open(path, flags, 0o600)
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary file next to `path` that replaces it when the block succeeds and is removed when it fails."""
+    """A temporary file next to `path` that replaces it when the block succeeds and is removed when it fails.
+
+    A new file may be read by its owner only; one that is replaced keeps its permissions.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
-    temporary.open("xb").close()  # with the permissions that the user's umask gives a new file
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}{path.suffix}")
+    open(temporary, "xb", opener=private).close()
+    with suppress(OSError):
+        if path.is_file() and not path.is_symlink():
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -31,8 +43,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON, atomically."""
+    try:
+        content = json.dumps(data, ensure_ascii=False, indent=2).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which a file name that is not UTF-8 has too
+        content = json.dumps(data, indent=2).encode()
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        temporary.write_bytes(content + b"\n")
 
 
 def copy_file(source: Path, path: Path) -> None:
@@ -106,7 +122,7 @@ class JsonlAppender:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("ab+")
+        self._file = open(path, "ab+", opener=private)  # noqa: SIM115 (closed by __exit__)
         end = self._file.seek(0, os.SEEK_END)
         if end:
             self._remove_torn_line(end)

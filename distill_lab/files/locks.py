@@ -6,6 +6,7 @@ with locked(Path("answers.jsonl")): ...                                    .answ
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
+from distill_lab.files.jsonl import private
+
+BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+"""What a system says if another process has the lock; anything else means that the disk has no locks."""
 
 
 def take_lock(file: Path, *, busy: str) -> Any:
     """Take an exclusive lock, held while the returned file is open. Raises UserError(busy) if another process has it."""
-    held = file.open("a+")
+    held = open(file, "a+", opener=private)  # noqa: SIM115 (held open by the caller)
     try:
         if os.name == "nt":
             import msvcrt
@@ -27,9 +32,11 @@ def take_lock(file: Path, *, busy: str) -> Any:
             import fcntl
 
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         held.close()
-        raise UserError(busy) from None
+        if error.errno in BUSY:
+            raise UserError(busy) from None
+        raise UserError(f"{file} cannot be locked ({error.strerror}); use a folder on a local disk") from None
     return held
 
 

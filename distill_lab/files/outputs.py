@@ -8,8 +8,8 @@ work_folder(path)                        <path>.work, marked as the lab's; rejec
 
 from __future__ import annotations
 
-import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +20,7 @@ from typing import Any
 from distill_lab.errors import UserError
 from distill_lab.files.fingerprints import MODEL_FILE, files_of, path_fingerprint
 from distill_lab.files.signed import is_signed
+from distill_lab.files.system_errors import REMEDIES
 
 MARK = ".distill-lab"
 """An empty file in a work folder; shows that the lab created the folder and may remove it."""
@@ -33,15 +34,24 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an OSError while writing a file into a UserError that names the file and the remedy."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "free some disk space; nothing is lost, run the same command again to resume"
-        elif isinstance(error, (FileExistsError, NotADirectoryError)):
-            remedy = "a parent of this path is not a directory; choose another path"
-        else:
-            remedy = "fix this, or choose another path"
-        file = f": {error.filename}" if error.filename else ""
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        if not isinstance(error, OSError):
+            if "null byte" in str(error) or "null character" in str(error):
+                raise UserError(f"{str(path)!r} is not the name of a file; choose another path") from None
+            raise
+        if error.filename and not _concerns(str(error.filename), path):
+            raise  # of a file that was read: its own name is in the error
+        remedy = REMEDIES.get(error.errno or 0, "fix this, or choose another path")
+        file = f": {error.filename}" if error.filename and str(error.filename) != str(path) else ""
         raise UserError(f"{path} cannot be written ({error.strerror or error}{file}); {remedy}") from error
+
+
+def _concerns(file: str, path: Path) -> bool:
+    """Whether a file is an output, one of the lab's files next to it, or a folder that it is in."""
+    found, output = Path(os.path.abspath(file)), Path(os.path.abspath(path))
+    return found in (output, *output.parents) or output in found.parents or output.name[:40] in found.name
 
 
 def record(path: Path) -> dict[str, Any] | None:
@@ -135,6 +145,6 @@ def _is_work(work: Path) -> bool:
         return True
     try:
         key = json.loads((work / "key.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return all(re.fullmatch(r"[0-9a-f]{16}\.jsonl", name) for name in names)
     return isinstance(key, str) and re.fullmatch(r"[0-9a-f]{64}", key) is not None

@@ -38,13 +38,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
             key = problem.removeprefix("found duplicate key ").split(" with value")[0]
             raise UserError(f"{place}: {key} is given twice; keep only one") from None
         raise UserError(f"{place}: not YAML ({problem})") from None
-    except YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply; settings are at most a few levels deep") from None
+    except (YAMLError, ValueError, TypeError, OverflowError, AttributeError) as error:
+        # The constructor raises Python's own errors for a list as a name, or for a number of thousands of digits.
+        raise UserError(f"{path}: not YAML that can be read ({' '.join(str(error).split())[:200]})") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected settings as `name: value`, found {type(data).__name__}")
+    _check_names(data, path)
     return data
+
+
+def _check_names(data: Mapping[Any, Any], path: Path) -> None:
+    """Raise UserError if the name of a setting is not text."""
+    for name, value in data.items():
+        if not isinstance(name, str):
+            raise UserError(f"{path}: {str(name)[:60]!r} is not the name of a setting; names are text")
+        if isinstance(value, Mapping):
+            _check_names(value, path)
 
 
 def merge_settings(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

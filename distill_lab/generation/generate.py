@@ -26,9 +26,10 @@ from typing import Any, overload
 
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
-from distill_lab.errors import DataError, UserError
+from distill_lab.errors import UserError
 from distill_lab.files.jsonl import JsonlAppender, read_jsonl, whole_rows, write_jsonl
 from distill_lab.files.outputs import writing
+from distill_lab.generation.completions import checked_completion
 from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.progress import Progress, Tracker
 from distill_lab.generation.request_cache import KEY_BYTES, RequestCache
@@ -97,6 +98,16 @@ def generate(
             f"the engine returned only {todo.done} of {todo.total} completions; run the same command again to resume"
         )
     return todo.counts()
+
+
+def check_answered(counts: Counts, path: Path) -> None:
+    """Raise UserError if there were prompts and every one of them failed: there is nothing to go on with."""
+    if counts.rows_in and not counts.kept:
+        reasons = ", ".join(counts.dropped)
+        raise UserError(
+            f"{path}: all {counts.rows_in} answers failed: {reasons}; fix the cause, then run the same command again to try "
+            "them again"
+        )
 
 
 def _from_cache(cache: RequestCache, todo: _Todo, sampling: SamplingConfig) -> Iterator[list[Completion]]:
@@ -178,10 +189,7 @@ class _Todo:
     def read(self, path: Path) -> None:
         """Load the completions file. Raises DataError for malformed rows, UserError for completions of other prompts."""
         for number, row in enumerate(whole_rows(path) if path.exists() else (), start=1):
-            try:
-                completion = Completion.from_json(row)
-            except KeyError as error:
-                raise DataError(str(path), number, f"a completion needs the field {error.args[0]!r}") from None
+            completion = checked_completion(row, path, number)
             index = self._index(completion.id, completion.sample)
             if index is None:
                 raise UserError(

@@ -7,7 +7,6 @@ model_inputs(ModelConfig(model="openai:gpt"), engine)   -> inputs for the key of
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -116,15 +115,12 @@ def hub_commit(name: str, revision: str | None) -> str | None:
     return Path(config).parent.name if isinstance(config, str) else None
 
 
-@lru_cache
 def _commit_on_hub(name: str, revision: str | None) -> str | None:
-    """Asked only once per process, so that the model cannot change during a run."""
-    from huggingface_hub import model_info
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
-    from distill_lab.models.loading import HUB_TIMEOUT_S
+    from distill_lab.models.hub import ask_hub
 
     try:
-        return model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).sha
+        return ask_hub(name, revision)
     except (HfHubHTTPError, HTTPError, OSError, ValueError):
         return None  # loading it will raise the error

@@ -18,8 +18,8 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -27,9 +27,11 @@ from types import TracebackType
 from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
+from distill_lab.errors import DataError
 from distill_lab.files.cache_folder import VARIABLE, cache_folder, is_off
 from distill_lab.files.fingerprints import fingerprint
-from distill_lab.files.jsonl import json_line
+from distill_lab.files.jsonl import json_line, private
+from distill_lab.generation.completions import checked_completion
 from distill_lab.generation.model_identity import engine_settings, resolve_local_precision, shown_name, weights_of
 from distill_lab.models.names import api_engine
 from distill_lab.types import Completion, Prompt
@@ -120,7 +122,7 @@ class RequestCache:
             self._path = self._path or cache_path()
             self._file = self._file or CacheFile(self._path)
             whole = {_digest(self._digest + key): key for key in keys}
-            found = {whole[key]: row for key, row in self._file.read(list(whole))}
+            found = {whole[key]: row for key, row in self._file.read(list(whole)) if _is_answer(row)}
         self._report_problem()
         self.num_asked += len(keys)
         self.num_found += sum(key in found for key in keys)
@@ -190,8 +192,11 @@ class CacheFile:
         """Open or create it. Raises OSError if its folder cannot be created."""
         self.path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # sqlite would create it for everyone to read; its other files get the same permissions.
+        os.close(private(str(path), os.O_RDWR | os.O_CREAT))
         # Opened in one thread and written in another, but never used by two at once.
         self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+        self._db.text_factory = lambda text: text.decode(errors="replace")
         try:
             self._set_up()
         except sqlite3.DatabaseError:
@@ -199,27 +204,39 @@ class CacheFile:
             raise
 
     def _set_up(self) -> None:
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=NORMAL")  # a power failure may lose the last answers, never the file
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        self._execute("PRAGMA journal_mode=WAL")
+        self._execute("PRAGMA synchronous=NORMAL")  # a power failure may lose the last answers, never the file
+        version = self._execute("PRAGMA user_version").fetchone()[0]
         if version == 1:
             with self._transaction():
-                if self._db.execute("PRAGMA user_version").fetchone()[0] == 1:  # no other process was faster
-                    self._db.execute("ALTER TABLE requests DROP COLUMN crc")
-                    self._db.execute(f"PRAGMA user_version={VERSION}")
+                if self._execute("PRAGMA user_version").fetchone()[0] == 1:  # no other process was faster
+                    self._execute("ALTER TABLE requests DROP COLUMN crc")
+                    self._execute(f"PRAGMA user_version={VERSION}")
         elif version not in (0, VERSION):
             raise sqlite3.DatabaseError(f"made by another version of the lab (format {version} instead of {VERSION})")
         if version == 0:
             with self._transaction():
-                self._db.execute(TABLE)
-                self._db.execute(f"PRAGMA user_version={VERSION}")
+                if self._execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0] and not self._is_set_up():
+                    raise sqlite3.OperationalError("this is the database of another program")
+                self._execute(TABLE)
+                self._execute(f"PRAGMA user_version={VERSION}")
+
+    def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except UnicodeDecodeError:  # of a message that repeats what is in the damaged file
+            raise sqlite3.DatabaseError("it is damaged") from None
+
+    def _is_set_up(self) -> bool:
+        """Whether another process has created the table in the meantime."""
+        return self._execute("PRAGMA user_version").fetchone()[0] == VERSION
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
-            self._db.execute("COMMIT")
+            self._execute("COMMIT")
         except BaseException:
             self._db.rollback()
             raise
@@ -229,9 +246,9 @@ class CacheFile:
         for start in range(0, len(keys), MAX_KEYS):
             part = keys[start : start + MAX_KEYS]
             marks = ",".join("?" * len(part))
-            for key, answer in self._db.execute(f"SELECT key, answer FROM requests WHERE key IN ({marks})", part):
-                with suppress(ValueError):
-                    yield key, json.loads(answer)
+            for key, answer in self._execute(f"SELECT key, answer FROM requests WHERE key IN ({marks})", part):
+                if (row := _row(answer)) is not None:
+                    yield key, row
 
     def write(self, model: str, rows: Iterable[tuple[bytes, dict[str, Any]]]) -> None:
         """Store rows of `model`; a new row replaces one with the same key."""
@@ -244,8 +261,11 @@ class CacheFile:
 
     def usage(self, where: str = "1", *values: float | str) -> list[ModelUsage]:
         """Usage by model, counting rows that meet an SQL condition."""
-        columns = "model, COUNT(*), SUM(LENGTH(answer)), MIN(made), MAX(made)"
-        found = self._db.execute(f"SELECT {columns} FROM requests WHERE {where} GROUP BY model ORDER BY model", values)
+        columns = (
+            "CAST(model AS TEXT), COUNT(*), CAST(SUM(LENGTH(answer)) AS INTEGER), CAST(MIN(made) AS REAL), "
+            "CAST(MAX(made) AS REAL)"
+        )
+        found = self._execute(f"SELECT {columns} FROM requests WHERE {where} GROUP BY model ORDER BY model", values)
         return [ModelUsage(*row) for row in found]
 
     def remove_beyond(self, num_bytes: int) -> list[ModelUsage]:
@@ -260,13 +280,13 @@ class CacheFile:
     def _remove(self, where: str, *values: float | str) -> list[ModelUsage]:
         with self._transaction():
             removed = self.usage(where, *values)
-            self._db.execute(f"DELETE FROM requests WHERE {where}", values)
+            self._execute(f"DELETE FROM requests WHERE {where}", values)
         return removed
 
     def shrink(self) -> None:
         """Return the space of removed answers to the disk. Temporarily needs as much space as the remaining answers."""
-        self._db.execute("VACUUM")
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._execute("VACUUM")
+        self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def num_bytes(self) -> int:
         """Size of the file and of the files next to it while it is open."""
@@ -281,6 +301,24 @@ class CacheFile:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _row(answer: Any) -> dict[str, Any] | None:
+    """The JSON object that was stored; None if it is damaged."""
+    try:
+        row = json.loads(answer)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _is_answer(row: Mapping[str, Any]) -> bool:
+    """Whether a row is that of a completion without error; whatever else is in the file is not handed out."""
+    try:
+        completion = checked_completion({**row, "id": "", "sample": 0}, Path(FILE), 1)
+    except DataError:
+        return False
+    return completion.finish_reason != "error"
 
 
 def remove_file(path: Path) -> None:

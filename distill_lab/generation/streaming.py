@@ -152,7 +152,7 @@ class ServerSpeaker:
         import httpx2
 
         from distill_lab.generation.engines._chat_completions import error_message, one_line, request_body
-        from distill_lab.generation.engines._redact import Redactor
+        from distill_lab.files.redact import Redactor
 
         redact = Redactor(self._key)
         extra = {"stream": True, **json.loads(self.config.extra_body or "{}")}

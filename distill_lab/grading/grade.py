@@ -21,7 +21,7 @@ from typing import Any
 from distill_lab import activity
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
-from distill_lab.files.jsonl import JsonlAppender, read_jsonl
+from distill_lab.files.jsonl import JsonlAppender, parse_json_object, read_jsonl, write_jsonl
 from distill_lab.files.outputs import remove_work, work_folder
 from distill_lab.generation.completions import read_completions
 from distill_lab.grading.graders import BadGoldError, Grader, OneByOne, Pair, grade_or_bad_gold, load_grader
@@ -230,8 +230,7 @@ def write_resumable(
     work = work_folder(path)
     partial = work / f"{fingerprint(inputs)[:16]}.jsonl"
     with JsonlAppender(partial) as file:  # removes a line that a kill left incomplete
-        with partial.open("rb") as old:
-            done = sum(1 for _ in old)
+        done = _keep_whole(partial)
         try:
             left = iter(rows(done))
             while batch := list(islice(left, NUM_AT_ONCE)):
@@ -243,10 +242,24 @@ def write_resumable(
             if not done:
                 remove_work(path)
     if not done:
-        path.write_bytes(b"")
+        write_jsonl(path, [])
         return
     partial.replace(path)
     remove_work(path)
+
+
+def _keep_whole(partial: Path) -> int:
+    """Cut a file of finished rows before its first damaged row; the number of rows that are left."""
+    done = end = 0
+    with partial.open("rb+") as file:
+        for line in file:
+            try:
+                parse_json_object(line, str(partial), done + 1)
+            except DataError:
+                file.truncate(end)
+                break
+            done, end = done + 1, end + len(line)
+    return done
 
 
 def _offsets(path: Path) -> dict[tuple[str, int], int]:

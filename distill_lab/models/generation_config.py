@@ -15,12 +15,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.errors import DataError, ModelError, UserError
+from distill_lab.files.records import read_record
 from distill_lab.models.names import api_engine
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
+FILE = "generation_config.json"
+REMEDY = "download the model again, or remove this file"
 FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of SamplingConfig that have the same name in a generation_config."""
 
@@ -42,19 +48,42 @@ def generation_settings(model: ModelConfig) -> dict[str, Any]:
         return {}
     from transformers import GenerationConfig
 
-    from distill_lab.models.loading import _hub_arguments
+    from distill_lab.models.hub import hub_arguments
     from distill_lab.models.names import base_of, is_adapter, resolve
 
     path = resolve(model.model)
     if is_adapter(path):
         return generation_settings(base_of(model))
-    arguments = {name: value for name, value in _hub_arguments(path, model).items() if name != "trust_remote_code"}
-    if Path(path).is_dir() and not (Path(path) / "generation_config.json").is_file():
-        return {}
-    try:
-        return settings_in(GenerationConfig.from_pretrained(path, **arguments))
-    except OSError:
-        return {}
+    arguments = {name: value for name, value in hub_arguments(path, model).items() if name != "trust_remote_code"}
+    file = Path(path) / FILE
+    if Path(path).is_dir():
+        if not file.is_file():
+            return {}
+        try:
+            found: Any = read_record(file)
+        except DataError as error:
+            raise ModelError(model.model, f"{FILE}: {error.reason}; {REMEDY}") from None
+    else:
+        try:
+            found = GenerationConfig.from_pretrained(path, **arguments).to_dict()
+        except OSError:
+            return {}
+    _check(found, model.model)
+    return settings_in(found)
+
+
+def _check(found: Mapping[str, Any], name: str) -> None:
+    """Raise ModelError if a generation_config has a value of another kind than it must have."""
+    for field in FIELDS:
+        value = found.get(field)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
+            raise ModelError(name, f"{FILE}: {field} {str(value)[:60]!r} is not a number; {REMEDY}")
+    ends = found.get("eos_token_id")
+    for end in ends if isinstance(ends, list) else [ends]:
+        if end is not None and (isinstance(end, bool) or not isinstance(end, int) or end < 0):
+            raise ModelError(name, f"{FILE}: eos_token_id {str(end)[:60]!r} is not a token's number; {REMEDY}")
+    if isinstance(ends, list) and None in ends:
+        raise ModelError(name, f"{FILE}: eos_token_id contains null; {REMEDY}")
 
 
 def with_generation_config(sampling: SamplingConfig, own: Mapping[str, Any]) -> SamplingConfig:
@@ -63,7 +92,13 @@ def with_generation_config(sampling: SamplingConfig, own: Mapping[str, Any]) -> 
         return sampling
     defaults = SamplingConfig.model_fields
     taken = {name: value for name, value in own.items() if getattr(sampling, name) == defaults[name].default}
-    return sampling.model_copy(update={**taken, "from_model": False})
+    try:
+        return SamplingConfig.model_validate({**sampling.model_dump(), **taken, "from_model": False})
+    except ValidationError as error:
+        problems = "; ".join(f"{each['loc'][0]} {each['input']}: {each['msg']}" for each in error.errors())
+        raise UserError(
+            f"{FILE} of the model: {problems}; set these yourself, or leave out sampling.from-model"
+        ) from None
 
 
 def resolve_sampling(model: ModelConfig, sampling: SamplingConfig) -> tuple[SamplingConfig, str]:

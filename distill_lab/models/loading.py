@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -32,6 +33,8 @@ from distill_lab import activity
 from distill_lab.config import Dtype, ModelConfig, Quantization
 from distill_lab.device import best_device
 from distill_lab.errors import ModelError
+from distill_lab.files.system_errors import explain
+from distill_lab.models.hub import GATED, hub_arguments
 from distill_lab.models.names import api_engine, base_of, has_tokenizer, is_adapter, is_gguf, resolve
 from distill_lab.models.precision import (
     DTYPES,
@@ -43,16 +46,12 @@ from distill_lab.models.precision import (
     is_spread,
 )
 
-HUB_TIMEOUT_S = 10.0
-"""Timeout in seconds for asking the hub whether it has a model."""
-GATED = "gated; accept its terms on its hub page, then run hf auth login"
-
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token (its end token if it has none). Raises ModelError."""
     path = resolve(config.model)
     with _loading(config):
-        return _tokenizer(path, config, _hub_arguments(path, config))
+        return _tokenizer(path, config, hub_arguments(path, config))
 
 
 def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -68,7 +67,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
         return _with_adapters(Path(path), config, training=training)
     device = best_device()
     with activity.doing(f"loading {config.model}"), _loading(config):
-        hub = _hub_arguments(path, config)
+        hub = hub_arguments(path, config)
         tokenizer = _tokenizer(path, config, hub)
         arguments: dict[str, Any] = {**hub, "output_loading_info": True}
         skeleton = _skeleton(path, hub)
@@ -101,11 +100,13 @@ def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[
 
     from distill_lab.models.tied_head import untie_for
 
+    if not any((path / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise ModelError(config.model, "its adapter weights are missing (no adapter_model.safetensors); copy it again")
     model, tokenizer = load_model(base_of(config), training=training)
     with _loading(config):
         untie_for(path, model)
         if (path / "tokenizer_config.json").is_file():
-            tokenizer = _tokenizer(str(path), config, _hub_arguments(str(path), config))
+            tokenizer = _tokenizer(str(path), config, hub_arguments(str(path), config))
         adapted: Any = PeftModel.from_pretrained(model, path)
         quantized = getattr(model, "is_quantized", False)
         plain: Any = adapted.get_base_model() if quantized else adapted.merge_and_unload()
@@ -131,7 +132,7 @@ def resolve_precision(config: ModelConfig) -> ModelConfig:
         return config.model_copy(update={"quantization": base.quantization, "dtype": base.dtype})
     device = best_device()
     with _loading(config):
-        skeleton = _skeleton(path, _hub_arguments(path, config))
+        skeleton = _skeleton(path, hub_arguments(path, config))
         quantization = _quantization(config, path, count_weights(skeleton), device)
         dtype = _dtype(config, quantization, skeleton, device)
     return config.model_copy(update={"quantization": quantization, "dtype": dtype})
@@ -207,7 +208,7 @@ def load_config(config: ModelConfig) -> PreTrainedConfig:
     """The model's config.json. Raises ModelError."""
     path = resolve(config.model)
     with _loading(config):
-        return AutoConfig.from_pretrained(_place(path), **_hub_arguments(path, config))
+        return AutoConfig.from_pretrained(_place(path), **hub_arguments(path, config))
 
 
 def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
@@ -226,7 +227,7 @@ def without_weights(config: ModelConfig) -> PreTrainedModel:
     if is_adapter(path):
         return without_weights(base_of(config))
     with _loading(config):
-        skeleton = _skeleton(path, _hub_arguments(path, config))
+        skeleton = _skeleton(path, hub_arguments(path, config))
         if config.quantization in ("4bit", "8bit"):
             _bitsandbytes(config, config.quantization, skeleton)
     return skeleton
@@ -278,50 +279,6 @@ def fits_4bit(layer: torch.nn.Linear) -> bool:
     return layer.in_features % 64 == 0 and layer.out_features % 32 == 0
 
 
-def _hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
-    """Arguments for every from_pretrained call. Asks the hub once, briefly, whether it has the model (HUB_TIMEOUT_S)."""
-    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if Path(path).is_dir():
-        return arguments
-    if is_gguf(path):
-        if find_spec("gguf") is None:
-            raise ModelError(config.model, "GGUF files need the package gguf; pip install gguf")
-        return {**arguments, "gguf_file": Path(path).name}
-    from huggingface_hub import constants, model_info, try_to_load_from_cache
-
-    # From the hub client, because the client switched to another HTTP library between versions.
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    cached = isinstance(try_to_load_from_cache(path, "config.json", revision=config.revision), str)
-    remedy = f"use a local directory, or run `hf download {path}` with a network connection"
-    offline = constants.HF_HUB_OFFLINE
-    if offline and not cached:
-        raise ModelError(config.model, f"no such directory and not in the cache, and HF_HUB_OFFLINE is set; {remedy}")
-    reason = ""
-    try:
-        if not offline:
-            model_info(path, revision=config.revision, timeout=HUB_TIMEOUT_S)
-    except RevisionNotFoundError:
-        reason = f"has no revision {config.revision!r}; use an existing branch, tag or commit"
-    except GatedRepoError:
-        reason = GATED
-    except RepositoryNotFoundError:
-        reason = "no such directory and no such model on the hub; check the name (private: hf auth login)"
-    except (HTTPError, OSError) as error:
-        offline = True
-        if not cached:
-            cause = " ".join(str(error).split())[:200] or type(error).__name__
-            reason = f"no such directory, and the hub does not answer ({cause}); check the network, or {remedy}"
-    if reason:
-        raise ModelError(config.model, reason)
-    return {**arguments, "revision": config.revision, "local_files_only": offline}
-
-
 @contextmanager
 def quiet_peft() -> Iterator[None]:
     """Hide peft's warning about a name that transformers is about to change: users cannot fix it."""
@@ -345,8 +302,6 @@ def _quiet_gguf() -> Iterator[None]:
 @contextmanager
 def _loading(config: ModelConfig) -> Iterator[None]:
     """Hide progress bars (only the CLI prints) and turn loading errors into a ModelError with a remedy."""
-    from safetensors import SafetensorError
-
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -354,18 +309,37 @@ def _loading(config: ModelConfig) -> Iterator[None]:
             yield
     except ModelError:
         raise
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise ModelError(
             config.model, "does not fit in memory; use --quantization 8bit or 4bit, or a smaller model"
         ) from None
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if "gated" in str(error).lower():
-            raise ModelError(config.model, GATED) from error
-        if "trust_remote_code" in str(error):
-            remedy = "its repository contains its own code; read it, then pass --trust-remote-code"
-            raise ModelError(config.model, remedy) from error
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(config.model, f"cannot be loaded: {reason}") from error
+    except Exception as error:  # a damaged file makes the libraries fail in any way, an assertion among them
+        raise ModelError(config.model, _reason(error)) from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _reason(error: Exception) -> str:
+    """Why a model cannot be loaded, and what to do."""
+    text = " ".join(str(error).split())
+    if "gated" in text.lower():
+        return GATED
+    if "trust_remote_code" in text:
+        return "its repository contains its own code; read it, then pass --trust-remote-code"
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        return (
+            "its weights are in a pickle file (.bin) that is damaged or contains code, which the lab never runs; use a "
+            "model with .safetensors weights"
+        )
+    if full := explain(error):
+        return full
+    kind = "" if isinstance(error, (OSError, ValueError, RuntimeError)) and text else f"{type(error).__name__}: "
+    return f"cannot be loaded: {kind}{text[:300]}".rstrip(": ") + "; download it again, or use another model"
+
+
+def check_weights(model: PreTrainedModel, name: str) -> None:
+    """Raise ModelError if a weight is NaN or infinite: training would fail at its first step, and not for its settings."""
+    for key, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            raise ModelError(name, f"its weights are damaged ({key} contains NaN or infinity); download it again")

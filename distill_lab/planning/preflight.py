@@ -16,6 +16,8 @@ from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import ModelError, UserError
+from distill_lab.files.claims import check_is_name
+from distill_lab.files.outputs import writing
 from distill_lab.generation.engines import check_engine, check_format
 from distill_lab.grading.grade import check_golds
 from distill_lab.grading.graders import find_grader, load_grader, metric_of
@@ -146,9 +148,11 @@ def check_sampling(sampling: SamplingConfig, *, flag: str) -> None:
 
 def check_writable(path: Path) -> None:
     """Reject a path that cannot be written, by trying its nearest existing folder."""
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
+    check_is_name(path)
+    with writing(path):
+        folder = path.absolute().parent
+        while not folder.exists():
+            folder = folder.parent
     if not folder.is_dir():
         raise UserError(f"{path}: {folder} is a file, not a folder; choose another path")
     try:
@@ -164,10 +168,6 @@ def check_training(student: ModelConfig, train: TrainConfig) -> None:
         raise UserError(
             f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
             "(--train.lora.r 16), or use --student.quantization none"
-        )
-    if train.max_steps == 0 or train.max_steps < -1:
-        raise UserError(
-            f"--train.max-steps {train.max_steps} trains nothing; give a number of steps, or -1 to train for num-epochs"
         )
     load_objective(train.objective, train.objective_settings)
     check_teacher(train.objective, train.teacher, student)

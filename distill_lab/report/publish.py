@@ -11,14 +11,14 @@ cannot be taken are a note, not the end of the run.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from distill_lab.config import ModelConfig
-from distill_lab.errors import UserError
+from distill_lab.errors import DataError, UserError
 from distill_lab.evaluation.speedups import Speed
 from distill_lab.evaluation.summary_file import Summary, write_summary
+from distill_lab.files.records import read_record
 from distill_lab.run import Run
 
 Speeds = Mapping[str, Speed]
@@ -67,7 +67,12 @@ def training_losses(run: Run, student: ModelConfig | None) -> tuple[float, float
         return None
     for folder in (Path(student.model).parent, run.directory):
         if (folder / "training.json").is_file():
-            found = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-            before, after = found.get("validation_loss_before"), found.get("validation_loss_after")
+            try:
+                found = read_record(folder / "training.json")
+            except DataError as error:
+                run.watch.note(f"{error}; the report leaves out the validation losses")
+                return None
+            losses = [found.get(f"validation_loss_{when}") for when in ("before", "after")]
+            before, after = (each if isinstance(each, (int, float)) else None for each in losses)
             return None if before is None or after is None else (before, after)
     return None

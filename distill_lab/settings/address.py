@@ -10,6 +10,8 @@ from distill_lab.errors import UserError
 def check_base_url(url: str) -> str:
     """A server's API address without trailing slashes. Raises UserError if `url` is malformed or contains a key."""
     remedy = "give it as http://host:8000/v1"
+    if not url.strip().isprintable() or " " in url.strip():
+        raise UserError(f"the server's address contains characters that no address has; {remedy}")
     try:
         parts = urlsplit(url.strip())
         host, _ = parts.hostname, parts.port

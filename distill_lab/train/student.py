@@ -26,7 +26,7 @@ from distill_lab.device import best_device, free_memory, kept_heap
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
 from distill_lab.generation.model_identity import weights_of
-from distill_lab.models.loading import load_model, load_tokenizer, with_fp32_on_cpu
+from distill_lab.models.loading import check_weights, load_model, load_tokenizer, with_fp32_on_cpu
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
 from distill_lab.train.cached_teacher import cache_place, cached_teacher, check_cache, fill
@@ -183,10 +183,13 @@ def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrai
                 f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
                 "(--train.lora.r 16), or use quantization none"
             )
-        return load_model(student.model_copy(update={"quantization": "none"}), training=True)
+        model, tokenizer = load_model(student.model_copy(update={"quantization": "none"}), training=True)
+        check_weights(model, student.model)
+        return model, tokenizer
     from distill_lab.train.lora import add_adapters
 
     model, tokenizer = load_model(with_fp32_on_cpu(student))
+    check_weights(model, student.model)
     folder = Path(student.model).expanduser()
     name = str(folder.resolve()) if folder.exists() else student.model
     return add_adapters(model, config.lora, name=name, revision=student.revision, seed=config.seed), tokenizer

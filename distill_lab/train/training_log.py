@@ -46,7 +46,7 @@ def check_is_log(path: Path) -> None:
         with path.open(encoding="utf-8") as file:
             first = json.loads(file.readline() or '{"step": 0, "seconds": 0}')
         ours = {"step", "seconds"} <= first.keys() <= set(FIELDS)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:
         raise UserError(f"{path} exists and is no training log; move it, or choose another place for the student")

@@ -327,6 +327,23 @@ def test_a_file_that_cannot_be_used_is_named_and_done_without(
     assert "distill cache --clear" in note
 
 
+def test_the_database_of_another_program_is_left_alone(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.parent.mkdir()
+    with sqlite3.connect(file) as db:
+        db.execute("CREATE TABLE contacts (name TEXT)")
+        db.execute("INSERT INTO contacts VALUES ('mine')")
+    db.close()
+    notes: list[str] = []
+    with opened(notes=notes) as cache:
+        assert cache.find([b"a" * request_cache.KEY_BYTES]) == {}
+    assert "the database of another program" in notes[0]
+    assert distill(capsys, "--clear")[0] == 2
+    with sqlite3.connect(file) as db:
+        assert db.execute("SELECT name FROM contacts").fetchall() == [("mine",)]
+        assert db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone() == (1,)
+    db.close()
+
+
 def test_a_full_disk_turns_the_cache_off_and_not_the_run(
     prompts: Path, tmp_path: Path, folder: Path, engine: Engine
 ) -> None:

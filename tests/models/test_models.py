@@ -106,8 +106,8 @@ def test_what_the_hub_says_becomes_a_remedy_at_once(tmp_path: Path) -> None:
         import json
         from distill_lab.config import ModelConfig
         from distill_lab.errors import ModelError
-        from distill_lab.models import loading
-        loading.HUB_TIMEOUT_S = 0.5
+        from distill_lab.models import hub, loading
+        hub.HUB_TIMEOUT_S = 0.5
         said = {}
         for name in ("owner/gated", "owner/revision", "owner/nothing", "owner/silent"):
             try:

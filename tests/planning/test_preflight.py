@@ -22,7 +22,6 @@ BAD = {
     "--train.optim adamw_tourch": "--train.optim adamw_tourch: unknown value; choose from adamw_torch",
     "--train.lr-scheduler-type cosin": "--train.lr-scheduler-type cosin: unknown value; choose from linear",
     "--train.lr-scheduler-type warmup_stable_decay": "needs settings that have no flags",
-    "--train.max-steps 0": "--train.max-steps 0 trains nothing",
     "--student.quantization 8bit --train.lora.r 0": "8bit weights cannot be trained; train adapters on them",
     "--train.lora.r 4 --train.lora.targets wq wk": "tiny:student has no linear layer wq, wk; it has down_proj, gate_proj",
     "--grader numerik": "no grader 'numerik'; choose from exact",

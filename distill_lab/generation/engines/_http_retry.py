@@ -17,6 +17,8 @@ from email.utils import parsedate_to_datetime
 
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 30.0
 """Maximum wait before the first retry and before late retries."""
+MAX_ASKED_S = 1e9
+"""Longest wait that is read from a header: a server that asks for more (31 years) asks for this."""
 SPREAD = 0.1
 """Requests that wait for the same moment start spread over this fraction of the wait, not all at once."""
 
@@ -35,8 +37,8 @@ def retry_after_s(header: str | None) -> float | None:
     Accepts both forms of RFC 9110, section 10.2.3: a number of seconds (fractions allowed) and a date.
     """
     text = (header or "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d*)?", text):
-        return float(text)
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
+        return min(float(text), MAX_ASKED_S)
     try:
         date = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):

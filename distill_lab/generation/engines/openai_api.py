@@ -26,13 +26,13 @@ import httpx2
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import ModelError, UserError
+from distill_lab.files.redact import Redactor
 from distill_lab.generation.engines._batch import BatchEngine
 from distill_lab.generation.engines._chat_completions import RequestRejected, one_line
 from distill_lab.generation.engines._event_loop import Deliver, iterate
 from distill_lab.generation.engines._exchange import Exchange
 from distill_lab.generation.engines._http_retry import FIRST_WAIT_S, AdaptiveLimiter, backoff_s
 from distill_lab.generation.engines._http_status import RetryableError, json_object
-from distill_lab.generation.engines._redact import Redactor
 from distill_lab.generation.prices import Budget, announcement, estimate, num_bytes, spending, upper_bound
 from distill_lab.types import Completion, Prompt, Usage
 

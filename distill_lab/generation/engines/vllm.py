@@ -38,7 +38,8 @@ from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.generation.engines._vllm_install import MIN_VERSION, REMEDY, installed, is_too_old
 from distill_lab.models.generation_config import settings_in, with_generation_config
-from distill_lab.models.loading import _hub_arguments, _skeleton, load_tokenizer
+from distill_lab.models.hub import hub_arguments
+from distill_lab.models.loading import _skeleton, load_tokenizer
 from distill_lab.models.names import base_of, is_adapter, resolve
 from distill_lab.models.precision import FULL_SHARE, MIN_QUANTIZED, count_weights
 from distill_lab.types import Completion, Prompt
@@ -194,7 +195,7 @@ def _quantization(model: ModelConfig, config: EngineConfig, platform: Any) -> st
 def _checkpoint_quantization(model: ModelConfig) -> str | None:
     """The quantization method named in a checkpoint's config."""
     path = resolve(model.model)
-    settings = AutoConfig.from_pretrained(path, **_hub_arguments(path, model))
+    settings = AutoConfig.from_pretrained(path, **hub_arguments(path, model))
     method = getattr(settings, "quantization_config", None) or {}
     return str(method.get("quant_method", "unnamed")) if method else None
 
@@ -204,7 +205,7 @@ def _fitting_quantization(
 ) -> Quantization:
     """The first of none, 8bit and 4bit that this vLLM supports and that fits the GPUs the weights are split across."""
     path = resolve(model.model)
-    weights = count_weights(_skeleton(path, _hub_arguments(path, model)))
+    weights = count_weights(_skeleton(path, hub_arguments(path, model)))
     if weights.share < MIN_QUANTIZED:
         return "none"
     room = FULL_SHARE * config.tensor_parallel_size * platform.get_device_total_memory()

@@ -26,8 +26,10 @@ def test_retry_after_is_read_in_both_forms() -> None:
     soon = retry_after_s(format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True))
     assert soon is not None
     assert 85 < soon <= 90
-    for text in (None, "", "soon", "-5", "nan", "1e400", "inf", "9" * 400):
+    for text in (None, "", "soon", "-5", "nan", "1e400", "inf", "٣"):
         assert retry_after_s(text) is None
+    for text in ("1000000000", "9999999999", "9" * 400, "9" * 400 + ".5"):
+        assert retry_after_s(text) == 1e9
 
 
 def test_the_pace_halves_once_per_refusal_and_recovers() -> None:

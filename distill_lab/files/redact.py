@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import base64
 import html
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import unquote
 
+SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+"""Environment variables whose value is never printed or recorded."""
 MARK = "***"
 MIN_LENGTH = 8
 """A shorter secret is a placeholder (EMPTY, ollama) that may occur in an answer; it is not removed."""
@@ -27,6 +30,21 @@ _INVISIBLE = r"\x00-\x20\x7f-\xa0\xad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufe
 _BETWEEN = rf"(?:[{_INVISIBLE}\"'`,;|*]|\\{{1,4}}[nrtbf0\"'/])"
 _OTHER = re.compile(r"[^0-9a-z]+")
 _ESCAPE = re.compile(r"\\{1,4}(?:u\{?0*([0-9a-fA-F]{2})\}?|x([0-9a-fA-F]{2})|([0-3][0-7]{2}))|=([2-7][0-9a-fA-F])")
+
+
+def environment_redactor(environment: Mapping[str, str] = os.environ) -> Callable[[str], str]:
+    """A function that removes the values of the environment variables SECRETS from text; it reads them at each call."""
+    known: dict[str, Redactor] = {}
+
+    def redact(text: str) -> str:
+        for name in SECRETS:
+            if secret := environment.get(name, "").strip():
+                if secret not in known:
+                    known[secret] = Redactor(secret)
+                text = known[secret](text)
+        return text
+
+    return redact
 
 
 class Redactor:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from distill_lab import cli
 from distill_lab.config import EngineConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
-from distill_lab.generation.engines._redact import MARK, Redactor
+from distill_lab.files.redact import MARK, Redactor
 from distill_lab.generation.engines.openai_api import OpenAIEngine
 from tests.hostile_server import KEY, HostileServer, Reply, answer, prompts
 
@@ -154,7 +152,15 @@ REPLIES = {
 }
 REPLIES |= {f"answer: {name}": Reply(body=answer(f"you sent {form}")) for name, form in FORMS.items()}
 REPLIES |= {f"refusal: {name}": error({"message": f"bad key {form}"}) for name, form in FORMS.items()}
+REPLIES |= {f"thinking: {name}": Reply(body=answer("yes", reasoning_content=form)) for name, form in FORMS.items()}
+REPLIES |= {f"server error: {name}": error({"message": form}, 503) for name, form in FORMS.items()}
+ENDING = [name for name, reply in REPLIES.items() if reply.status in (301, 307, 401, 404)] + ["quota"]
+"""Answers that end a run."""
 ONE = SamplingConfig(max_new_tokens=4)
+
+
+def test_there_are_many_ways_to_repeat_a_key() -> None:
+    assert len(REPLIES) >= 150
 
 
 @pytest.mark.parametrize("name", REPLIES)
@@ -175,27 +181,36 @@ def test_no_answer_and_no_error_holds_the_key(name: str) -> None:
             assert form not in text
 
 
-def test_no_byte_of_a_command_is_the_key(tmp_path: Path) -> None:
-    data = tmp_path / "data.jsonl"
-    names = [name for name, reply in REPLIES.items() if reply.status not in (301, 307, 401, 404) and name != "quota"]
-    write_jsonl(data, ({"messages": [{"role": "user", "content": name}]} for name in [*names, *(["ok"] * 30)]))
+@pytest.mark.slow
+def test_no_byte_of_a_command_is_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One `generate` over all that a server may do, then one for each answer that ends the run."""
+    data, place = tmp_path / "data.jsonl", tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("DISTILL_LAB_CACHE", str(place / "cache"))
+    # A good answer after each bad one: twenty failures in a row would end the run.
+    asks = [each for name in REPLIES if name not in ENDING for each in (name, f"ok {name}")]
+    printed = ""
     with HostileServer(rule=lambda request: REPLIES.get(request.text)) as server:
-        command = [sys.executable, "-m", "distill_lab.cli", "generate", "--model", "openai:m", "--data", str(data)]
-        command += [
-            "--out",
-            str(tmp_path / "answers.jsonl"),
-            "--engine.base-url",
-            server.url,
-            "--engine.max-retries",
-            "0",
-        ]
-        command += ["--cot", str(tmp_path / "cot.jsonl"), "--sampling.max-new-tokens", "4"]
-        environment = {**os.environ, "OPENAI_API_KEY": KEY, "DISTILL_LAB_CACHE": str(tmp_path / "cache")}
-        done = subprocess.run(command, capture_output=True, env=environment, check=False)
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path != data]
-    assert len(written) >= 4
-    for content in (done.stdout, done.stderr, *(path.read_bytes() for path in written)):
+        flags = ["--engine.base-url", server.url, "--engine.max-retries", "0", "--sampling.max-new-tokens", "4"]
+        flags += ["--engine.max-concurrency", "1"]
+        for number, names in enumerate([asks, *([name] for name in ENDING)]):
+            write_jsonl(data, ({"messages": [{"role": "user", "content": name}]} for name in names))
+            out = ["--out", f"{number}.jsonl", "--cot", f"{number}.cot.jsonl"]
+            code = cli.main(["generate", "--model", "openai:m", "--data", str(data), *out, *flags])
+            assert code == (2 if number else 0)
+            told = capsys.readouterr()
+            printed += told.out + told.err
+        assert {request.text for request in server.requests} >= set(REPLIES)
+    written = [path for path in place.rglob("*") if path.is_file()]
+    assert len(written) >= 5
+    assert MARK.encode() in (place / "0.jsonl").read_bytes()
+    for content in (printed.encode(), *(path.read_bytes() for path in written)):
         assert KEY.encode() not in content
         assert KEY[:HALF].encode() not in content
+        assert KEY[::-1].encode() not in content
         assert base64.b64encode(KEY.encode())[:24] not in content
-    assert done.returncode in (0, 2), done.stderr
+        assert KEY.encode().hex().encode() not in content
