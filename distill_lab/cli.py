@@ -13,6 +13,7 @@ import pkgutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,7 +67,9 @@ def _main(arguments: list[str]) -> int:
 
         message = str(error) if isinstance(error, UserError) else explain(error)
         if message is None:
-            raise
+            # Printed here, because a traceback repeats text from outside too.
+            print(f"{clean(traceback.format_exc())}\nthis is a fault of the lab; please report it", file=sys.stderr)
+            return 1
         print(f"\n{clean(message)}", file=sys.stderr)
         return 2
 
@@ -85,7 +88,8 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in before:
-            signal.signal(number, handler)
+            if handler is not None:  # one that was not set from Python cannot be set again
+                signal.signal(number, handler)
 
 
 def _interrupted(number: int, frame: object) -> NoReturn:

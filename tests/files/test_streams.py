@@ -126,6 +126,22 @@ def test_the_signals_are_given_back(capsys: pytest.CaptureFixture[str]) -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_a_fault_of_the_lab_is_printed_clean_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(name: str, arguments: list[str]) -> int:
+        raise KeyError(f"\x1b[31m {KEY}")
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(cli, "_run", fails)
+    assert cli.main(["generate"]) == 1
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert "please report it" in printed
+    assert KEY not in printed
+    assert "\x1b" not in printed
+
+
 def test_errors_of_the_system_have_a_remedy() -> None:
     assert explain(OSError(28, "No space left on device", "a/b")) == (
         "a/b: No space left on device; free some disk space; nothing is lost, run the same command again to resume"
