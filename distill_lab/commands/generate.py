@@ -22,6 +22,10 @@ ALIASES = {
     "--teacher-model": ("--model.model",),
     "--input-file": ("--data.path",),
     "--output-file": ("--cot",),
+    "--model-name": ("--model.model",),
+    "--temperature": ("--sampling.temperature",),
+    "--tensor-parallel-size": ("--engine.tensor-parallel-size",),
+    "--max-retries": ("--engine.max-retries",),
 }
 
 

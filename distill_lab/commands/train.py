@@ -33,6 +33,7 @@ ALIASES = {
     "--student-model": ("--student.model",),
     "--cot-dataset": (*QLORA, "--data.path"),
     "--output-dir": ("--out",),
+    "--report-to": ("--train.report-to",),
 }
 
 
