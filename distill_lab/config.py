@@ -27,6 +27,7 @@ from distill_lab.settings.base import Config, Seed
 from distill_lab.settings.overlap import OverlapWords
 from distill_lab.settings.price import PriceConfig
 from distill_lab.settings.response_format import response_format
+from distill_lab.settings.teacher_cache import TeacherCacheConfig as TeacherCacheConfig
 
 FULL_LEARNING_RATE, ADAPTER_LEARNING_RATE = 2e-5, 2e-4
 AS_GIVEN = "as given"
@@ -213,21 +214,6 @@ class LoraConfig(Config):
     mixture of experts, the experts and their router."""
     merge: bool = False
     """Save a plain model with the adapters merged, plus the adapters in its folder adapter/; off: save only the adapters."""
-
-
-class TeacherCacheConfig(Config):
-    """The teacher's distributions on disk, captured once and used by every training on the same rows."""
-
-    mode: Literal["off", "sampled", "top_k", "hidden"] = "off"
-    """off: the teacher computes in every step. sampled: draws from its distributions, which leave forward_kl unbiased, at a
-    few bytes per token. top_k: its most likely tokens, for any objective, with a bias. hidden: its last hidden states,
-    exact, at 2 bytes per hidden unit and token."""
-    size: Annotated[int, Field(ge=0, le=254)] = 0
-    """sampled: draws per token; top_k: tokens kept; 0: 64 draws, 16 tokens."""
-    folder: str = ""
-    """Where it is; empty: in the folder that all runs share (`distill cache` shows it)."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Random seed of the draws."""
 
 
 class TrainConfig(Config):

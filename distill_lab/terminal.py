@@ -25,10 +25,9 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_lab import activity
-from distill_lab.activity import Activity
+from distill_lab.activity import BY_PACE, Activity, ProgressReporter
 from distill_lab.formatting import clean, duration
 from distill_lab.generation.progress import Progress as Generated
-from distill_lab.progress import BY_PACE, ProgressReporter
 
 if TYPE_CHECKING:
     from distill_lab.evaluation.eval_rows import EvalRow

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import PACKAGE
 
 FLOORS = (
-    "errors types settings config control_tokens chat answers activity progress formatting device tiny",
+    "errors types settings config control_tokens chat answers activity formatting device tiny",
     "files",
     "run",
     "models",

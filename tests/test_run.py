@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, UserError
 from distill_lab.files import fingerprints
 from distill_lab.files.jsonl import JsonlAppender, atomic_path, read_jsonl, write_json, write_jsonl
 from distill_lab.generation.model_identity import model_inputs
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run, fingerprint
 from distill_lab.types import Counts
 from tests.helpers import model_folder

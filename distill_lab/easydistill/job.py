@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.chat import answer_text
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, TrainConfig
 from distill_lab.data.records import Records
@@ -32,7 +33,6 @@ from distill_lab.generation.model_identity import model_inputs
 from distill_lab.pipeline.fitting import fit
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_model
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run, fingerprint
 from distill_lab.training_data.training_set import instruction_row
 from distill_lab.types import Completion, Counts, Message, Prompt

@@ -151,8 +151,8 @@ class ServerSpeaker:
         """See `Speaker`. Raises ModelError if the server refuses or does not answer; a key is never in the message."""
         import httpx2
 
-        from distill_lab.generation.engines._chat_completions import error_message, one_line, request_body
         from distill_lab.files.redact import Redactor
+        from distill_lab.generation.engines._chat_completions import error_message, one_line, request_body
 
         redact = Redactor(self._key)
         extra = {"stream": True, **json.loads(self.config.extra_body or "{}")}

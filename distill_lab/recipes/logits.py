@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill_lab import config as settings
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import AS_GIVEN, QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before, check_test
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.training_data.reasoning import has_thinking
 

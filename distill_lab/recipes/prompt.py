@@ -20,13 +20,13 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_lab import config as settings
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.method import with_batches
 from distill_lab.planning.preflight import check_before
-from distill_lab.progress import ProgressReporter
 from distill_lab.recipes._prompt_proof import evaluate_prompt
 from distill_lab.recipes._teacher_answers import PromptConfig, check_settings, readable_answers, with_gold
 from distill_lab.run import Run

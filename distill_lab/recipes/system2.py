@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from distill_lab import config as settings
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.grading.choose_grader import final_answer_grader
@@ -21,7 +22,6 @@ from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before, check_test
-from distill_lab.progress import ProgressReporter
 from distill_lab.recipes._traces import TraceConfig, filtered_traces, summarized_thinking
 from distill_lab.run import Run
 from distill_lab.training_data.reasoning import has_thinking, reasoning_data

@@ -15,6 +15,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.token_stats import render_models, with_tokens
@@ -23,7 +24,6 @@ from distill_lab.pipeline.fitting import base_model_config
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before, check_test
-from distill_lab.progress import ProgressReporter
 from distill_lab.recipes._rounds import RoundsConfig, best_round
 from distill_lab.run import Run
 

@@ -11,7 +11,7 @@ from distill_lab.errors import UserError
 
 def _check(number: int) -> int:
     if 0 < number < 3:
-        raise UserError(f"overlap_words {number} would leave out most prompts; give at least 3, or 0 to turn it off")
+        raise UserError(f"overlap_words {number} leaves out nearly all prompts; give at least 3, or 0 to turn it off")
     return number
 
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import pytest
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.chat import answer_text
 from distill_lab.easydistill.config import read_job
 from distill_lab.easydistill.job import run, run_directory
 from distill_lab.easydistill.training import Training, train_config
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
-from distill_lab.progress import ProgressReporter
 from distill_lab.train.plan import make_plan
 from distill_lab.training_data.training_set import instruction_row
 from scripts.random_qwen import build

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.evaluation.evaluate import cut_share, evaluate
 from distill_lab.evaluation.summary import summarize
@@ -17,7 +18,6 @@ from distill_lab.generation.cut_answers import CUT, TOO_LONG, cut_reason, cut_wa
 from distill_lab.grading.graders import metric_of
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.terminal import Terminal
 from distill_lab.types import Completion, Counts, Prompt

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from distill_lab import activity
-from distill_lab.activity import Activity, Decoding
+from distill_lab.activity import Activity, Decoding, ProgressReporter
 from distill_lab.config import SamplingConfig
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.formatting import duration
@@ -22,7 +22,6 @@ from distill_lab.generation.decoding.slices import Slices
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.generation.generate import generate
 from distill_lab.generation.progress import Progress, Tracker
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.terminal import Terminal
 from distill_lab.types import Completion, Prompt

@@ -18,6 +18,7 @@ import pytest
 from huggingface_hub import constants
 
 from distill_lab import cli
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.files.jsonl import json_line, read_jsonl, write_jsonl
 from distill_lab.generation import request_cache
@@ -25,7 +26,6 @@ from distill_lab.generation.engines import Engine, load_engine
 from distill_lab.generation.generate import generate
 from distill_lab.generation.request_cache import CacheFile, RequestCache, cache_path, model_key
 from distill_lab.pipeline.stages import Pipeline
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.types import Completion, Counts, Prompt
 from tests.hostile_server import HostileServer, Reply

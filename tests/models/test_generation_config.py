@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines._chat_completions import request_body
@@ -21,7 +22,6 @@ from distill_lab.models.generation_config import (
     with_generation_config,
 )
 from distill_lab.pipeline.stages import Pipeline
-from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import prompt, system1, system2, verified
 from distill_lab.run import Run
 from distill_lab.types import Prompt

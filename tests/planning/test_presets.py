@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from distill_lab import cli
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import DataConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.planning.machine import Machine
 from distill_lab.planning.presets import given, start
-from distill_lab.progress import ProgressReporter
 
 RECIPES = ("system1", "system2", "cot", "verified", "prompt")
 

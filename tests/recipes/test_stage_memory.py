@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from distill_lab import cli
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.generation.engines import load_engine
-from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import cot, prompt, system1, verified
 
 pytestmark = pytest.mark.slow

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import STEP_BY_STEP, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.choose_grader import final_answer_grader
-from distill_lab.progress import ProgressReporter
 from distill_lab.recipes import system2
 from distill_lab.training_data.reasoning import reasoning_data, threshold_note
 

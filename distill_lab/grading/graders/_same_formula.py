@@ -13,7 +13,7 @@ from distill_lab.grading.graders._formula import Formula, spaceless
 from distill_lab.grading.graders._units import is_measure
 
 Equal = Callable[[str, str], bool | None]
-"""Whether two leaves, answer and gold, are equal; None if that cannot be told."""
+"""Whether two leaves, answer and gold, are equal; None if that cannot be decided."""
 MAX_PARTS = 12
 """Maximum length of a list that is compared in any order."""
 

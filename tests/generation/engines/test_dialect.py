@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
@@ -16,7 +17,6 @@ from distill_lab.generation.engines import load_engine
 from distill_lab.generation.engines._dialect import Dialect
 from distill_lab.generation.engines._exchange import Exchange
 from distill_lab.pipeline.stages import Pipeline
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.types import Completion
 from tests.hostile_server import HostileServer, Reply, Request, answer, prompts

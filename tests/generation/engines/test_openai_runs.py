@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluation.compare import compare_models
@@ -25,7 +26,6 @@ from distill_lab.models.names import api_engine
 from distill_lab.pipeline.proof import Evaluation, ask_alike, measure_speeds
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_model
-from distill_lab.progress import ProgressReporter
 from distill_lab.run import Run
 from distill_lab.types import Completion
 from tests.hostile_server import KEY, HostileServer, Reply, prompts
