@@ -9,9 +9,9 @@ with a test prompt if one of these holds:
 
 1. It is the same text.
 2. They share `num_words` words in a row (8, as open-r1's decontamination; Brown et al. 2020 used 13), of which most
-   three-word phrases are rare. A phrase is rare if at most MAX_RARE training prompts have it; others are boilerplate,
-   which prompts made from a template share without asking the same. If one text is shorter than `num_words`, all of it
-   must be in the other.
+   three-word phrases are rare. A phrase is rare if at most MAX_RARE training prompts have it (in large sets,
+   RARE_SHARE); others are boilerplate, which prompts made from a template share without asking the same. If one text is
+   shorter than `num_words`, all of it must be in the other.
 3. It is a near duplicate: of the test prompt's words at most one in eight is lost, at most `num_words` others are
    added, and all digits are the same. What is lost is boilerplate, or at most one in eight of the words that are not
    (one word, if the test prompt has two numbers). Something must tie the two together besides a template: a rare
@@ -40,8 +40,8 @@ NUM_WORDS = 8
 """Words in a row that count as shared, unless set otherwise."""
 MIN_WORDS = 3
 """Minimum for `num_words`; a shorter text overlaps only with the same text."""
-MAX_RARE = 3
-"""A phrase that more training prompts have is boilerplate."""
+MAX_RARE, RARE_SHARE = 3, 1e-4
+"""A phrase that more training prompts have than MAX_RARE, and than this share of them, is boilerplate."""
 MAX_FOUND = 50
 """Near duplicates are not looked up by phrases that more test prompts have."""
 TEMPLATE_SHARE = 0.1
@@ -224,8 +224,12 @@ class TestPrompts:
         phrases = list(zip(ids, ids[1:], ids[2:], strict=False))
         return 2 * sum(map(self._is_rare, phrases)) > len(phrases)
 
+    @property
+    def _max_rare(self) -> int:
+        return max(MAX_RARE, int(RARE_SHARE * self._num_rows))
+
     def _is_rare(self, phrase: Phrase) -> bool:
-        return self._trained[phrase] <= MAX_RARE
+        return self._trained[phrase] <= self._max_rare
 
     def _compare(self, test: Text, text: Text) -> str:
         """Why `text` overlaps with `test` by rule 2 for short texts or by rule 3; empty if it does not."""
@@ -245,10 +249,10 @@ class TestPrompts:
         allowed = max(1.0, test.weight / CHANGED)
         if test.digits != text.digits or text.weight - test.weight > self.num_words + allowed:
             return False
-        plain = self._covered(test, MAX_RARE)
+        plain = self._covered(test, self._max_rare)
         telling = [place for place in range(len(test.ids)) if place not in plain]
         allowed_telling = sum(test.widths[place] for place in telling) / CHANGED
-        fixed = self._covered(test, max(MAX_RARE, int(TEMPLATE_SHARE * self._num_rows)))
+        fixed = self._covered(test, max(self._max_rare, int(TEMPLATE_SHARE * self._num_rows)))
         has_numbers = len(set(test.numbers) - fixed) >= 2
         if has_numbers and test.weight >= CHANGED:
             allowed_telling = max(1.0, allowed_telling)
