@@ -51,6 +51,7 @@ class _Out:
     def block(self, text: Text, *, indent: str = "  ") -> None:
         """Text as it is, wrapped, every line indented."""
         for line in text.wrap(self.console, self.width - len(indent)):
+            line.rstrip()
             self.console.print(Text(indent) + line)
 
     def title(self, text: str) -> None:
@@ -68,10 +69,11 @@ def _head(found: Profile) -> str:
 def _columns(out: _Out, found: Profile) -> None:
     out.title("Columns")
     unused = found.unused
+    longest = max((len(clean(name)) for name in found.columns), default=0)
     table = Table(box=None, pad_edge=False, show_header=False, width=out.width - 2)
-    for name, width in (("", 22), ("", 10), ("", 8)):
-        table.add_column(name, max_width=width, overflow="ellipsis", no_wrap=True)
-    table.add_column("", overflow="ellipsis", no_wrap=True)
+    for width in (min(longest, 22), 8, 8):
+        table.add_column("", min_width=width, max_width=width, overflow="ellipsis", no_wrap=True)
+    table.add_column("", ratio=1, overflow="ellipsis", no_wrap=True)
     for name, column in found.columns.items():
         used = "not used" if name in unused else "in part" if column.unused else "used"
         example = " ".join(clean(column.example).split())
@@ -154,9 +156,9 @@ def _duplicates(out: _Out, found: Profile) -> None:
 def _overlaps(out: _Out, found: Profile) -> None:
     if not found.test:
         return
-    out.title(f"Overlap with {clean(found.test)} ({found.num_test:,} prompts)")
+    out.title(f"Overlap with the test, {clean(found.test)} (prompts: {found.num_test:,})")
     for reason, number in found.overlaps.most_common():
-        out.line(f"{number:,} {reason}", style="yellow", indent=0)
+        out.line(f"{reason}: {number:,}", style="yellow", indent=0)
     if not found.overlaps:
         out.line("no prompt overlaps with the test", indent=0)
     for reason in found.overlaps:

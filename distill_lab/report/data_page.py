@@ -22,11 +22,13 @@ from distill_lab.report.style import PAGE_STYLE
 DATA_STYLE = """
 mark{background:var(--good-bg);color:var(--good);border-radius:4px;box-decoration-break:clone;
 -webkit-box-decoration-break:clone;padding:1px 2px}
+h1{overflow-wrap:anywhere}
 .example pre{white-space:pre-wrap;overflow-wrap:anywhere}td.text{max-width:34ch;overflow-wrap:anywhere}
 """
 MAX_CHARS = 4000
 """Characters of an example that are shown."""
 PAIRS_SHOWN = 6
+TEXT = ' class="text"'
 LONG_CELL = 20
 """Cells with more characters are text: they start at the left and break anywhere."""
 
@@ -189,11 +191,10 @@ def _problems(found: Profile) -> str:
 
 
 def _table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    heads = "".join(f'<th scope="col"{TEXT if title == "Example" else ""}>{title}</th>' for title in titles)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(text: str) -> str:
-    kind = ' class="text"' if len(text) > LONG_CELL else ""
-    return f'<td{kind} dir="auto">{shown(text)}</td>'
+    return f'<td{TEXT if len(text) > LONG_CELL else ""} dir="auto">{shown(text)}</td>'

@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.jsonl"
 
 
-@pytest.mark.parametrize("model", [[], ["--student", "tiny:student"]])
+@pytest.mark.parametrize("model", [[], ["--student", "tiny:student", "--thinking", "False"]])
 def test_text_and_page(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: list[str]
 ) -> None:
