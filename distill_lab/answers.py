@@ -6,8 +6,8 @@ r"""Split thinking from the answer, and extract the answer that is stated. In: t
     stated_answer(r"So $x = \boxed{\frac{1}{2}}$.")        -> r"\frac{1}{2}"
 
 Recognizes `\boxed{...}`, `<answer>...</answer>`, `Final Answer: x` and GSM8K's `#### x`; the last one wins. If there is
-none, the last `The answer is x` / `Answer: x` / 答案是 x. Only text after thinking counts, thinking that never ends is not an
-answer, nor is what follows the answer: a new question, a closing remark, a confidence. An answer that is denied or
+none, the last `The answer is x` / `Answer: x` / 答案是 x. Only text after thinking counts, thinking that never ends is not
+an answer, nor is what follows the answer: a new question, a closing remark, a confidence. An answer that is denied or
 taken back is "". Runs in linear time and reads only the last 100,000 characters.
 """
 

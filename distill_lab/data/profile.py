@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_lab.chat import SOLUTION_TAGS, THINKING_TAGS, encode_turns, prompt_ids
+from distill_lab.chat import encode_turns, prompt_ids
 from distill_lab.config import DataConfig
-from distill_lab.control_tokens import find_spelled
+from distill_lab.control_tokens import SOLUTION_TAGS, THINKING_TAGS, find_spelled
 from distill_lab.data import adapters
 from distill_lab.data.contamination import NUM_WORDS, Overlap, TestPrompts
 from distill_lab.data.near_duplicates import Duplicates

@@ -198,7 +198,8 @@ def _delta(data: Any) -> tuple[str, str]:
 def _whole(data: Any) -> str:
     """The answer of a server that does not stream."""
     from distill_lab.chat import answer_text
-    from distill_lab.generation.engines._chat_completions import RequestRejected, to_completion
+    from distill_lab.generation.engines._chat_completions import RequestRejected
+    from distill_lab.generation.engines._chat_response import to_completion
 
     try:
         completion = to_completion(data, "chat", 0)

@@ -187,17 +187,20 @@ def _test_rows(config: RecipeConfig, rows: int, deadline_s: float) -> int:
 
 def _overlap(config: RecipeConfig) -> Counts | None:
     """The counts of the stage that removes training prompts because of the test set."""
+    from distill_lab.data.contamination import find_overlaps, remove_overlaps
     from distill_lab.data.records import write_prompts
-    from distill_lab.data.splits import exclude_test
 
     with TemporaryDirectory() as folder:
-        data, test, kept = (Path(folder) / f"{name}.jsonl" for name in ("data", "test", "prompts"))
+        data, test, overlaps, kept = (
+            Path(folder) / f"{name}.jsonl" for name in ("data", "test", "overlaps", "prompts")
+        )
         try:
             write_prompts(config.data, data)
             write_prompts(config.test, test)
         except UserError:  # test data that is not on this machine
             return None
-        return exclude_test(data, test, kept)
+        find_overlaps(data, test, overlaps, num_words=config.overlap_words)
+        return remove_overlaps(data, overlaps, kept)
 
 
 def _shared_tokens(config: RecipeConfig, tokenizer: PreTrainedTokenizerBase | None) -> int:

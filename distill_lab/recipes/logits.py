@@ -12,11 +12,12 @@ training_log.jsonl shows the divergence from the teacher (kd) and the cross-entr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab import config as settings
 from distill_lab.activity import ProgressReporter
 from distill_lab.config import AS_GIVEN, QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.summary_file import Summary
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
@@ -77,7 +78,7 @@ PRESETS = {
 }
 
 
-def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> dict[str, Any]:
+def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Raises NoData for an empty slice, ModelError for a model that does not exist, UserError for models whose tokenizers
@@ -92,7 +93,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         student, train = pipeline.fit(config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
-        prompts = pipeline.training_prompts(data, test)
+        prompts = pipeline.training_prompts(data, test, num_words=config.overlap_words)
         completions = None
         if config.relabel:
             completions = pipeline.answers("teacher answers", config.teacher, prompts, config.sampling)

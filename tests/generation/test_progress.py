@@ -373,16 +373,18 @@ def test_while_a_shared_prompt_is_read_the_line_shows_that_and_the_time(talking:
 
 
 def test_the_table_of_models_fits_into_eighty_columns(talking: Callable[..., Talking]) -> None:
-    from distill_lab.terminal import _model_table
+    from distill_lab.evaluation.summary_file import ModelSummary
+    from distill_lab.report.result_text import model_table
 
     model = {
         "score": 1.0, "ci95": [0.886, 1.0], "cut_share": 1.0, "tokens_per_s": 1234.5, "latency_p50_s": 9.87,
         "latency_p95_s": 9.99, "num_parameters": 7_615_616_512, "peak_memory_bytes": 15_234_567_890,
     }  # fmt: skip
-    unknown = {**dict.fromkeys(model), "score": 0.5}
+    unknown = {"score": 0.5}
     small = {**model, "num_parameters": 494_032_768, "peak_memory_bytes": 2_100_000_000, "latency_p95_s": None}
+    models = {"teacher": model, "base": unknown, "student": small}
     face = talking(Clock())
-    face.print(_model_table({"teacher": model, "base": unknown, "student": small}))
+    face.print(model_table({name: ModelSummary(**figures) for name, figures in models.items()}))
     assert all(len(line) <= 80 for line in face.lines)
     shown = "\n".join(face.lines)
     assert "\u2026" not in shown
