@@ -185,7 +185,7 @@ def _kind(file: _File, annotation: ast.expr) -> str:
         return ""
     found = _find(file, annotation)
     if found and not isinstance(found[1], ast.ClassDef):
-        return _kind(*found)
+        return _kind(found[0], found[1])
     return KINDS.get(ast.unparse(annotation), "VALUE")
 
 
@@ -195,7 +195,7 @@ def _shown(file: _File, default: ast.expr | None) -> str:
         return REQUIRED
     found = _find(file, default)
     if found and not isinstance(found[1], ast.ClassDef):
-        return _shown(*found)
+        return _shown(found[0], found[1])
     if isinstance(default, ast.JoinedStr):
         parts = [part.value if isinstance(part, ast.FormattedValue) else part for part in default.values]
         return "".join(_shown(file, part) for part in parts)

@@ -266,7 +266,9 @@ def _voices(config: Config) -> tuple[list[Voice], SamplingConfig, list[str]]:
             notes.append(f"the teacher is {teacher.model}; --no-teacher leaves it out")
     if config.against:
         wanted.append((Path(config.against).name, ModelConfig(model=config.against), "", ""))
-    voices = [Voice(label, load_speaker(model, config.engine), *more) for label, model, *more in wanted]
+    voices = [
+        Voice(label, load_speaker(model, config.engine), system, suffix) for label, model, system, suffix in wanted
+    ]
     return voices, sampling, notes
 
 

@@ -226,7 +226,7 @@ class TeacherCache:
             header = np.fromfile(path, HEADER, 1)[0]
             empty = not header["body_bytes"]
             body = np.zeros(0, np.uint8) if empty else np.memmap(path, np.uint8, "r", offset=start)
-            if len(body) != header["body_bytes"] or zlib.crc32(memoryview(body)) != header["body_crc"]:
+            if len(body) != header["body_bytes"] or zlib.crc32(body.data) != header["body_crc"]:
                 raise UserError(f"{path} is not what was written; remove it, and its rows will be captured again")
             self._bodies[shard] = body
         return self._bodies[shard]

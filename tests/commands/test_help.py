@@ -119,13 +119,13 @@ def test_a_file_without_settings_has_no_help(tmp_path: Path) -> None:
 def test_the_options_of_the_prompt_distillation_scripts_are_taken() -> None:
     from distill_lab.commands import generate, train
 
-    script = "--input_file multi.txt --output_file pd.jsonl --model_name tiny:teacher --temperature 0.15"
+    script: str = "--input_file multi.txt --output_file pd.jsonl --model_name tiny:teacher --temperature 0.15"
     script += " --tensor_parallel_size 4 --max_retries 3"
-    words = cli._other_spellings(generate.ALIASES, script.split())
+    words = cli._other_spellings(generate.ALIASES, [*script.split()])
     config = cli._flags(generate.Config, None, words, prog="distill generate", description="")
     assert (config.data.path, str(config.cot), config.model.model) == ("multi.txt", "pd.jsonl", "tiny:teacher")
     assert (config.sampling.temperature, config.engine.tensor_parallel_size, config.engine.max_retries) == (0.15, 4, 3)
     script = "--student_model m --rows rows.jsonl --output_dir out --report_to none"
-    words = cli._other_spellings(train.ALIASES, script.split())
+    words = cli._other_spellings(train.ALIASES, [*script.split()])
     config = cli._flags(train.Config, None, words, prog="distill train", description="")
     assert config.train.report_to == ("none",)

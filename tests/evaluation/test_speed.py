@@ -108,7 +108,7 @@ def test_turns_alternate_and_go_backwards_every_second_round(
     monkeypatch.setattr(measuring, "timed_call", noted)
     other = measuring.load_to_time(configs["student"])
     jobs = [[prompt] for prompt in prompts(2)]
-    timings = measuring._in_turns({"a": engine, "b": other}, jobs, SAMPLING, rounds=2, budget_s=None)
+    timings: Any = measuring._in_turns({"a": engine, "b": other}, jobs, SAMPLING, rounds=2, budget_s=None)
     assert order == [engine, other, engine, other, other, engine, other, engine]
     assert [len(job) for name in ("a", "b") for job in timings[name]] == [2, 2, 2, 2]
     timings = measuring._in_turns({"a": engine}, jobs, SAMPLING, rounds=2, budget_s=0.0)
@@ -116,7 +116,8 @@ def test_turns_alternate_and_go_backwards_every_second_round(
 
 
 def test_medians_by_hand() -> None:
-    assert measuring._medians([[(1.0, 10), (9.0, 10), (2.0, 10)], [(4.0, 20), (4.0, 20), (6.0, 20)]]) == (3.0, 15.0)
+    jobs: list[list[tuple[float, float]]] = [[(1.0, 10), (9.0, 10), (2.0, 10)], [(4.0, 20), (4.0, 20), (6.0, 20)]]
+    assert measuring._medians(jobs) == (3.0, 15.0)
 
 
 def test_faults_are_named(configs: dict[str, ModelConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,7 @@ def test_models_take_turns_on_their_own_form_of_the_same_prompts(
     def counted(model: ModelConfig) -> Any:
         nonlocal most
         gc.collect()
-        engine = load(model)
+        engine: Any = load(model)
         engine.name = names[model.model]
         held.add(engine)
         loaded.append(engine.name)

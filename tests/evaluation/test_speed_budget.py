@@ -152,7 +152,7 @@ def test_figures_say_what_they_were_taken_with(slow_engines: Callable[..., Clock
     assert summary.speedup_per_token_batched == pytest.approx(speeds["student"].tokens_per_s / teacher.tokens_per_s)
     assert summary.speedup_batched == pytest.approx(teacher.seconds_per_answer / speeds["student"].seconds_per_answer)
     found = summary.models["teacher"]
-    assert (found["device"], found["dtype"], found["engine"]) == (teacher.device, "fp32", "transformers")
+    assert (found.device, found.dtype, found.engine) == (teacher.device, "fp32", "transformers")
     assert "transformers, fp32, " in ran_on(summary.models)
     assert no_p95(found) == ""
     old = {name: value for name, value in teacher.to_json().items() if name not in ("engine", "device", "dtype")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def message(text: str, role: str = "user") -> dict[str, str]:
     ],
 )
 def test_the_same_id_must_be_the_same_prompt_and_gold_answer(
-    tmp_path: Path, old: dict[str, object], new: dict[str, object], said: str
+    tmp_path: Path, old: dict[str, Any], new: dict[str, Any], said: str
 ) -> None:
     files = [tmp_path / "old.jsonl", tmp_path / "new.jsonl"]
     for path, fields in zip(files, (old, new), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -44,9 +45,9 @@ def score(successes: int, n: int = 10) -> Score:
     return Score(n, successes / n, proportion(successes, n), 20.0, 0, 0, 0, correct=successes)
 
 
-def whole(**more: object) -> Summary:
+def whole(**more: Any) -> Summary:
     teacher, student = speed(0.4, 2.0), replace(speed(0.1, 0.8), rounds=speed(0.1, 0.8).rounds[::-1])
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "scores": {"teacher": score(10), "base": score(6), "student": score(9)},
         "speeds": {"teacher": teacher, "student": student},
         "gain": Paired(0.3, (0.1, 0.5), 0.02, "exact McNemar"),
@@ -118,8 +119,11 @@ def test_what_has_no_interval_says_why() -> None:
     assert (kpi.status, kpi.to_settle, kpi.why) == ("missed", None, "")
 
 
-def _speeds(**student: float) -> dict[str, Speed]:
-    return {"teacher": speed(0.4, 2.0), "student": speed(**({"seconds": 0.1, "single": 0.8} | student))}
+def _speeds(**student: Any) -> dict[str, Speed]:
+    return {
+        "teacher": speed(0.4, 2.0),
+        "student": speed(**cast("dict[str, Any]", {"seconds": 0.1, "single": 0.8} | student)),
+    }
 
 
 def test_an_open_speedup_names_what_would_settle_it() -> None:

@@ -46,7 +46,7 @@ def adapters_in(folder: Path) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
     adapted.peft_config["default"].base_model_name_or_path = "tiny:student"
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     AutoTokenizer.from_pretrained(FAMILY / "student").save_pretrained(folder)
     return folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,7 +108,7 @@ def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[
         pipeline.training_set(prompts, tmp_path / "answers.jsonl")
         models: dict[str, ModelConfig] = dict.fromkeys(("teacher", "base", "student"), model)
         setups = ask_alike(models, sampling)
-        summary = evaluate_models(pipeline, setups, prompts, grader="exact", measure_speed=False)
+        summary: Any = evaluate_models(pipeline, setups, prompts, grader="exact", measure_speed=False)
     assert [note for note in notes if note.startswith("warning: 75% of the rows")]
     share = summary.models["teacher"].cut_share
     assert share > 0.1

@@ -21,7 +21,12 @@ from distill_lab.types import Completion, Prompt
 
 pytestmark = pytest.mark.slow
 
-FAST = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+FAST = settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+)
 WORDS = st.sampled_from(
     r"""8 -8 1,000 1.234,50 10 000 1/2 \frac{1}{2} \frac12 \boxed{ } { ( ) [ ] \{ \} $ $$ \( \) #### Answer: Final <answer>
     </answer> <think> </think> is not or and at least 5-6 3 feet % \% pi \pi √ 2√3 x = < ≤ \le ^ ^2 _ _8 ½ ² 万 不是 至少

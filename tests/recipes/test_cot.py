@@ -52,7 +52,7 @@ def test_the_defaults_are_the_documents() -> None:
 
 def test_the_whole_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    summary = cot.run(tiny(), run)
+    summary: Any = cot.run(tiny(), run)
     assert summary == json.loads((run / "summary.json").read_text())
     assert summary.recipe == "cot"
     assert set(summary.models) == {"teacher", "base", "student"}
@@ -83,13 +83,13 @@ def test_the_documents_own_files_with_and_without_gold(tmp_path: Path) -> None:
     raw, test, run = tmp_path / "raw_questions.jsonl", tmp_path / "test_questions.jsonl", tmp_path / "run"
     write_jsonl(raw, [{"question": f"Tom has {n} apples. Tom buys 2 more. How many?"} for n in range(3, 15)])
     write_jsonl(test, [QUESTIONS[0], {"question": QUESTIONS[1]["question"]}])
-    summary = cot.run(tiny(data=DataConfig(path=str(raw)), test=DataConfig(path=str(test))), run)
+    summary: Any = cot.run(tiny(data=DataConfig(path=str(raw)), test=DataConfig(path=str(test))), run)
     assert summary.n == 1
     golds = {row["question"]: row["gold_answer"] for row in read_jsonl(run / "predictions.jsonl")}
     assert golds == {QUESTIONS[0]["question"]: "8", QUESTIONS[1]["question"]: None}
 
     write_jsonl(test, [{"question": each["question"]} for each in QUESTIONS])
-    summary = cot.run(tiny(data=DataConfig(path=str(raw)), test=DataConfig(path=str(test))), run)
+    summary: Any = cot.run(tiny(data=DataConfig(path=str(raw)), test=DataConfig(path=str(test))), run)
     assert summary.models == {}
     predictions = list(read_jsonl(run / "predictions.jsonl"))
     assert [row["gold_answer"] for row in predictions] == [None, None]

@@ -15,6 +15,7 @@ import transformers
 from distill_lab import cli
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.recipes import logits
 
@@ -43,9 +44,9 @@ def test_the_whole_line_from_a_cache(
     monkeypatch.setenv("COLUMNS", "300")
     run = tmp_path / "run"
     summary = logits.run(tiny(), run)
-    assert summary == json.loads((run / "summary.json").read_text())
-    assert (summary["recipe"], summary["n"]) == ("logits", 6)
-    assert set(summary["models"]) == {"teacher", "base", "student"}
+    assert summary == read_summary(run / "summary.json")
+    assert (summary.recipe, summary.n) == ("logits", 6)
+    assert set(summary.models) == {"teacher", "base", "student"}
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert list(stages)[:7] == [
         "data", "test", "prompts", "teacher answers", "training set", "teacher cache", "student"

@@ -224,7 +224,7 @@ def test_costs_are_compared() -> None:
 
 def test_the_whole_line_with_labels(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    summary = prompt.run(tiny(), run)
+    summary: Any = prompt.run(tiny(), run)
     assert summary == read_summary(run / "summary.json")
     stages = json.loads((run / "run.json").read_text())["stages"]
     assert all(stage["status"] == "done" for stage in stages.values())
@@ -315,7 +315,7 @@ def test_self_distillation_on_free_text_without_gold_holds_one_set_of_weights(
         test_sampling=SamplingConfig(max_new_tokens=24, thinking=False),
         measure=True,
     )
-    summary = prompt.run(config, tmp_path / "run")
+    summary: Any = prompt.run(config, tmp_path / "run")
     assert most == [1]
     assert summary.reference == "teacher"
     assert set(summary.models) == {"base", "student", "teacher"}

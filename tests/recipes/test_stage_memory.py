@@ -166,7 +166,7 @@ def test_other_recipes_end_without_speeds_too(
 
     monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
     train = recipe.PRESETS["tiny"].train.model_copy(update={"max_steps": 1})
-    summary = recipe.run(small(recipe, task, measure=True, train=train), tmp_path / "run")
+    summary: Any = recipe.run(small(recipe, task, measure=True, train=train), tmp_path / "run")
     assert summary.notes[-1] == "Speed not measured: tiny:teacher: no room"
     assert summary == read_summary(tmp_path / "run" / "summary.json")
     assert "Speed not measured" in (tmp_path / "run" / "report.html").read_text()
@@ -181,7 +181,7 @@ def test_questions_without_answers_are_scored_against_the_teachers(tmp_path: Pat
     data = tmp_path / "mine.jsonl"
     data.write_text("".join(json.dumps({"instruction": f"Make this upper case: word{n}"}) + "\n" for n in range(40)))
     config = small(system1, "instructions", data=DataConfig(path=str(data)), test=DataConfig(path=""), num_test=4)
-    summary = system1.run(config, tmp_path / "run")
+    summary: Any = system1.run(config, tmp_path / "run")
     assert summary.metric.name == "ROUGE-L overlap against the teacher's answers"
     assert summary.models.keys() == {"base", "student"}
     assert summary.kpis == {}

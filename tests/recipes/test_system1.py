@@ -42,7 +42,7 @@ def tiny(**changes: Any) -> system1.Config:
 
 
 def test_the_whole_line(tmp_path: Path) -> None:
-    summary = system1.run(tiny(measure=True), tmp_path / "run")
+    summary: Any = system1.run(tiny(measure=True), tmp_path / "run")
     run = tmp_path / "run"
     manifest = json.loads((run / "run.json").read_text())
     assert manifest["recipe"] == "system1"
@@ -178,7 +178,7 @@ def test_real_rows_train_save_reload_and_answer(
         train=TrainConfig(learning_rate=3e-3, num_epochs=2, tokens_per_batch=tokens, max_length=2048, save_steps=1000),
         measure=False,
     )
-    summary = system1.run(config, tmp_path / "run")
+    summary: Any = system1.run(config, tmp_path / "run")
     training = json.loads((tmp_path / "run" / "training.json").read_text())
     assert training["validation_loss_after"] < training["validation_loss_before"] - 0.5
     assert summary.n == 4

@@ -83,7 +83,7 @@ def traces(data: DataConfig, **changes: Any) -> system2.Config:
 
 def test_the_whole_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    summary = system2.run(tiny(), run)
+    summary: Any = system2.run(tiny(), run)
     manifest = json.loads((run / "run.json").read_text())
     for name, stage in manifest["stages"].items():
         assert stage["status"] == "done", name
@@ -162,7 +162,7 @@ def system2_rows(run: Path) -> Path:
 def test_held_out_traces_are_graded_by_the_answer_in_their_box(tmp_path: Path) -> None:
     notes = Notes()
     config = traces(write_rows(tmp_path / "omni.jsonl", [omni(n) for n in range(40)]), num_test=4)
-    summary = system2.run(config, tmp_path / "run", watch=notes)
+    summary: Any = system2.run(config, tmp_path / "run", watch=notes)
     assert summary.n == 4
     assert "graded by: numeric" in notes.notes
     tested = {row["id"] for row in read_jsonl(tmp_path / "run" / "test_questions.jsonl")}
@@ -265,7 +265,7 @@ def test_real_traces_of_r1_train_a_student(shared_data: Path, tmp_path: Path) ->
     data = DataConfig(path=str(shared_data / "cot" / "r1_sample_ollama.json"))
     # The tiny tokenizer needs up to 8,000 tokens for a trace; the longest are left out, and counted.
     train = TrainConfig(num_epochs=1, max_length=3000, tokens_per_batch=3000)
-    summary = system2.run(traces(data, train=train), tmp_path / "run")
+    summary: Any = system2.run(traces(data, train=train), tmp_path / "run")
     assert summary.models == {}
     assert all(row["completion"][0]["thinking"] for row in read_jsonl(tmp_path / "run" / "train.jsonl"))
     assert len(list(read_jsonl(tmp_path / "run" / "train.jsonl"))) == 5

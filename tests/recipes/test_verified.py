@@ -37,7 +37,7 @@ def tiny(**changes: Any) -> verified.Config:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A finished run and its summary."""
     run = tmp_path_factory.mktemp("verified") / "run"
     return run, verified.run(tiny(), run)
@@ -51,7 +51,7 @@ def stages(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text())["stages"]
 
 
-def test_the_whole_line(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_the_whole_line(whole: tuple[Path, Any]) -> None:
     run, summary = whole
     assert read_summary(run / "summary.json") == summary
     assert len(list(read_jsonl(run / "graded.jsonl"))) == 40
@@ -78,7 +78,7 @@ def test_the_whole_line(whole: tuple[Path, dict[str, Any]]) -> None:
     assert summary.models["student"].median_tokens == median(items)
 
 
-def test_the_report_and_the_table_show_tokens(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_the_report_and_the_table_show_tokens(whole: tuple[Path, Any]) -> None:
     run, summary = whole
     page = (run / "report.html").read_text()
     assert "<h2>Tokens</h2>" in page
@@ -108,7 +108,7 @@ def test_iterations_make_the_student_the_teacher_and_end_by_themselves(tmp_path:
     run = tmp_path / "run"
     # Hardly trained at all: the second student cannot be better than the first.
     train = TrainConfig(max_steps=1, learning_rate=1e-9, tokens_per_batch=1024, validation_fraction=0)
-    summary = verified.run(tiny(iterations=3, train=train, out=str(tmp_path / "copy")), run)
+    summary: Any = verified.run(tiny(iterations=3, train=train, out=str(tmp_path / "copy")), run)
     assert [row["iteration"] for row in summary.iterations] == [1, 2]
     assert summary.iterations[1]["teacher"] == summary.iterations[0]["student"] == str(run / "student")
     assert summary.iterations[1]["validation_score"] <= summary.iterations[0]["validation_score"]
@@ -126,7 +126,7 @@ def test_iterations_need_validation_questions(tmp_path: Path) -> None:
 
 
 def test_answers_to_wrong_questions_teach_nothing(tmp_path: Path) -> None:
-    summary = verified.run(
+    summary: Any = verified.run(
         tiny(
             shuffle_answers=True,
             test=DataConfig(path="tiny:problems", split="test[:30]"),

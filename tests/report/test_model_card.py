@@ -23,6 +23,7 @@ from tests.helpers import finished_run, model_folder
 
 def read_card(folder: Path) -> str:
     path = write_run_card(folder)
+    assert path is not None
     assert path == folder / "student" / "README.md"
     return path.read_text(encoding="utf-8")
 

@@ -190,15 +190,18 @@ def _depth(text: str, place: int) -> int:
 
 def _list(items: list[Formula]) -> Formula | None:
     """A list; its parts have no order. Parts that are lists themselves are joined: "x = 1 or x = ±2"."""
-    flat = tuple(part for item in items for part in (item.parts if item.kind == "list" and not item.name else (item,)))
+    flat: tuple[Formula, ...] = tuple(
+        part for item in items for part in (item.parts if item.kind == "list" and not item.name else (item,))
+    )
     if (
         any(part.kind in ("equation", "relation", "union") for part in flat)
         and len(flat) > 1
         and not all(part.kind == "equation" for part in flat)
     ):
         return None
-    if len({part.name for part in flat}) == 2 and flat[0].name and not any(part.name for part in flat[1:]):
-        flat = tuple(replace(part, name=flat[0].name) for part in flat)  # x = 1, 2
+    name = flat[0].name if flat else ""
+    if len({part.name for part in flat}) == 2 and name and not any(part.name for part in flat[1:]):
+        flat = tuple(replace(part, name=name) for part in flat)  # x = 1, 2
     return Formula("list", parts=flat)
 
 
