@@ -17,7 +17,7 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainC
 from distill_lab.errors import ModelError
 from distill_lab.generation.engines import chosen_engine, load_engine
 from distill_lab.generation.request_cache import model_key
-from distill_lab.models import loading
+from distill_lab.models import hub
 from distill_lab.models.loading import load_model, load_tokenizer, resolve_precision
 from distill_lab.models.names import resolve
 from distill_lab.train.student import train_student
@@ -185,6 +185,6 @@ def test_what_cannot_be_loaded_is_named(tokenizer: Any, tmp_path: Path, monkeypa
     make(tokenizer, path)
     with pytest.raises(ModelError, match=r"GGUF.*8bit"):
         load_model(ModelConfig(model=str(path), quantization="8bit"))
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(hub, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install gguf"):
         load_model(ModelConfig(model=str(path)))

@@ -85,7 +85,7 @@ def test_each_bad_setting_of_a_recipe_is_refused_before_anything_is_paid(
         ("eval --model tiny:student --base no-such/base", "no-such/base"),
         ("eval --model tiny:student --engine vllm", "needs vLLM"),
         ("eval --model tiny:student --sampling.num-samples 4", "gives the same answer each time"),
-        ("eval --model tiny:student --grader numeric", "is not a number"),
+        ("eval --model tiny:student --grader numeric", "the grader numeric cannot read any gold answer"),
         ("generate --model tiny:student --engine vlm", "no engine 'vlm'"),
         ("generate --model no-such/model", "no-such/model"),
         ("generate --model openai:big", "no server address"),
@@ -159,7 +159,7 @@ def test_gold_answers_are_tried_as_the_grader_will(tmp_path: Path) -> None:
 
     check_gold(write("12"), "numeric")
     check_gold(write(None), "judge:openai:any")
-    with pytest.raises(UserError, match="is not a number"):
+    with pytest.raises(UserError, match="the grader numeric cannot read any gold answer"):
         check_gold(write("twelve"), "numeric")
     with pytest.raises(UserError, match="no gold answer"):
         check_gold(write(None), "exact")

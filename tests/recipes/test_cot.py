@@ -11,6 +11,7 @@ import pytest
 from distill_lab import cli
 from distill_lab.config import DataConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import cot
 from distill_lab.training_data.cot_files import final_answer, write_cot_dataset, write_predictions
@@ -53,7 +54,7 @@ def test_the_defaults_are_the_documents() -> None:
 def test_the_whole_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
     summary: Any = cot.run(tiny(), run)
-    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary == read_summary(run / "summary.json")
     assert summary.recipe == "cot"
     assert set(summary.models) == {"teacher", "base", "student"}
     raw, pairs, test = (

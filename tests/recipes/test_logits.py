@@ -48,8 +48,8 @@ def test_the_whole_line_from_a_cache(
     assert (summary.recipe, summary.n) == ("logits", 6)
     assert set(summary.models) == {"teacher", "base", "student"}
     stages = json.loads((run / "run.json").read_text())["stages"]
-    assert list(stages)[:7] == [
-        "data", "test", "prompts", "teacher answers", "training set", "teacher cache", "student"
+    assert list(stages)[:8] == [
+        "data", "test", "overlap with the test", "prompts", "teacher answers", "training set", "teacher cache", "student"
     ]  # fmt: skip
     for name, stage in stages.items():
         assert stage["status"] == "done", name
