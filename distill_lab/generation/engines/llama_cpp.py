@@ -85,9 +85,9 @@ class LlamaCppEngine:
 
         if self._server is None:
             self._open(MIN_CONTEXT)
-        assert self._server is not None
+        server: Any = self._server
         body = {"content": text, "add_special": True, "parse_special": True}
-        answer = httpx2.post(f"{self._server.listening_address}/tokenize", json=body, timeout=60)
+        answer = httpx2.post(f"{server.listening_address}/tokenize", json=body, timeout=60)
         return [int(token) for token in answer.raise_for_status().json()["tokens"]]
 
     def _open(self, size: int) -> None:
