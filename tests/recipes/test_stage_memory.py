@@ -110,7 +110,7 @@ def test_a_judge_is_loaded_once_and_gone_before_speeds(
         alive.append(loads.alive)
         raise ModelError("tiny:teacher", "no room")
 
-    monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
+    monkeypatch.setattr("distill_lab.pipeline.proof.measure", measured)
     changes = {"grader": "judge:tiny:student", "measure": True, "sampling": SHORT}
     if recipe == "system1":
         system1.run(small(system1, "instructions", **changes), tmp_path / "run")
@@ -143,7 +143,7 @@ def test_speeds_that_cannot_be_taken_are_a_note(
         )
         raise failure
 
-    monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
+    monkeypatch.setattr("distill_lab.pipeline.proof.measure", measured)
     flags = ["--data.split", "distill[:40]", "--test.split", "test[:4]", "--train.max-steps", "1"]
     flags += ["--test-sampling.max-new-tokens", "12", "--sampling.max-new-tokens", "12"]
     assert cli.main(["system1", "--preset", "tiny", "--run", str(tmp_path / "run"), *flags]) == 0
@@ -164,7 +164,7 @@ def test_other_recipes_end_without_speeds_too(
     def measured(*arguments: Any, **settings: Any) -> Any:
         raise ModelError("tiny:teacher", "no room")
 
-    monkeypatch.setattr("distill_lab.evaluation.speed.measure", measured)
+    monkeypatch.setattr("distill_lab.pipeline.proof.measure", measured)
     train = recipe.PRESETS["tiny"].train.model_copy(update={"max_steps": 1})
     summary: Any = recipe.run(small(recipe, task, measure=True, train=train), tmp_path / "run")
     assert summary.notes[-1] == "Speed not measured: tiny:teacher: no room"

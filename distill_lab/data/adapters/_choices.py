@@ -128,8 +128,9 @@ def _of_columns(row: Mapping[str, Any]) -> Choices | None:
 def _label(value: Any, choices: Choices, field: str) -> str | None:
     """The label that a gold value means; None for a value that means that there is no gold answer (-1)."""
     if field == "target_scores":
-        right = [label for label, score in zip(choices.labels, value.values(), strict=True) if score == 1]
-        if len(right) != 1:
+        scores = list(value.values()) if isinstance(value, dict) else []
+        right = [label for label, score in zip(choices.labels, scores, strict=False) if score == 1]
+        if len(scores) != len(choices.labels) or len(right) != 1:
             raise ValueError("field 'target_scores' must give exactly one choice the score 1")
         return right[0]
     if isinstance(value, list) and len(value) == 1:
