@@ -87,7 +87,7 @@ _CLOSING = re.compile(
     r"|difficulty|sources?|references?|note|n\.?b|p\.?s|disclaimer|check|verif(?:y|ication)|double[- ]check|sanity check"
     r"|remark|hint"
     r"|tip|hashtags?)\b[^:\n]{0,40}[:=]"
-    r"|^\W*(?:confidence|certainty)\b|\d\s?%\s*(?:sure|confident|certain|confidence|certainty)|如有|希望.{0,6}帮助|置信度|信心",
+    r"|^\W*(?:confidence|certainty|p\.\s?s\b)|\d\s?%\s*(?:sure|confident|certain|confidence|certainty)|如有|希望.{0,6}帮助|置信度|信心",
     re.IGNORECASE,
 )
 """Sentences that follow an answer and are not part of it."""
@@ -301,6 +301,8 @@ def answer_part(text: str) -> str:
     lines = tail.split("\n")
     while lines:
         sentences = re.split(r"(?<=[.!?。！？])[ \t]+", lines[-1])
+        if re.match(r"\W*(?:p\.\s?s|n\.\s?b)\b", lines[-1], re.IGNORECASE):
+            sentences = []
         while sentences and (not sentences[-1].strip(" \t*_-`") or _closes(sentences[-1])):
             sentences.pop()
         lines[-1] = " ".join(sentences)

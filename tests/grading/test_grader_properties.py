@@ -25,7 +25,7 @@ FAST = settings(
     max_examples=100,
     deadline=None,
     derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 WORDS = st.sampled_from(
     r"""8 -8 1,000 1.234,50 10 000 1/2 \frac{1}{2} \frac12 \boxed{ } { ( ) [ ] \{ \} $ $$ \( \) #### Answer: Final <answer>

@@ -13,15 +13,19 @@ _DENIED = (
     r"not?|never|neither|nor|none|cannot|\w+n['’]t|without|except(?:ing)?|exclud(?:es?|ing)|excluded|rather|instead|unlike|wrong(?:ly)?"
     r"|incorrect(?:ly)?|false(?:ly)?|mistake(?:n|nly)?|error|anything but|everything but|nothing but|all but|far from"
     r"|hardly|barely|deny|denies"
-    r"|fails?|different from|other than|impossible|rules? out|ruled out|reject(?:s|ed)?|unlikely|isnt|wasnt|doesnt|no longer"
+    r"|fails?|different from|other than|impossible|rules? out|ruled out|reject(?:s|ed)?|unlikely|isnt|wasnt|doesnt"
+    r"|no longer|nothing|avoid(?:s|ed)?|eliminat(?:e|es|ed|ing)|discard(?:s|ed)?|dismiss(?:es|ed)?|ignor(?:e|es|ed)"
+    r"|lack(?:s|ing)?|absence"
 )
 _HEDGED = (
-    r"maybe|perhaps|possibly|probably|presumably|might|may|could|can be|either|or|guess(?:ing)?|unsure|uncertain|unclear"
+    r"maybe|perhaps|likely|possibly|probably|presumably|might|may|could|can be|either|or|guess(?:ing)?|unsure|uncertain"
+    r"|unclear"
     r"|between|depends?"
     r"|depending|approximately either|somewhere|around \d+ or|if|unless|assuming|suppose|supposing|whether|both|versus|vs"
 )
 _BOUNDED = (
-    r"at least|at most|at minimum|at maximum|more than|less than|fewer than|greater than|bigger than|larger than"
+    r"as many as|as few as|as much as|as little as|at least|at most|at minimum|at maximum|more than|less than|fewer than"
+    r"|greater than|bigger than|larger than"
     r"|smaller than|higher than"
     r"|lower than|over|under|above|below|beyond|exceed(?:s|ing|ed)?|up to|upwards? of|no more|no less|no fewer|minimum"
     r"|maximum|"
@@ -30,7 +34,8 @@ _BOUNDED = (
     r"|or more|or less|or fewer|or so|and up|and above|and below|and over|and under|plus or minus|give or take"
 )
 _COMPUTED = (
-    r"half|halves|twice|thrice|doubled?|tripled?|quadrupled?|third of|fourth of|fifth of|quarters? of|tenth of|hundredth of"
+    r"(?:cube|square|negative|fraction|multiple|factor|inverse|reciprocal)s? of|half|halves|twice|thrice|doubled?"
+    r"|tripled?|quadrupled?|third of|fourth of|fifth of|quarters? of|tenth of|hundredth of"
     r"|percent of|% of|squared|cubed|square root|cube root|root of|sum of|product of|difference|quotient of|ratio"
     r"|factorial|reciprocal"
     r"|inverse|opposite of|logarithm|log of|power of|multipl(?:e|es|y|ied|ying)|divid(?:e|ed|es|ing)|subtract(?:ed|ing)?"
@@ -45,7 +50,8 @@ _DOUBT = re.compile(
     rf"\b(?:{_DENIED}|{_HEDGED}|{_BOUNDED}|{_COMPUTED})(?![\w'’])|[±≠≤≥<>~∼≲≳]|{_CHINESE}", re.IGNORECASE
 )
 _HEDGE = re.compile(
-    rf"\b(?:{_HEDGED}|but|however|although|though|wait|actually|not sure|not certain|close to|nearly|almost|less"
+    rf"\b(?:{_HEDGED}|but|however|although|though|wait|actually|not sure|not certain|roughly|approximately|close to"
+    rf"|nearly|almost|less"
     rf"|somewhat)(?![\w'’])|[?？]|或|可能|也许|不确定",
     re.IGNORECASE,
 )

@@ -199,9 +199,9 @@ def _list(items: list[Formula]) -> Formula | None:
         and not all(part.kind == "equation" for part in flat)
     ):
         return None
-    name = flat[0].name if flat else ""
-    if len({part.name for part in flat}) == 2 and name and not any(part.name for part in flat[1:]):
-        flat = tuple(replace(part, name=name) for part in flat)  # x = 1, 2
+    first = next((part.name for part in flat), "")
+    if first and len(flat) > 1 and not any(part.name for part in flat[1:]):
+        flat = tuple(replace(part, name=first) for part in flat)  # x = 1, 2
     return Formula("list", parts=flat)
 
 

@@ -16,7 +16,8 @@ _LETTERS = (
 ).split()
 """The Greek letters in the order of Unicode, which has two for sigma."""
 _SYMBOLS = {
-    "−": "-", "–": "-", "－": "-", "﹣": "-", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≤": r"\le ",
+    "−": "-", "‐": "-", "‑": "-", "–": "-", "－": "-", "﹣": "-",
+    "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup ", "∈": r"\in ", "≤": r"\le ",
     "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ",
     "√": r"\sqrt ", "∛": r"\sqrt[3]", "±": r"\pm ", "∓": r"\mp ", "≈": r"\approx ", "′": "'", "’": "'", "“": '"', "”": '"',
     "⟨": r"\langle ", "⟩": r"\rangle ", **{chr(0x3B1 + place): rf"\{name} " for place, name in enumerate(_LETTERS)},

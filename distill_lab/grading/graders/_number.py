@@ -18,7 +18,7 @@ from distill_lab.grading.graders._plain_text import plain_text
 from distill_lab.grading.graders._quantity import MAX_DIGITS, QUANTITY, Number, number_of
 from distill_lab.grading.graders._units import is_measure, read_unit
 
-_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|neq?|lt|gt|pm|mp)(?![A-Za-z])|±")
+_INEQUALITY = re.compile(r"[<>≤≥≠]|!=|\\(?:leq?|geq?|neq?|lt|gt|pm|mp)(?![A-Za-z])|±")
 _ASIDE = re.compile(
     r"[,;]?\s+\(|[,;]\s+(?!(?:or|and)\b)(?=[A-Za-z(]{2})|;|[.?](?=\s|$)|。|，(?=\D)|\s+[—–]\s+(?=[A-Za-z])"
 )
@@ -71,8 +71,9 @@ _WORDS_OF_NUMBER = (
 )
 _BEFORE_WORDS = re.compile(
     rf"\b(?:{_WORDS_OF_NUMBER}|one|sqrt|root|log|ln|sin|cos|tan|between|either|from|than(?=(?: the| an?)?\s*$))\b"
-    r"|\b(?:steps?|cases?|options?|choices?|questions?|problems?|figures?|equations?|parts?|examples?|exercises?|january|february|march|april|may|june|july"
-    r"|august|september|october|november|december|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.?\s*#?$",
+    r"|\b(?:versions?|chapters?|sections?|steps?|cases?|options?|choices?|questions?|problems?|figures?|equations?|parts?"
+    r"|examples?|exercises?|january|february|march|april|may|june|july"
+    r"|august|september|october|november|december|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\.?\s*#?$|#\s*$|[一二三四五六七八九十百千万亿几第]$",
     re.IGNORECASE,
 )
 _SPACED_WORD = re.compile(r"(?:[A-Za-z]{2}\s+|[^A-Za-z0-9)\]}%\s]\s*)$")
@@ -89,7 +90,8 @@ _QUALIFIED = re.compile(
     r"|maybe|perhaps|possibly|probably|approximately either|or)\b"
     rf"|and (?:a |an |one )?{_WORDS_OF_NUMBER})"
     rf"|\b(?<!each )(?<!every )(?<!for )(?<!after )(?<!the )(?<!these )(?<!those )(?<!all ){_WORDS_OF_NUMBER}\b"
-    r"|以上|以下|左右|多(?!少)|半|倍",
+    r"|\b(?:something|grand|tens|hundreds|thousands|millions|too (?:many|much|few|little))\b"
+    r"|以上|以下|左右|多(?!少)|半|倍|^[几成折]",
     re.IGNORECASE,
 )
 """After a number: it is a bound, a part of a larger quantity, or one of several."""
@@ -124,6 +126,8 @@ def read_number(text: str, *, strict: bool = False) -> Number | None:
     if _INEQUALITY.search(line) or (strict and "≈" in line):
         return None
     left, equals, line = line.replace("≈", "=").rpartition("=")
+    if equals and re.search(r"[|√]\s*$", left):
+        return None
     computed = bool(equals and _COMPUTATION.search(left))
     name = _CLAUSE.split(left)[-1] if not re.search(r"\d[^,]*,\s*$|=", left) else left
     if (
@@ -153,6 +157,10 @@ def read_number(text: str, *, strict: bool = False) -> Number | None:
     if before and match["sign"] and (match[0][1] == " " or not _SPACED_WORD.search(before)):
         return None
     unit, end = read_unit(after)
+    if after[:1].isascii() and after[:2].isalpha() and not is_measure(unit):
+        return None  # 8ish, 8th
+    if end and after[end : end + 1].isdigit():
+        return None  # 8h30
     if not strict and end and (is_measure(unit) or _UNIT.match(after)) and not _NOT_AFTER.match(after[end:]):
         rest = after[end:]
     elif (_NOT_AFTER.match(after) and (strict or not _UNIT.match(after))) or (strict and after[:1].isalpha()):
@@ -175,6 +183,8 @@ def last_number(text: str) -> Number | None:
         return None
     window = plain_text(text[max(0, digit.end() - WINDOW) : digit.end() + WINDOW // 4])
     sentences = [part for part in _SENTENCE_END.split(window) if part and re.search(r"\d", _LIST_MARK.sub("", part))]
+    while len(sentences) > 1 and re.fullmatch(r"\s*\d{1,2}[.)]\s*", sentences[-1]):
+        sentences.pop()  # the mark of a list's next item
     if not sentences:
         return None
     sentence = _LIST_MARK.sub("", sentences[-1]).strip()

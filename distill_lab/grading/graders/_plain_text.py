@@ -10,13 +10,15 @@ import unicodedata
 
 _GROUP_SPACES = re.compile(r"(?<=\d)[\u00a0\u2007\u2009\u202f](?=\d{3}(?!\d))")
 _RAISED = re.compile("[⁰¹²³⁴-⁹⁻⁺]+")
+_MINUS = re.compile("[−－﹣‐‑‒]")
 _RANGE_DASH = re.compile(r"(?<!\w)–(?=\d)")
 _KEPT = ("<sub>", "<circle>")
 _LATEX = tuple(
     (re.compile(pattern), new)
     for pattern, new in (
         (r"\{,\}", ","),
-        (r"\\[!,;:>]", ""),
+        (r"\\!", ""),
+        (r"\\[,;:>]", " "),
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\[()\[\]]", ""),
         (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 "),
         (r"\\(?:q?quad|[ ~])", " "),
@@ -57,7 +59,7 @@ def _slashed(match: re.Match[str]) -> str:
 def _ascii_digits(text: str) -> str:
     text = _GROUP_SPACES.sub("", "".join(letter for letter in text if unicodedata.category(letter) != "Cf"))
     text = _RAISED.sub(lambda match: "^{" + unicodedata.normalize("NFKC", match[0]).replace("−", "-") + "}", text)
-    text = _RANGE_DASH.sub("-", text.replace("−", "-").replace("－", "-").replace("﹣", "-"))
+    text = _RANGE_DASH.sub("-", _MINUS.sub("-", text))
     return "".join(map(_ascii_digit, text))
 
 

@@ -72,6 +72,8 @@ def _spelled(word: str) -> str:
     for name in (word, lower, lower.removesuffix("s"), lower.removesuffix("es")):
         if name in _CANONICAL and (len(name) > 1 or name == word):
             return _CANONICAL[name]
+    if len(word) == 1:
+        return word
     if lower.endswith("ies"):
         return lower[:-3] + "y"
     return lower.removesuffix("es") if lower.endswith(("ches", "shes", "xes", "sses")) else lower.removesuffix("s")

@@ -35,8 +35,11 @@ _REASON = re.compile(
     r"|\s*[，。；：！]"
 )
 """After a leading label: what follows is a reason."""
+_CLAIM = re.compile(r"[\s)\]}*_`\"'”’]*(?:is|was|can|cannot|could|would|does|will|may|might)(?:\b|n't)", re.IGNORECASE)
+"""After a leading label: a sentence about the label."""
 _POINTED = re.compile(
-    r"\b(?:answer|option|choice|choose|pick|select|label|letter|class|category|go with|it['’]s|is|be|are)\b[\W_]*$",
+    r"\b(?:answer|option|choice|choose|pick|select|label|letter|class|category|go with|it['’]s|is|be|are"
+    r"|say|so|thus|hence|therefore|and|or|not|to)\b[\W_]*$",
     re.IGNORECASE,
 )
 _NAMED_LETTER = re.compile(r"\b(?:answer|option|choice|letter|label|class|category)\b(?:\s+is)?[\W_]*$", re.IGNORECASE)
@@ -108,7 +111,7 @@ def _one(stated: str, labels: tuple[str, ...] | None) -> str | None:
         return None
     label, start, end = found[0]
     rest = text[end:]
-    if not text[:start].strip(_EDGES) and _REASON.match(rest):
+    if not text[:start].strip(_EDGES) and _REASON.match(rest) and not _CLAIM.match(rest):
         return (
             None
             if hedged(rest) or _RIVAL.match(rest.strip(_EDGES)) or rest.lstrip(" *_`\"'").startswith("?")
@@ -152,8 +155,11 @@ def _is_letter_label(letter: str, before: str, after: str) -> bool:
         return True
     if not letter.isupper() and before.strip():
         return not after.strip(_EDGES) and bool(_NAMED_LETTER.search(before))
+    if re.match(r"\.\w", after):
+        return False
     if re.match(r"\s*$|[).:,;!*\]\"`]|'(?!\w)", after):
-        return letter.isupper() or not before.strip()
+        alone = not before.strip(_EDGES)
+        return alone or (letter.isupper() and (bool(_POINTED.search(before)) or before.rstrip()[-1:] in ":：=,.(-/&|+"))
     if re.match(r"\s*[-–—]\s|\s+(?:because|since|or|and)\b|\s*[/&]", after):
         return letter.isupper()
     return letter.isupper() and bool(_NAMED_LETTER.search(before))
@@ -177,7 +183,7 @@ def normalize_label(text: str) -> str:
 def _anywhere(labels: tuple[str, ...]) -> re.Pattern[str]:
     """Matches any label as whole words; prefers the longest if one contains another (not spam, spam)."""
     either = "|".join(r"\s+".join(map(re.escape, label.split())) for label in sorted(labels, key=len, reverse=True))
-    return re.compile(rf"(?<![A-Za-z0-9_])(?:{either})(?![A-Za-z0-9_])", re.IGNORECASE)
+    return re.compile(rf"(?<![A-Za-z0-9_])(?<![A-Za-z]-)(?:{either})(?![A-Za-z0-9_])(?!-[A-Za-z])", re.IGNORECASE)
 
 
 def _labels(prompt: Prompt, gold: str) -> tuple[str, ...] | None:
