@@ -16,10 +16,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_lab import config as settings
+from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
     from distill_lab.evaluation.summary_file import Summary
@@ -174,3 +176,19 @@ def _times(ratio: float | None) -> str:
     from distill_lab.formatting import times
 
     return "-" if ratio is None else times(ratio, "x")
+
+
+def alone(name: str, directory: Path) -> None:
+    """Run a recipe with settings given as JSON on standard input; the parent process prints the output."""
+    from distill_lab.terminal import Terminal
+
+    recipe = import_module(f"distill_lab.recipes.{name}")
+    recipe.run(recipe.Config.model_validate_json(sys.stdin.read()), directory, watch=Terminal())
+
+
+if __name__ == "__main__":
+    try:
+        alone(sys.argv[1], Path(sys.argv[2]))
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(2)
