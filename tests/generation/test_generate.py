@@ -237,7 +237,7 @@ def test_malformed_files_are_refused_with_their_line(prompts: Path, tmp_path: Pa
     with pytest.raises(UserError, match="remove it or choose another file"):
         generate(prompts, path, no_engine, SAMPLING.model_copy(update={"num_samples": 1}))
     write_jsonl(path, [{"id": "p-0"}])
-    with pytest.raises(DataError, match=r"completions\.jsonl:1: a completion needs the field 'sample'"):
+    with pytest.raises(DataError, match=r"completions\.jsonl:1: not a completion: the field 'sample' is missing"):
         generate(prompts, path, no_engine, SAMPLING)
 
 
@@ -264,7 +264,7 @@ def test_prompts_are_read_when_they_are_asked(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "F").write_text("a file")
-    with pytest.raises(UserError, match=r"F/x\.jsonl cannot be written .*a parent of this path is not a directory"):
+    with pytest.raises(UserError, match=r"F/x\.jsonl cannot be written .*a file of this name is in the way"):
         generate(prompts, tmp_path / "F" / "x.jsonl", no_engine, ONE)
     with pytest.raises(UserError, match="cannot be written"):
         generate(prompts, tmp_path / ("x" * 300), no_engine, ONE)

@@ -85,7 +85,7 @@ def completion(content: str = "yes", **fields: Any) -> Completion:
 def test_every_sampling_field_but_the_number_of_samples_counts(model: ModelConfig) -> None:
     other = {
         "max_new_tokens": 13, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1,
-        "stop": ("x",), "thinking": True, "seed": 2, "from_model": True,
+        "stop": ("x",), "thinking": True, "seed": 2, "from_model": True, "response_format": "json",
     }  # fmt: skip
     keys, cache = opened(model).keys(PROMPT, SAMPLING), opened(model)
     assert len(set(keys)) == 2

@@ -171,7 +171,7 @@ def test_other_recipes_end_without_speeds_too(
     assert summary == read_summary(tmp_path / "run" / "summary.json")
     assert "Speed not measured" in (tmp_path / "run" / "report.html").read_text()
     if recipe is verified:
-        assert {"tokens", "best_of_k", "iterations"} <= summary.keys()
+        assert all(found is not None for found in (summary.tokens, summary.best_of_k, summary.iterations))
     if recipe is prompt:
         assert summary.cost["ratio"]["tokens"] > 1
         assert summary.cost["ratio"]["seconds"] is None

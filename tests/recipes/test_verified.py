@@ -54,7 +54,9 @@ def stages(run: Path) -> dict[str, Any]:
 def test_the_whole_line(whole: tuple[Path, Any]) -> None:
     run, summary = whole
     assert read_summary(run / "summary.json") == summary
-    assert len(list(read_jsonl(run / "graded.jsonl"))) == 40
+    counts = stages(run)["prompts"]["counts"]
+    assert counts["rows_in"] == 20
+    assert len(list(read_jsonl(run / "graded.jsonl"))) == 2 * counts["kept"]
     correct, train, val = (table(run / f"{name}.parquet") for name in ("correct", "train", "val"))
     assert len(train) + len(val) == len(correct)
     assert not set(train["question"]) & set(val["question"])

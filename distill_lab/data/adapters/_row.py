@@ -332,7 +332,8 @@ def instruction(row: Mapping[str, Any], id: str, *, fields: tuple[str, ...]) -> 
     if "input" in fields:
         parts.append(optional_text(row, "input") or "")
     messages.append({"role": "user", "content": "\n\n".join(part for part in parts if part.strip())})
-    output = filled(row, "output", "response") or next((name for name in ("output", "response") if name in row), None)
+    names = ("output", "response", "cot")
+    output = filled(row, *names) or next((name for name in names if name in row), None)
     found = optional_text(row, output) if output else None
     thinking, read = thinking_of(row) if found is not None else (None, [])
     completion = None if found is None else [assistant(found, thinking)]

@@ -11,7 +11,7 @@ from typing import Any
 from distill_lab.data.adapters import _row
 from distill_lab.types import Record
 
-FIELDS = ("instruction", "input", "output", "response", "history", "answer")
+FIELDS = ("instruction", "input", "output", "response", "cot", "history", "answer")
 
 
 def matches(row: Mapping[str, Any]) -> bool:

@@ -54,8 +54,7 @@ class _Process:
 
     def ask(self, question: dict[str, Any], *, limit_s: float) -> dict[str, Any] | None:
         """The answer; None if it did not arrive in time or the process died."""
-        if not self._ready:
-            self._wait_until_ready()
+        self.wait_until_ready()
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(question | {"limit_s": limit_s}).encode() + b"\n")
@@ -65,7 +64,10 @@ class _Process:
             return None
         return json.loads(line) if line.endswith(b"\n") else None
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> None:
+        """Wait for the module's greeting, once. Raises UserError if it cannot start."""
+        if self._ready:
+            return
         try:
             line = self._lines.get(timeout=START_LIMIT_S)
         except Empty:
@@ -95,19 +97,32 @@ class Helper:
     def ask(self, question: dict[str, Any], *, limit_s: float) -> dict[str, Any] | None:
         """The module's answer; None if there was none in time. Raises UserError if it cannot start."""
         with self._lock:
-            if self._owner != os.getpid():  # the first question, or after a fork, where the process is our parent's
-                self._process, self._owner = None, os.getpid()
-                atexit.register(self.close)
-            if self._process is None:
-                self._process = _Process(self._module)
-            answer = None
+            process, answer = self._started(), None
             try:
-                answer = self._process.ask(question, limit_s=limit_s)
+                answer = process.ask(question, limit_s=limit_s)
             finally:
                 # Also after Ctrl-C, so that a late answer is not mistaken for the answer to the next question.
                 if answer is None:
                     self.close()
             return answer
+
+    def start(self) -> None:
+        """Start the process and wait until it is ready, so that a deadline for several questions does not pay for it."""
+        with self._lock:
+            process = self._started()
+            try:
+                process.wait_until_ready()
+            except BaseException:
+                self.close()
+                raise
+
+    def _started(self) -> _Process:
+        if self._owner != os.getpid():  # the first question, or after a fork, where the process is our parent's
+            self._process, self._owner = None, os.getpid()
+            atexit.register(self.close)
+        if self._process is None:
+            self._process = _Process(self._module)
+        return self._process
 
     def close(self) -> None:
         """End the process; the next question starts a new one."""

@@ -111,6 +111,7 @@ def compare(answer: str, gold: str) -> bool | None:
         return equal
     if too_much(answer) or too_much(gold):
         return None
+    _algebra.start()
     end_s = time.monotonic() + LIMIT_S
     found, expected = read_formula(answer), read_formula(gold)
     if found is None or expected is None:
