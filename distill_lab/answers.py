@@ -1,6 +1,4 @@
-r"""Split thinking from the answer, and extract the answer that is stated. In: text by a model or from a data set.
-
-    split_thinking("<think>\n4 + 4\n</think>\n\n8")          -> ("4 + 4", "8")
+r"""Extract the answer that a text states. In: text by a model or from a data set. Out: the answer, or None.
 
     stated_answer("4 + 4 = 8.\nFinal Answer: 8 apples")   -> "8 apples"
     stated_answer(r"So $x = \boxed{\frac{1}{2}}$.")        -> r"\frac{1}{2}"
@@ -13,11 +11,10 @@ taken back is "". Runs in linear time and reads only the last 100,000 characters
 
 from __future__ import annotations
 
-import enum
 import re
 from dataclasses import dataclass
 
-from distill_lab.control_tokens import HARMONY_STARTS, SOLUTION_TAGS, THINKING_TAGS
+from distill_lab.control_tokens import SOLUTION_TAGS, THINKING_TAGS
 
 MAX_CHARS = 100_000
 MAX_ANSWER_CHARS = 2_000
@@ -143,105 +140,6 @@ _OTHER_AFTER = re.compile(
     re.IGNORECASE,
 )
 """Right after a box: another number that belongs to the answer."""
-
-
-_CHANNEL = re.compile(
-    r"<\|channel\|>(?P<head>[^<]*)(?:<\|constrain\|>[^<]*)?<\|message\|>"
-    r"(?P<body>.*?)(?=<\|end\|>|<\|call\|>|<\|return\|>|<\|start\|>|<\|channel\|>|\Z)",
-    re.DOTALL,
-)
-_HARMONY_WITHOUT_MARKS = re.compile(r"analysis(?P<thinking>.*?)assistantfinal(?P<content>.*)", re.DOTALL)
-
-
-class Closing(enum.Enum):
-    """What a closing thinking tag without an opening one means."""
-
-    NO = "text"
-    UNCLEAR = "thinking, if the prompt opened it"
-    YES = "thinking"
-
-
-def bare_closing(text: str) -> Closing:
-    """What a text's closing tag means if it does not start with an opening one.
-
-    A model whose prompt opens the thinking ends it with the tag on a line by itself and a blank line. A tag within a line,
-    in backticks or in a code block is text. On a line by itself without a blank line after it, it may be either.
-    """
-    return next((found for *_, found in _bare(text)), Closing.NO)
-
-
-def _bare(text: str) -> list[tuple[str, str, Closing]]:
-    """(text before, text after, meaning) of a closing tag that may end thinking."""
-    if text.lstrip().startswith(tuple(opening for opening, _ in THINKING_TAGS)):
-        return []
-    for opening, closing in THINKING_TAGS:
-        before, found, after = text.partition(closing)
-        if not found or opening in before or closing in after or before.count("```") % 2:
-            continue
-        alone = not before.strip(" ") or before.rstrip(" ").endswith("\n")
-        blank = not after.strip() or after.lstrip().startswith(SOLUTION_TAGS[0]) or re.match(r"[ \t]*\n[ \t]*\n", after)
-        if blank and (alone or before[-1:].strip("`'\" ")):
-            return [(before, after, Closing.YES)]
-        if alone and after.startswith("\n"):
-            return [(before, after, Closing.UNCLEAR)]
-    return []
-
-
-def split_thinking(text: str, *, opened: bool = False) -> tuple[str | None, str]:
-    """Split `text` into (thinking, content), without tags and the blank lines around them; empty thinking is None.
-
-    Recognizes the tags of THINKING_TAGS at the start of `text`, and the channels of gpt-oss's format: analysis is thinking,
-    final and commentary are content. A closing tag without an opening one ends the thinking if it is on a line by itself
-    (`bare_closing`); thinking that is never closed leaves the content empty. opened: the prompt ended inside thinking
-    (`chat.opens_thinking`), so any closing tag ends it, and a text cut off before is all thinking. Text without tags is
-    returned unchanged.
-    """
-    stripped = text.lstrip()
-    for opening, closing in THINKING_TAGS:
-        if stripped.startswith(opening):
-            thought, _, content = stripped[len(opening) :].partition(closing)
-            return _thinking(thought), _solution(content)
-    if opened:
-        for opening, closing in THINKING_TAGS:
-            before, found, content = text.partition(closing)
-            if found and opening not in before:
-                return _thinking(before), _solution(content)
-        return _thinking(text), ""
-    for before, content, _ in _bare(text):
-        return _thinking(before), _solution(content)
-    if stripped.startswith(HARMONY_STARTS):
-        return _channels(stripped)
-    if match := _HARMONY_WITHOUT_MARKS.fullmatch(stripped):
-        return _thinking(match["thinking"]), match["content"]
-    if stripped.startswith(SOLUTION_TAGS[0]):
-        return None, _solution(text)
-    return None, text
-
-
-def _channels(text: str) -> tuple[str | None, str]:
-    """Harmony: the analysis channel is thinking, the others are content; a call of a tool is left as it is, unread."""
-    thinking: list[str] = []
-    content: list[str] = []
-    for match in _CHANNEL.finditer(text):
-        name, *to = match["head"].split()[:2] or [""]
-        if to or name not in ("analysis", "commentary", "final"):
-            return None, text
-        (thinking if name == "analysis" else content).append(match["body"])
-    if not thinking and not content:
-        return None, text
-    return _thinking("\n".join(thinking)), "\n".join(content)
-
-
-def _thinking(text: str) -> str | None:
-    return text.strip("\n") if text.strip() else None
-
-
-def _solution(text: str) -> str:
-    # Remove blank lines, but keep the indentation of the first line of text (code).
-    text = re.sub(r"\A(?:\s*\n|[ \t]+)", "", text)
-    if text.startswith(SOLUTION_TAGS[0]):
-        text = text[len(SOLUTION_TAGS[0]) :].partition(SOLUTION_TAGS[1])[0].strip("\n")
-    return text
 
 
 def stated_answer(text: str) -> str | None:

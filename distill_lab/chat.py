@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from distill_lab.answers import split_thinking as split_thinking  # engines use it as a part of the chat format
 from distill_lab.control_tokens import THINKING_TAGS, mark, token_ids, unmark
+from distill_lab.control_tokens import split_thinking as split_thinking  # engines use it as a part of the chat format
 from distill_lab.errors import UserError
 from distill_lab.settings import template_date
 from distill_lab.types import Message

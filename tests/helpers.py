@@ -22,9 +22,9 @@ from transformers import (
     AutoTokenizer,
 )
 
-from distill_lab.answers import split_thinking
 from distill_lab.chat import prompt_ids
 from distill_lab.config import ModelConfig, SamplingConfig, TeacherCacheConfig, TrainConfig
+from distill_lab.control_tokens import split_thinking
 from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import TransformersEngine

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_lab.answers import Closing, bare_closing, split_thinking
 from distill_lab.config import DataConfig
-from distill_lab.control_tokens import THINKING_TAGS
+from distill_lab.control_tokens import THINKING_TAGS, Closing, bare_closing, split_thinking
 from distill_lab.data.records import Records
 from distill_lab.errors import UserError
 

@@ -77,7 +77,6 @@ STILL_OPEN = frozenset(
     distill_lab/evaluation/labels.py
     distill_lab/evaluation/pass_at_k.py
     distill_lab/evaluation/peak_memory.py
-    distill_lab/evaluation/speed.py
     distill_lab/evaluation/statistics.py
     distill_lab/evaluation/steps.py
     distill_lab/evaluation/summary.py
@@ -93,7 +92,6 @@ STILL_OPEN = frozenset(
     distill_lab/recipes/system2.py
     distill_lab/recipes/verified.py
     distill_lab/report/figure.py
-    distill_lab/report/page.py
     distill_lab/report/publish.py
     distill_lab/report/side_by_side.py
     distill_lab/report/tokens.py

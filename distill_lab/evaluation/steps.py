@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_lab.answers import MAX_CHARS, split_thinking, stated_answer
+from distill_lab.answers import MAX_CHARS, stated_answer
+from distill_lab.control_tokens import split_thinking
 from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.statistics import score_interval

@@ -23,8 +23,8 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from distill_lab.answers import split_thinking
 from distill_lab.config import ModelConfig, SamplingConfig
+from distill_lab.control_tokens import split_thinking
 from distill_lab.device import free_memory
 from distill_lab.generation.decoding.sampling import filter_logits, next_tokens
 from distill_lab.generation.engines.transformers import TransformersEngine

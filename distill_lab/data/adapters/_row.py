@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from distill_lab.answers import Closing, bare_closing, split_thinking
-from distill_lab.control_tokens import HARMONY_STARTS
+from distill_lab.control_tokens import HARMONY_STARTS, Closing, bare_closing, split_thinking
 from distill_lab.data.adapters import _choices, _meaning, _tools
 from distill_lab.types import Message, Prompt, Record
 
