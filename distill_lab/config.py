@@ -235,7 +235,7 @@ class TrainConfig(Config):
     """Passes over the training rows."""
     max_steps: Annotated[int, Field(le=10_000_000)] = -1
     """Stop after this many optimizer steps; -1: after num_epochs."""
-    learning_rate: Annotated[float, Field(gt=0, le=1000)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of AdamW; None: 2e-5 for full fine-tuning, 2e-4 for adapters, which learn best at about ten
     times the full fine-tuning rate."""
     lr_scheduler_type: str = "cosine"
