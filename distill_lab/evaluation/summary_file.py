@@ -165,7 +165,7 @@ def read_summary(path: Path) -> Summary:
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
         version = row.get("version", 1)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not the summary of a run ({error}); {again}") from None
     if version != VERSION:
         when = "an earlier" if isinstance(version, int) and version < VERSION else "another"

@@ -146,7 +146,7 @@ def test_an_output_is_never_another_inputs(steps: list[tuple[int, bool, str]]) -
     with folder() as place:
         out, foreign = place / "out.jsonl", False
         for value, overwrite, before in steps:
-            if before == "edit" and out.exists():
+            if before == "edit" and out.exists() and not foreign:
                 out.write_text('{"edited": 1}\n')
             if before == "foreign" and not out.exists():
                 out.write_text("notes of a year")

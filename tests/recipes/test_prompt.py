@@ -190,7 +190,8 @@ def test_text_files_and_labelled_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"texts\.txt:2: row 1: .*not UTF-8"):
         write_prompts(DataConfig(path=str(path)), tmp_path / "out.jsonl")
     counts = write_prompts(DataConfig(path=str(path), skip_invalid=True), tmp_path / "out.jsonl")
-    assert (counts.rows_in, counts.kept, counts.dropped) == (3, 2, {"invalid": 1})
+    assert (counts.rows_in, counts.kept, list(counts.dropped.values())) == (3, 2, [1])
+    assert all("not UTF-8" in reason and "line 2" in reason for reason in counts.dropped)
     assert write_prompts(DataConfig(path=str(path), split="train[-1:]"), tmp_path / "out.jsonl").kept == 1
     rows = tmp_path / "rows.jsonl"
     write_jsonl(rows, [{"text": "Hallo", "label": "de"}, {"sentence": "Hi", "label": 3}, {"sentence": "Hi", "n": 1}])
