@@ -117,7 +117,6 @@ SLOW = r"\boxed{\int_0^1 e^{\sin(x^x)} \cos(e^{x^2}) dx}"
 def test_a_formula_that_takes_too_long_is_stopped_and_the_next_is_graded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(math_grader, "LIMIT_S", 1.0)
     assert graded(SLOW, "x+1").status == "timeout"
-    monkeypatch.setattr(math_grader, "LIMIT_S", 30.0)
     assert boxed("(x+1)^2", "x^2+2x+1") == 1.0
     assert not [child for child in psutil.Process().children(recursive=True) if child.status() == psutil.STATUS_ZOMBIE]
 

@@ -147,8 +147,9 @@ def test_speeds_that_cannot_be_taken_are_a_note(
     flags = ["--data.split", "distill[:40]", "--test.split", "test[:4]", "--train.max-steps", "1"]
     flags += ["--test-sampling.max-new-tokens", "12", "--sampling.max-new-tokens", "12"]
     assert cli.main(["system1", "--preset", "tiny", "--run", str(tmp_path / "run"), *flags]) == 0
-    # Where the models did not fit together, they were timed one after the other as well.
-    assert seen in ([True] * 2, [True] * 4)
+    # Models that do not fit together are timed again, one after the other.
+    attempts = 2 if isinstance(failure, (MemoryError, torch.OutOfMemoryError)) else 1
+    assert seen == [True, True] * attempts
     summary = read_summary(tmp_path / "run" / "summary.json")
     assert summary.models["student"].score is not None
     assert summary.speedup is None
