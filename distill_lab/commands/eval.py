@@ -123,7 +123,7 @@ def _grader(config: Config, prompts: Path, gold: Path) -> str:
     grader = default_grader(prompts) if config.grader == "auto" else config.grader
     grader = final_answer_grader(prompts) if grader == FINAL_ANSWER else grader
     try:
-        check_gold(prompts, grader)
+        check_gold(prompts, grader, source=config.data.path)
     except UserError as error:
         raise UserError(f"{error}; to get answers without a score, give --predictions FILE") from None
     return grader

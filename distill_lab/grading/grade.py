@@ -174,11 +174,11 @@ def grade(
     return tally
 
 
-def no_readable_gold(prompts: Path, grader: str, ids: Sequence[str]) -> UserError:
-    """The error for prompts none of whose gold answers the grader can read."""
+def no_readable_gold(prompts: Path, grader: str, ids: Sequence[str], *, source: str = "") -> UserError:
+    """The error for prompts none of whose gold answers the grader can read; it names `source` if that is given."""
     first = next((prompt.answer for prompt in read_prompts(prompts, references=True) if prompt.id == ids[0]), "")
     return UserError(
-        f"{prompts}: the grader {grader} cannot read any gold answer (first: {ids[0]}, {str(first)[:80]!r}); "
+        f"{source or prompts}: the grader {grader} cannot read any gold answer (first: {ids[0]}, {str(first)[:80]!r}); "
         "choose another --grader"
     )
 
@@ -196,11 +196,11 @@ def read_tally(path: Path) -> Tally:
     return Tally(num_rows, **statuses, score=score / max(num_rows - statuses["bad_gold"], 1), bad_gold_ids=tuple(bad))
 
 
-def check_golds(prompts: Path, grader: Grader) -> list[str]:
+def check_golds(prompts: Path, grader: Grader, *, source: str = "") -> list[str]:
     """Ids of the prompts whose gold answer `grader` cannot read, in their order.
 
     Grades each gold answer as if it were a completion. Raises UserError for a prompt without a gold answer, and if the
-    grader cannot read any of them.
+    grader cannot read any of them; that error names `source`, if given, in place of the file.
     """
     bad, number = list[str](), 0
     for prompt in read_prompts(prompts, references=True):
@@ -210,7 +210,7 @@ def check_golds(prompts: Path, grader: Grader) -> list[str]:
         except BadGoldError:
             bad.append(prompt.id)
     if bad and len(bad) == number:
-        raise no_readable_gold(prompts, grader.name, bad)
+        raise no_readable_gold(prompts, grader.name, bad, source=source)
     return bad
 
 

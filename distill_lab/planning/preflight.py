@@ -130,11 +130,14 @@ def check_grader(name: str, engine: EngineConfig) -> None:
         check_model(model, role="judge", example="judge:openai:NAME, judge:Qwen/Qwen2.5-7B-Instruct")
 
 
-def check_gold(prompts: Path, grader: str) -> None:
-    """Reject test prompts without gold answers, or none of which `grader` can read. A judge needs none."""
+def check_gold(prompts: Path, grader: str, *, source: str = "") -> None:
+    """Reject test prompts without gold answers, or none of which `grader` can read. A judge needs none.
+
+    source: what the user calls the prompts, if `prompts` is a file made from it.
+    """
     if grader in AUTO or find_grader(grader)[1] is not None:
         return
-    check_golds(prompts, load_grader(grader))
+    check_golds(prompts, load_grader(grader), source=source)
 
 
 def check_sampling(sampling: SamplingConfig, *, flag: str) -> None:

@@ -85,7 +85,10 @@ def test_each_bad_setting_of_a_recipe_is_refused_before_anything_is_paid(
         ("eval --model tiny:student --base no-such/base", "no-such/base"),
         ("eval --model tiny:student --engine vllm", "needs vLLM"),
         ("eval --model tiny:student --sampling.num-samples 4", "gives the same answer each time"),
-        ("eval --model tiny:student --grader numeric", "the grader numeric cannot read any gold answer"),
+        (
+            "eval --model tiny:student --grader numeric",
+            "tiny:instructions: the grader numeric cannot read any gold answer",
+        ),
         ("generate --model tiny:student --engine vlm", "no engine 'vlm'"),
         ("generate --model no-such/model", "no-such/model"),
         ("generate --model openai:big", "no server address"),
