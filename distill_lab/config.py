@@ -381,6 +381,10 @@ class RecipeConfig(Config):
     out: str = ""
     """Output directory for the student; empty: student/ in the run directory."""
 
+    def train_settings(self, teacher: ModelConfig) -> TrainConfig:
+        """How the student is trained, with what a recipe adds to `train`. teacher: as it is on this machine."""
+        return self.train
+
     @model_validator(mode="before")
     @classmethod
     def _hold_out_of_given_data(cls, values: Any) -> Any:

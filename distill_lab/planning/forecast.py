@@ -104,7 +104,7 @@ def make_forecast(recipe: str, config: RecipeConfig, *, directory: Path, machine
     volume = measure_volume(config, recipe)
     problems: list[str] = []
     try:
-        method: Method | None = choose_method(config.student, config.train, machine=machine)
+        method: Method | None = choose_method(config.student, config.train_settings(config.teacher), machine=machine)
     except ModelError as error:
         method = None
         problems.append(f"the student cannot be looked at before it is downloaded ({error})")
@@ -233,6 +233,12 @@ def _training(config: RecipeConfig, volume: Volume, method: Method, machine: Mac
     speed = _speed(shape, compute, "none")
     seconds = speed.train_s(tokens, adapters=bool(train.lora.r), checkpointing=train.gradient_checkpointing)
     seconds += START_S + shape.num_parameters * 2 / LOAD_BYTES_PER_S
+    if train.teacher.model:  # it reads every row: in each epoch beside the student, once into a cache
+        teacher = shape_of(train.teacher)
+        passes = 1.0 if train.teacher_cache.mode != "off" else train.num_epochs
+        chosen, _ = answering(teacher, train.teacher, machine)
+        reading = _speed(teacher, _compute(teacher, chosen, machine), chosen.quantization)
+        seconds += reading.read_s(rows * length * passes)
     return StageForecast("training", seconds / train.num_processes, tokens, 0, method.memory, method.line)
 
 

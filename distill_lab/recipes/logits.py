@@ -55,6 +55,20 @@ class Config(settings.RecipeConfig):
     grader: str = "auto"
     """A file name in distill_lab/grading/graders; auto: exact if every test row has a gold answer, else overlap."""
 
+    def train_settings(self, teacher: ModelConfig) -> TrainConfig:
+        """`train` with the recipe's objective and this teacher. Raises ValidationError for impossible ones."""
+        weight = self.ce_weight if self.ce_weight is not None else 0.0 if self.relabel else CE_WEIGHT
+        own = dict(each.split("=", 1) for each in self.train.objective_settings)
+        given = self.train.model_dump(context=AS_GIVEN) | {
+            "objective": self.objective,
+            "objective_settings": own | {"temperature": self.temperature, "ce_weight": weight},
+            "teacher": teacher,
+            "teacher_cache": {
+                **self.train.teacher_cache.model_dump(), "mode": self.cache_mode, "folder": self.cache_dir
+            },
+        }  # fmt: skip
+        return TrainConfig.model_validate(given)
+
 
 PRESETS = {
     "tiny": Config(
@@ -86,9 +100,9 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
     """
     with Run.open(directory, recipe="logits", config=config.model_dump(), watch=watch) as run:
         pipeline, output = Pipeline(run, engine=config.engine), student_path(config.out)
-        config = config.model_copy(update={"train": with_teacher(config, config.teacher)})
+        config = config.model_copy(update={"train": config.train_settings(config.teacher)})
         check_before(config, run=run, out={"student": output}, example="Qwen/Qwen2.5-0.5B-Instruct")
-        config = config.model_copy(update={"train": with_teacher(config, pipeline.resolve(config.teacher))})
+        config = config.model_copy(update={"train": config.train_settings(pipeline.resolve(config.teacher))})
         data = pipeline.data(config.data, "logits distillation")
         student, train = pipeline.fit(config)
         test = pipeline.test_prompts(data, config.test, config.num_test)
@@ -104,18 +118,3 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         out = pipeline.student(student, rows, train, output=output, thinking=thinking)
         setups = ask_alike(models_to_compare(config, out, student, train), config.test_sampling)
         return evaluate_models(pipeline, setups, test, grader=config.grader, measure_speed=config.measure)
-
-
-def with_teacher(config: Config, teacher: ModelConfig) -> TrainConfig:
-    """The training settings with the recipe's objective and this teacher. Raises ValidationError for impossible ones."""
-    weight = config.ce_weight if config.ce_weight is not None else 0.0 if config.relabel else CE_WEIGHT
-    own = dict(each.split("=", 1) for each in config.train.objective_settings)
-    given = config.train.model_dump(context=AS_GIVEN) | {
-        "objective": config.objective,
-        "objective_settings": own | {"temperature": config.temperature, "ce_weight": weight},
-        "teacher": teacher,
-        "teacher_cache": {
-            **config.train.teacher_cache.model_dump(), "mode": config.cache_mode, "folder": config.cache_dir
-        },
-    }  # fmt: skip
-    return TrainConfig.model_validate(given)

@@ -13,7 +13,7 @@ from distill_lab.planning.forecast import make_forecast
 from distill_lab.planning.machine import Machine
 from distill_lab.planning.throughput import Throughput
 from distill_lab.planning.volume import measure_volume
-from distill_lab.recipes import prompt, system1, system2, verified
+from distill_lab.recipes import logits, prompt, system1, system2, verified
 
 LAPTOP = Machine("cpu", 16e9, 16e9, "fp32")
 CARD = Machine("cuda", 80e9, 128e9, "bf16")
@@ -133,6 +133,21 @@ def test_more_epochs_take_longer_and_adapters_less(tmp_path: Path) -> None:
 
     assert seconds(num_epochs=10.0) > 1.8 * seconds(num_epochs=5.0)
     assert seconds(max_steps=3) < seconds(num_epochs=5.0) / 5
+
+
+def test_a_teacher_beside_the_student_takes_memory_and_time(tmp_path: Path) -> None:
+    def training(config: system1.Config | logits.Config) -> tuple[float, float]:
+        forecast = make_forecast("x", config, directory=tmp_path, machine=LAPTOP)
+        stage = next(each for each in forecast.stages if each.name == "training")
+        assert stage.memory is not None
+        return stage.memory.total, stage.seconds or 0
+
+    data, train = own_data(tmp_path), TrainConfig(num_epochs=3)
+    alone = training(system1.Config(teacher=TEACHER, student=STUDENT, data=data, train=train))
+    cached = training(logits.Config(teacher=TEACHER, student=STUDENT, data=data, train=train, cache_mode="sampled"))
+    beside = training(logits.Config(teacher=TEACHER, student=STUDENT, data=data, train=train))
+    assert alone[0] == cached[0] < beside[0]
+    assert alone[1] < cached[1] < beside[1]
 
 
 def test_the_command_prints_lines_of_80_columns(
