@@ -69,7 +69,7 @@ STILL_OPEN = frozenset(
     benchmarks/RESULTS.md
     distill_app.py
     distill_lab/device.py
-    distill_lab/evaluation/_speed_plan.py
+    distill_lab/evaluation/speed_plan.py
     distill_lab/evaluation/_timing.py
     distill_lab/evaluation/compare.py
     distill_lab/evaluation/cost.py

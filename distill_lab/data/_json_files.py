@@ -28,8 +28,8 @@ MAX_DOCUMENT_CHARS = 1 << 30
 HINT = "a JSON file must be an array of objects, or one object per line"
 
 
-class JsonLines:
-    """One JSON object per line; blank lines are allowed."""
+class _Lines:
+    """A file with a row on each line; blank lines are allowed."""
 
     def __init__(self, path: Path, encoding: str = "") -> None:
         self.path, self.encoding = path, encoding
@@ -43,25 +43,24 @@ class JsonLines:
         """The rows of a slice; see Reader."""
         with open_text(self.path, self.encoding) as file:
             for index, (number, line) in islice(enumerate(_filled(file)), start, stop):
-                yield _parsed(index, number, line)
+                yield self._row(index, number, line)
+
+    def _row(self, index: int, number: int, line: str) -> Row:
+        raise NotImplementedError
 
 
-class TextLines:
-    """A .txt file: each line becomes a row `{"sentence": line}`; blank lines are allowed."""
+class JsonLines(_Lines):
+    """One JSON object per line."""
 
-    def __init__(self, path: Path, encoding: str = "") -> None:
-        self.path, self.encoding = path, encoding
+    def _row(self, index: int, number: int, line: str) -> Row:
+        return _parsed(index, number, line)
 
-    def num_rows(self) -> int:
-        """How many rows there are."""
-        with open_text(self.path, self.encoding) as file:
-            return sum(1 for _ in _filled(file))
 
-    def rows(self, start: int, stop: int | None) -> Iterator[Row]:
-        """The rows of a slice; see Reader."""
-        with open_text(self.path, self.encoding) as file:
-            for index, (number, line) in islice(enumerate(_filled(file)), start, stop):
-                yield Row(index, number, {"sentence": line})
+class TextLines(_Lines):
+    """A .txt file: each line becomes a row `{"sentence": line}`."""
+
+    def _row(self, index: int, number: int, line: str) -> Row:
+        return Row(index, number, {"sentence": line})
 
 
 class JsonArray:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.evaluation._speed_plan import Pace
+from distill_lab.evaluation.speed_plan import Pace
 from distill_lab.types import Completion, Prompt
 
 if TYPE_CHECKING:

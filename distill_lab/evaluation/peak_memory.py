@@ -22,7 +22,7 @@ from distill_lab import activity
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.device import free_memory
 from distill_lab.errors import ModelError
-from distill_lab.evaluation._speed_plan import MEMORY_BUDGET_S, batch_within
+from distill_lab.evaluation.speed_plan import MEMORY_BUDGET_S, batch_within
 from distill_lab.types import Prompt
 
 

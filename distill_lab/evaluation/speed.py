@@ -24,9 +24,9 @@ import numpy as np
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
-from distill_lab.evaluation._speed_plan import NUM_BATCHED, Pace, Plan, make_plan
 from distill_lab.evaluation._timing import Timing, find_pace, load_to_time, spread, timed_call
 from distill_lab.evaluation.peak_memory import peak_memory
+from distill_lab.evaluation.speed_plan import NUM_BATCHED, Pace, Plan, make_plan
 from distill_lab.evaluation.speedups import LATENCY_TOKENS, NUM_LATENCIES, Pair, Speed
 from distill_lab.types import Prompt
 

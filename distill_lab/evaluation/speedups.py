@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from distill_lab.evaluation._speed_plan import MAX_TOKENS, NUM_BATCHED
 from distill_lab.evaluation.goals import Figure
 from distill_lab.evaluation.intervals import log_mean_variance, log_normal, percentile_95
+from distill_lab.evaluation.speed_plan import MAX_TOKENS, NUM_BATCHED
 
 LATENCY_TOKENS, REASONING_TOKENS = 128, 256
 """Of a latency answer, and of one that reasons."""

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
+from distill_lab.evaluation.speed import NUM_ROUNDS
+from distill_lab.evaluation.speed_plan import MAX_TOKENS, NUM_BATCHED, NUM_SINGLE
+from distill_lab.evaluation.speedups import LATENCY_TOKENS, NUM_LATENCIES
 from distill_lab.models.names import api_engine
 from distill_lab.planning.known_models import config_of
 from distill_lab.planning.machine import Machine
@@ -26,10 +29,6 @@ from distill_lab.planning.model_shape import Shape, shape_of
 from distill_lab.planning.throughput import Throughput, measure_throughput
 from distill_lab.planning.volume import Volume, is_local, local_tokenizer, measure_volume
 
-BATCH_ROWS = {"cpu": 256, "cuda": 1024, "mps": 256}
-"""Answers generated at once if memory allows, as in `engines/transformers.py`."""
-CACHE_FRACTION = 0.5
-"""Part of the free memory that a batch's keys and values may take, as there."""
 CHECKPOINT_BYTES = 12
 """Per trained weight: the weight and AdamW's two moments, in fp32."""
 CHECKPOINTS = 2
@@ -38,9 +37,6 @@ LOAD_BYTES_PER_S = 500e6
 """Assumed speed of reading weights from a disk."""
 START_S = 2.0
 """Seconds to build a model, besides reading its weights."""
-TIMED_ROUNDS, TIMED_BATCH, TIMED_SINGLE, TIMED_LATENCIES = 3, 64, 8, 20
-TIMED_TOKENS, LATENCY_TOKENS = 256, 128
-"""How much is timed, as in `evaluation/speed.py` and `evaluation/_speed_plan.py`."""
 
 
 @dataclass(frozen=True)
@@ -201,8 +197,8 @@ def _answers(
 
 def _speeds(config: RecipeConfig, volume: Volume, models: list[ModelConfig], machine: Machine) -> StageForecast:
     """Timing teacher and student in turns, in batches and one at a time (`evaluation/speed.py`)."""
-    seconds, tokens = 0.0, min(volume.answer.mean, config.test_sampling.max_new_tokens, TIMED_TOKENS)
-    prompts = min(volume.test_rows, TIMED_BATCH)
+    seconds, tokens = 0.0, min(volume.answer.mean, config.test_sampling.max_new_tokens, MAX_TOKENS)
+    prompts = min(volume.test_rows, NUM_BATCHED)
     for model in models:
         try:
             shape = shape_of(model)
@@ -210,11 +206,11 @@ def _speeds(config: RecipeConfig, volume: Volume, models: list[ModelConfig], mac
             return StageForecast("speeds", None, 0, 0, None, "not known before the download")
         chosen, _ = answering(shape, model, machine)
         speed = _speed(shape, _compute(shape, chosen, machine), chosen.quantization)
-        batched = TIMED_ROUNDS * (
+        batched = NUM_ROUNDS * (
             speed.read_s(prompts * volume.prompt.mean) + speed.decode_s(prompts * tokens, rows=prompts)
         )
-        alone = TIMED_ROUNDS * TIMED_SINGLE * speed.decode_s(tokens, rows=1)
-        latency = TIMED_LATENCIES * speed.decode_s(LATENCY_TOKENS, rows=1)
+        alone = NUM_ROUNDS * NUM_SINGLE * speed.decode_s(tokens, rows=1)
+        latency = NUM_LATENCIES * speed.decode_s(LATENCY_TOKENS, rows=1)
         seconds += min(batched + alone + latency, config.engine.measure_budget_s)
     return StageForecast(
         "speeds", 3 * START_S + seconds, 0, 0, None, "both models in turns, at most measure-budget-s each"
@@ -252,10 +248,13 @@ def _rows_at_once(
     compute: Compute,
 ) -> int:
     """How many answers the engine generates at once: limited by their number, by memory and by the engine."""
+    from distill_lab.generation.engines.transformers import CACHE_FRACTION, MAX_ROWS_CPU, MAX_ROWS_GPU
+
+    most = MAX_ROWS_CPU if machine.device == "cpu" else MAX_ROWS_GPU
     free = CACHE_FRACTION * max(0.0, machine.usable - alone.total)
     tokens = round(volume.prompt.mean + min(volume.answer.mean, sampling.max_new_tokens))
     row = BYTES[compute] * shape.kv_elements(tokens) + shape.vocabulary * (24 if sampling.temperature else 4)
-    return max(1, min(number, BATCH_ROWS[machine.device], int(free / row)))
+    return max(1, min(number, most, int(free / row)))
 
 
 def _compute(shape: Shape, model: ModelConfig, machine: Machine) -> Compute:

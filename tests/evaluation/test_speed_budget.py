@@ -14,9 +14,9 @@ import pytest
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError
 from distill_lab.evaluation import speed as measuring
-from distill_lab.evaluation._speed_plan import Pace, batch_within, make_plan
 from distill_lab.evaluation.peak_memory import peak_memory
 from distill_lab.evaluation.speed import Speed, measure
+from distill_lab.evaluation.speed_plan import Pace, batch_within, make_plan
 from distill_lab.evaluation.summary import no_p95, ran_on, summarize
 from distill_lab.generation.decoding.slices import Slices
 from distill_lab.generation.engines.transformers import TransformersEngine
