@@ -300,26 +300,22 @@ class TestPrompts:
         return [phrase for phrase in rarest[: 3 * lost + 3] if self._phrases[phrase] <= MAX_FOUND]
 
 
-def find_overlaps(rows: Path, test: Path, path: Path, *, num_words: int = NUM_WORDS) -> Counts:
+def find_overlaps(rows: Path, test: Path, path: Path, *, num_words: int = NUM_WORDS) -> int:
     """Write each row of `rows` that overlaps with a prompt of `test` to `path`: `{"id", "reason", "text", "test_id", ...}`.
 
-    rows: prompts, or training rows, which get their 0-based number as id. The counts are of rows read and overlaps found.
+    rows: prompts, or training rows, which get their 0-based number as id. Returns how many overlap.
     """
     tests = TestPrompts(read_jsonl(test), num_words=num_words)
-    num_rows = 0
     if num_words and len(tests):
         for row in read_jsonl(rows):
             tests.count(row)
 
     def found() -> Iterator[dict[str, Any]]:
-        nonlocal num_rows
         for number, row in enumerate(read_jsonl(rows)):
-            num_rows += 1
             if len(tests) and (overlap := tests.find(row)):
                 yield {"id": row.get("id", number), **overlap.to_json()}
 
-    num_found = write_jsonl(path, found())
-    return Counts(num_rows, num_found, {"no overlap": num_rows - num_found})
+    return write_jsonl(path, found())
 
 
 def remove_overlaps(rows: Path, overlaps: Path, path: Path) -> Counts:

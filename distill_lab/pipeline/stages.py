@@ -100,7 +100,12 @@ class Pipeline:
 
         num_words: see `RecipeConfig.overlap_words`. Raises NoData if no row is left.
         """
-        found = self.step("overlap with the test", OVERLAPS, find_overlaps, data, test, num_words=num_words)
+
+        def find(path: Path) -> None:
+            find_overlaps(data, test, path, num_words=num_words)  # counted by the next stage, which leaves them out
+
+        inputs = {"0": data, "1": test, "num_words": num_words}
+        found = self.run.stage("overlap with the test", OVERLAPS, inputs=inputs, work=find)
         prompts = self.step("prompts", "prompts.jsonl", remove_overlaps, data, found.path)
         assert prompts.counts is not None
         self.overlap = prompts.counts
@@ -109,9 +114,10 @@ class Pipeline:
                 f"no row of the data is left to train on: each overlaps with a test prompt ({prompts.counts}; see "
                 f"{found.path}); use other test data, or turn near duplicates off with --overlap-words 0"
             )
-        if found.kept > MANY_OVERLAPS * prompts.counts.rows_in:
+        share = 1 - prompts.kept / prompts.counts.rows_in
+        if share > MANY_OVERLAPS:
             self.watch.note(
-                f"{found.kept / prompts.counts.rows_in:.0%} of the training prompts overlap with the test and are left "
+                f"{share:.0%} of the training prompts overlap with the test and are left "
                 f"out; {found.path} lists them with the test prompts (--overlap-words 0 keeps near duplicates)"
             )
         return prompts.path

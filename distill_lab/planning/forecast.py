@@ -28,6 +28,7 @@ from distill_lab.planning.method import Method, answering, check_answering, choo
 from distill_lab.planning.model_shape import Shape, shape_of
 from distill_lab.planning.throughput import Throughput, measure_throughput
 from distill_lab.planning.volume import Volume, is_local, local_tokenizer, measure_volume
+from distill_lab.report.overlap import overlap_note
 
 CHECKPOINT_BYTES = 12
 """Per trained weight: the weight and AdamW's two moments, in fp32."""
@@ -305,9 +306,8 @@ def _warnings(config: RecipeConfig, volume: Volume) -> Iterator[str]:
             f"about {share:.0%} of the rows are longer than train.max_length {config.train.max_length} and would be "
             f"dropped; --train.max-length {_next_length(volume)} keeps them"
         )
-    if volume.overlap is not None and volume.overlap.kept < volume.overlap.rows_in:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in volume.overlap.dropped.items() if number)
-        yield f"training prompts left out because of the test set: {reasons}"
+    if volume.overlap is not None and (note := overlap_note(volume.overlap.to_json())):
+        yield note
     if volume.counted and volume.complete and volume.rows < 100:
         yield f"only {volume.rows} prompts to learn from; expect a small gain, and wide intervals"
     if 0 < volume.test_rows < 50:

@@ -23,7 +23,7 @@ def overlap_note(found: Mapping[str, Any] | None) -> str:
     """One sentence for people on the stage's counts; empty if nothing was left out."""
     if not found or not found["dropped"]:
         return ""
-    reasons = ", ".join(f"{number:,} {reason}" for reason, number in found["dropped"].items() if number)
+    reasons = ", ".join(f"{reason} ({number:,})" for reason, number in found["dropped"].items() if number)
     return (
         f"{found['rows_in'] - found['kept']:,} of {found['rows_in']:,} training prompts overlap with the test and were "
         f"left out: {reasons}."

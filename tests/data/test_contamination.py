@@ -151,7 +151,7 @@ def test_rows_are_removed_and_counted_by_reason(tmp_path: Path) -> None:
     training = [BAKER.upper(), "Who wrote Hamlet?", BAKER + " Explain.", "Name a river."]
     # Training rows have no ids; they are known by their place.
     write_jsonl(files["rows"], [{"prompt": row(text)["messages"], "completion": []} for text in training])
-    assert find_overlaps(files["rows"], files["test"], files["overlap"]).kept == 2
+    assert find_overlaps(files["rows"], files["test"], files["overlap"]) == 2
     counts = remove_overlaps(files["rows"], files["overlap"], files["kept"])
     assert (counts.rows_in, counts.kept, counts.dropped) == (4, 2, {SAME: 1, SHARED: 1})
     assert [each["prompt"][0]["content"] for each in read_jsonl(files["kept"])] == [training[1], training[3]]
@@ -163,7 +163,7 @@ def test_without_a_test_nothing_is_removed(tmp_path: Path) -> None:
     rows, test, overlap, kept = (tmp_path / name for name in "abcd")
     write_jsonl(rows, [row(BAKER)])
     write_jsonl(test, [])
-    assert find_overlaps(rows, test, overlap).kept == 0
+    assert find_overlaps(rows, test, overlap) == 0
     assert remove_overlaps(rows, overlap, kept).kept == 1
 
 
