@@ -5,7 +5,6 @@ torch is imported only where it is needed.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import platform
@@ -129,9 +128,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-"""Parameter numbers of glibc's mallopt(3)."""
-DEFAULTS = {M_TRIM_THRESHOLD: 128 << 10, M_MMAP_THRESHOLD: 128 << 10, M_MMAP_MAX: 65536}
 SIGNS = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 """Parts of error messages. cuBLAS allocates its workspace at the first product, so a full GPU raises a cuBLAS error."""
 
@@ -169,25 +165,28 @@ def memory_returned() -> Iterator[None]:
         free_memory()
 
 
-@contextmanager
-def kept_heap() -> Iterator[None]:
-    """Let the C library keep freed host memory for the next tensor, and return it at the end.
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Files with a container's memory limit, for cgroup versions 2 and 1."""
 
-    By default glibc maps each large block and unmaps it when freed, so CPU training pays a page fault for every 4 KiB of
-    every activation in every step: a third of the step time of Qwen2.5-0.5B. Does nothing except on Linux with glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(M_MMAP_MAX, 0)
-    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
-    try:
-        yield
-    finally:
-        for parameter, value in DEFAULTS.items():
-            libc.mallopt(parameter, value)
-        libc.malloc_trim(0)
+
+def host_memory(limits: tuple[str, ...] = LIMITS) -> int:
+    """Bytes of this machine's memory, or of its container's limit, as given in the files `limits`."""
+    import psutil
+
+    found = [psutil.virtual_memory().total]
+    for path in limits:
+        try:
+            found.append(int(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+    return min(found)
+
+
+def free_host_memory() -> int:
+    """Bytes of host memory that this process can still take."""
+    import psutil
+
+    return min(psutil.virtual_memory().available, host_memory() - psutil.Process().memory_info().rss)
 
 
 NVIDIA_SMI_S = 10.0

@@ -6,8 +6,9 @@ A container's limit (cgroup) counts as the machine's memory, because the kernel 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
+
+from distill_lab.device import best_device, host_memory
 
 CONTEXT = 0.5e9
 """GPU memory in bytes that the driver and kernels take per process."""
@@ -48,28 +49,10 @@ class Machine:
         return {"cuda": "this GPU", "mps": "this Mac", "cpu": "this machine"}[self.device]
 
 
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Files with a container's memory limit, for cgroup versions 2 and 1."""
-
-
-def host_memory(limits: tuple[str, ...] = LIMITS) -> int:
-    """Bytes of this machine's memory, or of its container's limit, as given in the files `limits`."""
-    import psutil
-
-    found = [psutil.virtual_memory().total]
-    for path in limits:
-        try:
-            found.append(int(Path(path).read_text(encoding="ascii")))
-        except (OSError, ValueError):  # no such file, or "max": no limit
-            continue
-    return min(found)
-
-
 def this_machine() -> Machine:
     """The machine this process runs on."""
     import torch
 
-    from distill_lab.device import best_device
     from distill_lab.models.precision import compute_dtype
 
     device, ram = best_device(), host_memory()

@@ -29,9 +29,6 @@ CHUNK_ELEMENTS, MIN_CHUNK, MAX_CHUNK = 1 << 25, 64, 4096
 """Logits in memory at once, as in `objectives/_chunked_head.py`; a test checks that they are equal."""
 PACKED_WIDTH = 1.5
 """Width of a bin in maximum row lengths; `packing.choose_width` takes 1 to 4, wide bins only if most rows are short."""
-CPU_HEAP = 0.3e9
-"""Bytes that the C library (`device.kept_heap`) and the matrix library's buffers keep during training on a CPU; measured
-(benchmarks/memory.py) as 0.2 to 0.5 GB for any model."""
 MLP_TENSORS = {True: 4, False: 2}
 """Tensors of width I that an MLP keeps for its backward pass, with a gate (gate, activation, up, product) and without."""
 
@@ -151,8 +148,6 @@ def training_memory(
     parts["activations"] += tokens * shape.hidden * (8 + 4 + 4)
     parts["mask"] = tokens * width
     parts["work"] = max(_loss_work(shape, tokens, b), _backward_work(shape, tokens, b, full=full))
-    if not gpu:
-        parts["heap"] = CPU_HEAP
     host = 4 * shape.num_parameters if full else max(2 * shape.largest_linear, 1e9)
     return Memory(parts, host=host if gpu else 0)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
 from distill_lab.config import ModelConfig, TrainConfig
-from distill_lab.device import best_device, free_memory, kept_heap
+from distill_lab.device import best_device, free_host_memory, free_memory
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
 from distill_lab.generation.model_identity import weights_of
@@ -33,6 +33,7 @@ from distill_lab.train.cached_teacher import cache_place, cached_teacher, check_
 from distill_lab.train.capture import Captured
 from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
+from distill_lab.train.heap import TrainingHeap
 from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import Objective, load_objective
 from distill_lab.train.plan import make_plan, trained_weights, training_arguments, with_dtype
@@ -261,8 +262,11 @@ def train_model(
     )
     if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})
-    heap = kept_heap() if args.device.type == "cpu" else nullcontext()
-    with _quiet(), heap:
+    with ExitStack() as stack:
+        stack.enter_context(_quiet())
+        if args.device.type == "cpu":
+            heap = TrainingHeap(free_host_memory, may_keep=not config.gradient_checkpointing)
+            trainer.add_callback(stack.enter_context(heap))
         trainer.train(resume_from_checkpoint=str(found.checkpoint) if found.checkpoint else None)
         before, after = trainer.validation_losses()
         partial = work / PARTIAL

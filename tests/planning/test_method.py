@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, TrainConfig
+from distill_lab.device import host_memory
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model
 from distill_lab.pipeline.fitting import base_model_config, fit, trained_model_config
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.known_models import known_models
-from distill_lab.planning.machine import Machine, host_memory
+from distill_lab.planning.machine import Machine
 from distill_lab.planning.memory_estimate import training_memory
 from distill_lab.planning.method import (
     answering,
