@@ -8,6 +8,7 @@ as it arrives, the confusion matrix and the worst labels, and writes them to `<o
 same command again to resume; another model, other prompts or other settings need another --out, or --overwrite.
 
     distill eval --model tiny:student --data tiny:instructions --data.split "test[:200]" --out eval/base.jsonl
+    distill eval --model BIG --draft SMALL --data my_prompts.jsonl --out draft.json
     distill eval --base_model BASE --lora_model ADAPTERS --test_file test_questions.jsonl --output_file predictions.jsonl
 """
 
@@ -46,6 +47,11 @@ class Config(settings.Config):
     """Also write question, generated text, prediction and gold answer to this file (.jsonl)."""
     base: str = ""
     """A model to compare with, loaded with the same quantization as --model; prints its score and the gain over it."""
+    draft: str = ""
+    """A draft model for speculative decoding: instead of a score, prints the share of its tokens that --model accepts and
+    the wall time of answers with and without it, and writes them to --out as JSON. Needs no gold answers."""
+    base_draft: str = ""
+    """Another draft to compare --draft with, such as the model it was trained from."""
     instruction: str = ""
     """Text to append to every question."""
     grader: str = "auto"
@@ -73,6 +79,11 @@ def main(config: Config) -> None:
     from distill_lab.training_data.cot_files import take_gold, write_predictions
     from distill_lab.training_data.reasoning import add_instruction
 
+    if config.draft or config.base_draft:
+        from distill_lab.commands._eval_draft import eval_draft
+
+        eval_draft(config)
+        return
     out = config.out or (config.predictions and config.predictions.with_suffix(".items.jsonl"))
     if out is None:
         raise UserError("no output file; give --out items.jsonl, or --predictions predictions.jsonl")

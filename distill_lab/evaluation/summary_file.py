@@ -142,6 +142,8 @@ class Summary:
     """Verified distillation: what several samples of the teacher are worth; see `pass_at_k.BestOfK`."""
     iterations: tuple[dict[str, Any], ...] = field(default_factory=tuple)
     """Verified distillation: a row for each round."""
+    draft: dict[str, Any] | None = None
+    """Draft models: acceptance and wall time of each draft; see `draft_proof.DraftReport`."""
     student: str | None = None
     """Verified distillation: the directory of the best round's student."""
 

@@ -25,6 +25,7 @@ from distill_lab.planning.preflight import check_before, check_test
 from distill_lab.run import Run
 from distill_lab.training_data.reasoning import has_thinking
 
+CacheMode = Literal["off", "sampled", "top_k", "hidden"]
 CE_WEIGHT = 0.2
 """Default share of cross-entropy if someone else than the teacher wrote the answers."""
 
@@ -45,7 +46,7 @@ class Config(settings.RecipeConfig):
     """Both models' logits are divided by it; 1 compares the distributions themselves."""
     ce_weight: float | None = None
     """Share of cross-entropy in the loss; None: 0 if the teacher wrote the answers, else 0.2."""
-    cache_mode: Literal["off", "sampled", "top_k", "hidden"] = "off"
+    cache_mode: CacheMode = "off"
     """Capture the teacher's distributions once, on disk, instead of computing them in every step
     (train.teacher-cache.mode). sampled needs a few bytes per token and is for forward_kl."""
     cache_dir: str = ""

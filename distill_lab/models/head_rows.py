@@ -1,0 +1,43 @@
+"""A model whose head and embeddings have as many rows as another's: directory in, directory out.
+
+    write_with_rows(ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct"), 152_064, Path("draft-base"))
+
+Qwen2.5's models have 151,936 or 152,064 rows for one and the same tokenizer. Speculative decoding, in vLLM as in
+transformers, needs both models to have the same number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill_lab.config import ModelConfig
+from distill_lab.errors import UserError
+from distill_lab.models.loading import load_model
+
+
+@torch.no_grad()
+def write_with_rows(config: ModelConfig, num_rows: int, path: Path) -> None:
+    """Write the model with `num_rows` rows, its weights in fp32, and its tokenizer.
+
+    New rows are 0, so their logits are 0, far below those of any likely token. Raises UserError if the tokenizer has tokens
+    beyond `num_rows`.
+    """
+    model, tokenizer = load_model(config.model_copy(update={"quantization": "none"}), training=True)
+    if len(tokenizer) > num_rows:
+        raise UserError(
+            f"{config.model}: its tokenizer has {len(tokenizer):,} tokens, but the target's head has {num_rows:,} rows; "
+            "choose a draft with the target's tokenizer"
+        )
+    causal: Any = model
+    before = causal.get_input_embeddings().weight.shape[0]
+    causal.resize_token_embeddings(num_rows, mean_resizing=False)
+    for layer in {id(each): each for each in (causal.get_input_embeddings(), causal.get_output_embeddings())}.values():
+        layer.weight[before:] = 0
+        if getattr(layer, "bias", None) is not None:
+            layer.bias[before:] = 0
+    path.mkdir(parents=True, exist_ok=True)
+    causal.save_pretrained(path)
+    tokenizer.save_pretrained(path)

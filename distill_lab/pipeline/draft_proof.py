@@ -1,0 +1,242 @@
+"""What drafts are worth to a target: rows of the target's answers -> acceptance, expected lengths, wall time, a command.
+
+    report = measure_drafts(target, {"base": base, "draft": student}, sampled_rows, greedy_rows, max_new_tokens=256)
+    for line in report.lines(): print(line)
+
+All models must have one tokenizer. Acceptance is counted on the target's own answers (`evaluation/acceptance.py`); wall time
+is that of transformers' assisted generation on this machine (`evaluation/assisted.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_lab import activity
+from distill_lab.config import ModelConfig
+from distill_lab.device import memory_returned
+from distill_lab.evaluation.acceptance import (
+    Acceptance,
+    Rate,
+    RowAcceptance,
+    acceptance,
+    best_drafted,
+    compare_rows,
+    difference,
+)
+from distill_lab.evaluation.assisted import ALONE, AssistedTimes, time_assisted
+from distill_lab.evaluation.goals import Figure
+from distill_lab.evaluation.intervals import Interval
+from distill_lab.generation.engines._token_io import TokenIO
+from distill_lab.models.loading import load_model
+from distill_lab.models.token_bytes import refuse_other_ids, token_bytes
+from distill_lab.train.loss_module import decoder_and_head
+from distill_lab.train.packing import Row
+from distill_lab.train.rows import read_rows
+from distill_lab.train.teachers import LiveTeacher, refuse_foreign_tokens
+
+BASE, DRAFT = "base", "draft"
+TITLES = {BASE: "base draft", DRAFT: "draft"}
+MAX_LENGTH = 1 << 20
+"""Answers were generated within the models' context, so no row is too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFigures:
+    """One draft's figures."""
+
+    model: str
+    acceptance: Acceptance
+    num_drafted: int
+    """Tokens to draft per pass of the target, for greedy decoding with this draft on this machine."""
+    expected_speedup: float
+    """What that many should gain, if the target read them as fast as one token."""
+    speedup: Figure | None
+    """Measured: seconds of the target alone over seconds with the draft. None: not measured."""
+    same_answers: int | None
+    """Timed answers that are the target's own, token for token."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftReport:
+    """The drafts beside each other."""
+
+    target: str
+    drafts: Mapping[str, DraftFigures]
+    """By BASE and DRAFT; BASE may be missing."""
+    gain_sampled: tuple[float, Interval | None] | None
+    """Acceptance of the draft minus that of the base draft at temperature 1, in [-1, 1], on the same answers."""
+    gain_greedy: tuple[float, Interval | None] | None
+    num_timed: int
+    """Prompts that wall time was taken on; 0: none."""
+    target_tokens_per_s: float | None
+    """Of the target alone."""
+    no_time: str
+    """Why no wall time was taken; empty if it was."""
+
+    @property
+    def num_answers(self) -> int:
+        """Answers of the target behind the greedy rates."""
+        return next(iter(self.drafts.values())).acceptance.greedy.num_answers
+
+    def sentence(self) -> str:
+        """What was reached, without a full stop."""
+        rates = [f"{found.acceptance.sampled.rate:.1%}" for found in self.drafts.values()]
+        return f"The target accepts {' -> '.join(rates)} of the draft's tokens at temperature 1"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """The report for a terminal, at most 80 characters wide."""
+        for name, found in self.drafts.items():
+            yield f"{TITLES[name]}: {found.model}"
+            yield from _rate_lines("temperature 1", found.acceptance.sampled)
+            yield from _rate_lines("greedy", found.acceptance.greedy)
+            if found.speedup is not None:
+                yield (
+                    f"  wall time      {_with_interval(found.speedup.value or 0.0, found.speedup.ci95, '{:.2f}x')} as "
+                    f"fast as without, {found.num_drafted} drafted"
+                )
+                yield f"                 {found.same_answers} of {self.num_timed} answers are the target's, token for token"
+        for title, gain in (("temperature 1", self.gain_sampled), ("greedy", self.gain_greedy)):
+            if gain is not None:
+                value, ci95 = 100 * gain[0], gain[1] and (100 * gain[1][0], 100 * gain[1][1])
+                yield f"gain over the base draft, {title}: {_with_interval(value, ci95, '{:+.1f}')} points"
+        if self.no_time:
+            yield f"wall time not measured: {self.no_time}"
+        yield "serve both with vLLM:"
+        yield f"  {self.command()}"
+
+    def command(self) -> str:
+        """How vLLM serves the target with the draft."""
+        found = self.drafts.get(DRAFT) or self.drafts[BASE]
+        draft = str(Path(found.model).absolute()) if Path(found.model).exists() else found.model
+        settings = {"model": draft, "num_speculative_tokens": found.num_drafted, "method": "draft_model"}
+        return f"vllm serve {self.target} --speculative-config '{json.dumps(settings)}'"
+
+
+def measure_drafts(
+    target: ModelConfig,
+    drafts: Mapping[str, ModelConfig],
+    sampled_rows: Path,
+    greedy_rows: Path,
+    *,
+    max_new_tokens: int,
+    num_timed: int,
+    thinking: bool | None = None,
+) -> DraftReport:
+    """Measure `drafts` (BASE, DRAFT) for `target` on rows of its own answers.
+
+    sampled_rows, greedy_rows: `{"prompt", "completion"}`, sampled at temperature 1 without cutting the distribution, and
+    greedy. num_timed: prompts whose wall time is taken, from the start of greedy_rows; 0: none. Raises UserError for drafts
+    with another tokenizer.
+    """
+    with memory_returned(), activity.doing(f"loading the target {target.model}"):
+        model, tokenizer = load_model(target)
+        loaded = {name: load_model(config) for name, config in drafts.items()}
+        rows = {
+            path: read_rows(
+                path, tokenizer, max_length=MAX_LENGTH, validation_fraction=0.0, seed=0, thinking=thinking
+            ).training
+            for path in (sampled_rows, greedy_rows)
+        }
+        heads = {name: _head_rows(each) for name, (each, _) in loaded.items()}
+        own = _head_rows(model)
+        num_ids = min(own, *heads.values())
+        names = token_bytes(tokenizer)
+        for name, (_, other) in loaded.items():
+            refuse_other_ids(names, token_bytes(other), num_ids=num_ids, names=(target.model, drafts[name].model))
+            refuse_foreign_tokens(names, rows[greedy_rows], num_ids=num_ids, student=other, teacher=target.model)
+        teacher = LiveTeacher(model, num_ids)
+        compared: dict[str, tuple[list[RowAcceptance], list[RowAcceptance]]] = {}
+        for name, (draft, _) in loaded.items():
+            student = LiveTeacher(draft, num_ids)
+            compared[name] = (
+                compare_rows(teacher, student, rows[sampled_rows]),
+                compare_rows(teacher, student, rows[greedy_rows]),
+            )
+        found = {name: acceptance(*pair) for name, pair in compared.items()}
+        no_time = "" if num_timed else "turned off"
+        if num_timed and set(heads.values()) != {own}:
+            no_time = (
+                f"the heads have {own:,} and {min(heads.values()):,} rows, and assisted generation needs one number"
+            )
+        times = None
+        best = {name: _best(each, model, loaded[name][0]) for name, each in found.items()}
+        if not no_time:
+            prompts = [_prompt_of(row) for row in rows[greedy_rows][:num_timed]]
+            io = TokenIO(tokenizer, model.generation_config)
+            times = time_assisted(
+                model,
+                {name: each for name, (each, _) in loaded.items()},
+                prompts,
+                drafted={name: number for name, (number, _) in best.items()},
+                max_new_tokens=max_new_tokens,
+                end_ids=io.end_ids,
+                pad_id=int(tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
+            )
+    return DraftReport(
+        target=target.model,
+        drafts={
+            name: DraftFigures(
+                model=drafts[name].model,
+                acceptance=each,
+                num_drafted=best[name][0],
+                expected_speedup=best[name][1],
+                speedup=times.speedups[name] if times else None,
+                same_answers=times.same[name] if times else None,
+            )
+            for name, each in found.items()
+        },
+        gain_sampled=_gain(compared, 0),
+        gain_greedy=_gain(compared, 1),
+        num_timed=len(times.tokens) if times else 0,
+        target_tokens_per_s=_pace(times),
+        no_time=no_time,
+    )
+
+
+def _head_rows(model: Any) -> int:
+    return decoder_and_head(model)[1].linear.out_features
+
+
+def _prompt_of(row: Row) -> list[int]:
+    """The tokens before the first one that is learned."""
+    first = int(row.loss_mask.argmax())
+    return [int(each) for each in row.input_ids[: first + 1]]
+
+
+def _best(found: Acceptance, target: Any, draft: Any) -> tuple[int, float]:
+    """Tokens to draft for greedy decoding. A pass costs what its weights cost to read: decoding is bound by memory."""
+    cost = draft.num_parameters() / target.num_parameters()
+    return best_drafted(found.greedy.tokens_per_pass, cost)
+
+
+def _gain(
+    compared: Mapping[str, tuple[Sequence[RowAcceptance], Sequence[RowAcceptance]]], kind: int
+) -> tuple[float, Interval | None] | None:
+    if compared.keys() != {BASE, DRAFT}:
+        return None
+    base, draft = ([row.agrees_N if kind else row.accepted_N for row in compared[name][kind]] for name in (BASE, DRAFT))
+    return difference(base, draft)
+
+
+def _pace(times: AssistedTimes | None) -> float | None:
+    return sum(times.tokens) / sum(times.seconds[ALONE]) if times else None
+
+
+def _rate_lines(title: str, rate: Rate) -> Iterator[str]:
+    share = _with_interval(100 * rate.rate, rate.ci95 and (100 * rate.ci95[0], 100 * rate.ci95[1]), "{:.1f}%")
+    yield f"  {title:<15}{share} of {rate.num_tokens:,} tokens accepted"
+    lengths = " ".join(f"{tokens:.2f}" for tokens in rate.tokens_per_pass)
+    yield f"                 tokens per pass with 1 to {len(rate.tokens_per_pass)} drafted: {lengths}"
+
+
+def _with_interval(value: float, ci95: Interval | None, form: str) -> str:
+    shown = form.format(value)
+    return f"{shown} [{form.format(ci95[0])} to {form.format(ci95[1])}]" if ci95 else shown

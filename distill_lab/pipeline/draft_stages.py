@@ -1,0 +1,95 @@
+"""What the draft recipe adds to the way of the data: the draft's weights as the target needs them, and its measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig
+from distill_lab.errors import NoData
+from distill_lab.files.jsonl import write_json
+from distill_lab.generation.model_identity import model_inputs
+from distill_lab.models.loading import without_weights
+from distill_lab.pipeline.stages import Pipeline
+from distill_lab.train.loss_module import decoder_and_head
+from distill_lab.training_data.training_set import write_training_set
+from distill_lab.types import Counts
+
+if TYPE_CHECKING:
+    from distill_lab.pipeline.draft_proof import DraftReport
+
+AT_ONE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "from_model": False}
+"""Sampling from the distribution itself, which the acceptance rate at temperature 1 is defined on."""
+GREEDY = AT_ONE | {"temperature": 0.0}
+
+
+def draft_base(pipeline: Pipeline, config: RecipeConfig) -> ModelConfig:
+    """The draft to train: `config.student`, or a copy whose head has as many rows as the target's.
+
+    vLLM and transformers refuse a pair with different numbers, as Qwen2.5's 0.5B and 7B have.
+    """
+    rows, own = (_head_rows(model) for model in (config.teacher, config.student))
+    if rows == own:
+        return config.student
+    from distill_lab.models.head_rows import write_with_rows
+
+    student = config.student
+    pipeline.watch.note(f"the draft's head gets {rows:,} rows as the target's has, instead of {own:,}")
+    path = pipeline.run.stage(
+        "draft base",
+        "draft_base",
+        inputs={"rows": rows, **model_inputs(student)},
+        work=lambda path: write_with_rows(student, rows, path),
+    ).path
+    return student.model_copy(update={"model": str(path)})
+
+
+def measured(
+    pipeline: Pipeline, config: RecipeConfig, drafts: Mapping[str, ModelConfig], test: Path, *, num_timed: int
+) -> DraftReport:
+    """The target's answers to the test, greedy and at temperature 1, and what `drafts` are worth on them: draft.json.
+
+    num_timed: see `measure_drafts`. Raises NoData if the target has no answer that could be compared.
+    """
+    from distill_lab.pipeline.draft_proof import DraftReport, measure_drafts
+
+    sampling = config.test_sampling
+    files = {}
+    for name, changes in (("sampled", AT_ONE), ("greedy", GREEDY)):
+        asked = SamplingConfig.model_validate(sampling.model_dump() | changes)
+        title = f"{name} test answers of the target"
+        answers = pipeline.answers(title, config.teacher, test, asked, output=f"eval/{name}.completions.jsonl")
+        stage = pipeline.step(f"{name} test rows", f"eval/{name}.rows.jsonl", _rows, test, answers)
+        if not stage.kept:
+            raise NoData(f"the target gave no answer that a draft could be compared on ({stage.counts}); see {answers}")
+        files[name] = stage.path
+    target = pipeline.resolve(config.teacher)
+
+    def work(path: Path) -> None:
+        report = measure_drafts(
+            target, drafts, files["sampled"], files["greedy"], max_new_tokens=sampling.max_new_tokens,
+            num_timed=num_timed, thinking=sampling.thinking,
+        )  # fmt: skip
+        write_json(path, report.to_json())
+
+    inputs = {name: model_inputs(model) for name, model in drafts.items()} | {"target": model_inputs(target)}
+    path = pipeline.run.stage(
+        "draft figures",
+        "draft.json",
+        inputs=inputs | files | {"num_timed": num_timed, "thinking": sampling.thinking},
+        work=work,
+    ).path
+    return TypeAdapter(DraftReport).validate_python(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _rows(test: Path, answers: Path, path: Path) -> Counts:
+    return write_training_set(test, path, completions=answers)
+
+
+def _head_rows(model: ModelConfig) -> int:
+    """Rows of a model's output head, read from its config."""
+    return decoder_and_head(without_weights(model))[1].linear.out_features
