@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill_lab.errors import NoData, UserError
+from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
     from distill_lab.commands.eval import Config
@@ -31,6 +31,7 @@ def eval_draft(config: Config) -> None:
     from distill_lab.generation.engines import resolve_engine_precision
     from distill_lab.generation.model_identity import answer_inputs, model_inputs, shown_name
     from distill_lab.pipeline.draft_proof import BASE, DRAFT, measure_drafts
+    from distill_lab.pipeline.draft_stages import ASKED
     from distill_lab.planning.preflight import check_generation, check_loads, check_writable
     from distill_lab.terminal import Terminal
     from distill_lab.training_data.reasoning import add_instruction
@@ -62,10 +63,10 @@ def eval_draft(config: Config) -> None:
         shown = {"model": shown_name(config.model)} | {f"{role} draft": draft.model for role, draft in drafts.items()}
         claimed = partial(claim, inputs=inputs, files=[out], reads=[Path(config.data.path)], shown=shown)
         with claimed(out, "eval --draft", overwrite=config.overwrite):
-            rows = {name: _answered(config, target, place, name, terminal) for name in ("sampled", "greedy")}
+            answers = {name: _answered(config, target, place, name, terminal) for name in ASKED}
             terminal.stage("drafts beside the target")
             report = measure_drafts(
-                target, resolved, rows["sampled"], rows["greedy"], max_new_tokens=config.sampling.max_new_tokens,
+                target, resolved, place / "prompts.jsonl", answers, max_new_tokens=config.sampling.max_new_tokens,
                 num_timed=NUM_TIMED, thinking=config.sampling.thinking,
             )  # fmt: skip
             with writing(out):
@@ -95,23 +96,21 @@ def _checked(config: Config) -> Path:
 
 
 def _answered(config: Config, target: ModelConfig, place: Path, name: str, terminal: Terminal) -> Path:
-    """The target's answers of one kind as rows."""
+    """The target's answers of one kind."""
     from distill_lab.config import SamplingConfig
     from distill_lab.device import memory_returned
     from distill_lab.generation.engines import load_engine
-    from distill_lab.generation.generate import generate
+    from distill_lab.generation.generate import check_answered, generate
     from distill_lab.generation.request_cache import RequestCache
-    from distill_lab.pipeline.draft_stages import AT_ONE, GREEDY
-    from distill_lab.training_data.training_set import write_training_set
+    from distill_lab.pipeline.draft_stages import ASKED
 
-    sampling = SamplingConfig.model_validate(config.sampling.model_dump() | (AT_ONE if name == "sampled" else GREEDY))
-    answers, rows = place / f"{name}.completions.jsonl", place / f"{name}.rows.jsonl"
+    sampling = SamplingConfig.model_validate(config.sampling.model_dump() | ASKED[name])
+    answers = place / f"{name}.completions.jsonl"
     terminal.stage(f"{name} answers of {config.model.model}")
     with memory_returned(), RequestCache(target, config.engine, on_note=terminal.note) as cache:
         engine = partial(load_engine, target, config.engine, on_note=terminal.note)
-        generate(place / "prompts.jsonl", answers, engine, sampling, cache=cache, on_progress=terminal.generated)
-    counts = write_training_set(place / "prompts.jsonl", rows, completions=answers)
-    terminal.note(f"{name} answers: {counts}")
-    if not counts.kept:
-        raise NoData(f"the target gave no answer that a draft could be compared on ({counts})")
-    return rows
+        counts = generate(
+            place / "prompts.jsonl", answers, engine, sampling, cache=cache, on_progress=terminal.generated
+        )
+    check_answered(counts, answers)
+    return answers

@@ -10,11 +10,13 @@ Servers such as vLLM batch and schedule otherwise, and gain otherwise.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
+from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
 from distill_lab.evaluation.goals import Figure
@@ -54,7 +56,6 @@ def time_assisted(
     target, drafts: models whose heads have the same number of rows, as assisted generation requires. drafted: tokens per
     pass, by draft.
     """
-    from transformers import GenerationConfig
 
     def answer(name: str, ids: Sequence[int]) -> tuple[float, list[int]]:
         settings = GenerationConfig(
@@ -79,8 +80,22 @@ def time_assisted(
         return time.perf_counter() - start, written
 
     names = [ALONE, *drafts]
-    for name in names:
-        answer(name, prompts[0])
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it warns of its own way of calling the assistant
+    try:
+        for name in names:
+            answer(name, prompts[0])
+        return _in_turns(names, prompts, answer)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _in_turns(
+    names: Sequence[str],
+    prompts: Sequence[Sequence[int]],
+    answer: Callable[[str, Sequence[int]], tuple[float, list[int]]],
+) -> AssistedTimes:
+    drafts = [name for name in names if name != ALONE]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     tokens: list[int] = []
     same = dict.fromkeys(drafts, 0)

@@ -1,6 +1,7 @@
-"""What drafts are worth to a target: rows of the target's answers -> acceptance, expected lengths, wall time, a command.
+"""What drafts are worth to a target: prompts and the target's answers -> acceptance, expected lengths, wall time, a command.
 
-    report = measure_drafts(target, {"base": base, "draft": student}, sampled_rows, greedy_rows, max_new_tokens=256)
+    answers = {"sampled": sampled, "greedy": greedy}
+    report = measure_drafts(target, {"base": base, "draft": student}, prompts, answers, max_new_tokens=256, num_timed=16)
     for line in report.lines(): print(line)
 
 All models must have one tokenizer. Acceptance is counted on the target's own answers (`evaluation/acceptance.py`); wall time
@@ -18,6 +19,7 @@ from typing import Any
 from distill_lab import activity
 from distill_lab.config import ModelConfig
 from distill_lab.device import memory_returned
+from distill_lab.errors import NoData
 from distill_lab.evaluation.acceptance import (
     Acceptance,
     Rate,
@@ -27,6 +29,7 @@ from distill_lab.evaluation.acceptance import (
     compare_rows,
     difference,
 )
+from distill_lab.evaluation.answer_rows import answer_rows
 from distill_lab.evaluation.assisted import ALONE, AssistedTimes, time_assisted
 from distill_lab.evaluation.goals import Figure
 from distill_lab.evaluation.intervals import Interval
@@ -35,13 +38,11 @@ from distill_lab.models.loading import load_model
 from distill_lab.models.token_bytes import refuse_other_ids, token_bytes
 from distill_lab.train.loss_module import decoder_and_head
 from distill_lab.train.packing import Row
-from distill_lab.train.rows import read_rows
 from distill_lab.train.teachers import LiveTeacher, refuse_foreign_tokens
 
 BASE, DRAFT = "base", "draft"
+SAMPLED, GREEDY = "sampled", "greedy"
 TITLES = {BASE: "base draft", DRAFT: "draft"}
-MAX_LENGTH = 1 << 20
-"""Answers were generated within the models' context, so no row is too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class DraftReport:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self)
+        return json.loads(json.dumps(asdict(self)))  # lists, as they are read again
 
     def lines(self) -> Iterator[str]:
         """The report for a terminal, at most 80 characters wide."""
@@ -98,11 +99,9 @@ class DraftReport:
             yield from _rate_lines("temperature 1", found.acceptance.sampled)
             yield from _rate_lines("greedy", found.acceptance.greedy)
             if found.speedup is not None:
-                yield (
-                    f"  wall time      {_with_interval(found.speedup.value or 0.0, found.speedup.ci95, '{:.2f}x')} as "
-                    f"fast as without, {found.num_drafted} drafted"
-                )
-                yield f"                 {found.same_answers} of {self.num_timed} answers are the target's, token for token"
+                ratio = _with_interval(found.speedup.value or 0.0, found.speedup.ci95, "{:.2f}x")
+                yield f"  wall time      {ratio} as fast, {found.num_drafted} tokens drafted"
+                yield f"    {found.same_answers} of {self.num_timed} answers are the target's own, token for token"
         for title, gain in (("temperature 1", self.gain_sampled), ("greedy", self.gain_greedy)):
             if gain is not None:
                 value, ci95 = 100 * gain[0], gain[1] and (100 * gain[1][0], 100 * gain[1][1])
@@ -123,42 +122,42 @@ class DraftReport:
 def measure_drafts(
     target: ModelConfig,
     drafts: Mapping[str, ModelConfig],
-    sampled_rows: Path,
-    greedy_rows: Path,
+    prompts: Path,
+    answers: Mapping[str, Path],
     *,
     max_new_tokens: int,
     num_timed: int,
     thinking: bool | None = None,
 ) -> DraftReport:
-    """Measure `drafts` (BASE, DRAFT) for `target` on rows of its own answers.
+    """Measure `drafts` (BASE, DRAFT) for `target` on its own answers to `prompts`.
 
-    sampled_rows, greedy_rows: `{"prompt", "completion"}`, sampled at temperature 1 without cutting the distribution, and
-    greedy. num_timed: prompts whose wall time is taken, from the start of greedy_rows; 0: none. Raises UserError for drafts
-    with another tokenizer.
+    answers: completions by SAMPLED, at temperature 1 without cutting the distribution, and GREEDY. num_timed: prompts whose
+    wall time is taken, the first ones; 0: none. Raises UserError for drafts with another tokenizer, NoData if no answer
+    can be compared.
     """
     with memory_returned(), activity.doing(f"loading the target {target.model}"):
         model, tokenizer = load_model(target)
         loaded = {name: load_model(config) for name, config in drafts.items()}
-        rows = {
-            path: read_rows(
-                path, tokenizer, max_length=MAX_LENGTH, validation_fraction=0.0, seed=0, thinking=thinking
-            ).training
-            for path in (sampled_rows, greedy_rows)
-        }
+        rows: dict[str, list[Row]] = {}
+        for kind, path in answers.items():
+            rows[kind], counts = answer_rows(prompts, path, tokenizer, thinking=thinking)
+            if not rows[kind]:
+                raise NoData(f"the target gave no answer that a draft could be compared on ({counts}); see {path}")
         heads = {name: _head_rows(each) for name, (each, _) in loaded.items()}
         own = _head_rows(model)
         num_ids = min(own, *heads.values())
         names = token_bytes(tokenizer)
         for name, (_, other) in loaded.items():
             refuse_other_ids(names, token_bytes(other), num_ids=num_ids, names=(target.model, drafts[name].model))
-            refuse_foreign_tokens(names, rows[greedy_rows], num_ids=num_ids, student=other, teacher=target.model)
+            for each in rows.values():
+                refuse_foreign_tokens(names, each, num_ids=num_ids, student=other, teacher=target.model)
         teacher = LiveTeacher(model, num_ids)
         compared: dict[str, tuple[list[RowAcceptance], list[RowAcceptance]]] = {}
         for name, (draft, _) in loaded.items():
             student = LiveTeacher(draft, num_ids)
             compared[name] = (
-                compare_rows(teacher, student, rows[sampled_rows]),
-                compare_rows(teacher, student, rows[greedy_rows]),
+                compare_rows(teacher, student, rows[SAMPLED]),
+                compare_rows(teacher, student, rows[GREEDY]),
             )
         found = {name: acceptance(*pair) for name, pair in compared.items()}
         no_time = "" if num_timed else "turned off"
@@ -169,12 +168,12 @@ def measure_drafts(
         times = None
         best = {name: _best(each, model, loaded[name][0]) for name, each in found.items()}
         if not no_time:
-            prompts = [_prompt_of(row) for row in rows[greedy_rows][:num_timed]]
+            asked = [_prompt_of(row) for row in rows[GREEDY][:num_timed]]
             io = TokenIO(tokenizer, model.generation_config)
             times = time_assisted(
                 model,
                 {name: each for name, (each, _) in loaded.items()},
-                prompts,
+                asked,
                 drafted={name: number for name, (number, _) in best.items()},
                 max_new_tokens=max_new_tokens,
                 end_ids=io.end_ids,
@@ -234,7 +233,7 @@ def _rate_lines(title: str, rate: Rate) -> Iterator[str]:
     share = _with_interval(100 * rate.rate, rate.ci95 and (100 * rate.ci95[0], 100 * rate.ci95[1]), "{:.1f}%")
     yield f"  {title:<15}{share} of {rate.num_tokens:,} tokens accepted"
     lengths = " ".join(f"{tokens:.2f}" for tokens in rate.tokens_per_pass)
-    yield f"                 tokens per pass with 1 to {len(rate.tokens_per_pass)} drafted: {lengths}"
+    yield f"    tokens per pass, 1 to {len(rate.tokens_per_pass)} drafted: {lengths}"
 
 
 def _with_interval(value: float, ci95: Interval | None, form: str) -> str:

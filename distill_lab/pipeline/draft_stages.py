@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig
-from distill_lab.errors import NoData
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.loading import without_weights
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.train.loss_module import decoder_and_head
-from distill_lab.training_data.training_set import write_training_set
-from distill_lab.types import Counts
 
 if TYPE_CHECKING:
     from distill_lab.pipeline.draft_proof import DraftReport
 
 AT_ONE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "from_model": False}
 """Sampling from the distribution itself, which the acceptance rate at temperature 1 is defined on."""
-GREEDY = AT_ONE | {"temperature": 0.0}
+ASKED = {"sampled": AT_ONE, "greedy": AT_ONE | {"temperature": 0.0}}
+"""How the target is asked for the answers that drafts are compared on, by their kind."""
 
 
 def draft_base(pipeline: Pipeline, config: RecipeConfig) -> ModelConfig:
@@ -57,21 +55,16 @@ def measured(
     """
     from distill_lab.pipeline.draft_proof import DraftReport, measure_drafts
 
-    sampling = config.test_sampling
-    files = {}
-    for name, changes in (("sampled", AT_ONE), ("greedy", GREEDY)):
+    sampling, answers = config.test_sampling, dict[str, Path]()
+    for name, changes in ASKED.items():
         asked = SamplingConfig.model_validate(sampling.model_dump() | changes)
         title = f"{name} test answers of the target"
-        answers = pipeline.answers(title, config.teacher, test, asked, output=f"eval/{name}.completions.jsonl")
-        stage = pipeline.step(f"{name} test rows", f"eval/{name}.rows.jsonl", _rows, test, answers)
-        if not stage.kept:
-            raise NoData(f"the target gave no answer that a draft could be compared on ({stage.counts}); see {answers}")
-        files[name] = stage.path
+        answers[name] = pipeline.answers(title, config.teacher, test, asked, output=f"eval/{name}.completions.jsonl")
     target = pipeline.resolve(config.teacher)
 
     def work(path: Path) -> None:
         report = measure_drafts(
-            target, drafts, files["sampled"], files["greedy"], max_new_tokens=sampling.max_new_tokens,
+            target, drafts, test, answers, max_new_tokens=sampling.max_new_tokens,
             num_timed=num_timed, thinking=sampling.thinking,
         )  # fmt: skip
         write_json(path, report.to_json())
@@ -80,14 +73,10 @@ def measured(
     path = pipeline.run.stage(
         "draft figures",
         "draft.json",
-        inputs=inputs | files | {"num_timed": num_timed, "thinking": sampling.thinking},
+        inputs=inputs | answers | {"prompts": test, "num_timed": num_timed, "thinking": sampling.thinking},
         work=work,
     ).path
     return TypeAdapter(DraftReport).validate_python(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _rows(test: Path, answers: Path, path: Path) -> Counts:
-    return write_training_set(test, path, completions=answers)
 
 
 def _head_rows(model: ModelConfig) -> int:

@@ -20,10 +20,12 @@ from distill_lab.evaluation.acceptance import (
     greedy_tokens_per_pass,
     mean_of_rows,
 )
+from distill_lab.evaluation.answer_rows import answer_rows
 from distill_lab.files.jsonl import write_jsonl
-from distill_lab.models.loading import load_model
+from distill_lab.models.loading import load_model, load_tokenizer
 from distill_lab.train.rows import read_rows
 from distill_lab.train.teachers import LiveTeacher
+from distill_lab.types import Completion
 
 
 def test_what_is_compared_is_what_the_whole_distributions_say(tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_what_is_compared_is_what_the_whole_distributions_say(tmp_path: Path) ->
         ),
     )
     rows = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=256, validation_fraction=0, seed=0).training
-    num_ids = target.get_output_embeddings().weight.shape[0] - 3
+    num_ids = target.get_output_embeddings().weight.shape[0]
     found = compare_rows(LiveTeacher(target, num_ids), LiveTeacher(draft, num_ids), rows)
     for row, each in zip(rows, found, strict=True):
         ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
@@ -145,3 +147,25 @@ def test_figures_of_both_ways_come_from_their_own_answers() -> None:
     assert found.sampled.rate == pytest.approx(0.6)
     assert found.greedy.rate == 1.0
     assert (found.sampled.num_tokens, found.greedy.num_tokens) == (2, 1)
+
+
+def test_a_cut_answer_keeps_its_text_without_an_end_that_nobody_wrote(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(model="tiny:student"))
+    write_jsonl(
+        tmp_path / "prompts.jsonl",
+        ({"id": str(number), "messages": [{"role": "user", "content": "Say it."}]} for number in range(4)),
+    )
+    whole, cut = Completion("0", 0, "red green", None, "stop", 3), Completion("1", 0, "red green", None, "length", 2)
+    others = [
+        Completion("2", 0, "", None, "error", 0, error="no room"),
+        Completion("3", 0, " ", None, "stop", 1),
+        Completion("9", 0, "text", None, "stop", 1),
+    ]
+    write_jsonl(tmp_path / "answers.jsonl", (each.to_json() for each in (whole, cut, *others)))
+    files = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    rows, counts = answer_rows(*files, tokenizer, thinking=False)
+    assert (counts.rows_in, counts.kept, counts.dropped) == (5, 2, {"error": 1, "empty": 1, "no prompt": 1})
+    learned = [row.target[row.loss_mask].tolist() for row in rows]
+    assert tokenizer.decode(learned[1]) == "red green"
+    assert learned[0][: len(learned[1])] == learned[1]
+    assert learned[0][len(learned[1]) :] == [tokenizer.eos_token_id]
