@@ -23,6 +23,7 @@ from distill_lab.evaluation.acceptance import (
 from distill_lab.evaluation.answer_rows import answer_rows
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model, load_tokenizer
+from distill_lab.train.loss_module import decoder_and_head
 from distill_lab.train.rows import read_rows
 from distill_lab.train.teachers import LiveTeacher
 from distill_lab.types import Completion
@@ -40,7 +41,7 @@ def test_what_is_compared_is_what_the_whole_distributions_say(tmp_path: Path) ->
         ),
     )
     rows = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=256, validation_fraction=0, seed=0).training
-    num_ids = target.get_output_embeddings().weight.shape[0]
+    num_ids = decoder_and_head(target)[1].linear.out_features
     found = compare_rows(LiveTeacher(target, num_ids), LiveTeacher(draft, num_ids), rows)
     for row, each in zip(rows, found, strict=True):
         ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
@@ -58,7 +59,7 @@ def test_a_target_accepts_itself_always(tmp_path: Path) -> None:
     row = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b c d e f"}]}
     write_jsonl(tmp_path / "rows.jsonl", [row] * 2)
     rows = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=256, validation_fraction=0, seed=0).training
-    teacher = LiveTeacher(model, model.get_output_embeddings().weight.shape[0])
+    teacher = LiveTeacher(model, decoder_and_head(model)[1].linear.out_features)
     same = compare_rows(teacher, teacher, rows)
     found = acceptance(same, same)
     assert found.sampled.rate == pytest.approx(1.0, abs=1e-5)
