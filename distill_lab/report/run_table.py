@@ -10,6 +10,7 @@ read, is listed with the reason.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _figures(entry: Entry) -> list[str]:
         tenths(base.score) if base and base.score is not None else "-",
         f"{100 * summary.gain:+.1f} pts" if summary.gain is not None else "-",
         percent(summary.retention) if summary.retention is not None else "-",
-        times(summary.speedup, "x") if summary.speedup is not None else "-",
+        times(summary.speedup, "x") if summary.speedup is not None and math.isfinite(summary.speedup) else "-",
         facts.date or "-",
         _short(facts.state),
     ]
