@@ -6,7 +6,7 @@ state; then recipe, models, data, training rows and test. As text, as CSV with e
 
     distill runs
     distill runs --format csv > runs.csv
-    distill runs --folder runs/sweep --format md
+    distill runs runs/sweep --format md
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from distill_lab import config as settings
 
 
 class Config(settings.Config):
     """Settings of `distill runs`."""
 
+    place: tyro.conf.Positional[str] = ""
+    """Folder with the run directories, searched recursively; without one, that of --folder."""
     folder: Path = Path("runs")
-    """Folder with the run directories, searched recursively."""
+    """The same, as a flag."""
     format: Literal["text", "csv", "md"] = "text"
     """text: for the terminal; csv: for spreadsheets and programs; md: a table for GitHub."""
 
@@ -36,7 +40,8 @@ def main(config: Config) -> None:
 
     entries: list[Entry] = []
     problems: list[str] = []
-    for directory in run_directories(config.folder):
+    folder = Path(config.place) if config.place else config.folder
+    for directory in run_directories(folder):
         try:
             entries.append(read_entry(directory))
         except (UserError, OSError) as error:
@@ -52,6 +57,6 @@ def main(config: Config) -> None:
         for line in entry_lines(entries, width=terminal.console.width):
             terminal.print(line)
     elif not problems:
-        terminal.print(f"no runs under {config.folder}")
+        terminal.print(f"no runs under {folder}")
     for problem in problems:
         terminal.note(problem)

@@ -25,6 +25,8 @@ FIELDS = ("level", "type", "category", "subject", "source", "task")
 """Fields of `Prompt.meta` that test sets group their rows by."""
 MAX_GROUPS = 30
 """Of one grouping; the smallest beyond are one group, named after their number."""
+LENGTH = "prompt characters"
+"""The grouping by length of the user's turns, in NUM_LENGTHS groups."""
 NUM_LENGTHS = 4
 MAX_NAME_CHARS = 60
 
@@ -49,7 +51,7 @@ def group_scores(test: Path, results: Mapping[str, Path], *, by_label: bool) -> 
         return ()
     found = [_grouping(by, items, sort=in_order) for by in (*FIELDS, "label")]
     _add_lengths(items)
-    found.append(_grouping("length", items, sort=lambda names: sorted(names, key=_upper_end)))
+    found.append(_grouping(LENGTH, items, sort=lambda names: sorted(names, key=_upper_end)))
     return tuple(filter(None, found))
 
 
@@ -93,11 +95,11 @@ def _add_lengths(items: Iterable[_Item]) -> None:
     starts = [min(lengths), *(end + 1 for end in ends[:-1])]
     for item in items:
         start, end = next((s, e) for s, e in zip(starts, ends, strict=True) if item.num_chars <= e)
-        item.groups["length"] = f"{start:,} to {end:,} characters"
+        item.groups[LENGTH] = f"{start:,} to {end:,}"
 
 
 def _upper_end(name: str) -> int:
-    return int(name.split(" to ")[1].split()[0].replace(",", ""))
+    return int(name.split(" to ")[1].replace(",", ""))
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -49,7 +49,7 @@ class Grouping:
     """The test prompts in groups; see `groups.group_scores`."""
 
     by: str
-    """What the groups differ in: level, type, label, length."""
+    """What the groups differ in: level, type, label, prompt characters."""
     groups: tuple[Group, ...]
     without: int
     """Prompts that are in no group."""

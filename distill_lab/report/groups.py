@@ -14,6 +14,8 @@ from distill_lab.report.result_text import ends_text
 
 MAX_DRAWN = 12
 """Groups of a figure; a grouping with more has its table alone."""
+LEFT, MAX_NAME_CHARS = 130, 18
+"""The room for the names of groups in a figure, and how many letters that is."""
 SHARES = [(tick / 4, f"{25 * tick}%") for tick in range(5)]
 
 
@@ -39,12 +41,16 @@ def _grouping(grouping: Grouping) -> str:
 def group_panel(grouping: Grouping) -> Panel | None:
     """The student's score in each group with its interval; None if there are too many groups, or it has no score."""
     rows = [
-        Row(group.name, "student", found.score, found.ci95, tenths(found.score))
+        Row(_beginning(group.name), "student", found.score, found.ci95, tenths(found.score))
         for group in grouping.groups
         if (found := group.scores.get("student"))
     ]
     title = f"Student by {grouping.by}"
-    return interval_panel(title, rows, ticks=SHARES, left=130) if len(rows) <= MAX_DRAWN else None
+    return interval_panel(title, rows, ticks=SHARES, left=LEFT) if len(rows) <= MAX_DRAWN else None
+
+
+def _beginning(name: str) -> str:
+    return name if len(name) <= MAX_NAME_CHARS else f"{name[: MAX_NAME_CHARS - 1]}…"
 
 
 def group_words(grouping: Grouping) -> str:

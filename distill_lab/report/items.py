@@ -1,6 +1,6 @@
 """All test items for the page: eval files -> an index and chunks of texts as JSON, and the controls that search them.
 
-    found = Items.read(run_dir, similarity=False)
+    found = Items.read(run_dir, read_answers(run_dir), similarity=False, by_label=False)
     found.section()         HTML: search and filters, empty until the page's script (viewer.js) fills it
     found.data()            {"items-index": ..., "items-0": ..., ...} for `document`
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.eval_rows import MISSING, EvalRow, first_samples
+from distill_lab.evaluation.eval_rows import MISSING, EvalRow
 from distill_lab.evaluation.groups import fields_of, in_order
 from distill_lab.evaluation.statistics import RIGHT
 from distill_lab.files.jsonl import read_jsonl
@@ -92,14 +92,15 @@ class Items:
     similarity: bool
 
     @classmethod
-    def read(cls, directory: Path, files: Mapping[str, Path], *, similarity: bool, by_label: bool) -> Items | None:
-        """The items of a run's eval files, by model; None if the student has none.
+    def read(
+        cls, directory: Path, items: Mapping[str, Mapping[str, EvalRow]], *, similarity: bool, by_label: bool
+    ) -> Items | None:
+        """The eval rows of a run's models, by model and id; None if the student has none.
 
         by_label: gold answers are labels, which items can be filtered by.
         """
-        if "student" not in files:
+        if "student" not in items:
             return None
-        items = {kind: {row.id: row for row in first_samples(path)} for kind, path in files.items()}
         models = tuple(kind for kind in LABELS if kind in items)
         found = [{model: items[model][name] for model in models if name in items[model]} for name in items["student"]]
         limit = _limit(found)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import UserError
-from distill_lab.evaluation.eval_rows import first_samples
+from distill_lab.evaluation.eval_rows import EvalRow, first_samples
 from distill_lab.evaluation.summary_file import Summary, read_summary
 from distill_lab.files.records import read_record
 from distill_lab.formatting import p_value_text, shown
@@ -45,11 +45,10 @@ VIEWER = Path(__file__).with_name("viewer.js")
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir/report.html` and return its path. Raises UserError if the run has no summary yet, or an old one."""
     run, summary = read_run_json(run_dir / "run.json"), read_summary(run_dir / "summary.json")
-    files = eval_files(run_dir)
     similarity = summary.metric is not None and summary.metric.similarity
     by_label = summary.metric is not None and summary.metric.grader == "label"
-    answers = {kind: {row.id: row for row in first_samples(path)} for kind, path in files.items()}
-    items = Items.read(run_dir, files, similarity=similarity, by_label=by_label)
+    answers = read_answers(run_dir)
+    items = Items.read(run_dir, answers, similarity=similarity, by_label=by_label)
     spent = spending_section(summary.spending)
     parts = {
         "goals": ("Goals", tiles_section(summary)),
@@ -94,10 +93,10 @@ def read_run_json(path: Path) -> dict[str, Any]:
     return {"models": {}, "stages": {}, "versions": {}, "config": {}, **read_record(path)}
 
 
-def eval_files(run_dir: Path) -> dict[str, Path]:
-    """The eval files of a run, by model."""
+def read_answers(run_dir: Path) -> dict[str, dict[str, EvalRow]]:
+    """The eval rows of a run (first samples), by model and id. Raises UserError, naming the file, for a damaged one."""
     files = {kind: run_dir / "eval" / f"{kind}.jsonl" for kind in LABELS}
-    return {kind: path for kind, path in files.items() if path.is_file()}
+    return {kind: {row.id: row for row in first_samples(path)} for kind, path in files.items() if path.is_file()}
 
 
 def gain_text(summary: Summary) -> str:

@@ -73,7 +73,7 @@ text-underline-offset:3px;border-radius:3px}
 grid-column:1/-1}
 .control input,.control select,.pages button{font:inherit;font-size:15px;color:var(--ink);background:var(--card);
 border:1px solid var(--edge);border-radius:8px;padding:8px 10px;min-height:40px;width:100%;min-width:0}
-.check input{width:20px;height:20px;margin:0;accent-color:var(--accent)}
+.check input{width:24px;height:24px;margin:0;accent-color:var(--accent)}
 .pages{display:flex;flex-wrap:wrap;gap:8px 12px;align-items:center;margin-top:16px}.pages button{width:auto;cursor:pointer}
 .pages button:disabled{color:var(--muted);cursor:default;border-color:var(--line)}
 #items-status{margin:14px 0 0}.answer h4{margin:0;font-size:15px}.example h3{margin:0}

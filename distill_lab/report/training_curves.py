@@ -146,6 +146,6 @@ def _table(log: Log) -> str:
     body = (row_head(f"{row['step']:,}") + "".join(f"<td>{cell(row, name)}</td>" for name in shapes) for row in rows)
     note = f"{len(rows):,} of {len(log.rows):,} logged steps; {shown(log.path.name)} has them all."
     return (
-        f"<details><summary>The curves as a table</summary>{table('Steps of the training', map(head, titles), body)}"
+        f"<details><summary>The curves as a table</summary>{table(f'Steps: {log.title}', map(head, titles), body)}"
         f'<p class="small muted after">{note}</p></details>'
     )

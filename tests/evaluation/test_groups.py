@@ -49,12 +49,10 @@ def test_scores_and_intervals_of_each_group(tmp_path: Path) -> None:
 def test_lengths_are_groups_of_about_the_same_size_and_hold_all(tmp_path: Path) -> None:
     rows = [({}, 1.0, "x" * (1 + place)) for place in range(100)]
     [grouping] = found_in(tmp_path, rows).values()
-    assert [group.name for group in grouping.groups] == [
-        "1 to 25 characters", "26 to 50 characters", "51 to 75 characters", "76 to 100 characters",
-    ]  # fmt: skip
+    assert [group.name for group in grouping.groups] == ["1 to 25", "26 to 50", "51 to 75", "76 to 100"]
     assert [group.n for group in grouping.groups] == [25] * 4
-    few = found_in(tmp_path, [({}, 1.0, "x" * length) for length in (5, 5, 5, 5, 900)])["length"]
-    assert [(group.name, group.n) for group in few.groups] == [("5 to 5 characters", 4), ("6 to 900 characters", 1)]
+    few = found_in(tmp_path, [({}, 1.0, "x" * length) for length in (5, 5, 5, 5, 900)])["prompt characters"]
+    assert [(group.name, group.n) for group in few.groups] == [("5 to 5", 4), ("6 to 900", 1)]
 
 
 def test_prompts_without_a_field_are_counted_and_odd_values_are_no_group(tmp_path: Path) -> None:

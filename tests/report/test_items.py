@@ -12,13 +12,13 @@ from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.report import items as module
 from distill_lab.report.document import json_block
 from distill_lab.report.items import CHUNK, KINDS, Items
-from distill_lab.report.page import eval_files
+from distill_lab.report.page import read_answers
 from tests.helpers import eval_row
 from tests.made_runs import HOSTILE, made_run
 
 
 def read(run: Path, **more: Any) -> Items:
-    found = Items.read(run, eval_files(run), **({"similarity": False, "by_label": False} | more))
+    found = Items.read(run, read_answers(run), **({"similarity": False, "by_label": False} | more))
     assert found is not None
     return found
 
@@ -34,7 +34,7 @@ def test_every_item_is_in_the_data_with_its_texts(tmp_path: Path) -> None:
     assert list(data) == ["items-index", "items-0", "items-1"]
     rows = data["items-0"] + data["items-1"]
     assert [len(data["items-0"]), len(rows)] == [CHUNK, CHUNK + 7]
-    on_disk = {name: list(read_jsonl(path)) for name, path in eval_files(run).items()}
+    on_disk = {name: list(read_jsonl(tmp_path / "eval" / f"{name}.jsonl")) for name in ("teacher", "base", "student")}
     for place, (prompt, gold, answers) in enumerate(rows):
         assert data["items-index"]["ids"][place] == on_disk["student"][place]["id"]
         assert prompt == on_disk["student"][place]["prompt"][0]["content"]

@@ -75,9 +75,13 @@ def status(page: Any) -> str:
     return page.locator("#items-status").inner_text()
 
 
+def controls(page: Any) -> Any:
+    return page.locator("#items .controls")
+
+
 def counted(page: Any, label: str, option: str) -> int:
     """The number that an option of a select promises."""
-    text = page.get_by_label(label).locator("option", has_text=option).inner_text()
+    text = controls(page).get_by_label(label).locator("option", has_text=option).inner_text()
     return int(re.search(r"\(([\d,]+)\)", text)[1].replace(",", ""))  # type: ignore[index]
 
 
@@ -88,24 +92,24 @@ def test_filters_show_as_many_as_they_promise(report: Path, opened: Opened) -> N
     for kind in ("Lost", "Won", "Learned", "Wrong", "Cut"):
         number = counted(page, "Outcome", kind)
         assert number > 0
-        value = page.get_by_label("Outcome").locator("option", has_text=kind).get_attribute("value")
-        page.get_by_label("Outcome").select_option(value)
+        value = controls(page).get_by_label("Outcome").locator("option", has_text=kind).get_attribute("value")
+        controls(page).get_by_label("Outcome").select_option(value)
         assert status(page).endswith(f"of {number}, from 300")
         titles = page.locator("#items-list article .top > span:first-child").all_inner_texts()
         assert titles
         assert all(kind in title.split() for title in titles)
-    page.get_by_label("Outcome").select_option("0")
-    page.get_by_label("Level").select_option(label="2")
+    controls(page).get_by_label("Outcome").select_option("0")
+    controls(page).get_by_label("Level").select_option(label="2")
     assert status(page) == "Items 1 to 20 of 75, from 300"
-    page.get_by_label("Type").select_option(label="sort")
+    controls(page).get_by_label("Type").select_option(label="sort")
     assert status(page) == "Items 1 to 20 of 25, from 300"
-    page.get_by_label("Items per page").select_option("50")
+    controls(page).get_by_label("Items per page").select_option("50")
     assert status(page) == "Items 1 to 25 of 25, from 300"
 
 
 def test_search_finds_texts_of_prompts_and_answers(report: Path, opened: Opened) -> None:
     page = opened(report)
-    page.get_by_label("Search prompts and answers").fill("QUESTION 123:")
+    controls(page).get_by_label("Search prompts and answers").fill("QUESTION 123:")
     page.wait_for_function("document.getElementById('items-status').textContent.includes('from 300')")
     assert status(page) == "Items 1 to 1 of 1, from 300"
     article = page.locator("#items-list article")
@@ -115,15 +119,15 @@ def test_search_finds_texts_of_prompts_and_answers(report: Path, opened: Opened)
     assert details.locator("p").is_hidden()
     details.locator("summary").click()
     assert "I think about" in details.locator("p").inner_text()
-    page.get_by_label("Search prompts and answers").fill("no such words")
+    controls(page).get_by_label("Search prompts and answers").fill("no such words")
     page.wait_for_function("document.getElementById('items-status').textContent === 'No item matches.'")
 
 
 def test_words_that_differ_are_marked(report: Path, opened: Opened) -> None:
     page = opened(report)
-    page.get_by_label("Outcome").select_option("1")
+    controls(page).get_by_label("Outcome").select_option("1")
     assert page.locator("#items-list mark").count() == 0
-    page.get_by_label("Mark words").check()
+    controls(page).get_by_label("Mark words").check()
     article = page.locator("#items-list article").first
     for name in ("teacher", "student"):
         said = article.locator(f".answer.{name} .text-block").first
@@ -139,7 +143,7 @@ def test_everything_works_with_the_keyboard(report: Path, opened: Opened) -> Non
     assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
-    page.get_by_label("Search prompts and answers").focus()
+    controls(page).get_by_label("Search prompts and answers").focus()
     reached = []
     for _ in range(200):
         page.keyboard.press("Tab")
@@ -166,7 +170,7 @@ def test_axe_finds_nothing(scheme: str, viewport: dict[str, int], report: Path, 
     for path in (report, tmp_path / "comparison.html"):
         page = opened(path, color_scheme=scheme, viewport=viewport)
         if path == report:
-            page.get_by_label("Mark words").check()
+            controls(page).get_by_label("Mark words").check()
         page.evaluate(AXE.read_text(encoding="utf-8"))
         found = page.evaluate(
             "axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa', 'best-practice']})"
@@ -205,7 +209,7 @@ def test_print_shows_the_result_and_no_controls(report: Path, opened: Opened) ->
 
 def test_hostile_text_is_only_text(tmp_path: Path, opened: Opened) -> None:
     page = opened(write_report(made_run(tmp_path, num=12, output=HOSTILE)))
-    page.get_by_label("Mark words").check()
+    controls(page).get_by_label("Mark words").check()
     assert page.title().startswith("system1: The student")
     assert page.locator("img").count() == 0
     assert page.locator("#items-list script").count() == 0
@@ -230,11 +234,11 @@ def test_20000_items_open_search_and_page(tmp_path: Path, opened: Opened) -> Non
     assert status(page) == "Items 1 to 20 of 20,000"
     page.get_by_role("button", name="Last").click()
     assert status(page) == "Items 19,981 to 20,000 of 20,000"
-    page.get_by_label("Search prompts and answers").fill("question 19999:")
+    controls(page).get_by_label("Search prompts and answers").fill("question 19999:")
     page.wait_for_function("document.getElementById('items-status').textContent.endsWith('of 1, from 20,000')")
     assert page.locator("#items-list article").count() == 1
-    page.get_by_label("Search prompts and answers").fill("")
+    controls(page).get_by_label("Search prompts and answers").fill("")
     page.wait_for_function("document.getElementById('items-status').textContent.endsWith('of 20,000')")
     number = counted(page, "Outcome", "Lost")
-    page.get_by_label("Outcome").select_option("1")
+    controls(page).get_by_label("Outcome").select_option("1")
     assert status(page) == f"Items 1 to 20 of {number:,}, from 20,000"
