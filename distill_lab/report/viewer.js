@@ -212,6 +212,26 @@
     );
   }
 
+  // The chosen items as a file, for a failure analysis elsewhere
+
+  function save() {
+    const lines = chosen.map((place) => {
+      const [prompt, gold, answers] = item(place);
+      const row = { id: index.ids[place], prompt, gold_answer: gold };
+      answers.forEach((answer, of) => {
+        if (answer === null) return;
+        const [output, thinking, score, num_tokens, finish_reason] = answer;
+        row[index.models[of][0]] = { output, thinking, score, num_tokens, finish_reason };
+      });
+      return JSON.stringify(row) + "\n";
+    });
+    const link = make("a");
+    link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
+    link.download = "items.jsonl";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  }
+
   // Words that only one of two answers has
 
   function differences(answers) {
@@ -272,6 +292,10 @@
     return parts;
   }
 
+  const saving = make("button", "", "Save the items found (JSONL)");
+  saving.type = "button";
+  saving.addEventListener("click", save);
+  controls.append(saving);
   let waiting = 0;
   search.addEventListener("input", () => {
     clearTimeout(waiting);

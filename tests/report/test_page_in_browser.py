@@ -8,6 +8,7 @@ them the tests are skipped.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -121,6 +122,18 @@ def test_search_finds_texts_of_prompts_and_answers(report: Path, opened: Opened)
     assert "I think about" in details.locator("p").inner_text()
     controls(page).get_by_label("Search prompts and answers").fill("no such words")
     page.wait_for_function("document.getElementById('items-status').textContent === 'No item matches.'")
+
+
+def test_the_items_found_can_be_saved(report: Path, opened: Opened) -> None:
+    page = opened(report)
+    controls(page).get_by_label("Outcome").select_option("1")
+    number = counted(page, "Outcome", "Lost")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the items found").click()
+    rows = [json.loads(line) for line in Path(saved.value.path()).read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == number
+    assert all(row["student"]["score"] < row["teacher"]["score"] for row in rows)
+    assert all(row["gold_answer"] and row["prompt"].startswith("Question") for row in rows)
 
 
 def test_words_that_differ_are_marked(report: Path, opened: Opened) -> None:

@@ -245,7 +245,7 @@ def test_a_student_below_its_base_is_called_so(tmp_path: Path) -> None:
     text = page_of(run).text
     assert "Training made the student worse: exact match 90.0% before, 0.0% after." in text
     assert "Training lowered the score (exact match): -90.0 points over the base student" in text
-    assert "What to try. In training the score fell below the base student's" in text
+    assert "What to do next In training the score fell below the base student's" in text
     assert "Score kept ✗ missed 0%" in text
 
 
