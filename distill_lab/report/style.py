@@ -72,7 +72,8 @@ text-underline-offset:3px;border-radius:3px}
 .control,.check{display:flex;flex-direction:column;gap:4px;min-width:0}.check{flex-direction:row;align-items:center;gap:8px;
 grid-column:1/-1}
 .control input,.control select,.pages button,.controls button{font:inherit;font-size:15px;color:var(--ink);
-background:var(--card);border:1px solid var(--edge);border-radius:8px;padding:8px 10px;min-height:40px;width:100%;min-width:0}
+background:var(--card);border:1px solid var(--edge);border-radius:8px;padding:8px 10px;min-height:40px;
+width:100%;min-width:0}
 .check input{width:24px;height:24px;margin:0;accent-color:var(--accent)}
 .pages{display:flex;flex-wrap:wrap;gap:8px 12px;align-items:center;margin-top:16px}.pages button,.controls button{
 width:auto;cursor:pointer}.controls button{justify-self:start}
