@@ -53,7 +53,7 @@ class Log:
 
 def training_logs(directory: Path, stages: Mapping[str, Any]) -> list[Log]:
     """The logs of all trainings of a run, in the order of its stages; a damaged one has its `problem` in place of rows."""
-    names = [(name, str(stage["at"])) for name, stage in stages.items() if STAGE.fullmatch(name)]
+    names = [(name, str(stage["at"])) for name, stage in stages.items() if STAGE.fullmatch(name) and "at" in stage]
     found = []
     for name, at in names:
         inside = directory / Path(at).parent if not Path(at).is_absolute() else directory
