@@ -35,7 +35,7 @@ def _grouping(grouping: Grouping) -> str:
     drawn = f'<div class="card">{inline_svg(panel, group_words(grouping))}</div>' if panel else ""
     without = f" {grouping.without:,} prompts have no {grouping.by}." if grouping.without else ""
     note = f'<p class="small muted after">{without}</p>' if without else ""
-    return f'<h3 class="after">By {shown(grouping.by)}</h3><div class="figures">{drawn}{_table(grouping)}</div>{note}'
+    return f'<h3 class="by">By {shown(grouping.by)}</h3><div class="figures">{drawn}{_table(grouping)}</div>{note}'
 
 
 def group_panel(grouping: Grouping) -> Panel | None:
@@ -84,4 +84,4 @@ def _cell(found: GroupScore | None) -> str:
     if found is None:
         return "–"
     ends = ends_text(found.ci95, lambda end: f"{100 * end:.0f}")
-    return f'{tenths(found.score)}<br><span class="small muted">{ends}</span>'
+    return f'{tenths(found.score)}<br><span class="small muted ends">{ends}</span>'

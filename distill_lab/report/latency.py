@@ -34,7 +34,7 @@ def latency_panel(summary: Summary) -> Panel | None:
         return None
     slowest = max(max(row.dots) for row in rows)
     # A goal far beyond the slowest answer would press the dots together.
-    drawn = goal if goal <= 3 * slowest else None
+    drawn = goal if goal <= 1.5 * slowest else None
     ticks = ticks_to(max(slowest, drawn or 0.0) * 1.02, "{:g} s")
     return interval_panel("Seconds per answer", rows, ticks=ticks, goal=drawn, left=100)
 

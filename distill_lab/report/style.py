@@ -30,7 +30,13 @@ background:var(--plain-bg);color:var(--muted)}
 .badge.open{background:var(--open-bg);color:var(--open)}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px}
 .figures svg{display:block;width:100%;max-width:480px;height:auto;margin:0 auto}
-.scroll{overflow-x:auto}.figures>*{min-width:0}
+.scroll{overflow-x:auto;background:
+linear-gradient(var(--card),var(--card)) 0/18px 100% no-repeat local,
+linear-gradient(var(--card),var(--card)) 100%/18px 100% no-repeat local,
+linear-gradient(90deg,var(--edge),transparent) 0/9px 100% no-repeat scroll,
+linear-gradient(270deg,var(--edge),transparent) 100%/9px 100% no-repeat scroll,var(--card)}
+.figures{align-items:start}.figures>*{min-width:0}
+.figures>.card:only-child{max-width:520px}.by{margin:22px 0 10px}.ends{white-space:nowrap}
 table{border-collapse:collapse;width:100%;font-size:15px;font-variant-numeric:tabular-nums}
 th,td{padding:8px 10px;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
 th:first-child,td:first-child{text-align:left;padding-left:0}th:last-child,td:last-child{padding-right:0}
@@ -63,7 +69,7 @@ padding:4px 0}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:4px}
 section{scroll-margin-top:12px}section.card{scroll-margin-top:0}
 .sr{position:absolute;width:1px;height:1px;margin:-1px;overflow:hidden;clip-path:inset(50%);white-space:nowrap}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,250px),1fr));gap:10px 22px;margin:18px 0 0}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,150px),1fr));gap:10px 22px;margin:18px 0 0}
 .facts dt{font-size:13px;color:var(--muted)}.facts dd{margin:0;overflow-wrap:anywhere}
 .steps{margin:0;padding-left:20px}.steps li+li{margin-top:8px}
 mark{background:var(--mark);color:inherit;text-decoration:underline;text-decoration-thickness:2px;
@@ -76,7 +82,7 @@ background:var(--card);border:1px solid var(--edge);border-radius:8px;padding:8p
 width:100%;min-width:0}
 .check input{width:24px;height:24px;margin:0;accent-color:var(--accent)}
 .pages{display:flex;flex-wrap:wrap;gap:8px 12px;align-items:center;margin-top:16px}.pages button,.controls button{
-width:auto;cursor:pointer}.controls button{justify-self:start}
+width:auto;cursor:pointer}.controls button{justify-self:start;grid-column:1/-1}
 .pages button:disabled{color:var(--muted);cursor:default;border-color:var(--line)}
 #items-status{margin:14px 0 0}.answer h4{margin:0;font-size:15px}.example h3{margin:0}
 @media print{:root{color-scheme:light}body{background:#fff;font-size:12px}main{max-width:none;padding:0}

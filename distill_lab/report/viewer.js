@@ -240,8 +240,12 @@
     const student = answers[of("student")];
     if (!teacher || !student) return {};
     const pieces = [teacher, student].map((answer) => answer[0].match(/\s+|\S+/g) || []);
-    const same = shared(pieces[0], pieces[1]);
-    return same ? { teacher: marked(pieces[0], same[0]), student: marked(pieces[1], same[1]) } : {};
+    // Only words are compared; the spaces between two marked words are marked with them.
+    const words = pieces.map((each) => each.flatMap((piece, place) => (piece.trim() ? [place] : [])));
+    const found = shared(...words.map((places, of) => places.map((place) => pieces[of][place])));
+    if (!found) return {};
+    const same = found.map((set, of) => new Set([...set].map((place) => words[of][place])));
+    return { teacher: marked(pieces[0], same[0]), student: marked(pieces[1], same[1]) };
   }
 
   // Places of the longest common subsequence in both; null if the answers are too long, or have no word in common.
@@ -272,21 +276,24 @@
       } else if (length[(a + 1) * width + b] >= length[a * width + b + 1]) a++;
       else b++;
     }
-    return [...same[0]].some((place) => one[place].trim()) ? same : null;
+    return same[0].size ? same : null;
   }
 
   function marked(pieces, same) {
     const parts = [];
     let run = "";
     const close = () => {
-      if (run) parts.push(run.trim() ? make("mark", "", run) : run);
+      if (run) parts.push(make("mark", "", run));
       run = "";
     };
     pieces.forEach((piece, place) => {
-      if (same.has(place)) {
+      const isSpace = !piece.trim();
+      const follows = place + 1 < pieces.length && !same.has(place + 1);
+      if ((isSpace && run && follows) || !(isSpace || same.has(place))) run += piece;
+      else {
         close();
         parts.push(piece);
-      } else run += piece;
+      }
     });
     close();
     return parts;

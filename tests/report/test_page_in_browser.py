@@ -111,8 +111,7 @@ def test_filters_show_as_many_as_they_promise(report: Path, opened: Opened) -> N
 def test_search_finds_texts_of_prompts_and_answers(report: Path, opened: Opened) -> None:
     page = opened(report)
     controls(page).get_by_label("Search prompts and answers").fill("QUESTION 123:")
-    page.wait_for_function("document.getElementById('items-status').textContent.includes('from 300')")
-    assert status(page) == "Items 1 to 1 of 1, from 300"
+    playwright.expect(page.locator("#items-status")).to_have_text("Items 1 to 1 of 1, from 300")
     article = page.locator("#items-list article")
     assert "Question 123:" in article.inner_text()
     assert [each.inner_text() for each in article.locator("h4").all()] == ["Teacher", "Base student", "Student"]
@@ -121,7 +120,7 @@ def test_search_finds_texts_of_prompts_and_answers(report: Path, opened: Opened)
     details.locator("summary").click()
     assert "I think about" in details.locator("p").inner_text()
     controls(page).get_by_label("Search prompts and answers").fill("no such words")
-    page.wait_for_function("document.getElementById('items-status').textContent === 'No item matches.'")
+    playwright.expect(page.locator("#items-status")).to_have_text("No item matches.")
 
 
 def test_the_items_found_can_be_saved(report: Path, opened: Opened) -> None:
@@ -205,7 +204,7 @@ def test_a_phone_scrolls_in_one_direction(report: Path, opened: Opened) -> None:
 def test_without_script_all_but_the_search_is_there(report: Path, opened: Opened) -> None:
     page = opened(report, java_script_enabled=False)
     for name in ("Score and speed", "All numbers", "Score by group", "Training", "Latency", "Side by side"):
-        assert page.get_by_role("heading", name=name, exact=True).is_visible()
+        assert page.get_by_role("heading", name=name, exact=True, level=2).is_visible()
     assert page.locator("svg").count() >= 8
     assert page.locator("#examples article").count() >= 5
     assert page.locator("#items").is_hidden()
@@ -248,10 +247,10 @@ def test_20000_items_open_search_and_page(tmp_path: Path, opened: Opened) -> Non
     page.get_by_role("button", name="Last").click()
     assert status(page) == "Items 19,981 to 20,000 of 20,000"
     controls(page).get_by_label("Search prompts and answers").fill("question 19999:")
-    page.wait_for_function("document.getElementById('items-status').textContent.endsWith('of 1, from 20,000')")
+    playwright.expect(page.locator("#items-status")).to_have_text("Items 1 to 1 of 1, from 20,000", timeout=60_000)
     assert page.locator("#items-list article").count() == 1
     controls(page).get_by_label("Search prompts and answers").fill("")
-    page.wait_for_function("document.getElementById('items-status').textContent.endsWith('of 20,000')")
+    playwright.expect(page.locator("#items-status")).to_have_text("Items 1 to 20 of 20,000", timeout=60_000)
     number = counted(page, "Outcome", "Lost")
     controls(page).get_by_label("Outcome").select_option("1")
     assert status(page) == f"Items 1 to 20 of {number:,}, from 20,000"

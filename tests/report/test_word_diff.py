@@ -18,7 +18,7 @@ def plain(html: str) -> str:
 
 def test_what_only_one_text_has_is_marked() -> None:
     assert marked("the cat sat", "the dog sat") == ("the <mark>cat</mark> sat", "the <mark>dog</mark> sat")
-    assert marked("a b c d", "a d") == ("a <mark>b c </mark>d", "a d")
+    assert marked("a b c d", "a d") == ("a <mark>b c</mark> d", "a d")
     assert marked("same text", "same text") == ("same text", "same text")
 
 
