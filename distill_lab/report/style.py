@@ -33,8 +33,8 @@ background:var(--plain-bg);color:var(--muted)}
 .scroll{overflow-x:auto;background:
 linear-gradient(var(--card),var(--card)) 0/18px 100% no-repeat local,
 linear-gradient(var(--card),var(--card)) 100%/18px 100% no-repeat local,
-linear-gradient(90deg,var(--edge),transparent) 0/9px 100% no-repeat scroll,
-linear-gradient(270deg,var(--edge),transparent) 100%/9px 100% no-repeat scroll,var(--card)}
+linear-gradient(90deg,var(--line),transparent) 0/9px 100% no-repeat scroll,
+linear-gradient(270deg,var(--line),transparent) 100%/9px 100% no-repeat scroll,var(--card)}
 .figures{align-items:start}.figures>*{min-width:0}
 .figures>.card:only-child{max-width:520px}.by{margin:22px 0 10px}.ends{white-space:nowrap}
 table{border-collapse:collapse;width:100%;font-size:15px;font-variant-numeric:tabular-nums}
@@ -60,7 +60,8 @@ summary:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-
 pre{margin:6px 0 0;background:var(--code);border-radius:8px;padding:12px;overflow-x:auto;font:13px/1.5 ui-monospace,
 SFMono-Regular,Menlo,Consolas,monospace}
 @media(max-width:560px){main{padding:24px 14px 48px}.card{padding:14px}th,td{padding:7px 6px}table{font-size:14px}
-thead th{font-size:13px}.wide{display:none}}
+thead th{font-size:13px}.wide{display:none}
+.ends{white-space:normal}}
 .skip{position:absolute;left:-999px;top:0;background:var(--card);color:var(--ink);padding:10px 16px;z-index:2}
 .skip:focus{left:8px}main:focus{outline:0}
 a{color:var(--accent)}nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:4px 16px;margin:18px 0 0;padding:10px 0;
@@ -80,7 +81,7 @@ grid-column:1/-1}
 .control input,.control select,.pages button,.controls button{font:inherit;font-size:15px;color:var(--ink);
 background:var(--card);border:1px solid var(--edge);border-radius:8px;padding:8px 10px;min-height:40px;
 width:100%;min-width:0}
-.check input{width:24px;height:24px;margin:0;accent-color:var(--accent)}
+.check input{width:24px;height:24px;margin:0;flex:none;accent-color:var(--accent)}
 .pages{display:flex;flex-wrap:wrap;gap:8px 12px;align-items:center;margin-top:16px}.pages button,.controls button{
 width:auto;cursor:pointer}.controls button{justify-self:start;grid-column:1/-1}
 .pages button:disabled{color:var(--muted);cursor:default;border-color:var(--line)}
