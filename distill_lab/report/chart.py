@@ -118,7 +118,7 @@ def interval_panel(
         parts.append(f'<line class="goal" x1="{x(goal)}" y1="{top}" x2="{x(goal)}" y2="{bottom}"/>')
     for number, row in enumerate(rows):
         middle = top + ROW * number + ROW // 2
-        parts.append(f'<text x="0" y="{middle + 4}">{shown(shortened(row.name, left // 7))}</text>')
+        parts.append(f'<text x="0" y="{middle + 4}">{shown(shortened(row.name, left // 8))}</text>')
         if row.interval:
             low, high = x(row.interval[0]), x(row.interval[1])
             ends = f"M{low} {middle - 5}V{middle + 5}M{high} {middle - 5}V{middle + 5}"

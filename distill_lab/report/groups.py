@@ -14,7 +14,7 @@ from distill_lab.report.result_text import ends_text
 
 MAX_DRAWN = 12
 """Groups of a figure; a grouping with more has its table alone."""
-LEFT, MAX_NAME_CHARS = 130, 18
+LEFT, MAX_NAME_CHARS = 130, 16
 """The room for the names of groups in a figure, and how many letters that is."""
 SHARES = [(tick / 4, f"{25 * tick}%") for tick in range(5)]
 

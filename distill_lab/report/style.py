@@ -61,7 +61,7 @@ pre{margin:6px 0 0;background:var(--code);border-radius:8px;padding:12px;overflo
 SFMono-Regular,Menlo,Consolas,monospace}
 @media(max-width:560px){main{padding:24px 14px 48px}.card{padding:14px}th,td{padding:7px 6px}table{font-size:14px}
 thead th{font-size:13px}.wide{display:none}
-.ends{white-space:normal}}
+.ends,.badge{white-space:normal}}
 .skip{position:absolute;left:-999px;top:0;background:var(--card);color:var(--ink);padding:10px 16px;z-index:2}
 .skip:focus{left:8px}main:focus{outline:0}
 a{color:var(--accent)}nav ul{list-style:none;display:flex;flex-wrap:wrap;gap:4px 16px;margin:18px 0 0;padding:10px 0;

@@ -8,6 +8,7 @@ them the tests are skipped.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from distill_lab.evaluation.summary_file import read_summary, write_summary
+from distill_lab.files.jsonl import write_jsonl
 from distill_lab.report.comparison_page import write_comparison
 from distill_lab.report.page import write_report
 from distill_lab.report.run_comparison import compare_runs
@@ -196,8 +199,21 @@ def test_axe_finds_nothing(scheme: str, viewport: dict[str, int], report: Path, 
         assert len(found["passes"]) > 10
 
 
-def test_a_phone_scrolls_in_one_direction(report: Path, opened: Opened) -> None:
+def test_a_phone_scrolls_in_one_direction(report: Path, opened: Opened, tmp_path: Path) -> None:
     page = opened(report, viewport=PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    long = made_run(tmp_path, num=6, output=" " + "long" * 200 + HOSTILE, advice=("word" * 100,))
+    pair = {
+        "id": "train-1",
+        "test_id": "test-1",
+        "reason": "shares 8 words in a row with a test prompt",
+        "text": "x" * 300,
+    }
+    write_jsonl(long / "overlap.jsonl", [pair | {"test_text": "y"}])
+    summary = read_summary(long / "summary.json")
+    left_out = {"rows_in": 5, "kept": 4, "dropped": {pair["reason"]: 1}}
+    write_summary(long / "summary.json", dataclasses.replace(summary, test_overlap=left_out))
+    page = opened(write_report(long), viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
