@@ -45,12 +45,12 @@ def pair_runs(first: Path, second: Path) -> RunPair:
     """
     scores = [_by_content(path) for path in (first, second)]
     common = [key for key in scores[0] if key in scores[1]]
-    only = [len(each) - len(common) for each in scores]
+    only_first, only_second = (len(each) - len(common) for each in scores)
     if not common:
-        return RunPair(0, *only, float("nan"), float("nan"), None)
+        return RunPair(0, only_first, only_second, float("nan"), float("nan"), None)
     pairs = np.array([[each[key] for each in scores] for key in common])
     means = pairs.mean(axis=0)
-    return RunPair(len(common), *only, float(means[0]), float(means[1]), paired_scores(pairs))
+    return RunPair(len(common), only_first, only_second, float(means[0]), float(means[1]), paired_scores(pairs))
 
 
 def _by_content(path: Path) -> dict[bytes, float]:

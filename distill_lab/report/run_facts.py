@@ -59,7 +59,7 @@ class RunFacts:
 def read_facts(directory: Path) -> RunFacts:
     """The facts of the run in a directory. Raises UserError if it is not a run, or its run.json is damaged."""
     path = directory / "run.json"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{directory} is not a run directory (it has no run.json)")
     return facts_of(read_manifest(path), directory)
 

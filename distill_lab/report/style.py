@@ -11,7 +11,8 @@ PAGE_STYLE = """
 --plain-bg:#242e39;--code:#0d1218;--mark:#5a4708;--edge:#6d7c8d}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,
-"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
+"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%;
+overflow-wrap:anywhere}table{overflow-wrap:break-word}
 main{max-width:1040px;margin:0 auto;padding:36px 20px 64px}
 .eyebrow{margin:0;color:var(--accent);font-weight:650;font-size:14px}
 h1{margin:6px 0 10px;font-size:clamp(25px,4.6vw,38px);line-height:1.16;letter-spacing:-.015em;text-wrap:balance}
