@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Python compiles what it imports; to compile all of torch beforehand takes as long as the rest of the installation.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help install demo test test-fast install-vllm test-vllm install-interop test-interop test-gpu test-real check format family address clean
+.PHONY: help install demo test test-fast install-vllm test-vllm install-interop test-interop test-page test-gpu test-real check format family address clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -55,6 +55,13 @@ install-interop: .venv-interop/installed
 
 test-interop: $(VENV)/installed-dev install-interop  ## students as transformers 4 and llama.cpp read them, in .venv-interop (1 GB)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/interop
+
+$(VENV)/installed-page: $(VENV)/installed-dev
+	@$(PIP) --editable '.[page]'
+	@touch $@
+
+test-page: $(VENV)/installed-page  ## the report page in a Chromium (Debian: apt install chromium; else .venv/bin/playwright install chromium)
+	$(BIN)/python -m pytest -rs tests/report/test_page_in_browser.py
 
 test-gpu: $(VENV)/installed-dev  ## what needs a CUDA GPU (about half an hour); without one each check says so
 	$(BIN)/python -m pytest -rs tests/gpu

@@ -223,7 +223,7 @@ def _why_again(last: Mapping[str, Any] | None, key: str, inputs: Any) -> str:
 
 def _check_place(directory: Path) -> None:
     """Raise UserError if `directory` is not a run directory but contains a file that a run would overwrite at its end."""
-    for name in ("summary.json", "report.html", "training.json", "evaluation_results.json"):
+    for name in ("summary.json", "report.html", "report.md", "training.json", "evaluation_results.json"):
         if (directory / name).exists() and not (directory / "run.json").exists():
             raise UserError(
                 f"{directory / name} exists, but {directory} is not a run directory: the run would overwrite it; choose "

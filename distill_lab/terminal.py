@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -104,6 +105,10 @@ class Terminal(ProgressReporter):
         with self._lock:
             self.console.print(Text(clean(what)) if isinstance(what, str) else what)
 
+    def print_wrapped(self, text: str, *, indent: int = 0) -> None:
+        """Print text (cleaned), wrapped between words at the terminal's width; see `_wrapped`."""
+        self._wrapped(text, indent=indent)
+
     def heading(self, title: str, subtitle: str = "") -> None:
         """Print a rule with a title."""
         self.finished("")
@@ -160,13 +165,18 @@ class Terminal(ProgressReporter):
         with self._lock:
             now = self._clock()
             every = PLAIN_EVERY_S if now - self._began < LONG_STAGE_S else LONG_PLAIN_EVERY_S
-            if not self.console.is_terminal and self._is_busy and now - self._shown_at >= every:
+            if not self._in_place and self._is_busy and now - self._shown_at >= every:
                 self.console.print(Text(f"  {self._life()}"))
                 self._shown_at = now
 
     @property
     def _is_busy(self) -> bool:
         return bool(self._title or self._doing)
+
+    @property
+    def _in_place(self) -> bool:
+        """Whether a line can be updated in place: FORCE_COLOR, which notebooks set, makes a pipe colored and no terminal."""
+        return self.console.is_terminal and (self.console.file.isatty() or "FORCE_COLOR" not in os.environ)
 
     def _life(self) -> str:
         """Status text: what is being done, how far, since when, how long still."""
@@ -192,7 +202,7 @@ class Terminal(ProgressReporter):
         return ", ".join(filter(None, parts))
 
     def _show_life(self) -> None:
-        if self.console.is_terminal:
+        if self._in_place:
             if self._live is None:
                 self._live = Live(get_renderable=self._line, console=self.console, transient=True, refresh_per_second=4)
                 self._live.start()

@@ -558,7 +558,7 @@ def test_a_foreign_work_folder_in_a_run_is_not_removed(tmp_path: Path) -> None:
     assert list(read_jsonl(tmp_path / "rows.jsonl")) == [{"row": 0}]
 
 
-@pytest.mark.parametrize("name", ["summary.json", "report.html", "training.json"])
+@pytest.mark.parametrize("name", ["summary.json", "report.html", "report.md", "training.json"])
 def test_a_directory_with_results_of_someone_else_is_no_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=rf"{name} exists, but .* is not a run directory"):

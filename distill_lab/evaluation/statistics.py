@@ -65,7 +65,11 @@ def paired(base: Path, student: Path) -> Paired:
     difference, 10,000 flips, seeded (Phipson & Smyth 2010 for the + 1). Raises UserError if the files hold different prompts
     or gold answers, or no items.
     """
-    pairs = _pairs(base, student)
+    return paired_scores(_pairs(base, student))
+
+
+def paired_scores(pairs: np.ndarray) -> Paired:
+    """`paired` of scores `[prompts, 2]`: base, student."""
     differences = pairs[:, 1] - pairs[:, 0]
     if is_binary(pairs.ravel().tolist()):
         test, p_value = "exact McNemar", mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))

@@ -220,6 +220,6 @@ def _model(score: Score | None, speed: Speed | None, steps: Steps | None) -> Mod
 
 _OF_SPEED = (
     *("tokens_per_s", "tokens_per_s_single", "seconds_per_answer", "seconds_per_answer_single", "engine", "device"),
-    *("dtype", "num_latencies", "latency_p50_s", "latency_p95_s", "latency_tokens", "num_parameters"),
+    *("dtype", "num_latencies", "latencies_s", "latency_p50_s", "latency_p95_s", "latency_tokens", "num_parameters"),
     "peak_memory_bytes",
 )

@@ -24,6 +24,37 @@ VERSION = 2
 """Of summary.json; 1 had no version, no intervals of speed, and KPIs that were true or false."""
 
 
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """One model's score on a group of test prompts."""
+
+    score: float
+    """In [0, 1]."""
+    ci95: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Test prompts that have something in common."""
+
+    name: str
+    n: int
+    """Prompts."""
+    scores: dict[str, GroupScore]
+    """By model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """The test prompts in groups; see `groups.group_scores`."""
+
+    by: str
+    """What the groups differ in: level, type, label, prompt characters."""
+    groups: tuple[Group, ...]
+    without: int
+    """Prompts that are in no group."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSummary:
     """One model's figures; None: not measured. See `Score` and `Speed`, whose names these are."""
@@ -54,6 +85,8 @@ class ModelSummary:
     """In seconds."""
     latency_tokens: int | None = None
     num_latencies: int | None = None
+    latencies_s: tuple[float, ...] = ()
+    """Of each latency answer."""
     engine: str | None = None
     device: str | None = None
     dtype: str | None = None
@@ -126,6 +159,10 @@ class Summary:
     """Counts of the training prompts, and of those left out because they overlap with the test; see `Counts`."""
     spending: dict[str, Any] | None = None
     """What servers were paid: requests, tokens and cost of each stage; None if no server was asked."""
+    generated: dict[str, dict[str, int]] | None = None
+    """Stage that generated -> `answers` and `tokens`; answers from the lab's cache are among them."""
+    groups: tuple[Grouping, ...] = ()
+    """Scores by level, type, label and length, if the test prompts differ in them."""
     cost: dict[str, Any] | None = None
     """Prompt distillation: what an answer costs; see `cost.compare_costs`."""
     labels: dict[str, Any] | None = None
@@ -133,7 +170,7 @@ class Summary:
     tokens: dict[str, Any] | None = None
     """Verified distillation: tokens of the correct solutions; see `token_stats.stats_json`."""
     token_histogram: dict[str, Any] | None = None
-    """Verified distillation: see `token_stats.histograms`."""
+    """Tokens per answer of each model; see `token_stats.histograms`."""
     token_ratio: float | None = None
     """Mean tokens of student over base student."""
     size_ratio: float | None = None

@@ -21,12 +21,14 @@ from distill_lab.data.prompts import read_prompts
 from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import NoData
 from distill_lab.evaluation.evaluate import Score, cut_share, evaluate
+from distill_lab.evaluation.groups import group_scores
 from distill_lab.evaluation.speed import NUM_ROUNDS, measure
 from distill_lab.evaluation.speedups import LATENCY_TOKENS, REASONING_TOKENS, Speed
 from distill_lab.evaluation.statistics import outcomes, paired, retention_interval
 from distill_lab.evaluation.steps import count_steps
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.token_stats import with_tokens
 from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.generation.cut_answers import cut_warning
 from distill_lab.generation.model_identity import model_inputs
@@ -130,6 +132,7 @@ def evaluate_models(
     right = outcomes(results["teacher"], results["student"]) if retained and not likeness else None
     steps = {name: count_steps(test, results[name]) for name in scores if several_steps}
     losses = training_losses(run, setups["student"].model if "student" in setups else None)
+    groups = group_scores(test, results, by_label=found.metric is not None and found.metric.grader == "label")
     num_scored = next((score.n for score in scores.values()), 0)
 
     def summarized(speeds: Speeds) -> Summary:
@@ -137,7 +140,9 @@ def evaluate_models(
             run.recipe, num_scored, scores=scores, speeds=speeds, gain=gain, retention_ci95=retention_ci95, steps=steps,
             metric=found.metric, losses=losses, outcomes=right,
         )  # fmt: skip
-        summary = dataclasses.replace(summary, spending=pipeline.spending())
+        summary = with_tokens(summary, run.path("eval"))
+        paid, generated = pipeline.spending(), pipeline.generated()
+        summary = dataclasses.replace(summary, spending=paid, generated=generated, groups=groups)
         if pipeline.overlap:
             left_out = pipeline.overlap.to_json()
             notes = (*summary.notes, *filter(None, [overlap_note(left_out)]))

@@ -21,7 +21,7 @@ from distill_lab.data import splits
 from distill_lab.data.contamination import NUM_WORDS, OVERLAPS, find_overlaps, remove_overlaps
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import NoData
-from distill_lab.files.jsonl import write_json
+from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.generate import Progress, generate
@@ -193,6 +193,14 @@ class Pipeline:
             return None
         total = spending([self._answers[name] for name in stages], self.engine.price)
         return {"stages": {name: found.to_json() for name, found in stages.items()}, "total": total.to_json()}
+
+    def generated(self) -> dict[str, dict[str, int]]:
+        """summary.json's `generated`: answers and tokens of each stage that generated."""
+        found: dict[str, dict[str, int]] = {}
+        for name, path in self._answers.items():
+            tokens = [row["num_tokens"] for row in read_jsonl(path)]
+            found[name] = {"answers": len(tokens), "tokens": sum(tokens)}
+        return found
 
     def training_set(
         self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"

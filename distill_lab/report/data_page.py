@@ -13,10 +13,9 @@ from pathlib import Path
 from distill_lab.data.contamination import Overlap
 from distill_lab.data.near_duplicates import MAX_COMPARED
 from distill_lab.data.profile import MAX_MEASURED, PERCENTILES, Piece, Profile, percentile
-from distill_lab.files.jsonl import atomic_path
 from distill_lab.formatting import shown
+from distill_lab.report.document import document, write_document
 from distill_lab.report.overlap import first_of_each, overlap_pairs
-from distill_lab.report.page import PAGE
 from distill_lab.report.style import PAGE_STYLE
 
 DATA_STYLE = """
@@ -37,11 +36,8 @@ def write_data_page(found: Profile, path: Path) -> None:
     """Write the page, atomically."""
     sections = [_head(found), _tiles(found), _examples(found), _columns(found), _lengths(found), _marks(found)]
     sections += [_duplicates(found), _overlaps(found), _problems(found)]
-    page = PAGE.format(
-        title=shown(f"distill data: {found.path}"), style=PAGE_STYLE + DATA_STYLE, body="".join(filter(None, sections))
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+    body = f"<main>{''.join(filter(None, sections))}</main>"
+    write_document(path, document(f"distill data: {found.path}", body, style=PAGE_STYLE + DATA_STYLE))
 
 
 def _head(found: Profile) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.formatting import shown
+from distill_lab.report.elements import badge
 from distill_lab.report.figure import LABELS
+from distill_lab.report.word_diff import marked
 
 MAX_CHARS = 1500
 """Longer texts are cut on the page, with a mark; the eval files hold them whole."""
@@ -31,12 +33,6 @@ Items = dict[str, EvalRow]
 """Eval rows (first sample) of one model, by id."""
 
 
-def badge(text: str, kind: str, *, sign: bool = True) -> str:
-    """A small mark on the page. kind: good, bad, open or empty."""
-    mark = {"good": "✓ ", "bad": "✗ ", "open": "? "}.get(kind, "") if sign else ""
-    return f'<span class="badge {kind}">{mark}{text}</span>'
-
-
 def examples_section(items: Mapping[str, Items], outcomes: Mapping[str, int] | None, *, alike: bool) -> str:
     """Examples of every kind.
 
@@ -58,7 +54,8 @@ def examples_section(items: Mapping[str, Items], outcomes: Mapping[str, int] | N
         )
         parts.append(f'<div class="outcomes">{cells}</div>')
     parts.append(
-        '<p class="muted">The first of each kind in the eval files, failures first; none is picked by hand.</p>'
+        '<p class="muted">The first of each kind in the eval files, failures first; none is picked by hand. Words that only '
+        "the teacher or only the student has are marked.</p>"
     )
     for kind, names in chosen.items():
         parts += [_example(kind, name, items, alike=alike) for name in names]
@@ -90,7 +87,10 @@ def _example(kind: str, name: str, items: Mapping[str, Items], *, alike: bool) -
     gold = (
         f'<p class="gold"><span class="muted">{title}:</span> <bdi>{_cut(row.answer)}</bdi></p>' if row.answer else ""
     )
-    answers = "".join(_answer(model, rows[name], alike=alike) for model, rows in items.items() if name in rows)
+    outputs = _outputs({model: rows[name] for model, rows in items.items() if name in rows})
+    answers = "".join(
+        _answer(model, rows[name], outputs[model], alike=alike) for model, rows in items.items() if name in rows
+    )
     return (
         f'<article class="card example"><div class="top"><span>{label} <span class="small muted">{meaning}</span>'
         f'</span><span class="small muted">{shown(name)}</span></div>'
@@ -99,13 +99,22 @@ def _example(kind: str, name: str, items: Mapping[str, Items], *, alike: bool) -
     )
 
 
-def _answer(model: str, row: EvalRow, *, alike: bool) -> str:
+def _outputs(rows: Mapping[str, EvalRow]) -> dict[str, str]:
+    """Each model's output as HTML; what only the teacher or only the student says is marked, if they are short enough."""
+    outputs = {model: _cut(row.output) for model, row in rows.items()}
+    texts = [rows[model].output.strip() for model in ("teacher", "student") if model in rows]
+    if len(texts) == 2 and max(map(len, texts)) <= MAX_CHARS:
+        outputs["teacher"], outputs["student"] = marked(*texts)
+    return outputs
+
+
+def _answer(model: str, row: EvalRow, output: str, *, alike: bool) -> str:
     score = row.score
     number = badge(f"{score:.2f}", "")
     verdict = {1.0: badge("right", "good"), 0.0: badge("wrong", "bad")}.get(score, number) if not alike else number
     how = {"length": "cut at the limit", "missing": "no answer", "error": "failed"}.get(row.finish_reason)
     tokens = f"{row.num_tokens:,} tokens" + (f", {how}" if how else "")
-    output = _cut(row.output) or '<span class="muted">(empty)</span>'
+    output = output or '<span class="muted">(empty)</span>'
     thinking = ""
     if row.thinking:
         text = _cut(row.thinking)

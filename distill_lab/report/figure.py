@@ -7,7 +7,6 @@ Left: score of teacher, base student and student with 95% intervals. Right: how 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,17 +14,19 @@ from html import escape
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.verdict import tenths
 from distill_lab.formatting import times
+from distill_lab.report.chart import PANEL_WIDTH, Panel, round_step
 from distill_lab.report.result_text import ends_text
 
 LABELS = {"teacher": "Teacher", "base": "Base student", "student": "Student"}
 """How the models are called, in the order they are shown."""
 
-PANEL_WIDTH, ROW_HEIGHT, TOP = 380, 46, 52
+ROW_HEIGHT, TOP = 46, 52
 PLOT_LEFT, PLOT_RIGHT = 100, 288
 
 STYLE = """
-.fig{--ink:#17202b;--muted:#566373;--grid:#dfe4ea;--card:#fff;--teacher:#6b7a8f;--base:#b9c3cf;--student:#0b7a70;
---goal:#b45309;font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
+.fig{--ink:#17202b;--muted:#566373;--grid:#dfe4ea;--card:#fff;--teacher:#4f5f75;--base:#8492a4;--student:#0b7a70;
+--goal:#b45309;--one:#0b7a70;--two:#b45309;--three:#5b4fc9;--four:#b0306a;--five:#2f6db5;--six:#5f6b12;
+font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 .fig .card{fill:var(--card);stroke:var(--grid)}.fig text{fill:var(--ink);font-size:13px}
 .fig .title{font-size:14px;font-weight:650}.fig .headline{font-size:17px;font-weight:650}
 .fig .value{font-weight:650;text-anchor:end;font-variant-numeric:tabular-nums}
@@ -33,9 +34,17 @@ STYLE = """
 .fig .grid{stroke:var(--grid)}.fig .teacher{fill:var(--teacher)}.fig .base{fill:var(--base)}
 .fig .student{fill:var(--student)}.fig .interval{stroke:var(--ink);stroke-width:1.6}
 .fig .halo{stroke:var(--card);stroke-width:5;opacity:.75}
-.fig .goal{stroke:var(--goal);stroke-width:1.5;stroke-dasharray:4 3}.fig .note.goal-text{fill:var(--goal)}
-@media(prefers-color-scheme:dark){.fig{--ink:#e7ecf2;--muted:#9dabba;--grid:#2b3643;--card:#151c24;--teacher:#8494a8;
---base:#4c5a6b;--student:#2bb5a5;--goal:#f0a84a}}
+.fig line.goal{stroke:var(--goal);stroke-width:1.5;stroke-dasharray:4 3}.fig .line{fill:none;stroke-width:2;
+stroke-linejoin:round}.fig .line.student,.fig .line.one{stroke:var(--student)}.fig .line.base{stroke:var(--base);
+stroke-dasharray:2 3}.fig .line.teacher{stroke:var(--teacher);stroke-dasharray:8 3}.fig .line.goal,.fig .line.two{
+stroke:var(--goal);stroke-dasharray:6 3}.fig .line.three{stroke:var(--three);stroke-dasharray:2 3}.fig .line.four{
+stroke:var(--four);stroke-dasharray:9 3 2 3}.fig .line.five{stroke:var(--five);stroke-dasharray:12 3}.fig .line.six{
+stroke:var(--six);stroke-dasharray:4 2}.fig .dot.one{fill:var(--one)}.fig .dot.two,.fig .dot.goal{fill:var(--two)}
+.fig .dot.three{fill:var(--three)}.fig .dot.four{fill:var(--four)}.fig .dot.five{fill:var(--five)}.fig .dot.six{
+fill:var(--six)}.fig .faint{fill-opacity:.4}.fig .note.goal-text{fill:var(--goal)}
+@media(prefers-color-scheme:dark){.fig{--ink:#e7ecf2;--muted:#9dabba;--grid:#2b3643;--card:#151c24;--teacher:#aab7c7;
+--base:#6b7b8e;--student:#2bb5a5;--goal:#f0a84a;--one:#2bb5a5;--two:#f0a84a;--three:#a79dff;--four:#f283b4;
+--five:#7db2f0;--six:#c3cf5a}}
 """
 """Classes of every figure; a page that shows figures inline holds this once."""
 
@@ -72,7 +81,19 @@ def result_svg(summary: Summary) -> str:
     return "".join(parts) + "</svg>\n"
 
 
-def inline_svg(panel: tuple[str, int], label: str) -> str:
+def panel_svg(panel: Panel, label: str) -> str:
+    """A panel as a stand-alone SVG document."""
+    body, height = panel
+    width = PANEL_WIDTH + 40
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + 30}" width="{width}" '
+        f'height="{height + 30}" class="fig" role="img" aria-label="{escape(label)}"><style>{STYLE}</style>'
+        f'<rect class="card" x=".5" y=".5" width="{width - 1}" height="{height + 29}" rx="10"/>'
+        f'<g transform="translate(20 15)">{body}</g></svg>\n'
+    )
+
+
+def inline_svg(panel: Panel, label: str) -> str:
     """A panel as an `<svg>` element for a page that holds STYLE, as wide as its place allows."""
     body, height = panel
     box = f"0 0 {PANEL_WIDTH} {height}"
@@ -88,7 +109,7 @@ def headline(summary: Summary, *, short: bool = False) -> str:
     return text + "."
 
 
-def score_panel(summary: Summary) -> tuple[str, int] | None:
+def score_panel(summary: Summary) -> Panel | None:
     """SVG elements and height of the scores with their intervals; None where there are no scores."""
     bars = []
     for kind, label in LABELS.items():
@@ -105,7 +126,7 @@ def score_panel(summary: Summary) -> tuple[str, int] | None:
     return _panel(title, bars, ticks=ticks, most=1.0, goal=goal)
 
 
-def speed_panel(summary: Summary) -> tuple[str, int] | None:
+def speed_panel(summary: Summary) -> Panel | None:
     """SVG elements and height of the speed against the teacher's; None where it was not measured."""
     ways = [
         ("in batches", summary.speedup_batched, summary.speedup_batched_ci95),
@@ -123,14 +144,14 @@ def speed_panel(summary: Summary) -> tuple[str, int] | None:
     # A very wide interval leaves the plot rather than make the bars short.
     ends = [min(interval[1], 2 * value) if interval else value for _, value, interval in measured]
     most = max(3.5, 1.08 * max(ends))
-    step = _step(most)
+    step = round_step(most)
     ticks = [(tick * step, f"{tick * step:g}×") for tick in range(int(most / step) + 1)]
     return _panel("Answers/s, teacher = 1×, 95% intervals", bars, ticks=ticks, most=most, goal=(3.0, "goal: 3×"))
 
 
 def _panel(
     title: str, bars: Sequence[Bar], *, ticks: Sequence[tuple[float, str]], most: float, goal: tuple[float, str] | None
-) -> tuple[str, int]:
+) -> Panel:
     bottom = TOP + ROW_HEIGHT * len(bars)
 
     def x(value: float) -> float:
@@ -165,12 +186,6 @@ def _panel(
         parts.append(f'<line class="goal" x1="{place}" y1="{TOP - 4}" x2="{place}" y2="{bottom}"/>')
         parts.append(f'<text class="note mid goal-text" x="{centre:.1f}" y="{TOP - 10}">{escape(goal[1])}</text>')
     return "".join(parts), bottom + 26
-
-
-def _step(most: float) -> float:
-    """A round distance between ticks (1, 2 or 5 times a power of ten) that gives four to nine of them."""
-    power = 10.0 ** math.floor(math.log10(most / 4))
-    return max(step * power for step in (1, 2, 5) if step * power <= most / 4)
 
 
 def count(number: float) -> str:

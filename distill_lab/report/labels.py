@@ -12,7 +12,9 @@ from typing import Any
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import shown, times
+from distill_lab.report.elements import head, row_head, table
 from distill_lab.report.figure import LABELS
+from distill_lab.report.style import SHADES
 
 
 def cost_section(summary: Summary) -> str:
@@ -32,13 +34,11 @@ def cost_section(summary: Summary) -> str:
             for name in ("teacher", "student")
         )
         ratio = cost["ratio"].get(key)
-        rows.append(f'<tr><th scope="row">{title}</th>{cells}<td>{times(ratio) if ratio is not None else ""}</td></tr>')
+        rows.append(row_head(title) + f"{cells}<td>{times(ratio) if ratio is not None else ''}</td>")
     titles = ("Per answer", "Teacher with prompt", "Student alone", "Ratio")
-    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
     return (
         '<h2>What an answer costs</h2><p class="muted">The teacher reads its whole prompt and thinks; the student is given '
-        "the text alone.</p>"
-        f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"the text alone.</p>{table('Cost of an answer', map(head, titles), rows)}"
     )
 
 
@@ -50,42 +50,37 @@ def labels_section(summary: Summary) -> str:
     student = labels["student"]
     return (
         f'<h2>Labels</h2><p class="muted">A label could be read in {percent(student["parse_rate"])} of the student\'s '
-        f'answers.</p><div class="card scroll">{_accuracy_table(labels)}</div>'
+        f"answers.</p>{_accuracy_table(labels)}"
         f'<h3 class="after">Student: gold labels (rows) and its answers (columns)</h3>'
-        f'<div class="card scroll">{_matrix(student["matrix"])}</div>{_worst(student["worst"])}'
+        f"{_matrix(student['matrix'])}{_worst(student['worst'])}"
     )
 
 
 def _accuracy_table(labels: Mapping[str, Mapping[str, Any]]) -> str:
     kinds = [kind for kind in LABELS if kind in labels]
-    heads = "".join(f'<th scope="col" class="{kind}">{LABELS[kind]}</th>' for kind in kinds)
-    body = ""
+    rows = []
     for name in labels["student"]["per_label"]:
         found = {kind: labels[kind]["per_label"].get(name) for kind in kinds}
         cells = "".join(
             f'<td class="{kind}">{accuracy:.1%}</td>' if accuracy is not None else "<td>–</td>"
             for kind, accuracy in found.items()
         )
-        body += f'<tr><th scope="row">{shown(name)}</th>{cells}<td>{labels["student"]["totals"][name]:,}</td></tr>'
-    return (
-        f'<table><thead><tr><th scope="col">Label, worst first</th>{heads}<th scope="col">Texts</th></tr></thead>'
-        f"<tbody>{body}</tbody></table>"
-    )
+        rows.append(row_head(shown(name)) + cells + f"<td>{labels['student']['totals'][name]:,}</td>")
+    heads = [head("Label, worst first"), *(head(LABELS[kind], kind) for kind in kinds), head("Texts")]
+    return table("Accuracy by label", heads, rows)
 
 
 def _matrix(matrix: Mapping[str, Any]) -> str:
-    heads = "".join(f'<th scope="col">{shown(name)}</th>' for name in matrix["columns"])
-    body = ""
+    rows = []
     for gold, counts in zip(matrix["rows"], matrix["array"], strict=True):
         total = sum(counts)
         cells = "".join(
-            f'<td style="background:color-mix(in srgb,var(--{"good" if given == gold else "bad"}) '
-            f'{round(45 * number / total)}%,transparent)">{number or "·"}</td>'
+            f'<td class="{"good" if given == gold else "bad"}-{round(SHADES * number / total)}">{number or "·"}</td>'
             for given, number in zip(matrix["columns"], counts, strict=True)
         )
-        body += f'<tr><th scope="row">{shown(gold)}</th>{cells}<td>{total:,}</td></tr>'
-    heads = f'<th scope="col"></th>{heads}<th scope="col">Total</th>'
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
+        rows.append(row_head(shown(gold)) + f"{cells}<td>{total:,}</td>")
+    heads = [head(""), *map(head, matrix["columns"]), head("Total")]
+    return table("Gold labels and answers of the student", heads, rows)
 
 
 def _worst(worst: Sequence[Mapping[str, Any]]) -> str:

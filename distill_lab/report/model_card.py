@@ -144,14 +144,15 @@ def _about(run: Mapping[str, Any], summary: Mapping[str, Any], base: ModelConfig
         "Teacher": short_name(teacher),
         "Data": f"{short_name(str(data.get('path', '')))}, `{data.get('split', 'train')}`",
         "Training rows": f"{rows:,}" if rows is not None else "",
-        "Training": _training(plan, train),
+        "Training": training_text(plan, train),
     }
     lines = [f"| {name} | {_cell(fact)} |" for name, fact in facts.items() if fact]
     notes = [f"> {_cell(str(note))}" for note in summary.get("notes", ()) if "/" not in str(note)]
     return "\n".join(["| | |", "|---|---|", *lines, "", *notes]) + "\n"
 
 
-def _training(plan: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+def training_text(plan: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    """How a student was trained: method, objective, epochs, learning rate and seed."""
     if not train:
         return ""
     method = str(plan.get("line", "")).partition(",")[0]

@@ -13,7 +13,7 @@ from typing import Any
 
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import shown
-from distill_lab.report.examples import badge
+from distill_lab.report.elements import badge
 
 PAIRS_PER_REASON, MAX_CHARS = 3, 400
 """Pairs shown for each reason, and characters of each text."""

@@ -1,4 +1,4 @@
-"""A run's result, written: scores and speeds -> summary.json, report.html and the student's model card.
+"""A run's result, written: scores and speeds -> summary.json, report.html, report.md and the student's model card.
 
 All of it is written before speeds are taken, and again with them.
 
@@ -52,11 +52,13 @@ def published(run: Run, summarized: Callable[[Speeds], Summary], timing: Callabl
 
 
 def _write(run: Run, summary: Summary) -> Summary:
+    from distill_lab.report.markdown import write_markdown
     from distill_lab.report.model_card import write_run_card
     from distill_lab.report.page import write_report
 
     write_summary(run.path("summary.json"), summary)
     write_report(run.directory)
+    write_markdown(run.directory)
     write_run_card(run.directory)
     return summary
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from distill_lab.formatting import shown
 from distill_lab.generation.prices import money
+from distill_lab.report.elements import head, row_head, table
 
 
 def spending_section(found: Mapping[str, Any] | None) -> str:
@@ -14,9 +15,8 @@ def spending_section(found: Mapping[str, Any] | None) -> str:
     if not found:
         return ""
     rows = {**found["stages"], "All": found["total"]}
-    body = "".join(f'<tr><th scope="row">{shown(name)}</th>{_cells(row)}</tr>' for name, row in rows.items())
     titles = ("Answers of servers", "Requests", "Prompt tokens", "From the prompt cache", "Answer tokens", "Cost")
-    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    body = (row_head(shown(name)) + _cells(row) for name, row in rows.items())
     notes = [
         "In the currency of the prices. Answers from the lab's cache were paid by an earlier run and do not count."
     ]
@@ -25,8 +25,8 @@ def spending_section(found: Mapping[str, Any] | None) -> str:
     if found["total"]["estimated"]:
         notes.append(f"{found['total']['estimated']:,} requests are estimated from the lengths of the texts.")
     return (
-        f'<h2>Paid to servers</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>'
-        f'</table></div><p class="small muted after">{" ".join(notes)}</p>'
+        f"<h2>Paid to servers</h2>{table('Paid to servers', map(head, titles), body)}"
+        f'<p class="small muted after">{" ".join(notes)}</p>'
     )
 
 

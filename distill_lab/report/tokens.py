@@ -12,7 +12,9 @@ from typing import Any
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import shown, times
-from distill_lab.report.figure import LABELS, PANEL_WIDTH, inline_svg
+from distill_lab.report.chart import PANEL_WIDTH
+from distill_lab.report.elements import head, row_head, table
+from distill_lab.report.figure import LABELS, inline_svg
 
 ROW, TOP, BARS = 92, 30, 54
 """Heights in a figure: a model's row, what stands above the first, and the highest bar."""
@@ -20,13 +22,12 @@ LEFT = 100
 
 
 def tokens_section(summary: Summary) -> str:
-    """The section as HTML; empty if the summary has no `tokens`."""
-    if summary.tokens is None:
-        return ""
+    """The section as HTML; empty if the summary has neither `tokens` nor a histogram."""
     panel = distribution_panel(summary)
-    cards = [inline_svg(panel, "Tokens per answer of each model") if panel else ""]
-    cards += [_group_table(by, summary.tokens.get(by, {})) for by in ("level", "type")]
-    cards = [f'<div class="card scroll">{card}</div>' for card in cards if card]
+    if summary.tokens is None and panel is None:
+        return ""
+    cards = [f'<div class="card">{inline_svg(panel, _words(summary))}</div>'] if panel else []
+    cards += [_group_table(by, (summary.tokens or {}).get(by, {})) for by in ("level", "type")]
     return (
         f'<h2>Tokens</h2><p class="muted">{" ".join(_sentences(summary))}</p>'
         f'<div class="figures">{"".join(cards)}</div>{_iterations(summary.iterations)}'
@@ -68,6 +69,14 @@ def distribution_panel(summary: Summary) -> tuple[str, int] | None:
     return "".join(parts), height + 4
 
 
+def _words(summary: Summary) -> str:
+    """The histogram in one sentence."""
+    models = [(label, summary.models.get(kind)) for kind, label in LABELS.items()]
+    return "Tokens per answer, medians: " + ", ".join(
+        f"{label} {model.median_tokens:g}" for label, model in models if model and model.median_tokens is not None
+    )
+
+
 def _sentences(summary: Summary) -> list[str]:
     found = ((summary.tokens or {}).get("all") or {}).get("")
     lines = []
@@ -93,26 +102,24 @@ def _sentences(summary: Summary) -> list[str]:
 def _group_table(by: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
     if not groups:
         return ""
-    heads = "".join(f'<th scope="col">{title}</th>' for title in (by.capitalize(), "Solutions", "Mean", "Median"))
-    rows = "".join(
-        f'<tr><th scope="row">{shown(name)}</th><td>{each["num"]:,}</td><td>{each["mean"]:.1f}</td>'
-        f"<td>{each['median']:g}</td></tr>"
+    rows = (
+        row_head(shown(name)) + f"<td>{each['num']:,}</td><td>{each['mean']:.1f}</td><td>{each['median']:g}</td>"
         for name, each in groups.items()
     )
-    return f"<h3>Correct solutions by {by}</h3><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    title = f"Correct solutions by {by}"
+    return (
+        f"<div><h3>{title}</h3>{table(title, map(head, (by.capitalize(), 'Solutions', 'Mean', 'Median')), rows)}</div>"
+    )
 
 
 def _iterations(rows: Sequence[Mapping[str, Any]]) -> str:
     if len(rows) < 2:
         return ""
     titles = ("Iteration", "Training rows", "Tokens per row", "Validation score", "Tokens per answer")
-    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    body = "".join(
-        f'<tr><th scope="row">{row["iteration"]}</th><td>{row["num_rows"]:,}</td><td>{row["mean_row_tokens"]:.1f}</td>'
-        f"<td>{100 * row['validation_score']:.1f}%</td><td>{row['validation_tokens']:.1f}</td></tr>"
+    body = (
+        row_head(str(row["iteration"]))
+        + f"<td>{row['num_rows']:,}</td><td>{row['mean_row_tokens']:.1f}</td><td>{100 * row['validation_score']:.1f}%</td>"
+        + f"<td>{row['validation_tokens']:.1f}</td>"
         for row in rows
     )
-    return (
-        '<h2>Iterations</h2><div class="card scroll">'
-        f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return f"<h2>Iterations</h2>{table('Iterations', map(head, titles), body)}"

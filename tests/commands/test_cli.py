@@ -35,7 +35,7 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
     assert cli.main([]) == 0
     printed = capsys.readouterr().out
     for _, name in COMMANDS:
-        assert re.search(rf"^  {name} +\w", printed, re.MULTILINE), name
+        assert re.search(rf"^  {name.replace('_', '-')} +\w", printed, re.MULTILINE), name
     assert {"system1", "demo", "generate", "train", "eval", "compare"} <= {name for _, name in COMMANDS}
 
 
@@ -43,11 +43,12 @@ def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) ->
 def test_help_says_what_goes_in_what_comes_out_and_every_setting(
     package: str, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([name, "--help-all"]) == 0
+    typed = name.replace("_", "-")
+    assert cli.main([typed, "--help-all"]) == 0
     printed = capsys.readouterr().out
     assert "In: " in printed
     assert "Out: " in printed
-    assert f"distill {name}" in printed
+    assert f"distill {typed}" in printed
     for setting in settings(cli.importlib.import_module(f"distill_lab.{package}.{name}").Config):
         assert setting in printed
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from distill_lab.commands import report, runs
+from distill_lab.commands import report
 from distill_lab.config import EngineConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.evaluation.evaluate import read_score
+from distill_lab.evaluation.summary import summarize
+from distill_lab.evaluation.summary_file import write_summary
 from distill_lab.files import fingerprints
 from distill_lab.files.claims import claim, key_path
 from distill_lab.files.jsonl import json_line, read_jsonl, write_json, write_jsonl
@@ -21,6 +23,8 @@ from distill_lab.files.outputs import work_folder
 from distill_lab.generation.generate import _Todo
 from distill_lab.generation.request_cache import KEY_BYTES, CacheFile, RequestCache
 from distill_lab.grading.grade import Answers, write_resumable
+from distill_lab.grading.graders import metric_of
+from distill_lab.report.run_table import entries_table, entry_lines, read_entry, short_table
 from distill_lab.run import Run
 from distill_lab.train import checkpoints
 from distill_lab.train.training_log import check_is_log
@@ -84,12 +88,26 @@ def test_run_json(tmp_path: Path) -> None:
 def test_run_json_and_summary_json_in_the_list_of_runs(tmp_path: Path) -> None:
     one_stage(tmp_path)
     summary = tmp_path / "summary.json"
-    models = {name: {"score": 0.5} for name in ("student", "base")}
-    whole = {"retention": 0.9, "speedup": 2, "models": models, "metric": {"short": "exact"}, "verdict": "kept"}
-    write_json(summary, whole)
-    for path in (tmp_path / "run.json", summary):
-        used, refused = try_all(path, lambda: runs._row(tmp_path / "run.json"))
-        assert min(used, refused) > 20
+    rows = [eval_row("a"), eval_row("b", 0.0)]
+    write_jsonl(tmp_path / "student.jsonl", rows)
+    score = read_score(tmp_path / "student.jsonl")
+    write_summary(summary, summarize("test", 2, scores={"student": score}, metric=metric_of("exact")))
+    problems = 0
+
+    def use() -> None:
+        nonlocal problems
+        entry = read_entry(tmp_path)
+        problems += bool(entry.problem)
+        assert list(entry_lines([entry], width=80))
+        assert entries_table([entry]).csv()
+        assert short_table([entry]).markdown()
+
+    used, refused = try_all(tmp_path / "run.json", use)
+    assert min(used, refused) > 20
+    assert problems == 0
+    used, refused = try_all(summary, use)
+    assert refused == 0
+    assert min(problems, used - problems) > 20, "the run is listed, with the reason"
 
 
 def test_summary_and_graded_answers_in_the_report(tmp_path: Path) -> None:

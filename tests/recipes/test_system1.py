@@ -64,7 +64,14 @@ def test_the_whole_line(tmp_path: Path) -> None:
         "speedup >= 3",
         "p95 < 2 s per 128 tokens",
     }
-    assert "<svg" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    for title in ("Loss, nats per token", "By type", "By prompt characters", "Tokens per answer", "All 20 test items"):
+        assert title in page
+    assert (run / "report.md").is_file()
+    assert sum(group.n for grouping in summary.groups if grouping.by == "type" for group in grouping.groups) == 20
+    tokens = sum(row["num_tokens"] for row in read_jsonl(run / "completions.jsonl"))
+    assert summary.generated["teacher answers"] == {"answers": 60, "tokens": tokens}
+    assert len(summary.models["student"].latencies_s) == summary.models["student"].num_latencies
     training = json.loads((run / "training.json").read_text())
     # A few dozen rows teach nothing that other rows show; that training lowers the loss is test_trainer's.
     assert training["validation_loss_after"] != training["validation_loss_before"]

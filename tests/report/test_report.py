@@ -22,8 +22,9 @@ from distill_lab.evaluation.verdict import percent
 from distill_lab.files.jsonl import write_json, write_jsonl
 from distill_lab.formatting import times
 from distill_lab.grading.graders import metric_of
+from distill_lab.report.document import digest
 from distill_lab.report.figure import count, result_svg
-from distill_lab.report.page import write_report
+from distill_lab.report.page import VIEWER, write_report
 
 VOID = {"meta", "br"}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -81,7 +82,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
+        if not self.open or self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property
@@ -188,15 +189,19 @@ def test_examples_show_failures_first(tmp_path: Path) -> None:
     assert "[system] Be brief. question 8" in text
 
 
-def test_page_is_self_contained_and_runs_nothing(tmp_path: Path) -> None:
+def test_page_is_self_contained_and_runs_only_its_own_script(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path, output=HOSTILE))
-    assert not {"script", "img", "link", "iframe", "object", "a", "form"} & set(page.tags)
-    assert not [name for name, _ in page.attributes if name in ("src", "href", "srcset") or name.startswith("on")]
+    assert not {"img", "link", "iframe", "object", "form"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name in ("src", "srcset", "style") or name.startswith("on")]
+    assert all(str(value).startswith("#") for name, value in page.attributes if name == "href")
     assert "<script>alert(1)</script>" in page.text
     assert "&amp; {0} {title} [/foo]" in page.text
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"url\(|@import|https?://(?!evil)", source)
     assert "default-src 'none'" in source
+    runs = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    assert runs == [VIEWER.read_text(encoding="utf-8")]
+    assert f"script-src '{digest(runs[0])}';" in source
     assert not set("\x1b\u202e") & set(source)
 
 
@@ -240,7 +245,7 @@ def test_a_student_below_its_base_is_called_so(tmp_path: Path) -> None:
     text = page_of(run).text
     assert "Training made the student worse: exact match 90.0% before, 0.0% after." in text
     assert "Training lowered the score (exact match): -90.0 points over the base student" in text
-    assert "What to try. In training the score fell below the base student's" in text
+    assert "What to do next In training the score fell below the base student's" in text
     assert "Score kept ✗ missed 0%" in text
 
 

@@ -1,0 +1,75 @@
+"""The page's parts on the run itself: run.json -> what each stage took and kept, and how to get the result again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distill_lab.evaluation.summary_file import Summary
+from distill_lab.formatting import seconds_text, shown
+from distill_lab.generation.prices import money
+from distill_lab.report.elements import head, row_head, table
+from distill_lab.report.numbers import DASH
+
+
+def stages_section(stages: Mapping[str, Any]) -> str:
+    """Rows in, kept and dropped of every stage; empty without stages."""
+
+    def cells(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
+        counts = stage.get("counts") or {}
+        dropped = {reason: number for reason, number in counts.get("dropped", {}).items() if number}
+        yield f'<th scope="row">{shown(name)}</th>'
+        for key in ("rows_in", "kept"):
+            yield f"<td>{counts[key]:,}</td>" if counts else f"<td>{DASH}</td>"
+        reasons = "<br>".join(f"{number:,} {shown(reason)}" for reason, number in dropped.items())
+        yield f"<td>{reasons or ('0' if counts else DASH)}</td>"
+        yield f"<td>{seconds_text(stage['seconds'])}{'' if stage['status'] == 'done' else ' (unfinished)'}</td>"
+
+    if not stages:
+        return ""
+    heads = map(head, ("Stage", "Rows in", "Kept", "Dropped", "Time"))
+    body = ("".join(cells(name, stage)) for name, stage in stages.items())
+    return f"<h2>Every row accounted for</h2>{table('Rows of every stage', heads, body)}"
+
+
+def took_section(stages: Mapping[str, Any], summary: Summary) -> str:
+    """Seconds, tokens and money of every stage, and of all; empty without stages."""
+    if not stages:
+        return ""
+    generated, paid = summary.generated or {}, summary.spending or {"stages": {}, "total": {}}
+
+    def cells(title: str, seconds: float, tokens: int | None, spent: Mapping[str, Any]) -> str:
+        cost = spent.get("cost")
+        texts = (
+            seconds_text(seconds),
+            DASH if tokens is None else f"{tokens:,}",
+            DASH if cost is None else money(cost),
+        )
+        return row_head(shown(title)) + "".join(f"<td>{text}</td>" for text in texts)
+
+    rows = [
+        cells(name, stage["seconds"], (generated.get(name) or {}).get("tokens"), paid["stages"].get(name) or {})
+        for name, stage in stages.items()
+    ]
+    tokens = sum(each["tokens"] for each in generated.values()) if generated else None
+    rows.append(cells("All", sum(stage["seconds"] for stage in stages.values()), tokens, paid["total"]))
+    heads = map(head, ("Stage", "Time", "Tokens generated", "Paid"))
+    return (
+        f"<h2>What this run took</h2>{table('Time, tokens and money of every stage', heads, rows)}"
+        '<p class="small muted after">Tokens of answers from the lab\'s cache are among those generated; they took no time '
+        "and no money here. Paid: what servers took, if prices were given.</p>"
+    )
+
+
+def settings_section(run: Mapping[str, Any]) -> str:
+    """Versions, the configuration, and the command that takes it."""
+    versions = ", ".join(f"{shown(name)}&nbsp;{shown(version)}" for name, version in run["versions"].items())
+    config = shown(json.dumps(run["config"], ensure_ascii=False, indent=2))
+    how = "Save the configuration as again.yaml (JSON is YAML), then:"
+    command = f"distill {run['recipe']} --config again.yaml --run runs/again"
+    return (
+        f'<h2>How to get this again</h2><div class="card"><p class="small">{versions}</p>'
+        f'<p class="small">{how}</p><pre tabindex="0">{shown(command)}</pre>'
+        f'<details open><summary>Configuration</summary><pre tabindex="0">{config}</pre></details></div>'
+    )

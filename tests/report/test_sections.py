@@ -1,0 +1,123 @@
+"""The page's sections show the figures of summary.json: groups, tokens, latency, cost, facts, advice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from distill_lab.evaluation.summary_file import Summary, read_summary, write_summary
+from distill_lab.evaluation.verdict import tenths
+from distill_lab.formatting import seconds_text
+from distill_lab.report.labels import labels_section
+from distill_lab.report.page import write_report
+from tests.made_runs import HOSTILE, made_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = made_run(tmp_path_factory.mktemp("run"), num=80, advice=("Give more rows.", HOSTILE))
+    write_report(made)
+    return made
+
+
+def section(run: Path, name: str) -> str:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    return page.split(f'<section id="{name}">')[1].split("</section>")[0]
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def summary_of(run: Path) -> Summary:
+    return read_summary(run / "summary.json")
+
+
+def test_every_group_is_shown_with_its_scores(run: Path) -> None:
+    html = section(run, "groups")
+    summary = summary_of(run)
+    assert [grouping.by for grouping in summary.groups] == ["level", "type", "prompt characters"]
+    for grouping in summary.groups:
+        assert f"By {grouping.by}" in html
+        for group in grouping.groups:
+            row = html.split(f"<bdi>{group.name}</bdi>")[1].split("</tr>")[0]
+            assert f"<td>{group.n:,}</td>" in row
+            assert [tenths(found.score) in row for found in group.scores.values()] == [True] * 3
+    assert html.count("<svg") == 3
+
+
+def test_every_latency_answer_is_a_dot(run: Path) -> None:
+    html = section(run, "latency")
+    student = summary_of(run).models["student"]
+    assert html.count('class="dot faint student"') == len(student.latencies_s) == 20
+    assert student.latency_p50_s is not None
+    assert f"Student: median {seconds_text(student.latency_p50_s)}" in html
+
+
+def test_time_tokens_and_money_of_every_stage(run: Path) -> None:
+    text = words(section(run, "cost"))
+    assert "teacher answers 75.0 s 9,600 –" in text
+    assert "All 1.9 min 9,600 –" in text
+    paid = {"requests": 800, "input_tokens": 1, "cached_tokens": 0, "output_tokens": 9600, "batched": 0, "estimated": 0}
+    spending = {"stages": {"teacher answers": paid | {"cost": 1.5}}, "total": paid | {"cost": 1.5}}
+    before = summary_of(run)
+    write_summary(run / "summary.json", dataclasses.replace(before, spending=spending))
+    write_report(run)
+    assert re.search(r"teacher answers 75.0 s 9,600 1\.50*\b", words(section(run, "cost")))
+    write_summary(run / "summary.json", before)
+    write_report(run)
+
+
+def test_tokens_of_every_recipe_are_drawn(run: Path) -> None:
+    html = section(run, "tokens")
+    assert html.count("<svg") == 1
+    assert "Tokens per answer, medians: Teacher" in html
+
+
+def test_advice_is_in_one_place_and_text(run: Path) -> None:
+    html = section(run, "next")
+    assert html.count("<li>") == len(summary_of(run).advice)
+    assert "<li>Give more rows.</li>" in html
+    assert "<script" not in html
+
+
+def test_the_head_says_what_was_trained_on_what(run: Path) -> None:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    text = words(page.split("<header>")[1].split("</header>")[0])
+    for fact in (
+        "Teacher tiny:teacher", "Student tiny:student", "Data tiny:instructions distill[:800]", "Training rows 790",
+        "Machine a CPU", "Began 2026-11-30", "Score is exact match",
+    ):  # fmt: skip
+        assert fact in text
+
+
+def test_contents_lead_to_every_section(run: Path) -> None:
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'<a href="#([^"]+)"', page) == re.findall(r'<section id="([^"]+)"', page)
+    assert len(re.findall(r' id="', page)) == len(set(re.findall(r' id="([^"]+)"', page)))
+
+
+def test_the_configuration_can_be_given_again(run: Path) -> None:
+    html = section(run, "again")
+    assert "distill system1 --config again.yaml --run runs/again" in html
+    assert '"learning_rate": 0.004' in html.replace("&quot;", '"')
+
+
+def test_a_matrix_has_no_style_of_its_own(run: Path) -> None:
+    labels = {
+        "parse_rate": 1.0, "per_label": {"a": 0.5}, "totals": {"a": 2, "b": 2},
+        "matrix": {"rows": ["a", "b"], "columns": ["a", "b"], "array": [[1, 1], [0, 2]]}, "worst": [],
+    }  # fmt: skip
+    html = labels_section(dataclasses.replace(summary_of(run), labels={"student": labels}))
+    assert "style=" not in html
+    assert [html.count(f'class="{kind}"') for kind in ("good-4", "bad-4", "good-9", "bad-0")] == [1, 1, 1, 1]
+
+
+def test_the_summary_with_all_new_parts_reads_back(run: Path) -> None:
+    summary = summary_of(run)
+    assert json.loads(json.dumps(summary.to_json()))["groups"][0]["by"] == "level"
+    assert dataclasses.replace(summary) == read_summary(run / "summary.json")
