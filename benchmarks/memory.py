@@ -139,6 +139,7 @@ def child(case: str, model: str) -> dict[str, Any]:
         validation_fraction=0,
         tokens_per_batch=number,
         max_length=ROW_TOKENS,
+        gradient_accumulation_steps=2,  # so that gradients are there while the second micro-batch is computed
         gradient_checkpointing="checkpointing" in words,
         dtype=compute,
         lora=LoraConfig(r=16 if words[0] == "lora" else 0),
@@ -146,7 +147,7 @@ def child(case: str, model: str) -> dict[str, Any]:
     loaded, tokenizer = _load(config, train)
     random = np.random.default_rng(0)
     rows = []
-    for _ in range(4 * number // ROW_TOKENS):
+    for _ in range(6 * number // ROW_TOKENS):
         ids = random.integers(0, shape.vocabulary, ROW_TOKENS + 1)
         rows.append(Row(ids[:-1].astype(np.int32), ids[1:].astype(np.int32), np.arange(ROW_TOKENS) >= ROW_TOKENS // 4))
     data = Rows(rows, [], len(rows), 0, {})

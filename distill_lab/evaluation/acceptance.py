@@ -40,7 +40,7 @@ class RowAcceptance:
     accepted_N: np.ndarray
     """Probability that a drafted token is accepted here at temperature 1."""
     kept_N: np.ndarray
-    """min(1, q(x) / p(x)) for the token x that stands here."""
+    """min(1, q(x) / p(x)) for the token x at this place."""
     agrees_N: np.ndarray
     """bool; whether the draft's most likely token is the target's."""
 

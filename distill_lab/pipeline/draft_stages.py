@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AT_ONE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "from_model": False}
 """Sampling from the distribution itself, which the acceptance rate at temperature 1 is defined on."""
 ASKED = {"sampled": AT_ONE, "greedy": AT_ONE | {"temperature": 0.0}}
-"""How the target is asked for the answers that drafts are compared on, by their kind."""
+"""Sampling of the target's answers that drafts are compared on, by their kind."""
 
 
 def draft_base(pipeline: Pipeline, config: RecipeConfig) -> ModelConfig:

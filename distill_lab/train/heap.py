@@ -1,4 +1,4 @@
-"""Freed host memory during training on a CPU: kept for the next tensor where there is plenty, given back where there is not.
+"""Freed host memory during training on a CPU: kept for the next tensor if there is plenty, else given back.
 
     with TrainingHeap(spare=free_host_memory) as heap:
         trainer.add_callback(heap)
@@ -73,7 +73,7 @@ class TrainingHeap(TrainerCallback):
 
 
 def _bytes(field: str) -> int:
-    """A field of this process's status, in bytes; 0 where there is none."""
+    """A field of this process's status, in bytes; 0 if it is missing."""
     with suppress(OSError, ValueError):
         for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith(field):
