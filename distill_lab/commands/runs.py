@@ -53,7 +53,7 @@ def _row(path: Path) -> list[str]:
     """The cells of one run. Raises DataError if its run.json or summary.json is damaged."""
     from distill_lab.errors import DataError
     from distill_lab.evaluation.verdict import tenths
-    from distill_lab.files.records import read_record
+    from distill_lab.files.bookkeeping import read_record
     from distill_lab.run import read_manifest
 
     manifest = read_manifest(path)

@@ -27,8 +27,8 @@ from distill_lab.evaluation.summary import (
 )
 from distill_lab.evaluation.summary_file import ModelSummary, Summary, read_summary
 from distill_lab.evaluation.verdict import RETENTION_KPI, percent, tenths
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.jsonl import atomic_path
-from distill_lab.files.records import read_record
 from distill_lab.formatting import bytes_text, p_value_text, seconds_text, shown, times
 from distill_lab.report.examples import badge, examples_section
 from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
