@@ -151,11 +151,11 @@ class ServerSpeaker:
         """See `Speaker`. Raises ModelError if the server refuses or does not answer; a key is never in the message."""
         import httpx2
 
-        from distill_lab.files.redact import Redactor
+        from distill_lab.files.redact import redactor
         from distill_lab.generation.engines._chat_completions import error_message, one_line, request_body
 
-        redact = Redactor(self._key)
-        extra = {"stream": True, **json.loads(self.config.extra_body or "{}")}
+        redact = redactor([self._key, *self.config.secrets])
+        extra = {"stream": True, **self.config.extra_fields}
         body = request_body(self.model, Prompt("chat", list(messages)), sampling, sample=0, extra=extra)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         url, timeout = f"{self.base_url}/chat/completions", self.config.timeout_s

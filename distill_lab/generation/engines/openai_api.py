@@ -26,7 +26,7 @@ import httpx2
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import ModelError, UserError
-from distill_lab.files.redact import Redactor
+from distill_lab.files.redact import redactor
 from distill_lab.generation.engines._batch import BatchEngine
 from distill_lab.generation.engines._chat_completions import RequestRejected, one_line
 from distill_lab.generation.engines._event_loop import Deliver, iterate
@@ -86,7 +86,7 @@ class OpenAIEngine:
         self, model: str, config: EngineConfig, *, base_url: str, key: str = "", first_wait_s: float = FIRST_WAIT_S
     ) -> None:
         self.model, self.config, self.base_url, self.first_wait_s = model, config, base_url, first_wait_s
-        self.key, self.redact = key, Redactor(key)
+        self.key, self.redact = key, redactor([key, *config.secrets])
         self.on_note: Callable[[str], None] = lambda note: None
         """Receives what a user should know about how the server is asked; `load_engine` sets it."""
         self.budget: Budget | None = None
@@ -142,7 +142,7 @@ class OpenAIEngine:
 
     def exchange(self, sampling: SamplingConfig, notes: list[str]) -> Exchange:
         """The requests with this sampling, and their answers; what the user should know is added to `notes`."""
-        extra = json.loads(self.config.extra_body or "{}")
+        extra = self.config.extra_fields
         return Exchange(self.model, self.base_url, sampling, extra=extra, on_note=notes.append)
 
     def say(self, notes: list[str]) -> None:
