@@ -52,6 +52,7 @@ def generate(
     cache: RequestCache | None = None,
     paid: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] | None = None,
+    on_completion: Callable[[Completion], None] | None = None,
 ) -> Counts:
     """Fill `path` until it has `num_samples` completions of every prompt. Returns their number, and errors by reason.
 
@@ -60,18 +61,18 @@ def generate(
     and duplicate prompt ids, UserError if `path` contains completions of other prompts or cannot be written; it never
     loses what is in it. cache: searched first; stores the engine's answers. paid: other outputs of the same run, whose costs
     count toward engine.price.max_cost. on_progress: called at the start, now and
-    then while the cache is read, when the engine reports, and after every completion.
+    then while the cache is read, when the engine reports, and after every completion. on_completion: called with each
+    completion that the engine makes.
     """
     todo = _Todo(prompts, sampling.num_samples)
     with writing(path):
         todo.read(path)  # before anything is changed: it may be another kind of file
-    with _File(path):  # removes a line that a kill left incomplete
-        pass
+    remove_torn_line(path)
     tracker = Tracker(total=todo.total, done=todo.done, max_new_tokens=sampling.max_new_tokens, on_progress=on_progress)
     tracker.report()
     try:
         if cache is not None and todo.done < todo.total:
-            with _Writer(path, None) as writer:
+            with CompletionWriter(path, None) as writer:
                 for found in _from_cache(cache, todo, sampling):
                     for completion in found:
                         todo.accept(completion)
@@ -83,11 +84,13 @@ def generate(
             if cache is not None and cache.on:
                 cache.identify()
             tracker.started()
-            with _Writer(path, cache) as writer, tracker.listening():
+            with CompletionWriter(path, cache) as writer, tracker.listening():
                 for completion in answering.generate(todo.missing(), sampling):
                     if todo.accept(completion):
                         writer.write(completion, todo.key(completion))
                         tracker.completed(completion.num_tokens)
+                        if on_completion is not None:
+                            on_completion(completion)
             if isinstance(answering, ServerEngine) and todo.done == todo.total:
                 answering.finished()
     finally:
@@ -137,6 +140,12 @@ class _File(JsonlAppender):
     def __exit__(self, *exc: object) -> None:
         with writing(self.path):
             super().__exit__(*exc)
+
+
+def remove_torn_line(path: Path) -> None:
+    """Remove a last line that a kill left incomplete; makes the file if there is none. Raises UserError if it cannot."""
+    with _File(path):
+        pass
 
 
 class _Prompts(Sequence[Prompt]):
@@ -240,8 +249,7 @@ class _Todo:
 
     def keep_last(self, path: Path) -> None:
         """Remove rows from the file that later rows replace."""
-        with _File(path):  # a full disk leaves an incomplete line
-            pass
+        remove_torn_line(path)  # a full disk leaves one, too
         last = {self._index(row["id"], row["sample"]): number for number, row in enumerate(read_jsonl(path))}
         numbers = set(last.values())
         with writing(path):
@@ -277,7 +285,7 @@ def _reason(error: str | None) -> str:
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} [...]"
 
 
-class _Writer:
+class CompletionWriter:
     """Appends completions in a separate thread, so that the model does not wait for the disk; batches flushes."""
 
     def __init__(self, path: Path, cache: RequestCache | None) -> None:
@@ -310,7 +318,7 @@ class _Writer:
         while not ended:  # otherwise `write` could wait forever for space in the queue
             ended = self._waiting.get() is None
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> CompletionWriter:
         self._thread.start()
         return self
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,16 @@ from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import JsonlAppender, parse_json_object, read_jsonl, write_jsonl
 from distill_lab.files.outputs import remove_work, work_folder
 from distill_lab.generation.completions import read_completions
-from distill_lab.grading.graders import BadGoldError, Grader, OneByOne, Pair, grade_or_bad_gold, load_grader
+from distill_lab.grading.graders import (
+    AskingGrader,
+    BadGoldError,
+    Grader,
+    OneByOne,
+    Pair,
+    grade_or_bad_gold,
+    load_grader,
+    replies_path,
+)
 from distill_lab.run import fingerprint
 from distill_lab.types import Completion, Grade, Prompt
 
@@ -36,6 +46,12 @@ NUM_NAMED = 5
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished rows and the total."""
+OnNote = Callable[[str], None]
+"""Called with what a user should know."""
+
+
+def no_note(note: str) -> None:
+    """Nobody is to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +134,15 @@ class Answers:
                         file.seek(offset)
                         yield prompt, sample, Completion.from_json(json.loads(file.readline()))
 
+    def asking(
+        self, grader: Grader, output: Path, paid: Sequence[Path], on_note: OnNote
+    ) -> AbstractContextManager[None]:
+        """For a block that grades them into `output`: a grader that asks a model keeps its replies, and counts its costs."""
+        if not isinstance(grader, AskingGrader):
+            return nullcontext()
+        pairs = ((prompt, found) for prompt, _, found in self.pairs(missing=False) if found is not None)
+        return grader.asking(replies_path(output), pairs, paid=paid, on_note=on_note)
+
     def graded(self, grader: Grader, *, skip: int = 0, missing: bool) -> Iterator[Graded]:
         """Like `pairs`, each with its grade; missing completions score 0."""
         pairs, done = self.pairs(skip=skip, missing=missing), skip
@@ -149,9 +174,14 @@ def grade(
     path: Path,
     grader: str | Grader,
     *,
+    paid: Sequence[Path] = (),
+    on_note: OnNote = no_note,
     on_progress: OnProgress | None = None,
 ) -> Tally:
     """Grade `completions` of `prompts` and write them to `path`; `grader` is a name, NAME:ARGUMENT, or a grader.
+
+    A grader that asks a model keeps its replies in `replies_path(path)`. paid: other completions files of the same run,
+    whose costs count toward engine.price.max_cost. on_note: receives what the replies of a server cost.
 
     Raises the errors of `Answers`, and UserError for an unknown grader, a prompt that lacks what the grader needs, or if the
     grader cannot read a single gold answer.
@@ -164,9 +194,10 @@ def grade(
             assert item.completion is not None
             yield item.completion.to_json() | {"grade": dataclasses.asdict(item.grade)}
 
-    write_resumable(
-        path, [grader.name, prompts, completions], rows, total=len(answers.offsets), on_progress=on_progress
-    )
+    with answers.asking(grader, path, paid, on_note):
+        write_resumable(
+            path, [grader.name, prompts, completions], rows, total=len(answers.offsets), on_progress=on_progress
+        )
     tally = read_tally(path)
     if tally.bad_gold and tally.bad_gold == tally.num_rows:
         path.unlink()

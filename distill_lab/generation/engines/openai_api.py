@@ -91,6 +91,7 @@ class OpenAIEngine:
         """Receives what a user should know about how the server is asked; `load_engine` sets it."""
         self.budget: Budget | None = None
         """What the requests may cost; without an output to fill, nothing is counted."""
+        self._announce = True
 
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
@@ -100,7 +101,7 @@ class OpenAIEngine:
         them.
         """
         notes: list[str] = []
-        if self.budget is not None and self.config.price.known and isinstance(prompts, Sequence):
+        if self.budget and self._announce and self.config.price.known and isinstance(prompts, Sequence):
             self.on_note(f"{self.model}: {announcement(prompts, sampling, self.config.price, batch=False)}")
         exchange = self.exchange(sampling, notes)
         completions: Iterator[Completion] = iterate(
@@ -134,8 +135,13 @@ class OpenAIEngine:
         """
         price = self.config.price
         spent = spending({output, *paid}, price).cost if price.known else None
-        self.budget = Budget(price, spent=spent or 0.0)
+        self.count_costs(spent or 0.0)
+        assert self.budget is not None
         return BatchEngine(self, output, self.budget) if self.config.batch else self
+
+    def count_costs(self, spent: float, *, announce: bool = True) -> None:
+        """Stop before requests exceed the maximum cost, of which `spent` is used up; announce: say before what they cost."""
+        self.budget, self._announce = Budget(self.config.price, spent=spent), announce
 
     def finished(self) -> None:
         """All completions are on disk."""
