@@ -4,7 +4,7 @@
 
 It resumes after a kill: answers (prompt id, sample) in the file are never generated again, error completions are, and the
 engine is loaded only if something is missing in both the file and the cache. Prompts stay on disk until they are needed;
-memory holds only their ids and a few bytes for each.
+memory holds a digest of each id and a few bytes.
 
 An engine answers whole prompts: if only some samples of a prompt are missing, all are generated, and those already there
 are dropped. After a kill this happens only for prompts that were in progress.
@@ -27,6 +27,7 @@ from typing import Any, overload
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
+from distill_lab.files.id_index import IdIndex
 from distill_lab.files.jsonl import JsonlAppender, read_jsonl, whole_rows, write_jsonl
 from distill_lab.files.outputs import writing
 from distill_lab.generation.completions import checked_completion
@@ -182,10 +183,10 @@ class _Todo:
 
     def __init__(self, prompts: Path, num_samples: int) -> None:
         self._prompts, self._num_samples = prompts, num_samples
-        self._numbers: dict[str, int] = {}
+        self._numbers = IdIndex()
         self._offsets = array("Q")
         for prompt, offset in zip(read_prompts(prompts), _line_offsets(prompts), strict=True):
-            self._numbers[prompt.id] = len(self._offsets)
+            self._numbers.add(prompt.id, len(self._offsets))
             self._offsets.append(offset)
         self.total = len(self._offsets) * num_samples
         self.done = 0
@@ -234,17 +235,17 @@ class _Todo:
 
     def is_missing(self, prompt_id: str, sample: int) -> bool:
         """Whether this sample still needs a completion."""
-        return self._states[self._numbers[prompt_id] * self._num_samples + sample] < FAILED
+        return self._states[self._number(prompt_id) * self._num_samples + sample] < FAILED
 
     def set_keys(self, prompt_id: str, keys: Sequence[bytes]) -> None:
         """Store the cache keys of a prompt's samples."""
         self._keys = self._keys or bytearray(KEY_BYTES * self.total)
-        start = self._numbers[prompt_id] * self._num_samples * KEY_BYTES
+        start = self._number(prompt_id) * self._num_samples * KEY_BYTES
         self._keys[start : start + len(keys) * KEY_BYTES] = b"".join(keys)
 
     def key(self, completion: Completion) -> bytes:
         """The cache key of a sample; empty if it was not set."""
-        start = (self._numbers[completion.id] * self._num_samples + completion.sample) * KEY_BYTES
+        start = (self._number(completion.id) * self._num_samples + completion.sample) * KEY_BYTES
         return bytes(self._keys[start : start + KEY_BYTES])
 
     def keep_last(self, path: Path) -> None:
@@ -264,9 +265,15 @@ class _Todo:
         return Counts(self.total, self.total - len(self._reasons), dropped or {"error": 0})
 
     def _index(self, prompt_id: Any, sample: Any) -> int | None:
-        if type(prompt_id) is not str or type(sample) is not int or prompt_id not in self._numbers:
+        if type(prompt_id) is not str or type(sample) is not int or not 0 <= sample < self._num_samples:
             return None
-        return self._numbers[prompt_id] * self._num_samples + sample if 0 <= sample < self._num_samples else None
+        number = self._numbers.get(prompt_id)
+        return None if number is None else number * self._num_samples + sample
+
+    def _number(self, prompt_id: str) -> int:
+        number = self._numbers.get(prompt_id)
+        assert number is not None, f"{prompt_id!r} is not among the prompts"
+        return number
 
 
 def _line_offsets(path: Path) -> Iterator[int]:

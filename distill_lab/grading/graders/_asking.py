@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.files.fingerprints import fingerprint
+from distill_lab.files.id_index import IdIndex
 from distill_lab.files.outputs import writing
 from distill_lab.generation.completions import read_completions
 from distill_lab.generation.engines import Engine, load_engine
@@ -93,7 +94,9 @@ class Replies:
         self.path, self._identity = path, identity
         with writing(path):
             remove_torn_line(path)
-            self._offsets = {completion.id: offset for completion, _, offset in read_completions(path)}
+            self._offsets = IdIndex()
+            for completion, _, offset in read_completions(path):
+                self._offsets.put(completion.id, offset)
             self._file = path.open("rb")
         self._writer: CompletionWriter | None = None
 
