@@ -1,7 +1,7 @@
 """Memory and pace of many prompts on their way from rows to a training set, with a teacher on a server.
 
 In: how many prompts. Out: a line per stage, then one JSON object per number of prompts. Data -> generate (a server on
-127.0.0.1 in a process of its own) -> grade -> training set, each number in a fresh process. `--answered 0.9` begins with a
+127.0.0.1 in a separate process) -> grade -> training set, each number in a fresh process. `--answered 0.9` begins with a
 file that holds nine of ten answers, as after an interruption, so that a million prompts take minutes.
 
     python -m benchmarks.scale --prompts 100000 300000 1000000

@@ -97,7 +97,7 @@ class Found:
 
 
 class Command:
-    """A process of the lab in a session of its own, with its output in a file."""
+    """A process of the lab in a separate session, with its output in a file."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
         environment = {

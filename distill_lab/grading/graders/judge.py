@@ -131,19 +131,19 @@ class Judge:
         will cost, and at the end what they did cost.
         """
         model = self._engine if isinstance(self._engine, OnDemand) else None
-        with Replies(replies, model.identity() if model else self.name) as self._replies:
-            if model:
-                model.on_note = on_note
-                model.count_costs([replies, *paid])
-                texts = (text for text in self._texts(pairs) if not self._known(text))
-                if before := model.announcement(texts, self._sampling):
-                    on_note(f"{self.name}: {before}; a reply without a verdict is asked for again, at most twice")
-            try:
+        try:
+            with Replies(replies, model.identity() if model else self.name) as self._replies:
+                if model:
+                    model.on_note = on_note
+                    model.count_costs([replies, *paid])
+                    texts = (text for text in self._texts(pairs) if not self._known(text))
+                    if before := model.announcement(texts, self._sampling):
+                        on_note(f"{self.name}: {before}; a reply without a verdict is asked for again, at most twice")
                 yield
-            finally:
-                kept, self._replies = self._replies, None
-        if model and model.on_server:
-            on_note(f"paid for grades by {self.name}: {spending([kept.path], model.config.price)}")
+        finally:
+            self._replies = None
+            if model and model.on_server and (paid_here := spending([replies], model.config.price)).requests:
+                on_note(f"paid for grades by {self.name}: {paid_here}")
 
     def _texts(self, pairs: Iterable[Pair]) -> Iterator[str]:
         """What the judge is asked about the pairs that it is asked about."""
