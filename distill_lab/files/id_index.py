@@ -28,7 +28,7 @@ class IdIndex:
 
     def _make(self, size: int) -> None:
         self._mask = size - 1
-        self._low, self._high, self._values = (array("Q", bytes(8 * size)) for _ in range(3))
+        self._low, self._high, self._values = (array("Q", [0]) * size for _ in range(3))
 
     def __len__(self) -> int:
         return self._number

@@ -48,7 +48,7 @@ def test_values_are_secrets_by_their_form_and_wherever_else_they_are(monkeypatch
         "u": {"password": 424242},
         "v": 424242,
     }
-    assert secrets_in(fields) == ["plain words 123", "Bearer abcdefgh", "sk-abcdefgh12", "abcdefgh", "424242"]
+    assert secrets_in(fields) == ["Bearer abcdefgh", "plain words 123", "sk-abcdefgh12", "abcdefgh", "424242"]
     assert without_secrets(fields) == {"x": MARK, "y": MARK, "z": [MARK], "u": {"password": MARK}, "v": MARK}
 
 
