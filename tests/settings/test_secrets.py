@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from distill_lab.config import AS_GIVEN, EngineConfig
-from distill_lab.errors import UserError
 from distill_lab.settings.secrets import MARK, secrets_in, without_secrets
 
 
@@ -68,6 +67,6 @@ def test_no_record_of_the_settings_has_them() -> None:
 
 
 def test_batches_do_not_take_them() -> None:
-    with pytest.raises(UserError, match="put the key in OPENAI_API_KEY"):
+    with pytest.raises(ValueError, match="put the key in OPENAI_API_KEY"):
         EngineConfig(batch=True, extra_body='{"api_key": "abc"}')
     assert EngineConfig(batch=True, extra_body='{"top_k": 4}').batch
