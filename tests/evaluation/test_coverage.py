@@ -21,6 +21,9 @@ pytestmark = pytest.mark.slow
 
 N = 20
 MIN_COVERAGE = 0.93
+"""In simulations."""
+EXACT = 0.95
+"""Of what is computed over all outcomes."""
 NEARLY = 1e-9
 DRAWS = 1000
 """In simulations, fewer than in use, to be fast: the ends move by about 0.01."""
@@ -86,7 +89,7 @@ def least_coverage_of_three_values(low: float) -> tuple[float, np.ndarray]:
 @pytest.mark.parametrize("low", [-1.0, 0.0])
 def test_a_gain_and_a_mean_of_halves_cover_for_every_distribution(low: float) -> None:
     least, where = least_coverage_of_three_values(low)
-    assert least >= MIN_COVERAGE, where
+    assert least >= EXACT, where
 
 
 @cache
@@ -108,11 +111,10 @@ def coverages_of_retention() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_retention_covers_for_every_table_of_right_and_wrong() -> None:
     shares, found, none = coverages_of_retention()
-    assert found.min() >= MIN_COVERAGE, shares[found.argmin()]
-    # Where a teacher is right now and then at least, it also covers among the runs that have an interval.
-    often = shares[:, 0] + shares[:, 1] >= 0.1
-    given = (found - none)[often] / (1 - none[often])
-    assert given.min() >= MIN_COVERAGE, shares[often][given.argmin()]
+    assert found.min() >= EXACT, shares[found.argmin()]
+    # It also covers among the runs that have an interval.
+    given = (found - none) / (1 - none)
+    assert given.min() >= EXACT, shares[given.argmin()]
 
 
 def fractions(mean: float, samples: int, generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:

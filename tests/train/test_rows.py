@@ -124,9 +124,10 @@ def test_a_damaged_parquet_file_is_named(tiny: PreTrainedTokenizerBase, tmp_path
     whole = path.read_bytes()
     assert len(read_rows(path, tiny, max_length=512, validation_fraction=0, seed=0).training) == 200
     half = len(whole) // 2
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
     damaged = {
         "without its end": whole[:-9],
-        "footer": whole[:-40] + bytes(20) + whole[-20:],
+        "footer": whole[:footer] + bytes(40) + whole[footer + 40 :],
         "middle": whole[: half - 500] + b"\xff" * 1000 + whole[half + 500 :],
         "empty": b"",
         "text": b'{"prompt": []}\n',
