@@ -25,8 +25,8 @@ FEW = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 MANY = settings(FEW, max_examples=150)
-MATH, LABEL = load_grader("math"), load_grader("label")
-STATED = [r"So it is $\boxed{{{}}}$.", r"\boxed{{{}}}", "It follows.\n#### {}", "Final Answer: ${}$", "${}$"]
+MATH, LABEL, NUMERIC = (load_grader(name) for name in ("math", "label", "numeric"))
+STATED = [r"So it is $\boxed{{{}}}$.", r"\boxed{{{}}}", "<answer>{}</answer>", "Final Answer: ${}$", "${}$"]
 
 
 def graded(gold: str, content: str, **meta: list[str]) -> Grade:
@@ -152,7 +152,9 @@ def test_a_number_is_never_right_against_one_like_it(
     gold = data.draw(st.sampled_from(of_number(value).spellings))
     said = data.draw(st.sampled_from(of_number(change(value)).spellings))
     assert graded(gold, rf"\boxed{{{said}}}").score == 0.0, (gold, said)
-    assert load_grader("numeric")(Prompt("p", [], gold), Completion("p", 0, said, None, "stop", 1)).score == 0.0
+    for stated in ("{}", "$ {} $", "So it is {}.", "#### {}", "- one\n- {}"):
+        text = stated.format(said)
+        assert NUMERIC(Prompt("p", [], gold), Completion("p", 0, text, None, "stop", 1)).score == 0.0, (gold, text)
 
 
 POOLS = [
