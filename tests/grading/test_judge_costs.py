@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from distill_lab import cli
+from distill_lab.activity import ProgressReporter
 from distill_lab.config import EngineConfig, ModelConfig, PriceConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
@@ -42,6 +43,16 @@ def verdicts(request: Request) -> Reply:
         return Reply(body={**answer(f"re: {request.text}"), "usage": usage})
     number = int(request.text.split("re: ")[1].split("\n")[0])
     return Reply(body={**answer(f"Well.\nGrade: {1 + number % 5}"), "usage": usage})
+
+
+class Notes(ProgressReporter):
+    """Keeps what it is to say."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def files(folder: Path) -> tuple[Path, Path]:
@@ -91,6 +102,7 @@ def test_a_judge_stops_below_the_maximum_and_goes_on_with_a_higher_one(server: H
     paid = spending([replies_path(tmp_path / "graded.jsonl")], PriceConfig(**PRICE))
     assert paid.requests == len(server.requests)
     assert 0 < paid.requests < NUM
+    assert paid.cost is not None
     assert paid.cost == pytest.approx(paid.requests * COST)
     assert paid.cost <= limit
     # The same again asks nothing: what was paid before counts.
@@ -145,8 +157,7 @@ def test_the_teachers_and_the_judges_costs_are_one_sum(server: HostileServer, tm
 
     def run(max_cost: float) -> Any:
         engine = EngineConfig(base_url=server.url, max_concurrency=4, price=PriceConfig(**PRICE, max_cost=max_cost))
-        with Run.open(tmp_path / "run", recipe="r", config={}) as opened:
-            opened.watch.note = notes.append
+        with Run.open(tmp_path / "run", recipe="r", config={}, watch=Notes(notes)) as opened:
             pipeline = Pipeline(opened, engine=engine)
             answers = pipeline.answers(
                 "teacher answers", ModelConfig(model="openai:m"), path, SamplingConfig(max_new_tokens=100)

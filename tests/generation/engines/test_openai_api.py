@@ -151,6 +151,7 @@ def test_an_answer_with_a_deep_field_is_an_answer(
     server.script["b"] = [Reply(body=json.dumps(body).encode().replace(b'"HERE"', deep))]
     server.script["c"] = [Reply(status=400, body=b'{"error": {"message": "too long", "debug": ' + deep + b"}}")]
     write_jsonl(tmp_path / "prompts.jsonl", (prompt.to_json() for prompt in prompts(*"abcd")))
+    found: dict[str, Any] = {}
     for _ in range(2):  # the second time the file is read again, and the refused prompt asked again
         generate(tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", lambda: engine(server), SAMPLING)
         found = {row["id"]: row for row in read_jsonl(tmp_path / "out.jsonl")}
