@@ -187,19 +187,20 @@ def without_times(value: Any) -> Any:
     return [without_times(below) for below in value] if isinstance(value, list) else value
 
 
-def content(path: Path) -> Any:
-    """What must be equal in two runs; None for a file that is not compared."""
+def content(path: Path, folder: Path) -> Any:
+    """What must be equal in two cycles; None for a file that is not compared. folder: of the cycle, whose name differs."""
     if path.suffix in NOT_COMPARED or path.name == "command.log":
         return None
+    is_log = "log" in path.name and path.suffix == ".jsonl"
+    if not (path.suffix == ".json" or path.name.endswith(UNORDERED) or is_log):
+        return path.read_bytes()
+    text = path.read_text(encoding="utf-8").replace(str(folder), "FOLDER")
     if path.suffix == ".json":
-        return without_times(json.loads(path.read_text(encoding="utf-8")))
-    if path.name.endswith(UNORDERED):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return sorted(rows, key=lambda row: (row["id"], row["sample"]))
-    if "log" in path.name and path.suffix == ".jsonl":
-        rows = [without_times(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if "step" in row]
-    return path.read_bytes()
+        return without_times(json.loads(text))
+    rows = [json.loads(line) for line in text.splitlines()]
+    if is_log:
+        return [row for row in map(without_times, rows) if "step" in row]
+    return sorted(rows, key=lambda row: (row["id"], row["sample"]))
 
 
 def compare(whole: Path, folder: Path, found: Found) -> None:
@@ -207,7 +208,7 @@ def compare(whole: Path, folder: Path, found: Found) -> None:
     files = {each: {p.relative_to(each).as_posix() for p in each.rglob("*") if p.is_file()} for each in (whole, folder)}
     found.differences += [f"{name}: only in one" for name in sorted(files[whole] ^ files[folder])]
     for name in sorted(files[whole] & files[folder]):
-        one, other = content(whole / name), content(folder / name)
+        one, other = content(whole / name, whole), content(folder / name, folder)
         found.compared += one is not None
         if one != other:
             found.differences.append(f"cycle {found.cycles}: {name} differs")
