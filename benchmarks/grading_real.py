@@ -5,6 +5,7 @@ by an independent rule: the text after the last `####`, in the last box, or afte
 or as a plain number with the gold answer, and by giving each solution the gold answer of another problem.
 
     python -m benchmarks.grading_real ../shared/data
+    python -m benchmarks.grading_real ../shared/data --share 0.25     a drawn quarter of the gradings
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -129,12 +131,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder of the data sets")
     parser.add_argument("--only", choices=list(SETS), help="this set alone")
+    parser.add_argument("--share", type=float, default=1.0, help="of the gradings, drawn (default 1: all)")
     parser.add_argument("--show", type=int, default=40, help="rows to print per set (default 40)")
     arguments = parser.parse_args()
     results = {}
     for name, make in SETS.items():
         if arguments.only in (None, name):
-            results[name], to_read = measure(make(arguments.folder))
+            draw = random.Random(0)
+            cases = (case for case in make(arguments.folder) if draw.random() < arguments.share)
+            results[name], to_read = measure(cases)
             print(f"{name}: {results[name]}", flush=True)
             for row in to_read[: arguments.show]:
                 print("   ", json.dumps(row, ensure_ascii=False), flush=True)

@@ -23,11 +23,11 @@ from typing import Any
 from distill_lab import activity
 from distill_lab.activity import ProgressReporter
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked, take_lock
 from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
-from distill_lab.files.records import read_record
 from distill_lab.settings.template_date import first_date, frozen, recorded_in
 from distill_lab.types import Counts
 

@@ -2,10 +2,11 @@
 
 In: a model, data with gold answers (or reference completions), and optionally a base model to compare with. Out: `<out>`
 with one JSON object per line: prompt, output and grade. Prints the score, and for several samples pass@k and the majority
-vote. `<out>` with the suffix .completions.jsonl contains the raw completions. --predictions FILE also writes
-`{"question", "generated_text", "prediction", "gold_answer"}`; this needs no gold answers. --grader label prints each answer
-as it arrives, the confusion matrix and the worst labels, and writes them to `<out>` with the suffix .results.json. Run the
-same command again to resume; another model, other prompts or other settings need another --out, or --overwrite.
+vote. `<out>` with the suffix .completions.jsonl contains the raw completions, with .judge.jsonl the replies of a judge.
+--predictions FILE also writes `{"question", "generated_text", "prediction", "gold_answer"}`; this needs no gold answers.
+--grader label prints each answer as it arrives, the confusion matrix and the worst labels, and writes them to `<out>` with
+the suffix .results.json. Run the same command again to resume; another model, other prompts or other settings need another
+--out, or --overwrite.
 
     distill eval --model tiny:student --data tiny:instructions --data.split "test[:200]" --out eval/base.jsonl
     distill eval --model BIG --draft SMALL --data my_prompts.jsonl --out draft.json
@@ -14,7 +15,7 @@ same command again to resume; another model, other prompts or other settings nee
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +90,7 @@ def main(config: Config) -> None:
         raise UserError("no output file; give --out items.jsonl, or --predictions predictions.jsonl")
     check_grader(config.grader, config.engine)
     for model in (config.model, *([config.model.model_copy(update={"model": config.base})] if config.base else [])):
-        check_generation(model, config.engine, config.sampling)
+        check_generation(model, config.engine, config.sampling, grader=config.grader)
     check_writable(out)
     terminal = Terminal()
     prompts = out.with_suffix(".prompts.jsonl")
@@ -112,7 +113,7 @@ def main(config: Config) -> None:
                 files.append(out)
             if num_bare := take_gold(prompts, bare, gold=False).kept:
                 answers = out.with_suffix(".bare.completions.jsonl")
-                _answer(config, config.model, bare, answers, terminal)
+                _answer(config, config.model, bare, answers, terminal, paid=_paid(config, out), live=False)
                 terminal.print(f"{num_bare} prompts have no gold answer: they get predictions but no score")
                 files.append(answers)
             with writing(config.predictions):
@@ -145,8 +146,9 @@ def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[
     """Claim all output files of the command; the base model's files have a separate key."""
     from distill_lab.files.claims import claim
     from distill_lab.generation.model_identity import answer_inputs, shown_name
-    from distill_lab.grading.graders import grader_inputs
+    from distill_lab.grading.graders import grader_inputs, judge_model, replies_path
 
+    judged = grader not in ("auto", FINAL_ANSWER) and judge_model(grader) is not None
     with ExitStack() as stack:
         for model, items in _models(config, out):
             files = [items, items.with_suffix(".completions.jsonl")]
@@ -155,6 +157,8 @@ def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[
                 files += [config.predictions] if config.predictions else []
             if grader == LABEL:
                 files.append(items.with_suffix(".results.json"))
+            if judged:
+                files.append(replies_path(items))
             claimed = claim(
                 items,
                 "eval",
@@ -164,7 +168,7 @@ def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[
                     "grader": grader_inputs(grader, config.engine),
                 },
                 files=files,
-                appended=[path for path in files if path.name.endswith(".completions.jsonl")],
+                appended=[path for path in files if path.name.endswith((".completions.jsonl", ".judge.jsonl"))],
                 reads=[Path(config.data.path)],
                 shown={"model": shown_name(model)},
                 overwrite=config.overwrite,
@@ -187,7 +191,7 @@ def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Ter
     from distill_lab.evaluation.verdict import CHANCE
 
     for model, items in _models(config, out):
-        _score(config, model, prompts, items, grader, terminal)
+        _score(config, model, prompts, items, grader, terminal, paid=_paid(config, out))
     if config.base:
         result = paired(out.with_suffix(".base.jsonl"), out)
         low, high = result.ci95
@@ -202,36 +206,71 @@ def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Ter
 
 
 def _answer(
-    config: Config, model: ModelConfig, prompts: Path, path: Path, terminal: Terminal, *, live: bool = False
+    config: Config,
+    model: ModelConfig,
+    prompts: Path,
+    path: Path,
+    terminal: Terminal,
+    *,
+    paid: Sequence[Path],
+    live: bool,
 ) -> None:
-    from distill_lab.evaluation.labels import LiveEngine
-    from distill_lab.generation.engines import Engine, load_engine
+    from distill_lab.evaluation.labels import LiveLines
+    from distill_lab.generation.engines import load_engine
     from distill_lab.generation.generate import check_answered, generate
+    from distill_lab.generation.prices import spending
     from distill_lab.models.generation_config import resolve_sampling
-
-    def engine() -> Engine:
-        loaded = load_engine(model, config.engine, on_note=terminal.note)
-        return LiveEngine(loaded, prompts, terminal.note, done=path) if live else loaded
+    from distill_lab.models.names import api_engine
 
     sampling, note = resolve_sampling(model, config.sampling)
     if note:
         terminal.note(note)
     terminal.stage(f"answers of {model.model}")
     # With a line per answer, no progress bar.
-    counts = generate(prompts, path, engine, sampling, on_progress=None if live else terminal.generated)
+    counts = generate(
+        prompts,
+        path,
+        lambda: load_engine(model, config.engine, on_note=terminal.note),
+        sampling,
+        paid=paid,
+        on_progress=None if live else terminal.generated,
+        on_completion=LiveLines(prompts, terminal.note, done=path) if live else None,
+    )
+    if api_engine(model.model):
+        terminal.note(f"paid for answers of {model.model}: {spending([path], config.engine.price)}")
     check_answered(counts, path)
 
 
-def _score(config: Config, model: ModelConfig, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
+def _paid(config: Config, out: Path) -> list[Path]:
+    """All files whose completions the command may pay for, whether they are there or not."""
+    from distill_lab.grading.graders import replies_path
+
+    files = [out.with_suffix(".bare.completions.jsonl")]
+    for _, items in _models(config, out):
+        files += [items.with_suffix(".completions.jsonl"), replies_path(items)]
+    return files
+
+
+def _score(
+    config: Config,
+    model: ModelConfig,
+    prompts: Path,
+    out: Path,
+    grader: str,
+    terminal: Terminal,
+    *,
+    paid: Sequence[Path],
+) -> None:
     from distill_lab.evaluation.evaluate import evaluate
     from distill_lab.evaluation.pass_at_k import best_of_k
     from distill_lab.generation.cut_answers import cut_warning
     from distill_lab.grading.grade import bad_gold_note
-    from distill_lab.grading.graders import metric_of
+    from distill_lab.grading.graders import grading, metric_of
 
     answers = out.with_suffix(".completions.jsonl")
-    _answer(config, model, prompts, answers, terminal, live=grader == LABEL)
-    score = evaluate(prompts, answers, out, grader)
+    _answer(config, model, prompts, answers, terminal, paid=paid, live=grader == LABEL)
+    with grading(grader, config.engine) as loaded:
+        score = evaluate(prompts, answers, out, loaded, paid=paid, on_note=terminal.note)
     if grader == LABEL:
         _label_results(model, out, terminal)
     low, high = score.ci95

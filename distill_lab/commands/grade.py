@@ -1,8 +1,9 @@
 """Grade completions: a grader gives each one a score.
 
 In: prompts.jsonl with gold answers, and completions for them. Out: `<out>`, a JSONL file with each completion plus
-`"grade": {"score", "answer", "status"}`; prints how many could be graded. Run the same command again to resume. Other
-completions or another grader need another --out, or --overwrite.
+`"grade": {"score", "answer", "status"}`; prints how many could be graded. The replies of a judge are in `<out>` with the
+suffix .judge.jsonl. Run the same command again to resume; replies that are there are not paid for again. Other completions
+or another grader need another --out, or --overwrite.
 
     distill grade --prompts answers.prompts.jsonl --completions answers.jsonl --grader numeric --out graded.jsonl
 """
@@ -37,28 +38,40 @@ def main(config: Config) -> None:
     from distill_lab.errors import UserError
     from distill_lab.files.claims import claim
     from distill_lab.grading.grade import grade
-    from distill_lab.grading.graders import grader_inputs, load_grader
-    from distill_lab.planning.preflight import check_grader, check_writable
+    from distill_lab.grading.graders import grader_inputs, grading, replies_path
+    from distill_lab.planning.preflight import check_grader, check_server_settings, check_writable, judges
     from distill_lab.terminal import Terminal
 
     for path in (config.prompts, config.completions):
         if not path.is_file():
             raise UserError(f"{path}: no such file; `distill generate` writes prompts and completions")
     check_grader(config.grader, config.engine)
+    check_server_settings(judges(config.grader), config.engine)
+    if config.engine.batch:
+        raise UserError("--engine.batch: a judge is not asked in batches; remove it")
     check_writable(config.out)
+    replies = [replies_path(config.out)] if judges(config.grader) else []
     grader_is = grader_inputs(config.grader, config.engine)
     holding = claim(
         config.out,
         "grade",
         inputs={"prompts": config.prompts, "completions": config.completions, "grader": grader_is},
-        files=[config.out],
+        files=[config.out, *replies],
+        appended=replies,
         reads=[config.prompts, config.completions],
         overwrite=config.overwrite,
     )
     with holding:
         terminal = Terminal()
-        grader = load_grader(config.grader, config.engine)
         terminal.stage(f"grades of {config.completions}, by {config.grader}")
-        tally = grade(config.prompts, config.completions, config.out, grader, on_progress=terminal.progress)
+        with grading(config.grader, config.engine) as grader:
+            tally = grade(
+                config.prompts,
+                config.completions,
+                config.out,
+                grader,
+                on_note=terminal.note,
+                on_progress=terminal.progress,
+            )
         terminal.print(f"{tally}; mean score {tally.score:.3f}")
         terminal.note(f"all graded completions are in {config.out}")

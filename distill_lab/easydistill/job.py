@@ -27,8 +27,8 @@ from distill_lab.easydistill.config import Job, read_job
 from distill_lab.easydistill.server import first_model
 from distill_lab.easydistill.training import longest_batches, max_length, train_config
 from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
-from distill_lab.files.records import read_record
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.pipeline.fitting import fit
 from distill_lab.pipeline.stages import Pipeline

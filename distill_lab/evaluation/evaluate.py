@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from distill_lab.evaluation.eval_rows import BAD_GOLD, MISSING, EvalRow, read_ev
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.statistics import is_binary, score_interval
 from distill_lab.files.jsonl import read_jsonl
-from distill_lab.grading.grade import NUM_NAMED, Answers, Graded, OnProgress, write_resumable
+from distill_lab.grading.grade import NUM_NAMED, Answers, Graded, OnNote, OnProgress, no_note, write_resumable
 from distill_lab.grading.graders import Grader, load_grader
 
 
@@ -65,13 +65,16 @@ def evaluate(
     path: Path,
     grader: str | Grader,
     *,
+    paid: Sequence[Path] = (),
+    on_note: OnNote = no_note,
     on_progress: OnProgress | None = None,
 ) -> Score:
     """Grade `completions` of `prompts`, write every item to `path` (atomically), and return the Score.
 
     The gold answer is the prompt's own; where it has none, the completion that came with the data is the reference.
     With several samples per prompt a prompt's score is the mean over its samples, and prompts stay the unit. `grader`
-    is a name (NAME:ARGUMENT for some) or a grader. A stop in the middle loses nothing: the same call goes on.
+    is a name (NAME:ARGUMENT for some) or a grader; paid, on_note: as for `grade.grade`. A stop in the middle loses nothing:
+    the same call goes on.
     Raises UserError for an unknown grader, no prompts, a prompt without an answer, completions of other prompts, and
     DataError for malformed or double rows.
     """
@@ -82,7 +85,8 @@ def evaluate(
         return (_eval_row(graded).to_json() for graded in answers.graded(grader, skip=skip, missing=True))
 
     total = answers.num_prompts * answers.num_samples
-    write_resumable(path, ["eval", grader.name, prompts, completions], rows, total=total, on_progress=on_progress)
+    with answers.asking(grader, path, paid, on_note):
+        write_resumable(path, ["eval", grader.name, prompts, completions], rows, total=total, on_progress=on_progress)
     return read_score(path)
 
 

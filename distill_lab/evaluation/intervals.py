@@ -5,7 +5,8 @@
     mean_ratio([(1, 1), (1, 0), (1, 1)])     Gaffke for a ratio: retention
 
 Wilson's interval and the percentile bootstrap are not used: at n = 20 Wilson covers 0.89 near 0.03 and 0.97, and the
-bootstrap 0.33 at 0.02. `tests/evaluation/test_coverage.py` computes what these cover.
+bootstrap 0.33 at 0.02. What these cover for scores of few values, `tests/evaluation/test_coverage.py` computes over all
+outcomes: at n = 20 at least 0.957, for every distribution of right and wrong.
 
 Gaffke's bound is the quantile of a Bayesian bootstrap with one more observation, at the end of the range that is worst for
 the bound: N. Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
@@ -99,13 +100,19 @@ def log_normal(ratio: float, *parts: tuple[float, int]) -> Interval:
 
 
 def log_mean_variance(*factors: tuple[Sequence[float] | np.ndarray, int]) -> float:
-    """Variance of the logarithm of a product of means over the same units, each to the power +1 or -1, by the delta method.
+    """Variance of the logarithm of a product of means over the same units, each to the power +1 or -1, by the jackknife.
 
-    The units' values count as they are paired: what two factors have in common cancels. Needs two units and means above 0.
+    The units' values count as they are paired: what two factors have in common cancels. Needs two units and values above 0.
+    The jackknife (Efron and Stein 1981, Annals of Statistics 9(3)) is not too small on average, as the delta method is: with
+    8 prompts of unlike lengths that one's 95% intervals cover 0.92.
     """
-    columns = [(np.asarray(values, dtype=float), power) for values, power in factors]
-    influence = np.sum([power * values / values.mean() for values, power in columns], axis=0)
-    return float(influence.var(ddof=1) / len(influence))
+    total = np.zeros(0)
+    for values, power in factors:
+        column = np.asarray(values, dtype=float)
+        assert column.min() > 0, column.min()
+        without_one = (column.sum() - column) / (len(column) - 1)
+        total = power * np.log(without_one) + (total if total.size else 0.0)
+    return float((len(total) - 1) * total.var())
 
 
 def percentile_95(seconds: Sequence[float]) -> Interval:

@@ -17,15 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import BAD_GOLD, first_samples
-from distill_lab.files.jsonl import read_jsonl
-from distill_lab.generation.engines import Engine
+from distill_lab.files.jsonl import whole_rows
 from distill_lab.grading.graders import BadGoldError
 from distill_lab.grading.graders.label import grade, normalize_label
-from distill_lab.types import Completion, Grade, Prompt
+from distill_lab.types import Completion, Grade
 
 OTHER, UNREAD = "other", "?"
 NUM_WORST = 5
@@ -220,25 +218,23 @@ def item_line(number: int, total: int, correct: int, *, right: bool, said: str |
     )
 
 
-class LiveEngine:
-    """An engine that tells of each answer as it comes, held against its gold label; to be put around another engine.
+class LiveLines:
+    """Tells of each answer as it comes, held against its gold label: `generate(..., on_completion=LiveLines(...))`.
 
     done: completions of an earlier execution, which count, and are not told again.
     """
 
-    def __init__(self, engine: Engine, prompts: Path, tell: Callable[[str], None], *, done: Path) -> None:
-        self._engine, self._tell = engine, tell
+    def __init__(self, prompts: Path, tell: Callable[[str], None], *, done: Path) -> None:
+        self._tell = tell
         self._prompts = {prompt.id: prompt for prompt in read_prompts(prompts, references=True)}
         self._number = self._correct = 0
-        for row in read_jsonl(done):
+        for row in whole_rows(done) if done.exists() else ():
             self._line(Completion.from_json(row))
 
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
-        """As the engine's own."""
-        for completion in self._engine.generate(prompts, sampling):
-            if completion.sample == 0:
-                self._tell(self._line(completion))
-            yield completion
+    def __call__(self, completion: Completion) -> None:
+        """Tell of a new completion."""
+        if completion.sample == 0:
+            self._tell(self._line(completion))
 
     def _line(self, completion: Completion) -> str:
         prompt = self._prompts[completion.id]

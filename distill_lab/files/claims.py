@@ -20,11 +20,11 @@ from typing import Any
 
 from distill_lab import __version__
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, path_fingerprint, plain
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked
 from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
-from distill_lab.files.records import read_record
 from distill_lab.settings.template_date import first_date, frozen
 
 MADE_BY = "qwen-distillation-lab"

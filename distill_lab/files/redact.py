@@ -18,9 +18,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import unquote
 
-SECRETS = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-"""Environment variables whose value is never printed or recorded."""
-MARK = "***"
+from distill_lab.settings.secrets import ENVIRONMENT, MARK
+
 MIN_LENGTH = 8
 """A shorter secret is a placeholder (EMPTY, ollama) that may occur in an answer; it is not removed."""
 LONG = 16
@@ -33,15 +32,27 @@ _ESCAPE = re.compile(r"\\{1,4}(?:u\{?0*([0-9a-fA-F]{2})\}?|x([0-9a-fA-F]{2})|([0
 
 
 def environment_redactor(environment: Mapping[str, str] = os.environ) -> Callable[[str], str]:
-    """A function that removes the values of the environment variables SECRETS from text; it reads them at each call."""
+    """A function that removes the values of the environment variables ENVIRONMENT from text; it reads them at each call."""
     known: dict[str, Redactor] = {}
 
     def redact(text: str) -> str:
-        for name in SECRETS:
+        for name in ENVIRONMENT:
             if secret := environment.get(name, "").strip():
                 if secret not in known:
                     known[secret] = Redactor(secret)
                 text = known[secret](text)
+        return text
+
+    return redact
+
+
+def redactor(secrets: Iterable[str]) -> Callable[[str], str]:
+    """A function that removes all of these secrets from text, the first ones first."""
+    known = [Redactor(secret) for secret in secrets]
+
+    def redact(text: str) -> str:
+        for each in known:
+            text = each(text)
         return text
 
     return redact

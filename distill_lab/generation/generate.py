@@ -4,7 +4,7 @@
 
 It resumes after a kill: answers (prompt id, sample) in the file are never generated again, error completions are, and the
 engine is loaded only if something is missing in both the file and the cache. Prompts stay on disk until they are needed;
-memory holds only their ids and a few bytes for each.
+memory holds a digest of each id and a few bytes.
 
 An engine answers whole prompts: if only some samples of a prompt are missing, all are generated, and those already there
 are dropped. After a kill this happens only for prompts that were in progress.
@@ -27,6 +27,7 @@ from typing import Any, overload
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
+from distill_lab.files.id_index import IdIndex
 from distill_lab.files.jsonl import JsonlAppender, read_jsonl, whole_rows, write_jsonl
 from distill_lab.files.outputs import writing
 from distill_lab.generation.completions import checked_completion
@@ -52,6 +53,7 @@ def generate(
     cache: RequestCache | None = None,
     paid: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] | None = None,
+    on_completion: Callable[[Completion], None] | None = None,
 ) -> Counts:
     """Fill `path` until it has `num_samples` completions of every prompt. Returns their number, and errors by reason.
 
@@ -60,18 +62,18 @@ def generate(
     and duplicate prompt ids, UserError if `path` contains completions of other prompts or cannot be written; it never
     loses what is in it. cache: searched first; stores the engine's answers. paid: other outputs of the same run, whose costs
     count toward engine.price.max_cost. on_progress: called at the start, now and
-    then while the cache is read, when the engine reports, and after every completion.
+    then while the cache is read, when the engine reports, and after every completion. on_completion: called with each
+    completion that the engine makes.
     """
     todo = _Todo(prompts, sampling.num_samples)
     with writing(path):
         todo.read(path)  # before anything is changed: it may be another kind of file
-    with _File(path):  # removes a line that a kill left incomplete
-        pass
+    remove_torn_line(path)
     tracker = Tracker(total=todo.total, done=todo.done, max_new_tokens=sampling.max_new_tokens, on_progress=on_progress)
     tracker.report()
     try:
         if cache is not None and todo.done < todo.total:
-            with _Writer(path, None) as writer:
+            with CompletionWriter(path, None) as writer:
                 for found in _from_cache(cache, todo, sampling):
                     for completion in found:
                         todo.accept(completion)
@@ -83,11 +85,13 @@ def generate(
             if cache is not None and cache.on:
                 cache.identify()
             tracker.started()
-            with _Writer(path, cache) as writer, tracker.listening():
+            with CompletionWriter(path, cache) as writer, tracker.listening():
                 for completion in answering.generate(todo.missing(), sampling):
                     if todo.accept(completion):
                         writer.write(completion, todo.key(completion))
                         tracker.completed(completion.num_tokens)
+                        if on_completion is not None:
+                            on_completion(completion)
             if isinstance(answering, ServerEngine) and todo.done == todo.total:
                 answering.finished()
     finally:
@@ -139,6 +143,12 @@ class _File(JsonlAppender):
             super().__exit__(*exc)
 
 
+def remove_torn_line(path: Path) -> None:
+    """Remove a last line that a kill left incomplete; makes the file if there is none. Raises UserError if it cannot."""
+    with _File(path):
+        pass
+
+
 class _Prompts(Sequence[Prompt]):
     """The prompts at these byte offsets of a file, read from disk on each access."""
 
@@ -173,10 +183,10 @@ class _Todo:
 
     def __init__(self, prompts: Path, num_samples: int) -> None:
         self._prompts, self._num_samples = prompts, num_samples
-        self._numbers: dict[str, int] = {}
+        self._numbers = IdIndex()
         self._offsets = array("Q")
         for prompt, offset in zip(read_prompts(prompts), _line_offsets(prompts), strict=True):
-            self._numbers[prompt.id] = len(self._offsets)
+            self._numbers.add(prompt.id, len(self._offsets))
             self._offsets.append(offset)
         self.total = len(self._offsets) * num_samples
         self.done = 0
@@ -225,23 +235,22 @@ class _Todo:
 
     def is_missing(self, prompt_id: str, sample: int) -> bool:
         """Whether this sample still needs a completion."""
-        return self._states[self._numbers[prompt_id] * self._num_samples + sample] < FAILED
+        return self._states[self._number(prompt_id) * self._num_samples + sample] < FAILED
 
     def set_keys(self, prompt_id: str, keys: Sequence[bytes]) -> None:
         """Store the cache keys of a prompt's samples."""
         self._keys = self._keys or bytearray(KEY_BYTES * self.total)
-        start = self._numbers[prompt_id] * self._num_samples * KEY_BYTES
+        start = self._number(prompt_id) * self._num_samples * KEY_BYTES
         self._keys[start : start + len(keys) * KEY_BYTES] = b"".join(keys)
 
     def key(self, completion: Completion) -> bytes:
         """The cache key of a sample; empty if it was not set."""
-        start = (self._numbers[completion.id] * self._num_samples + completion.sample) * KEY_BYTES
+        start = (self._number(completion.id) * self._num_samples + completion.sample) * KEY_BYTES
         return bytes(self._keys[start : start + KEY_BYTES])
 
     def keep_last(self, path: Path) -> None:
         """Remove rows from the file that later rows replace."""
-        with _File(path):  # a full disk leaves an incomplete line
-            pass
+        remove_torn_line(path)  # a full disk leaves one, too
         last = {self._index(row["id"], row["sample"]): number for number, row in enumerate(read_jsonl(path))}
         numbers = set(last.values())
         with writing(path):
@@ -256,9 +265,15 @@ class _Todo:
         return Counts(self.total, self.total - len(self._reasons), dropped or {"error": 0})
 
     def _index(self, prompt_id: Any, sample: Any) -> int | None:
-        if type(prompt_id) is not str or type(sample) is not int or prompt_id not in self._numbers:
+        if type(prompt_id) is not str or type(sample) is not int or not 0 <= sample < self._num_samples:
             return None
-        return self._numbers[prompt_id] * self._num_samples + sample if 0 <= sample < self._num_samples else None
+        number = self._numbers.get(prompt_id)
+        return None if number is None else number * self._num_samples + sample
+
+    def _number(self, prompt_id: str) -> int:
+        number = self._numbers.get(prompt_id)
+        assert number is not None, f"{prompt_id!r} is not among the prompts"
+        return number
 
 
 def _line_offsets(path: Path) -> Iterator[int]:
@@ -277,7 +292,7 @@ def _reason(error: str | None) -> str:
     return text if len(text) <= MAX_REASON else f"{text[:MAX_REASON]} [...]"
 
 
-class _Writer:
+class CompletionWriter:
     """Appends completions in a separate thread, so that the model does not wait for the disk; batches flushes."""
 
     def __init__(self, path: Path, cache: RequestCache | None) -> None:
@@ -310,7 +325,7 @@ class _Writer:
         while not ended:  # otherwise `write` could wait forever for space in the queue
             ended = self._waiting.get() is None
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> CompletionWriter:
         self._thread.start()
         return self
 

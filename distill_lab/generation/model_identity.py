@@ -6,7 +6,6 @@ model_inputs(ModelConfig(model="openai:gpt"), engine)   -> inputs for the key of
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> dict
     engine: for a model that generates; then its dtype and quantization on this machine count too.
     """
     if api_engine(model.model):
-        extra = json.loads(engine.extra_body or "{}") if engine else {}
+        extra = engine.recorded_fields if engine else {}
         return {"model": model.model_dump(), "extra_body": extra}
     return {"model": weights_of(resolve_local_precision(model, engine) if engine else model)}
 

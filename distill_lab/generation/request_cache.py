@@ -66,7 +66,7 @@ def model_key(model: ModelConfig, engine: EngineConfig) -> tuple[str, bytes]:
     """
     if api_engine(model.model):
         url = engine.base_url or os.environ.get("OPENAI_BASE_URL", "").strip()
-        settings = {"base_url": url and check_base_url(url), "extra_body": json.loads(engine.extra_body or "{}")}
+        settings = {"base_url": url and check_base_url(url), "extra_body": engine.recorded_fields}
         return model.model, _digest(fingerprint({"model": model.model_dump(), "engine": settings}).encode())
     parts = {"model": weights_of(resolve_local_precision(model, engine)), "engine": engine_settings(engine)}
     return shown_name(model), _digest(fingerprint(parts).encode())

@@ -151,11 +151,12 @@ class ServerSpeaker:
         """See `Speaker`. Raises ModelError if the server refuses or does not answer; a key is never in the message."""
         import httpx2
 
-        from distill_lab.files.redact import Redactor
+        from distill_lab.files.redact import redactor
         from distill_lab.generation.engines._chat_completions import error_message, one_line, request_body
+        from distill_lab.generation.engines._chat_response import read_json
 
-        redact = Redactor(self._key)
-        extra = {"stream": True, **json.loads(self.config.extra_body or "{}")}
+        redact = redactor([self._key, *self.config.secrets])
+        extra = {"stream": True, **self.config.extra_fields}
         body = request_body(self.model, Prompt("chat", list(messages)), sampling, sample=0, extra=extra)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         url, timeout = f"{self.base_url}/chat/completions", self.config.timeout_s
@@ -167,14 +168,14 @@ class ServerSpeaker:
                         self.model, redact(f"HTTP {answer.status_code}: {one_line(_reason(text, error_message))}")
                     )
                 if "event-stream" not in answer.headers.get("content-type", ""):
-                    yield redact(_whole(json.loads(answer.read())))
+                    yield redact(_whole(read_json(answer.read())))
                     return
                 opened = False
                 for line in answer.iter_lines():
                     data = line.removeprefix("data:").strip()
                     if not line.startswith("data:") or data == "[DONE]":
                         continue
-                    thought, text = _delta(json.loads(data))
+                    thought, text = _delta(read_json(data.encode()))
                     if thought and not opened:
                         thought, opened = f"<think>\n{thought}", True
                     if text and opened:
@@ -211,5 +212,5 @@ def _whole(data: Any) -> str:
 def _reason(text: str, error_message: Any) -> str:
     try:
         return error_message(json.loads(text)) or text
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -5,7 +5,7 @@
 Each row of the output is the completion's row plus `"grade": {"score", "answer", "status"}`, in the order of the prompts and
 of each prompt's samples. A row whose gold answer the grader cannot read has the status `bad_gold` and is not in the mean.
 The file appears only when it is complete. An interruption loses nothing: finished rows are in `<path>.work/`, and the same
-inputs and grader resume from there. Memory holds a file offset per completion, not the texts.
+inputs and grader resume from there. Memory holds a file offset and a digest per completion, not the texts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,10 +22,20 @@ from typing import Any
 from distill_lab import activity
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
+from distill_lab.files.id_index import IdIndex
 from distill_lab.files.jsonl import JsonlAppender, parse_json_object, read_jsonl, write_jsonl
 from distill_lab.files.outputs import remove_work, work_folder
 from distill_lab.generation.completions import read_completions
-from distill_lab.grading.graders import BadGoldError, Grader, OneByOne, Pair, grade_or_bad_gold, load_grader
+from distill_lab.grading.graders import (
+    AskingGrader,
+    BadGoldError,
+    Grader,
+    OneByOne,
+    Pair,
+    grade_or_bad_gold,
+    load_grader,
+    replies_path,
+)
 from distill_lab.run import fingerprint
 from distill_lab.types import Completion, Grade, Prompt
 
@@ -36,6 +47,12 @@ NUM_NAMED = 5
 
 OnProgress = Callable[[int, int], None]
 """Called with the number of finished rows and the total."""
+OnNote = Callable[[str], None]
+"""Called with what a user should know."""
+
+
+def no_note(note: str) -> None:
+    """Nobody is to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +105,25 @@ class Answers:
 
     def __init__(self, prompts: Path, completions: Path) -> None:
         self.prompts, self.completions = prompts, completions
-        self.offsets = _offsets(completions)
-        """(prompt id, sample) -> byte offset of the completion in the file."""
-        self.num_samples = 1 + max((sample for _, sample in self.offsets), default=0)
-        ids = {prompt.id for prompt in read_prompts(prompts)}
-        if not ids:
-            raise UserError(f"{prompts}: no prompts to score; give at least one")
+        ids = IdIndex()
+        for number, prompt in enumerate(read_prompts(prompts)):
+            ids.add(prompt.id, number)
         self.num_prompts = len(ids)
-        foreign = [name for name, _ in self.offsets if name not in ids]
+        self._offsets, self.num_samples = IdIndex(), 1
+        foreign, first = 0, ""
+        for completion, line, offset in read_completions(completions):
+            if not self._offsets.add(_key(completion.id, completion.sample), offset):
+                reason = f"a second completion of {completion.id}, sample {completion.sample}; remove one"
+                raise DataError(str(completions), line, reason)
+            self.num_samples = max(self.num_samples, 1 + completion.sample)
+            if completion.id not in ids:
+                foreign, first = foreign + 1, first or completion.id
+        self.num_completions = len(self._offsets)
+        if not self.num_prompts:
+            raise UserError(f"{prompts}: no prompts to score; give at least one")
         if foreign:
             raise UserError(
-                f"{len(foreign)} completions belong to prompts that are not in {prompts} (first: {foreign[0]}); "
+                f"{foreign} completions belong to prompts that are not in {prompts} (first: {first}); "
                 "give the prompts they were made from"
             )
 
@@ -107,7 +132,7 @@ class Answers:
         with self.completions.open("rb") as file:
             for prompt in read_prompts(self.prompts, references=True):
                 for sample in range(self.num_samples):
-                    offset = self.offsets.get((prompt.id, sample))
+                    offset = self._offsets.get(_key(prompt.id, sample))
                     if offset is None and not missing:
                         continue
                     if skip:
@@ -118,10 +143,19 @@ class Answers:
                         file.seek(offset)
                         yield prompt, sample, Completion.from_json(json.loads(file.readline()))
 
+    def asking(
+        self, grader: Grader, output: Path, paid: Sequence[Path], on_note: OnNote
+    ) -> AbstractContextManager[None]:
+        """For a block that grades them into `output`: a grader that asks a model keeps its replies, and counts its costs."""
+        if not isinstance(grader, AskingGrader):
+            return nullcontext()
+        pairs = ((prompt, found) for prompt, _, found in self.pairs(missing=False) if found is not None)
+        return grader.asking(replies_path(output), pairs, paid=paid, on_note=on_note)
+
     def graded(self, grader: Grader, *, skip: int = 0, missing: bool) -> Iterator[Graded]:
         """Like `pairs`, each with its grade; missing completions score 0."""
         pairs, done = self.pairs(skip=skip, missing=missing), skip
-        total = self.num_prompts * self.num_samples if missing else len(self.offsets)
+        total = self.num_prompts * self.num_samples if missing else self.num_completions
         while batch := list(islice(pairs, NUM_AT_ONCE)):
             activity.report("grading", done, total)
             given = [(prompt, found) for prompt, _, found in batch if found is not None]
@@ -149,9 +183,14 @@ def grade(
     path: Path,
     grader: str | Grader,
     *,
+    paid: Sequence[Path] = (),
+    on_note: OnNote = no_note,
     on_progress: OnProgress | None = None,
 ) -> Tally:
     """Grade `completions` of `prompts` and write them to `path`; `grader` is a name, NAME:ARGUMENT, or a grader.
+
+    A grader that asks a model keeps its replies in `replies_path(path)`. paid: other completions files of the same run,
+    whose costs count toward engine.price.max_cost. on_note: receives what the replies of a server cost.
 
     Raises the errors of `Answers`, and UserError for an unknown grader, a prompt that lacks what the grader needs, or if the
     grader cannot read a single gold answer.
@@ -164,9 +203,10 @@ def grade(
             assert item.completion is not None
             yield item.completion.to_json() | {"grade": dataclasses.asdict(item.grade)}
 
-    write_resumable(
-        path, [grader.name, prompts, completions], rows, total=len(answers.offsets), on_progress=on_progress
-    )
+    with answers.asking(grader, path, paid, on_note):
+        write_resumable(
+            path, [grader.name, prompts, completions], rows, total=answers.num_completions, on_progress=on_progress
+        )
     tally = read_tally(path)
     if tally.bad_gold and tally.bad_gold == tally.num_rows:
         path.unlink()
@@ -262,12 +302,5 @@ def _keep_whole(partial: Path) -> int:
     return done
 
 
-def _offsets(path: Path) -> dict[tuple[str, int], int]:
-    """(prompt id, sample) -> byte offset; checks every row."""
-    offsets: dict[tuple[str, int], int] = {}
-    for completion, line, offset in read_completions(path):
-        key = (completion.id, completion.sample)
-        if key in offsets:
-            raise DataError(str(path), line, f"a second completion of {key[0]}, sample {key[1]}; remove one")
-        offsets[key] = offset
-    return offsets
+def _key(prompt_id: str, sample: int) -> str:
+    return f"{sample} {prompt_id}"

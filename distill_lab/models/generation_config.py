@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.errors import DataError, ModelError, UserError
-from distill_lab.files.records import read_record
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.models.names import api_engine
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, ModelError
-from distill_lab.files.records import read_record
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.tiny import FAMILY
 
 ENGINES = Path(__file__).resolve().parent.parent / "generation" / "engines"

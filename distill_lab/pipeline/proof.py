@@ -180,8 +180,13 @@ def _evaluated(
     scored = [name for name in setups if not (alone and name == "teacher")] if test.stat().st_size else []
     results = {name: run.path(f"eval/{name}.jsonl") for name in scored}
     # All answers first: a judge is never in memory together with what it judges, and is loaded once.
+    scores: dict[str, Score] = {}
     with grading(grader, pipeline.engine) as loaded:
-        scores = {name: evaluate(prompts[name], answers[name], results[name], loaded) for name in scored}
+        for name in scored:
+            paid = pipeline.paid_beside(f"grades of {TITLES.get(name, name)}", grader, results[name])
+            scores[name] = evaluate(
+                prompts[name], answers[name], results[name], loaded, paid=paid, on_note=run.watch.note
+            )
     for name, path in answers.items():
         pipeline.warn(cut_warning(TITLES.get(name, name), cut_share(path)))
     metric = metric_of(grader, reference="teacher" if alone else "gold") if scores else None

@@ -29,7 +29,7 @@ from distill_lab.generation.model_identity import model_inputs
 from distill_lab.generation.prices import spending
 from distill_lab.generation.request_cache import RequestCache
 from distill_lab.grading.grade import grade
-from distill_lab.grading.graders import grading
+from distill_lab.grading.graders import grading, judge_model, replies_path
 from distill_lab.pipeline.fitting import fit, resolve_model
 from distill_lab.run import Run, Stage
 from distill_lab.training_data.reasoning import add_instruction
@@ -49,7 +49,7 @@ class Pipeline:
         """Training prompts kept and left out by `training_prompts`."""
         self._said: set[str] = set()
         self._answers: dict[str, Path] = {}
-        """Completions by the name of their stage, as far as the recipe has come."""
+        """Completions, and the replies of judges, by the name of their stage, as far as the recipe has come."""
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
         """`model` with its dtype and quantization on this machine; see `fitting.resolve_model`."""
@@ -178,12 +178,22 @@ class Pipeline:
         own = Path(model.model).is_dir() and Path(model.model).resolve().is_relative_to(self.run.directory.resolve())
         cached = nullcontext() if own else RequestCache(model, self.engine, on_note=self.watch.note)
         with memory_returned(), cached as cache:
-            others = [other for other in self._answers.values() if other != path]
+            others = self._others(path)
             counts = generate(prompts, path, engine, sampling, cache=cache, paid=others, on_progress=on_progress)
         for server in servers:
             self.run.record(f"requests of {name}", server.record(sampling))
             self.watch.note(f"paid for {name}: {spending([path], self.engine.price)}")
         return counts
+
+    def paid_beside(self, name: str, grader: str, output: Path) -> list[Path]:
+        """Count what a judge's grades in `output` cost, under the stage's name. Returns the other files that cost money."""
+        replies = replies_path(output)
+        if judge_model(grader) is not None:
+            self._answers[name] = replies
+        return self._others(replies)
+
+    def _others(self, path: Path) -> list[Path]:
+        return [other for other in self._answers.values() if other != path]
 
     def spending(self) -> dict[str, Any] | None:
         """summary.json's `spending`: requests, tokens and cost of each stage that asked a server; None if no stage did."""
@@ -220,10 +230,15 @@ class Pipeline:
 
     def graded(self, name: str, prompts: Path, completions: Path, grader: str, *, output: str = "graded.jsonl") -> Path:
         """Completions -> graded, in the order of the prompts."""
+        paid = self.paid_beside(name, grader, self.run.path(output))
 
         def work(path: Path) -> None:
+            watch = self.watch
             with grading(grader, self.engine) as loaded:
-                self.watch.note(str(grade(prompts, completions, path, loaded, on_progress=self.watch.progress)))
+                tally = grade(
+                    prompts, completions, path, loaded, paid=paid, on_note=watch.note, on_progress=watch.progress
+                )
+            watch.note(str(tally))
 
         inputs = {"prompts": prompts, "completions": completions, "grader": grader}
         return self.run.stage(name, output, inputs=inputs, work=work).path

@@ -20,7 +20,7 @@ from distill_lab.files.claims import check_is_name
 from distill_lab.files.outputs import writing
 from distill_lab.generation.engines import check_engine, check_format
 from distill_lab.grading.grade import check_golds
-from distill_lab.grading.graders import find_grader, load_grader, metric_of
+from distill_lab.grading.graders import find_grader, judge_model, load_grader, metric_of
 from distill_lab.models.names import api_engine
 from distill_lab.planning.presets import is_tiny
 from distill_lab.run import Run
@@ -49,7 +49,7 @@ def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str)
     if config.test.path or config.num_test:
         for model in (config.teacher, config.student):
             check_format(model, config.engine, config.test_sampling, flag="--test-sampling")
-    check_server_settings([config.teacher], config.engine)
+    check_server_settings([config.teacher, *judges(config.grader)], config.engine)
     if config.test.path and is_tiny(config.test.path) and not is_tiny(config.data.path):
         raise UserError(
             f"the test set {config.test.path} does not match {config.data.path}; give --test data of the same kind, or "
@@ -98,11 +98,16 @@ def check_loads(config: ModelConfig) -> None:
         without_weights(config)
 
 
-def check_generation(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> None:
-    """Reject a model, engine and sampling that cannot generate; errors of a server only show with the first request."""
+def check_generation(
+    model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig, *, grader: str = AUTO[0]
+) -> None:
+    """Reject a model, engine and sampling that cannot generate; errors of a server only show with the first request.
+
+    grader: of the answers; a judge may be the model that the engine's prices are for.
+    """
     check_sampling(sampling, flag="--sampling")
     check_format(model, engine, sampling, flag="--sampling")
-    check_server_settings([model], engine)
+    check_server_settings([model, *judges(grader)], engine)
     check_engine(model, engine)
     if not api_engine(model.model):
         check_loads(model)
@@ -112,20 +117,24 @@ def check_server_settings(models: Sequence[ModelConfig], engine: EngineConfig) -
     """Reject prices and batches where no model is on a server."""
     if any(api_engine(model.model) for model in models):
         return
+    where = f"{models[0].model} runs here" if models else "no model is asked"
     for flag, given in (("batch", engine.batch), ("price", engine.price.known)):
         if given:
-            raise UserError(
-                f"--engine.{flag} is for a model on a server (openai:NAME), but {models[0].model} runs here; remove it"
-            )
+            raise UserError(f"--engine.{flag} is for a model on a server (openai:NAME), but {where}; remove it")
+
+
+def judges(grader: str) -> list[ModelConfig]:
+    """The model that a grader asks, if it asks one."""
+    model = None if grader in AUTO else judge_model(grader)
+    return [model] if model else []
 
 
 def check_grader(name: str, engine: EngineConfig) -> None:
     """Reject an unknown grader, and a judge whose model or engine does not exist."""
     if name in AUTO:
         return
-    _, judge = find_grader(name)
-    if judge is not None:
-        model = ModelConfig(model=judge)
+    model = judge_model(name)
+    if model is not None:
         check_engine(model, engine)
         check_model(model, role="judge", example="judge:openai:NAME, judge:Qwen/Qwen2.5-7B-Instruct")
 

@@ -149,7 +149,8 @@ def _run_round(one: _Round) -> dict[str, Any]:
         answers = pipeline.answers(title, student, one.validation, config.test_sampling, output=output)
         with grading(one.grader, pipeline.engine) as loaded:
             results = pipeline.run.path(f"{one.folder}validation.graded.jsonl")
-            score = evaluate(one.validation, answers, results, loaded)
+            paid = pipeline.paid_beside(f"grades of {title}", one.grader, results)
+            score = evaluate(one.validation, answers, results, loaded, paid=paid, on_note=pipeline.watch.note)
         pipeline.watch.note(f"iteration {one.number}: {score.score:.1%} of {score.n} validation questions")
     return {
         "iteration": one.number,

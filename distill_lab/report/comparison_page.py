@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill_lab.evaluation.verdict import tenths
-from distill_lab.files.records import read_record
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.formatting import shown
 from distill_lab.report.chart import Line, Row, interval_panel, line_panel, round_step
 from distill_lab.report.document import document, write_document

@@ -9,14 +9,14 @@ stays as it is. Paths of this machine are not in it: of a local model or file on
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_lab import __version__
 from distill_lab.config import ModelConfig
-from distill_lab.errors import UserError
+from distill_lab.errors import DataError, UserError
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.signed import write_signed
 from distill_lab.formatting import clean
 from distill_lab.models.names import base_of, is_adapter
@@ -43,9 +43,15 @@ def write_run_card(directory: Path) -> Path | None:
 
 
 def read_exports(folder: Path) -> list[dict[str, Any]]:
-    """The files that an export wrote to `folder`, and how each compares with the student; [] if it is not an export."""
+    """The files that an export wrote to `folder`, and how each compares with the student; [] if it is not an export.
+
+    Raises DataError if the list is damaged.
+    """
     path = folder / "export.json"
-    return json.loads(path.read_text(encoding="utf-8"))["files"] if path.is_file() else []
+    found = read_record(path).get("files") if path.is_file() else []
+    if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
+        raise DataError(str(path), None, "does not list exported files; export the student again (--overwrite)")
+    return found
 
 
 def write_card(

@@ -16,7 +16,7 @@ from typing import Any
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import EvalRow, first_samples
 from distill_lab.evaluation.summary_file import Summary, read_summary
-from distill_lab.files.records import read_record
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.formatting import p_value_text, shown
 from distill_lab.report.document import document, write_document
 from distill_lab.report.elements import contents, facts

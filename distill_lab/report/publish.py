@@ -18,7 +18,7 @@ from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, UserError
 from distill_lab.evaluation.speedups import Speed
 from distill_lab.evaluation.summary_file import Summary, write_summary
-from distill_lab.files.records import read_record
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.run import Run
 
 Speeds = Mapping[str, Speed]

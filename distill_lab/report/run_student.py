@@ -5,27 +5,34 @@ student_of(Path("runs/demo/system1"))   -> ModelConfig(model="runs/demo/system1/
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from distill_lab.config import ModelConfig
-from distill_lab.errors import UserError
+from distill_lab.config import ModelConfig, Quantization
+from distill_lab.errors import DataError, UserError
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.models.names import is_adapter
+from distill_lab.run import read_manifest
 
 STAGE = re.compile(r"student( \d+)?")
 """Names of stages that train a student; a recipe with rounds has one for each."""
 
 
 def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """run.json and summary.json ({} if the run has no summary yet). Raises UserError if `directory` is not a run."""
+    """run.json and summary.json ({} if the run has no summary yet).
+
+    Raises UserError if `directory` is not a run, DataError if one of the files is damaged.
+    """
     path = directory / "run.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a run directory (it has no run.json)")
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = read_manifest(path)
+    config = run.get("config")
+    if not isinstance(config, dict) or not all(isinstance(config.get(name, {}), dict) for name in ("student", "train")):
+        raise DataError(str(path), None, "not the run.json of a run: `config` does not hold a recipe's settings")
     summary = directory / "summary.json"
-    return run, json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    return run, read_record(summary) if summary.is_file() else {}
 
 
 def student_of(directory: Path) -> ModelConfig:
@@ -43,6 +50,8 @@ def student_of(directory: Path) -> ModelConfig:
     if not path.is_dir():
         raise UserError(f"{path}: the student of this run is no longer there; run its command again")
     quantization = _trained_on(run) if is_adapter(str(path)) else "none"
+    if quantization not in get_args(Quantization):
+        raise DataError(str(directory / "run.json"), None, "does not say in how many bits the student was trained")
     return ModelConfig(model=str(path), quantization=quantization)
 
 
@@ -58,4 +67,4 @@ def _tail(directory: Path, at: str) -> tuple[str, ...]:
 
 def _trained_on(run: dict[str, Any]) -> Any:
     student = fitted(run).get("student") or run["config"].get("student") or {}
-    return student.get("quantization", "none")
+    return student.get("quantization", "none") if isinstance(student, dict) else None

@@ -1,4 +1,4 @@
-"""The base class of all settings, and the type of a random seed."""
+"""The base class of all settings, the type of a random seed, and the context for settings that are merged."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from distill_lab.errors import UserError
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A random seed, as numpy and torch take them."""
+AS_GIVEN = "as given"
+"""Context of `model_dump` for settings that others will be merged into: keeps None for defaults that depend on other
+settings, and keys, which no file has."""
 MAX_COUNT = 10**12
 """Largest whole number in any setting: more rows, tokens or bytes than any machine has."""
 

@@ -22,7 +22,8 @@ class PriceConfig(Config):
     cached: Price = None
     """Price of one million prompt tokens that the server has in its prompt cache; None: the same as input."""
     max_cost: Price = None
-    """Stop before the answers of a run could cost more than this; all answers so far are kept. Short: --max-cost."""
+    """Stop before the answers of a run, a judge's included, could cost more than this; all answers so far are kept. Short:
+    --max-cost."""
 
     @model_validator(mode="after")
     def _check_complete(self) -> PriceConfig:

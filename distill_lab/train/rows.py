@@ -20,6 +20,7 @@ from distill_lab.chat import encode_turns, inspect_template, is_trained
 from distill_lab.control_tokens import find_spelled
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
+from distill_lab.files.parquet import read_parquet
 from distill_lab.generation.cut_answers import TOO_LONG
 from distill_lab.train.packing import Row
 from distill_lab.types import Message
@@ -133,10 +134,7 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the training rows that `training_set` wrote (.jsonl or .parquet)")
     if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        batches = parquet.ParquetFile(path).iter_batches()
-        yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
+        yield from enumerate(read_parquet(path), start=1)
     else:
         yield from enumerate(read_jsonl(path), start=1)
 

@@ -23,6 +23,7 @@ import numpy as np
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, NoData
 from distill_lab.files.jsonl import atomic_path, read_jsonl
+from distill_lab.files.parquet import read_parquet
 from distill_lab.generation.cut_answers import CUT
 from distill_lab.training_data.training_set import DUPLICATE, EMPTY, ERROR
 from distill_lab.types import Counts, Message, Prompt
@@ -119,7 +120,7 @@ def select(
     for indices in fitting.values():
         ordered = sorted(indices, key=lambda i: rows[i]["num_tokens"]) if keep == "shortest" else indices
         kept.update(ordered[:most])
-    write_parquet(path, (row for index, row in enumerate(read_parquet(correct)) if index in kept))
+    write_parquet(path, (row for index, row in enumerate(read_selection(correct)) if index in kept))
     num_fitting = sum(map(len, fitting.values()))
     return Counts(len(rows), len(kept), {OVER_BUDGET: len(rows) - num_fitting, ENOUGH: num_fitting - len(kept)})
 
@@ -143,7 +144,7 @@ def take_side(rows: Path, validation: Path, path: Path, *, side: Literal["traini
 
     def wanted() -> Iterator[dict[str, Any]]:
         nonlocal num_rows
-        for row in read_parquet(rows):
+        for row in read_selection(rows):
             num_rows += 1
             if (_key(row["prompt"]) in held_out) == (side == "validation"):
                 yield row
@@ -160,7 +161,7 @@ def shuffle_answers(rows: Path, path: Path, *, seed: int = 0) -> Counts:
     Raises NoData where one question has half of the rows or more: there is nowhere to move them.
     """
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in read_parquet(rows):
+    for row in read_selection(rows):
         groups[_key(row["prompt"])].append(row)
     order = sorted(groups)
     random.Random(seed).shuffle(order)
@@ -177,15 +178,12 @@ def shuffle_answers(rows: Path, path: Path, *, seed: int = 0) -> Counts:
     return Counts(kept, kept)
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def read_selection(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a selection, one batch in memory; fields that a message lacks are not in it."""
-    from pyarrow import parquet
-
-    for batch in parquet.ParquetFile(path).iter_batches(BATCH_ROWS):
-        for row in batch.to_pylist():
-            for field in ("prompt", "completion"):
-                row[field] = [{name: text for name, text in turn.items() if text is not None} for turn in row[field]]
-            yield row
+    for row in read_parquet(path):
+        for field in ("prompt", "completion"):
+            row[field] = [{name: text for name, text in turn.items() if text is not None} for turn in row[field]]
+        yield row
 
 
 def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -7,6 +7,7 @@ Data out: rows `{"prompt": [messages], "completion": [messages]}`, JSONL, or Par
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from distill_lab.chat import answer_text
 from distill_lab.errors import DataError
+from distill_lab.files.id_index import IdIndex
 from distill_lab.files.jsonl import atomic_path, parse_json_object, read_jsonl, write_json, write_jsonl
 from distill_lab.generation.completions import read_completions
 from distill_lab.generation.cut_answers import CUT
@@ -35,7 +37,8 @@ def write_training_set(
     each prompt's own completion, and `rows_in` counts prompts. Left out, by reason: "no completion" (own), "cut at
     the token limit", "error", "empty" (an assistant's turn without an answer), "no prompt" (a completion to a prompt
     that is not in `prompts`), "duplicate" (the same sample twice). `thinking="drop"` leaves the completions' thinking
-    out. Memory holds ids and one integer per completion, not the texts. Raises DataError naming a malformed row's line.
+    out. Memory holds two integers per completion and a digest per prompt, not the texts. Raises DataError naming a malformed
+    row's line.
     """
     dropped: Counter[str] = Counter()
     pairs = _own(prompts, dropped) if completions is None else _joined(prompts, completions, dropped)
@@ -61,11 +64,12 @@ def _own(prompts: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], 
 
 
 def _joined(prompts: Path, completions: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], list[Message]]]:
-    offsets = _offsets(completions)
+    found, used = _Answers(completions), 0
     with completions.open("rb") as file:
         for prompt, _ in _prompts(prompts):
             answers: dict[int, Completion] = {}
-            for offset in offsets.pop(prompt.id, ()):
+            for offset in found.of(prompt.id):
+                used += 1
                 file.seek(offset)
                 answer = Completion.from_json(json.loads(file.readline()))
                 if answer.sample in answers:
@@ -80,8 +84,8 @@ def _joined(prompts: Path, completions: Path, dropped: Counter[str]) -> Iterator
                 if answer.thinking:
                     message["thinking"] = answer.thinking
                 yield prompt.messages, [message]
-    if offsets:
-        dropped[NO_PROMPT] += sum(len(of_prompt) for of_prompt in offsets.values())
+    if used < len(found):
+        dropped[NO_PROMPT] += len(found) - used
 
 
 def _unusable(answer: Completion) -> str | None:
@@ -92,30 +96,46 @@ def _unusable(answer: Completion) -> str | None:
     return None if answer.content.strip() else EMPTY
 
 
-def _offsets(completions: Path) -> dict[str, list[int]]:
-    """Prompt id -> byte offsets of its completions; checks every row."""
-    offsets: dict[str, list[int]] = {}
-    for completion, _, offset in read_completions(completions):
-        offsets.setdefault(completion.id, []).append(offset)
-    return offsets
+class _Answers:
+    """Where the completions of a file are, by prompt: two integers for each, and an entry for each prompt."""
+
+    def __init__(self, completions: Path) -> None:
+        self._offsets, self._earlier = array("Q"), array("Q")
+        """Of each completion: its place in the file, and 1 + the number of the one before it of the same prompt, or 0."""
+        self._last = IdIndex()
+        for completion, _, offset in read_completions(completions):
+            before = self._last.put(completion.id, len(self._offsets))
+            self._offsets.append(offset)
+            self._earlier.append(0 if before is None else before + 1)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def of(self, prompt_id: str) -> list[int]:
+        """The byte offsets of a prompt's completions, in the order of the file."""
+        last, offsets = self._last.get(prompt_id), list[int]()
+        number = 0 if last is None else last + 1
+        while number:
+            offsets.append(self._offsets[number - 1])
+            number = self._earlier[number - 1]
+        return offsets[::-1]
 
 
 def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
     """The prompts and the rows they stand in. Raises DataError for rows that are none and ids that come twice."""
-    seen: set[str] = set()
+    seen = IdIndex()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             row = parse_json_object(line, str(path), number)
-            if "id" not in row or not _is_conversation(row.get("messages")):
-                raise DataError(str(path), number, "expected a prompt: an id and messages with role and content")
+            if not isinstance(row.get("id"), str) or not _is_conversation(row.get("messages")):
+                raise DataError(str(path), number, "expected a prompt: an id (text) and messages with role and content")
             if row.get("completion") and not _is_conversation(row["completion"]):
                 raise DataError(str(path), number, "expected the completion as messages with role and content")
             prompt = Prompt.from_json(row)
-            if prompt.id in seen:
+            if not seen.add(prompt.id, number):
                 raise DataError(str(path), number, f"the id {prompt.id!r} comes twice; every prompt needs its own")
-            seen.add(prompt.id)
             yield prompt, row
 
 

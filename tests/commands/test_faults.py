@@ -15,7 +15,12 @@ from typing import Any
 import pytest
 
 from distill_lab import cli
+from distill_lab.evaluation.evaluate import read_score
+from distill_lab.evaluation.summary import summarize
+from distill_lab.evaluation.summary_file import write_summary
 from distill_lab.files.jsonl import write_jsonl
+from distill_lab.grading.graders import metric_of
+from tests.helpers import finished_run, tiny_prompts
 from tests.hostile_server import HostileServer, Reply, answer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name == "nt", reason="needs the permissions of POSIX")]
@@ -231,6 +236,25 @@ def test_what_a_user_may_not_write_is_named(shut: Path, data: Path, rows: Path, 
                 assert (code, "Traceback" in printed) == (2, False), printed
                 assert str(place) in printed
                 assert "choose another" in printed
+
+
+def test_a_report_that_may_not_be_written_is_named(run: Distill) -> None:
+    with tempfile.TemporaryDirectory() as name:  # where nobody may read
+        folder = finished_run(Path(name) / "run", rows=tiny_prompts(3))
+        scores = {"student": read_score(folder / "eval" / "student.jsonl")}
+        write_summary(folder / "summary.json", summarize("system1", 3, scores=scores, metric=metric_of("exact")))
+        assert run("report", "--run", folder)[0] == 0
+        (folder / "report.html").unlink()
+        places = [Path(name), folder, *folder.rglob("*")]
+        for place in places:
+            place.chmod(0o555 if place.is_dir() else 0o444)
+        try:
+            with nobody():
+                code, printed = run("report", "--run", folder)
+        finally:
+            for place in places:
+                place.chmod(0o755)
+        assert (code, "Traceback" in printed, "report.html" in printed) == (2, False, True), printed
 
 
 def test_what_a_user_may_not_read_is_blamed_and_not_the_output(shut: Path, tmp_path: Path, run: Distill) -> None:

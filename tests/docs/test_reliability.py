@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from distill_lab.files.redact import SECRETS
+from distill_lab.settings.secrets import ENVIRONMENT
 from scripts.architecture import ROOT
 
 TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
@@ -32,5 +32,5 @@ def test_every_row_names_a_test() -> None:
 def test_security_names_what_is_kept_secret() -> None:
     security = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     assert "OPENAI_API_KEY" in security
-    assert "OPENAI_API_KEY" in SECRETS
+    assert "OPENAI_API_KEY" in ENVIRONMENT
     assert "docs/reliability.md" in security

@@ -97,9 +97,14 @@ def test_the_interval_of_a_ratio_of_timings_is_students() -> None:
 
 
 def test_the_variance_of_a_log_ratio_by_hand() -> None:
-    # Influences: 0.5 / 1.5 - 1 / 2 = -1/6 and 1/6 with opposite signs; variance 1/18 over two units.
-    assert log_mean_variance(([1.0, 2.0], 1), ([1.0, 3.0], -1)) == pytest.approx(((1 / 6) ** 2 * 2) / 2)
+    # Without the first unit the ratio is 2/3, without the second 1/1: half of log(3/2) to both sides of their middle.
+    half = math.log(3 / 2) / 2
+    assert log_mean_variance(([1.0, 2.0], 1), ([1.0, 3.0], -1)) == pytest.approx((2 - 1) / 2 * 2 * half**2)
     assert log_mean_variance(([1.0, 2.0], 1), ([2.0, 4.0], -1)) == pytest.approx(0.0)
+    # Of many units it is the delta method's.
+    values = np.random.default_rng(6).lognormal(0, 0.5, (2, 4000))
+    influence = values[0] / values[0].mean() - values[1] / values[1].mean()
+    assert log_mean_variance((values[0], 1), (values[1], -1)) == pytest.approx(influence.var() / 4000, rel=0.01)
 
 
 def test_the_95th_percentile_of_durations_covers() -> None:

@@ -14,9 +14,10 @@ import pytest
 from distill_lab.config import SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.evaluation.evaluate import evaluate
-from distill_lab.evaluation.labels import LiveEngine, item_lines, label_report, predictions, render_label_report
+from distill_lab.evaluation.labels import LiveLines, item_lines, label_report, predictions, render_label_report
 from distill_lab.evaluation.summary import summarize
 from distill_lab.files.jsonl import write_json, write_jsonl
+from distill_lab.generation.generate import generate
 from distill_lab.report.labels import labels_section
 from distill_lab.types import Completion, Prompt
 
@@ -141,9 +142,9 @@ def test_live_lines_count_what_was_answered_before(tmp_path: Path) -> None:
     done = tmp_path / "done.jsonl"
     write_jsonl(done, [Completion("t-0", 0, "de", None, "stop", 1).to_json()])
     told: list[str] = []
-    live = LiveEngine(Echo(), tmp_path / "prompts.jsonl", told.append, done=done)
-    answers = list(live.generate(prompts[1:], SamplingConfig()))
-    assert [answer.id for answer in answers] == ["t-2", "t-1"]
+    live = LiveLines(tmp_path / "prompts.jsonl", told.append, done=done)
+    counts = generate(tmp_path / "prompts.jsonl", done, Echo, SamplingConfig(), on_completion=live)
+    assert counts.kept == 3
     assert told == [
         "+ [2/3] Pred: de | GT: de | Acc: 2/2 (100.0%) | de",
         "- [3/3] Pred: en | GT: de | Acc: 2/3 ( 66.7%) | en",

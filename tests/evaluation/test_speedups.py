@@ -57,34 +57,52 @@ def test_intervals_by_hand() -> None:
     assert found.per_token_single.ci95 == pytest.approx((1.6, 1.6))
 
 
-def test_the_intervals_cover() -> None:
-    generator, hits = np.random.default_rng(2), np.zeros(2)
-    for _ in range(400):
-        slow, noise = generator.lognormal(0, 0.3, 5), generator.lognormal(0, 0.05, (2, 5))
-        lengths = generator.integers(20, 60, 8)
-        alone = lengths * generator.lognormal(0, 0.05, (2, 8))
-        both = []
-        for place, pace in enumerate((1.0, 0.25)):
-            rounds = [(float(pace * each), 100.0) for each in slow * noise[place]]
-            singles = [(float(pace * each), float(tokens)) for each, tokens in zip(alone[place], lengths, strict=True)]
-            seconds = float(np.median([each for each, _ in rounds]))
-            mean = float(np.mean([each for each, _ in singles]))
-            both.append(
-                replace(
-                    TEACHER,
-                    tokens_per_s=100 / seconds,
-                    seconds_per_answer=seconds,
-                    seconds_per_answer_single=mean,
-                    rounds=tuple(rounds),
-                    answer_tokens=(25,) * 4,
-                    answers_single=tuple(singles),
-                )
-            )
-        found = speedups(*both)
-        for place, figure in enumerate((found.per_token_batched, found.single)):
-            assert figure.ci95 is not None
-            hits[place] += figure.ci95[0] <= 4.0 <= figure.ci95[1]
-    assert (hits / 400 >= 0.93).all(), hits / 400
+PACE = {"teacher": 1.0, "student": 0.25}
+"""Seconds per token."""
+
+
+def timed(
+    generator: np.random.Generator, *, num_rounds: int, num_prompts: int, noise: float, skew: float
+) -> tuple[Speed, Speed]:
+    """Two models in turns: moments at which the machine is slow for both, noise of each timing, prompts of any length.
+
+    noise: relative, of a timing. skew: deviation of the logarithm of an answer's tokens, half of it common to both models.
+    """
+    slow = generator.lognormal(0, 0.3, num_rounds)
+    hard = {name: generator.normal(0, skew / math.sqrt(2), (2, num_prompts)) for name in ("both", *PACE)}
+    found = []
+    for name, pace in PACE.items():
+        # Of the batch, and of prompts alone; means of exp(hard) are exp(skew^2 / 2).
+        batch, alone = 40 * np.exp(hard["both"] + hard[name])
+        seconds = pace * batch.sum() * slow * generator.lognormal(0, noise, num_rounds)
+        single = pace * alone * generator.lognormal(0, noise, num_prompts)
+        change = {
+            "rounds": tuple((float(each), float(batch.sum())) for each in seconds),
+            "answer_tokens": tuple(map(float, batch)),
+            "answers_single": tuple((float(each), float(tokens)) for each, tokens in zip(single, alone, strict=True)),
+            "tokens_per_s": float(np.median(batch.sum() / seconds)),
+            "tokens_per_s_single": float(alone.sum() / single.sum()),
+            "seconds_per_answer": float(np.median(seconds)) / num_prompts,
+            "seconds_per_answer_single": float(single.mean()),
+        }
+        found.append(replace(TEACHER, **change))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(("num_rounds", "num_prompts"), [(3, 8), (5, 20), (20, 20)])
+@pytest.mark.parametrize(("noise", "skew"), [(0.05, 0.3), (0.3, 0.6)])
+def test_the_intervals_cover(num_rounds: int, num_prompts: int, noise: float, skew: float) -> None:
+    generator, number = np.random.default_rng(2), 1000
+    hits = dict.fromkeys(("batched", "per_token_batched", "single", "per_token_single"), 0)
+    truth = PACE["teacher"] / PACE["student"]
+    for _ in range(number):
+        models = timed(generator, num_rounds=num_rounds, num_prompts=num_prompts, noise=noise, skew=skew)
+        found = speedups(*models)
+        for name in hits:
+            ends = getattr(found, name).ci95
+            assert ends is not None
+            hits[name] += ends[0] <= truth <= ends[1]
+    assert min(hits.values()) / number >= 0.93, hits
 
 
 @pytest.mark.parametrize(

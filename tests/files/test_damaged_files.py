@@ -24,12 +24,14 @@ from distill_lab.generation.generate import _Todo
 from distill_lab.generation.request_cache import KEY_BYTES, CacheFile, RequestCache
 from distill_lab.grading.grade import Answers, write_resumable
 from distill_lab.grading.graders import metric_of
+from distill_lab.report.model_card import read_exports
+from distill_lab.report.run_student import student_of
 from distill_lab.report.run_table import entries_table, entry_lines, read_entry, short_table
 from distill_lab.run import Run
 from distill_lab.train import checkpoints
 from distill_lab.train.training_log import check_is_log
 from distill_lab.types import Completion, Counts, Prompt
-from tests.helpers import eval_row
+from tests.helpers import FAMILY, eval_row, finished_run
 from tests.mutations import mutations
 
 NUMBER = 1000
@@ -108,6 +110,17 @@ def test_run_json_and_summary_json_in_the_list_of_runs(tmp_path: Path) -> None:
     used, refused = try_all(summary, use)
     assert refused == 0
     assert min(problems, used - problems) > 20, "the run is listed, with the reason"
+
+
+def test_the_run_of_a_student_that_is_exported_or_served(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run", made=FAMILY / "student")
+    for name in ("run.json", "summary.json"):
+        used, refused = try_all(folder / name, lambda: student_of(folder))
+        assert min(used, refused) > 20
+    exported = tmp_path / "export"
+    exported.mkdir()
+    write_json(exported / "export.json", {"files": [{"path": "a.gguf", "kind": "gguf"}]})
+    assert try_all(exported / "export.json", lambda: read_exports(exported))[1] > 500
 
 
 def test_summary_and_graded_answers_in_the_report(tmp_path: Path) -> None:

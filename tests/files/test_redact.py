@@ -12,11 +12,14 @@ from urllib.parse import quote
 import pytest
 
 from distill_lab import cli
-from distill_lab.config import EngineConfig, SamplingConfig
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
-from distill_lab.files.redact import MARK, Redactor
+from distill_lab.files.redact import Redactor
 from distill_lab.generation.engines.openai_api import OpenAIEngine
+from distill_lab.pipeline.stages import Pipeline
+from distill_lab.run import Run
+from distill_lab.settings.secrets import MARK
 from tests.hostile_server import KEY, HostileServer, Reply, answer, prompts
 
 BEARER = f"Bearer {KEY}"
@@ -214,3 +217,66 @@ def test_no_byte_of_a_command_is_the_key(
         assert KEY[::-1].encode() not in content
         assert base64.b64encode(KEY.encode())[:24] not in content
         assert KEY.encode().hex().encode() not in content
+
+
+HIDDEN = {
+    "api_key": "zq8-first-secret-4411",
+    "extra_headers": {"X-Team": "zq8-second-secret-4411", "Authorization": "Bearer zq8-third-secret-4411"},
+    "nested": [{"password": "zq8-fourth-secret-4411"}],
+    "user": "zq8-first-secret-4411",
+}
+"""Fields of requests in which a user gave keys; each has a part that nothing else has."""
+
+
+def repeating(request: Any) -> Reply:
+    """A server that repeats each key that it got: in the answer, in an error and in a status line."""
+    keys = (
+        f"{request.body['api_key']} {json.dumps(request.body['extra_headers'])} {request.body['nested'][0]['password']}"
+    )
+    if request.text == "refused":
+        return Reply(status=400, body={"error": {"message": keys}})
+    if request.text == "raw":
+        return Reply(raw=f"HTTP/1.1 {keys}\r\n\r\n".encode())
+    return Reply(body=answer(f"you sent {keys}", reasoning_content=keys))
+
+
+@pytest.mark.slow
+def test_a_key_among_the_fields_of_requests_is_written_to_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("DISTILL_LAB_CACHE", str(place / "cache"))
+    data = tmp_path / "data.jsonl"
+    write_jsonl(data, (prompt.to_json() for prompt in prompts("a", "refused", "b", "raw", "c")))
+    with HostileServer(rule=repeating) as server:
+        flags = [
+            "--engine.base-url",
+            server.url,
+            "--engine.max-retries",
+            "0",
+            "--engine.extra-body",
+            json.dumps(HIDDEN),
+        ]
+        flags += ["--engine.max-concurrency", "1", "--sampling.max-new-tokens", "4", "--data", str(data)]
+        assert cli.main(["generate", "--model", "openai:m", "--out", "a.jsonl", *flags]) == 0
+        assert server.requests[0].body["api_key"] == HIDDEN["api_key"]
+        assert server.requests[0].body["extra_headers"] == HIDDEN["extra_headers"]
+        config = EngineConfig(base_url=server.url, extra_body=json.dumps(HIDDEN), max_retries=0)
+        with Run.open(place / "run", recipe="r", config={"engine": config.model_dump()}) as run:
+            asked = place / "a.prompts.jsonl"
+            Pipeline(run, engine=config).answers("answers", ModelConfig(model="openai:m"), asked, ONE)
+        # Another key is not another model: the answers are those of the first command.
+        before, other = len(server.requests), json.dumps(HIDDEN | {"api_key": "zq8-other", "user": "zq8-other"})
+        flags[flags.index(json.dumps(HIDDEN))] = other
+        assert cli.main(["generate", "--model", "openai:m", "--out", "a.jsonl", *flags]) == 0
+        assert {request.text for request in server.requests[before:]} <= {"refused", "raw"}
+    told = capsys.readouterr()
+    written = [path for path in place.rglob("*") if path.is_file()]
+    assert len(written) >= 5
+    assert MARK in (place / "a.jsonl").read_text()
+    assert MARK in (place / "run" / "run.json").read_text()
+    for content in (told.out.encode(), told.err.encode(), *(path.read_bytes() for path in written)):
+        assert b"zq8" not in content.lower()

@@ -148,6 +148,28 @@ def test_an_answer_that_cannot_be_read_is_an_error(kind: str, openai_environment
         said(url)
 
 
+@pytest.mark.parametrize("depth", [900, 50_000])
+def test_deep_fields_are_passed_over(depth: int, openai_environment: None) -> None:
+    deep = "[" * depth + "]" * depth
+    body = (
+        b'data: {"debug": '
+        + deep.encode()
+        + b', "choices": [{"delta": {"content": "Yes"}}]}\n\n'
+        + events({"content": "."})
+    )
+    with server(200, "text/event-stream", body) as (url, _):
+        assert said(url) == "Yes."
+    whole = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}], "debug": "HERE"}
+    with server(200, "application/json", json.dumps(whole).replace('"HERE"', deep).encode()) as (url, _):
+        assert said(url) == "Yes."
+    refusal = '{"error": {"message": "no"}, "debug": ' + deep + "}"
+    with (
+        server(400, "application/json", refusal.encode()) as (url, _),
+        pytest.raises(ModelError, match="big: HTTP 400"),
+    ):
+        said(url)
+
+
 def test_a_refusal_is_told_without_the_key(openai_environment: None) -> None:
     body = json.dumps({"error": {"message": f"wrong key {KEY}"}}).encode()
     with (

@@ -206,3 +206,16 @@ def test_gold_answers_of_real_data(shared_data: Path) -> None:
             assert grade(record.prompt, Completion("", 0, wrong, None, "stop", 1)).score == 0.0
             total += 1
     assert total == 7473 + 600 + 395 + 600 + 508 + 562
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"-\frac{1}{2}", "-1/2"), ("$-\\frac{1}{2}$", "-1/2"), ("-½", "-1/2"), ("$- 8$", "-8"), ("- one\n- 8", "8"),
+        ("- one\n- -8", "-8"), ("- one\n- -½", "-1/2"), ("* 8", "8"), ("- 8", None), (r"- \frac{1}{2}", None),
+        ("- 8 apples", None), ("- It is 8.", "8"),
+    ],
+)  # fmt: skip
+def test_a_minus_is_no_mark_of_a_list_and_what_may_be_either_is_not_read(text: str, value: str | None) -> None:
+    found = last_number(text)
+    assert (found and found.value) == (None if value is None else Fraction(value))

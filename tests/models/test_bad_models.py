@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,24 @@ TEMPLATES = {
     "200 MB": "{{ 'x' * 200000000 }}", "loop": "{% for i in range(99999) %}{{ messages }}{{ 'x' * 999 }}{% endfor %}",
     "digits": "{{ '%d' % (10**5000) }}", "extends": "{% extends 'x' %}",
 }  # fmt: skip
+
+
+def test_ctrl_c_ends_a_template_that_would_take_years(folder: Path) -> None:
+    tokenizer = load_tokenizer(config(folder))
+    loops = "".join(f"{{% for i{n} in range(99999) %}}" for n in range(3)) + "{% endfor %}" * 3
+    tokenizer.chat_template = loops
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            prompt_ids(tokenizer, ASK)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -328,6 +328,8 @@ def test_self_distillation_on_free_text_without_gold_holds_one_set_of_weights(
     assert summary.n == 3
     assert summary.cost["ratio"]["seconds"] == pytest.approx(summary.speedup_single)
     assert summary.speedup == min(summary.speedup_batched, summary.speedup_single)
+    speeds = json.loads((tmp_path / "run" / "speed.json").read_text())
+    assert [row["in_turns_with"] for row in speeds.values()] == [["teacher", "student"]] * 2
     reference = {row["id"]: row["answer"] for row in read_jsonl(tmp_path / "run" / "eval" / "reference.jsonl")}
     said = {row["id"]: row["content"] for row in read_jsonl(tmp_path / "run" / "eval" / "teacher.completions.jsonl")}
     assert reference == said

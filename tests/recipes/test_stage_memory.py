@@ -89,8 +89,8 @@ class Loads:
     def __init__(self) -> None:
         self.engines: list[weakref.ref[Any]] = []
 
-    def load(self, *arguments: Any) -> Any:
-        engine = load_engine(*arguments)
+    def load(self, *arguments: Any, **named: Any) -> Any:
+        engine = load_engine(*arguments, **named)
         self.engines.append(weakref.ref(engine))
         return engine
 
@@ -104,7 +104,7 @@ def test_a_judge_is_loaded_once_and_gone_before_speeds(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads, alive = Loads(), []
-    monkeypatch.setattr("distill_lab.grading.graders.judge.load_engine", loads.load)
+    monkeypatch.setattr("distill_lab.grading.graders._asking.load_engine", loads.load)
 
     def measured(*arguments: Any, **settings: Any) -> Any:
         alive.append(loads.alive)

@@ -192,3 +192,29 @@ def test_real_rows_train_save_reload_and_answer(
     answers = list(read_jsonl(tmp_path / "run" / "eval" / "student.completions.jsonl"))
     assert len(answers) == 4
     assert all(row["num_tokens"] >= 1 and row["finish_reason"] in ("stop", "length") for row in answers)
+
+
+@pytest.mark.parametrize("how", ["flag", "yaml"])
+def test_a_presets_test_set_is_replaced_by_held_out_rows(tmp_path: Path, how: str) -> None:
+    """From the command line to the scores: --test.path "" tests on rows of the data that are not trained."""
+    command = [sys.executable, "-m", "distill_lab.cli", "system1", "--preset", "tiny", "--run", str(tmp_path / "run")]
+    command += ["--data.split", "distill[:60]", "--num-test", "6", "--no-measure", "--train.max-steps", "2"]
+    command += ["--sampling.max-new-tokens", "24", "--test-sampling.max-new-tokens", "24"]
+    if how == "yaml":
+        (tmp_path / "settings.yaml").write_text('test: ""\n')
+        command += ["--config", str(tmp_path / "settings.yaml")]
+    else:
+        command += ["--test.path", ""]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    data, test, trained = (
+        {row["id"] for row in read_jsonl(tmp_path / "run" / f"{name}.jsonl")}
+        for name in ("data", "test", "completions")
+    )
+    assert len(test) == 6
+    assert test < data
+    assert not test & trained
+    assert trained
+    summary = read_summary(tmp_path / "run" / "summary.json")
+    assert summary.n == 6
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["config"]["test"]["path"] == ""

@@ -6,17 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill_lab.config import DataConfig
 from distill_lab.data.records import write_prompts
-from distill_lab.errors import DataError, NoData
+from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.train.packing import Row
 from distill_lab.train.rows import REFUSED, UNTRAINED, Rows, read_rows
 from distill_lab.training_data.training_set import write_training_set
-from tests.helpers import FAMILY
+from tests.helpers import FAMILY, toy_rows
+from tests.mutations import mutations
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,47 @@ def test_a_row_that_the_template_refuses_is_dropped_and_the_first_is_named(
     assert "its chat template" in found.first_refused
     with pytest.raises(NoData, match=rf"nothing to train on \({len(bad)} rows: {REFUSED}\); the first refused one is"):
         rows_of(tokenizer, path, *bad)
+
+
+@pytest.mark.parametrize("damage", ["without its end", "footer", "middle", "empty", "text"])
+def test_a_damaged_parquet_file_is_named(tiny: PreTrainedTokenizerBase, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame(toy_rows(200)).to_parquet(path)
+    whole = path.read_bytes()
+    assert len(read_rows(path, tiny, max_length=512, validation_fraction=0, seed=0).training) == 200
+    half = len(whole) // 2
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    damaged = {
+        "without its end": whole[:-9],
+        "footer": whole[:footer] + bytes(40) + whole[footer + 40 :],
+        "middle": whole[: half - 500] + b"\xff" * 1000 + whole[half + 500 :],
+        "empty": b"",
+        "text": b'{"prompt": []}\n',
+    }[damage]
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match=r"rows\.parquet.*cannot be read as Parquet .*make it again"):
+        read_rows(path, tiny, max_length=512, validation_fraction=0, seed=0)
+
+
+def test_no_damage_of_a_parquet_file_is_a_fault_of_the_lab(tiny: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame(toy_rows(8)).to_parquet(path)
+    refused = 0
+    for damaged in mutations(path.read_bytes(), 300):
+        path.write_bytes(damaged)
+        try:
+            read_rows(path, tiny, max_length=512, validation_fraction=0, seed=0)
+        except UserError:
+            refused += 1
+    assert refused > 100
+
+
+def test_half_a_surrogate_pair_is_trained_as_a_replacement_character(
+    tiny: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    half, whole = (
+        rows_of(tiny, tmp_path / f"{number}.jsonl", {"prompt": [user(f"a{text}")], "completion": [answer(f"b{text}c")]})
+        for number, text in enumerate(("\ud83d", "\ufffd"))
+    )
+    assert [list(row.input_ids) for row in half.training] == [list(row.input_ids) for row in whole.training]
+    assert len(half.training) == 1

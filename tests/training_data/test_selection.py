@@ -14,7 +14,7 @@ from distill_lab.evaluation.token_stats import read_stats
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.train.rows import read_rows
 from distill_lab.training_data.selection import (
-    read_parquet,
+    read_selection,
     select,
     shuffle_answers,
     take_side,
@@ -70,7 +70,7 @@ def correct(graded: tuple[Path, Path], tmp_path: Path) -> Path:
 
 
 def names(path: Path) -> list[tuple[str, int]]:
-    return [(row["id"], row["sample"]) for row in read_parquet(path)]
+    return [(row["id"], row["sample"]) for row in read_selection(path)]
 
 
 def test_correct_ones_are_kept_once_and_every_other_is_counted_by_reason(
@@ -94,7 +94,7 @@ def test_a_lower_least_score_lets_more_in(graded: tuple[Path, Path], tmp_path: P
 
 
 def test_rows_are_training_rows_with_their_thinking(correct: Path) -> None:
-    rows = list(read_parquet(correct))
+    rows = list(read_selection(correct))
     assert rows[0]["prompt"] == [{"role": "user", "content": "a?"}]
     assert rows[0]["completion"] == [{"role": "assistant", "content": GRADED[0][2]}]
     assert rows[1]["completion"] == [{"role": "assistant", "content": "Final Answer: 4", "thinking": "think"}]
@@ -139,8 +139,8 @@ def test_both_sides_of_the_split_are_the_whole_and_share_no_question(correct: Pa
     held_out = take_side(correct, validation, tmp_path / "val.parquet", side="validation")
     assert (training.kept, training.dropped) == (2, {"for validation": 2})
     assert (held_out.kept, held_out.dropped) == (2, {"for training": 2})
-    assert {row["question"] for row in read_parquet(tmp_path / "train.parquet")} == {"a?"}
-    assert {row["question"] for row in read_parquet(tmp_path / "val.parquet")} == {"c?"}
+    assert {row["question"] for row in read_selection(tmp_path / "train.parquet")} == {"a?"}
+    assert {row["question"] for row in read_selection(tmp_path / "val.parquet")} == {"c?"}
 
 
 def test_shuffled_answers_are_the_same_answers_none_with_its_question(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_shuffled_answers_are_the_same_answers_none_with_its_question(tmp_path: 
     ]
     write_parquet(tmp_path / "rows.parquet", rows)
     counts = shuffle_answers(tmp_path / "rows.parquet", tmp_path / "shuffled.parquet")
-    found = list(read_parquet(tmp_path / "shuffled.parquet"))
+    found = list(read_selection(tmp_path / "shuffled.parquet"))
     assert counts.kept == len(found) == len(rows)
 
     def texts(of: list[dict[str, Any]], field: str) -> list[str]:
@@ -175,7 +175,7 @@ def test_shuffled_answers_are_the_same_answers_none_with_its_question(tmp_path: 
 
 
 def test_one_question_cannot_be_shuffled(correct: Path, tmp_path: Path) -> None:
-    write_parquet(tmp_path / "one.parquet", [row for row in read_parquet(correct) if row["id"] == "a"])
+    write_parquet(tmp_path / "one.parquet", [row for row in read_selection(correct) if row["id"] == "a"])
     with pytest.raises(NoData, match="too few questions"):
         shuffle_answers(tmp_path / "one.parquet", tmp_path / "shuffled.parquet")
 

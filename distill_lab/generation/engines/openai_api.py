@@ -26,7 +26,7 @@ import httpx2
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import ModelError, UserError
-from distill_lab.files.redact import Redactor
+from distill_lab.files.redact import redactor
 from distill_lab.generation.engines._batch import BatchEngine
 from distill_lab.generation.engines._chat_completions import RequestRejected, one_line
 from distill_lab.generation.engines._event_loop import Deliver, iterate
@@ -86,11 +86,12 @@ class OpenAIEngine:
         self, model: str, config: EngineConfig, *, base_url: str, key: str = "", first_wait_s: float = FIRST_WAIT_S
     ) -> None:
         self.model, self.config, self.base_url, self.first_wait_s = model, config, base_url, first_wait_s
-        self.key, self.redact = key, Redactor(key)
+        self.key, self.redact = key, redactor([key, *config.secrets])
         self.on_note: Callable[[str], None] = lambda note: None
         """Receives what a user should know about how the server is asked; `load_engine` sets it."""
         self.budget: Budget | None = None
         """What the requests may cost; without an output to fill, nothing is counted."""
+        self._announce = True
 
     def generate(self, prompts: Iterable[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, each as soon as it is done.
@@ -100,7 +101,7 @@ class OpenAIEngine:
         them.
         """
         notes: list[str] = []
-        if self.budget is not None and self.config.price.known and isinstance(prompts, Sequence):
+        if self.budget and self._announce and self.config.price.known and isinstance(prompts, Sequence):
             self.on_note(f"{self.model}: {announcement(prompts, sampling, self.config.price, batch=False)}")
         exchange = self.exchange(sampling, notes)
         completions: Iterator[Completion] = iterate(
@@ -134,15 +135,20 @@ class OpenAIEngine:
         """
         price = self.config.price
         spent = spending({output, *paid}, price).cost if price.known else None
-        self.budget = Budget(price, spent=spent or 0.0)
+        self.count_costs(spent or 0.0)
+        assert self.budget is not None
         return BatchEngine(self, output, self.budget) if self.config.batch else self
+
+    def count_costs(self, spent: float, *, announce: bool = True) -> None:
+        """Stop before requests exceed the maximum cost, of which `spent` is used up; announce: say before what they cost."""
+        self.budget, self._announce = Budget(self.config.price, spent=spent), announce
 
     def finished(self) -> None:
         """All completions are on disk."""
 
     def exchange(self, sampling: SamplingConfig, notes: list[str]) -> Exchange:
         """The requests with this sampling, and their answers; what the user should know is added to `notes`."""
-        extra = json.loads(self.config.extra_body or "{}")
+        extra = self.config.extra_fields
         return Exchange(self.model, self.base_url, sampling, extra=extra, on_note=notes.append)
 
     def say(self, notes: list[str]) -> None:

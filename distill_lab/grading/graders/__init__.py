@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from distill_lab.config import EngineConfig, ModelConfig
 from distill_lab.errors import UserError
@@ -48,6 +49,31 @@ class Grader(Protocol):
     def grade_all(self, pairs: Sequence[Pair]) -> list[Grade]:
         """Grade many pairs at once, in their order."""
         ...
+
+
+@runtime_checkable
+class AskingGrader(Protocol):
+    """A grader that asks a model, and keeps its replies in a file next to the grades."""
+
+    def asking(
+        self, replies: Path, pairs: Iterable[Pair], *, paid: Sequence[Path], on_note: Callable[[str], None]
+    ) -> AbstractContextManager[None]:
+        """While the block grades `pairs`, keep every reply in the file `replies`; what is in it is not paid for again.
+
+        paid: completions files whose costs count toward engine.price.max_cost, too.
+        """
+        ...
+
+
+def replies_path(output: Path) -> Path:
+    """Where the replies of a grader that asks a model are, for the grades in `output`."""
+    return output.with_suffix(".judge.jsonl")
+
+
+def judge_model(name: str) -> ModelConfig | None:
+    """The model that the grader of this name asks; None if it asks none. Raises like `find_grader`."""
+    argument = find_grader(name)[1]
+    return None if argument is None else ModelConfig(model=argument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +182,12 @@ def _module(stem: str) -> ModuleType:
 
 def grader_inputs(name: str, engine: EngineConfig) -> Any:
     """What grades depend on besides the completions: the grader's name, and a judge's model. Raises like `find_grader`."""
-    _, argument = find_grader(name)
-    if argument is None:
+    model = judge_model(name)
+    if model is None:
         return name
     from distill_lab.generation.model_identity import requested_model_inputs
 
-    return {"name": name.partition(":")[0], **requested_model_inputs(ModelConfig(model=argument), engine)}
+    return {"name": name.partition(":")[0], **requested_model_inputs(model, engine)}
 
 
 def gold_answer(prompt: Prompt, grader: str) -> str:

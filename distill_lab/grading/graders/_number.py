@@ -109,7 +109,11 @@ _JUDGED = re.compile(
 _LAST_DIGIT = re.compile(r"[\d½¼¾⅓⅔⅛](?=[^\d½¼¾⅓⅔⅛]*\Z)")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^\d\s]|\d+[^\d.])|(?<=[。！？；])|\n+")
 _CLAUSE = re.compile(r"[,;:，：](?=\s|\D)|\s[—–-]\s(?=\D)|\b(?:so|therefore|thus|hence|leaving|then)\b", re.IGNORECASE)
-_LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]\s+(?=\S)|[-*•]\s+)")
+_LIST_MARK = re.compile(r"^\s*(?:\d{1,2}[.)]\s+(?=\S)|[*•]\s+)")
+_BULLET = re.compile(r"^[ \t]*-[ \t]+", re.MULTILINE)
+"""As a text has it; in plain text a minus may be apart from its fraction, too."""
+_BULLET_OR_MINUS = re.compile(r"\s*-[ \t]+[^\sA-Za-z][^\n]*\Z")
+"""A whole text of one line that could be the only item of a list, or a negative number."""
 WINDOW = 600
 """Characters before the last digit of a text in which to search for its last number."""
 
@@ -181,7 +185,9 @@ def last_number(text: str) -> Number | None:
     digit = _LAST_DIGIT.search(text)
     if digit is None:
         return None
-    window = plain_text(text[max(0, digit.end() - WINDOW) : digit.end() + WINDOW // 4])
+    if _BULLET_OR_MINUS.match(text.rstrip()):
+        return None
+    window = plain_text(_BULLET.sub("", text[max(0, digit.end() - WINDOW) : digit.end() + WINDOW // 4]))
     sentences = [part for part in _SENTENCE_END.split(window) if part and re.search(r"\d", _LIST_MARK.sub("", part))]
     while len(sentences) > 1 and re.fullmatch(r"\s*\d{1,2}[.)]\s*", sentences[-1]):
         sentences.pop()  # the mark of a list's next item

@@ -3,6 +3,7 @@
     judge = Judge(load_engine(model, config), rubric=RUBRIC)       grade_all([(prompt, completion), ...]) -> [Grade, ...]
     judge.compare([(prompt, "first answer", "second answer")])     -> ["win"], ["tie"] or ["loss"] of the first
     load_grader("judge:openai:qwen-max")                           the same by name, wherever a grader is named
+    with judge.asking(Path("graded.judge.jsonl"), pairs): ...      keeps every reply, and counts what it costs
 
 A grade from 1 to 5 becomes a score from 0 to 1: (grade - 1) / 4. The judge sees the prompt's gold answer, if any, as a
 reference. A pair is judged in both orders, because judges have a position bias (Zheng et al. 2023, "Judging
@@ -14,14 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from distill_lab.answers import after_thinking
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
-from distill_lab.generation.engines import Engine, complete, load_engine
+from distill_lab.generation.engines import Engine, complete
+from distill_lab.generation.prices import spending
 from distill_lab.grading.graders import Grader, Pair
+from distill_lab.grading.graders._asking import OnDemand, OnNote, Replies
 from distill_lab.types import Completion, Grade, Prompt
 
 METRIC = "judge score"
@@ -114,6 +119,38 @@ class Judge:
         self._sampling = sampling or SamplingConfig(max_new_tokens=1024)
         self.name = name
         self.counts = JudgeCounts()
+        self._replies: Replies | None = None
+
+    @contextmanager
+    def asking(
+        self, replies: Path, pairs: Iterable[Pair], *, paid: Sequence[Path] = (), on_note: OnNote = lambda note: None
+    ) -> Iterator[None]:
+        """Keep every reply in the file `replies` while the block grades `pairs`; what is in it is not asked again.
+
+        paid: completions files whose costs count toward engine.price.max_cost, too. on_note: receives what the replies
+        will cost, and at the end what they did cost.
+        """
+        model = self._engine if isinstance(self._engine, OnDemand) else None
+        try:
+            with Replies(replies, model.identity() if model else self.name) as self._replies:
+                if model:
+                    model.on_note = on_note
+                    model.count_costs([replies, *paid])
+                    texts = (text for text in self._texts(pairs) if not self._known(text))
+                    if before := model.announcement(texts, self._sampling):
+                        on_note(f"{self.name}: {before}; a reply without a verdict is asked for again, at most twice")
+                yield
+        finally:
+            self._replies = None
+            if model and model.on_server and (paid_here := spending([replies], model.config.price)).requests:
+                on_note(f"paid for grades by {self.name}: {paid_here}")
+
+    def _texts(self, pairs: Iterable[Pair]) -> Iterator[str]:
+        """What the judge is asked about the pairs that it is asked about."""
+        return (_ask(prompt, answer.content, self._rubric) for prompt, answer in pairs if _is_judged(answer))
+
+    def _known(self, text: str) -> bool:
+        return self._replies is not None and self._replies.find(text, self._sampling) is not None
 
     def release(self) -> None:
         """Free a model that was loaded on demand."""
@@ -126,8 +163,8 @@ class Judge:
 
     def grade_all(self, pairs: Sequence[Pair]) -> list[Grade]:
         """Grades in the order of `pairs`. Unfinished and empty completions score 0 without asking the judge."""
-        judged = [n for n, (_, c) in enumerate(pairs) if c.finish_reason == "stop" and c.content.strip()]
-        texts = [_ask(pairs[n][0], pairs[n][1].content, self._rubric) for n in judged]
+        judged = [n for n, (_, completion) in enumerate(pairs) if _is_judged(completion)]
+        texts = list(self._texts(pairs))
         grades = [Grade(0.0, None, "unparseable") for _ in pairs]
         for n, verdict in zip(judged, self._verdicts(texts, read_grade), strict=True):
             if verdict is not None:
@@ -159,14 +196,31 @@ class Judge:
                 temperature = max(sampling.temperature, RETRY_TEMPERATURE)
                 update = {"seed": sampling.seed + attempt, "temperature": temperature}
                 sampling = sampling.model_copy(update=update)
-                self.counts.retried += len(todo)
-            self.counts.requests += len(todo)
-            prompts = [Prompt(str(n), [{"role": "user", "content": texts[n]}]) for n in todo]
-            for reply in complete(self._engine, prompts, sampling):
-                verdicts[int(reply.id)] = read(reply.content)
+            for n, reply in self._answers({n: texts[n] for n in todo}, sampling, is_retry=attempt > 0):
+                verdicts[n] = read(reply.content)
             todo = [n for n in todo if verdicts[n] is None]
         self.counts.unparseable += len(todo)
         return verdicts
+
+    def _answers(
+        self, texts: dict[int, str], sampling: SamplingConfig, *, is_retry: bool
+    ) -> Iterator[tuple[int, Completion]]:
+        """The model's reply to each text: known ones first, then those it is asked for."""
+        prompts: list[Prompt] = []
+        for n, text in texts.items():
+            known = self._replies.find(text, sampling) if self._replies else None
+            if known is not None:
+                yield n, known
+            else:
+                prompts.append(Prompt(str(n), [{"role": "user", "content": text}]))
+        self.counts.requests += len(prompts)
+        self.counts.retried += len(prompts) if is_retry else 0
+        if not prompts:
+            return
+        for reply in complete(self._engine, prompts, sampling):
+            if self._replies is not None:
+                self._replies.keep(texts[int(reply.id)], sampling, reply)
+            yield int(reply.id), reply
 
 
 def load(argument: str, engine: EngineConfig) -> Grader:
@@ -174,22 +228,9 @@ def load(argument: str, engine: EngineConfig) -> Grader:
     return Judge(OnDemand(ModelConfig(model=argument), engine), name=f"judge:{argument}")
 
 
-class OnDemand:
-    """An engine that is loaded on first use and can be freed."""
-
-    def __init__(self, model: ModelConfig, config: EngineConfig) -> None:
-        self._model, self._config = model, config
-        self._engine: Engine | None = None
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
-        """See `Engine`. Raises the errors of `load_engine`."""
-        if self._engine is None:
-            self._engine = load_engine(self._model, self._config)
-        return self._engine.generate(prompts, sampling)
-
-    def release(self) -> None:
-        """Free the model; the next use loads it again."""
-        self._engine = None
+def _is_judged(completion: Completion) -> bool:
+    """Whether the judge is asked: what is unfinished or empty scores 0."""
+    return completion.finish_reason == "stop" and bool(completion.content.strip())
 
 
 def _ask(prompt: Prompt, answer: str, rubric: str) -> str:

@@ -136,6 +136,32 @@ def test_a_response_without_an_answer_is_an_error(server: HostileServer, body: A
     assert (found["a"].content, found["c"].content) == ("re: a", "re: c")
 
 
+@pytest.mark.parametrize("depth", [900, 50_000])
+@pytest.mark.parametrize("place", ["beside", "in the choice", "in the message", "in the usage"])
+def test_an_answer_with_a_deep_field_is_an_answer(
+    server: HostileServer, tmp_path: Path, depth: int, place: str
+) -> None:
+    body = {**answer("fine"), "usage": {"prompt_tokens": 4, "completion_tokens": 3}}
+    owner = {
+        "beside": body, "in the choice": body["choices"][0], "in the message": body["choices"][0]["message"],
+        "in the usage": body["usage"],
+    }[place]  # fmt: skip
+    owner["debug"] = "HERE"
+    deep = b'{"a": ' + b"[" * depth + b"]" * depth + b"}"
+    server.script["b"] = [Reply(body=json.dumps(body).encode().replace(b'"HERE"', deep))]
+    server.script["c"] = [Reply(status=400, body=b'{"error": {"message": "too long", "debug": ' + deep + b"}}")]
+    write_jsonl(tmp_path / "prompts.jsonl", (prompt.to_json() for prompt in prompts(*"abcd")))
+    found: dict[str, Any] = {}
+    for _ in range(2):  # the second time the file is read again, and the refused prompt asked again
+        generate(tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", lambda: engine(server), SAMPLING)
+        found = {row["id"]: row for row in read_jsonl(tmp_path / "out.jsonl")}
+        assert (found["p-b"]["content"], found["p-b"]["num_tokens"]) == ("fine", 3)
+        assert found["p-d"]["content"] == "re: d"
+        if not server.asked("c")[1:]:
+            assert (found["p-c"]["finish_reason"], "too long" in found["p-c"]["error"]) == ("error", True)
+    assert found["p-c"]["content"] == "re: c"
+
+
 def test_what_a_response_holds() -> None:
     def read(body: dict[str, Any]) -> tuple[str | None, str, str, int]:
         row = to_completion(body, "p", 1)
