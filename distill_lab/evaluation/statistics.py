@@ -65,7 +65,11 @@ def paired(base: Path, student: Path) -> Paired:
     difference, 10,000 flips, seeded (Phipson & Smyth 2010 for the + 1). Raises UserError if the files hold different prompts
     or gold answers, or no items.
     """
-    pairs = _pairs(base, student)
+    return compare_pairs(_pairs(base, student))
+
+
+def compare_pairs(pairs: np.ndarray) -> Paired:
+    """The second column of `pairs` `[prompts, 2]`, values in [0, 1], against the first."""
     differences = pairs[:, 1] - pairs[:, 0]
     if is_binary(pairs.ravel().tolist()):
         test, p_value = "exact McNemar", mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))

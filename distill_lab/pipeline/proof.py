@@ -21,6 +21,8 @@ from distill_lab.data.prompts import read_prompts
 from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import NoData
 from distill_lab.evaluation.evaluate import Score, cut_share, evaluate
+from distill_lab.evaluation.ratings import FILE as RATINGS
+from distill_lab.evaluation.ratings import judge_name, summarize_ratings
 from distill_lab.evaluation.speed import NUM_ROUNDS, measure
 from distill_lab.evaluation.speedups import LATENCY_TOKENS, REASONING_TOKENS, Speed
 from distill_lab.evaluation.statistics import outcomes, paired, retention_interval
@@ -137,7 +139,8 @@ def evaluate_models(
             run.recipe, num_scored, scores=scores, speeds=speeds, gain=gain, retention_ci95=retention_ci95, steps=steps,
             metric=found.metric, losses=losses, outcomes=right,
         )  # fmt: skip
-        summary = dataclasses.replace(summary, spending=pipeline.spending())
+        ratings = summarize_ratings(run.path(RATINGS), results, judge=judge_name(found.grader)) if results else None
+        summary = dataclasses.replace(summary, spending=pipeline.spending(), ratings=ratings)
         if pipeline.overlap:
             left_out = pipeline.overlap.to_json()
             notes = (*summary.notes, *filter(None, [overlap_note(left_out)]))

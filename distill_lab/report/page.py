@@ -30,14 +30,17 @@ from distill_lab.evaluation.verdict import RETENTION_KPI, percent, tenths
 from distill_lab.files.jsonl import atomic_path
 from distill_lab.files.records import read_record
 from distill_lab.formatting import bytes_text, p_value_text, seconds_text, shown, times
+from distill_lab.report.advice import advice_lines
 from distill_lab.report.examples import badge, examples_section
 from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
 from distill_lab.report.labels import cost_section, labels_section
 from distill_lab.report.overlap import overlap_section
+from distill_lab.report.ratings import ratings_section
 from distill_lab.report.result_text import ends_text, kpi_text, points_text, settle_text
 from distill_lab.report.spending import spending_section
 from distill_lab.report.style import PAGE_STYLE
 from distill_lab.report.tokens import tokens_section
+from distill_lab.train.training_log import NAME as TRAINING_LOG
 
 DASH = "–"
 """What was not measured."""
@@ -50,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
     files = {kind: path for kind, path in files.items() if path.is_file()}
     items = {kind: {row.id: row for row in first_samples(path)} for kind, path in files.items()}
     sections = [
-        _head(run, summary),
+        _head(run, summary, run_dir / TRAINING_LOG),
         _tiles(summary),
         _figures(summary),
         _speedups(summary),
@@ -59,6 +62,7 @@ def write_report(run_dir: Path) -> Path:
         spending_section(summary.spending),
         labels_section(summary),
         tokens_section(summary),
+        ratings_section(summary.ratings, names=LABELS),
         examples_section(items, summary.outcomes, alike=summary.metric is not None and summary.metric.similarity),
         overlap_section(summary.test_overlap, run_dir / "overlap.jsonl"),
         _stages(run["stages"]),
@@ -93,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
     return read_record(path)
 
 
-def _head(run: Mapping[str, Any], summary: Summary) -> str:
+def _head(run: Mapping[str, Any], summary: Summary, log: Path) -> str:
     lines = []
     if summary.gain is not None and summary.p_value is not None:
         changed = "raised" if summary.gain > 0 else "lowered" if summary.gain < 0 else "did not change"
@@ -108,7 +112,7 @@ def _head(run: Mapping[str, Any], summary: Summary) -> str:
         lines.append(f"The student has {count(sizes[1])} parameters, the teacher {count(sizes[0])}.")
     text = "".join(f"<p>{line}</p>" for line in lines)
     text += "".join(f'<p class="muted">{shown(note)}</p>' for note in summary.notes)
-    text += "".join(f"<p><b>What to try.</b> {shown(line)}</p>" for line in summary.advice)
+    text += "".join(f"<p><b>What to try.</b> {shown(line)}</p>" for line in advice_lines(summary, log))
     return (
         f'<p class="eyebrow">Distillation report · {shown(run["recipe"])}</p><h1>{escape(headline(summary))}</h1>{text}'
     )
