@@ -93,7 +93,8 @@ def main(config: Config) -> int:
     if config.dry_run:
         return _plan(experiments, options, config.run, terminal)
     for experiment in experiments:
-        terminal.heading(f"{experiment.name.upper()}. {experiment.title}", experiment.question)
+        terminal.heading(f"{experiment.name.upper()}. {experiment.title}")
+        terminal.wrapped(experiment.question, style="dim")
         result = run_experiment(experiment, options, config.run, find=find_recipe, watch=terminal)
         page = write_experiment(config.run / experiment.name)
         index = write_index(config.run)
@@ -137,7 +138,7 @@ def _plan(experiments: list[Experiment], options: Options, folder: Path, termina
 
     arms = [arm for each in experiments for arm in make_arms(each, options, find=find_recipe, models=folder / MODELS)]
     owners = [each for each in experiments for _ in make_arms(each, options, find=find_recipe, models=folder / MODELS)]
-    costs = plan_experiment(arms, folder / STUDENTS, folder / MODELS, machine=this_machine())
+    costs = plan_experiment(arms, folder / STUDENTS, machine=this_machine())
     terminal.finished("")
     problems: list[str] = []
     shown = ""

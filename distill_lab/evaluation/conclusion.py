@@ -88,13 +88,11 @@ def next_steps(differences: Sequence[Difference], variants: Sequence[VariantResu
                 f"A difference as large as that between {step.first} and {step.second} on `{step.prompts}` would take about "
                 f"{_rounded(needed):,} prompts to settle; there were {step.n:,}."
             )
-    score = [each for each in differences if each.measure == "score"]
-    if ordered and score and variants and score[0].second != variants[-1].name:
-        last = next(
-            (each for each in score if each.second == variants[-1].name and each.first != variants[0].name), None
-        )
-        if last and last.found and last.value > 0:
-            lines.append(f"The score still grows at the last step, to {last.second}: try more.")
+    if ordered and len(variants) > 1:
+        ends = (variants[-2].name, variants[-1].name)
+        last = [each for each in differences if each.measure == "score" and (each.first, each.second) == ends]
+        if last and last[0].found and last[0].value > 0:
+            lines.append(f"The score still grows at the last step, to {ends[1]}: go further.")
     for variant in variants:
         if variant.losses and round(variant.losses[1], 3) > round(variant.losses[0], 3):
             lines.append(

@@ -42,7 +42,7 @@ class Notes(ProgressReporter):
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("DISTILL_LAB_CACHE", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
+    return tmp_path / "cache"
 
 
 def quick(name: str, *, variants: int | None = None, **settings: Any) -> Experiment:

@@ -131,7 +131,7 @@ def test_students_of_the_user() -> None:
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no experiment 'z'; choose from a, b, c, d, e, f, g, all"):
         read_experiment("z")
-    with pytest.raises(UserError, match="no preset qwen3; choose from tiny, qwen2.5"):
+    with pytest.raises(UserError, match=r"no preset qwen3; choose from tiny, qwen2\.5"):
         arms("a", "qwen3")
     text = (GROUPS / "a.yaml").read_text()
     (tmp_path / "x.yaml").write_text(text.replace("ordered: true", "orderly: true"))
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="same name"):
         read_experiment(str(tmp_path / "x.yaml"))
     (tmp_path / "x.yaml").write_text(text.replace("measure_budget_s: 20", "measure_budget: 20"))
-    with pytest.raises(UserError, match="experiment x, variant 500 rows: .*measure_budget"):
+    with pytest.raises(UserError, match=r"experiment x, variant 500 rows: .*measure_budget"):
         make_arms(read_experiment(str(tmp_path / "x.yaml")), Options(preset="tiny"), find=find_recipe, models=MODELS)
     with pytest.raises(UserError, match="names the recipe 'none'"):
         find_recipe("none")

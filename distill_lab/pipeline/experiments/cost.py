@@ -1,6 +1,6 @@
 """What an experiment will cost, before it starts: arms -> a line per variant, with the teacher's work counted once.
 
-    for line in plan_experiment(arms, folder, machine=this_machine()): line.seconds, line.new_answers
+    for line in plan_experiment(arms, folder / "students", machine=this_machine()): line.seconds, line.new_answers
 
 Slices of the same data that begin at the same row share their answers: the request cache pays for each prompt once.
 """
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill_lab.config import ModelConfig
 from distill_lab.files.fingerprints import fingerprint
 from distill_lab.files.records import read_record
 from distill_lab.pipeline.experiments.arms import Arm
-from distill_lab.pipeline.experiments.cut_model import cut_model
 from distill_lab.planning.forecast import make_forecast
 from distill_lab.planning.machine import Machine
 
@@ -41,8 +41,8 @@ class ArmCost:
     problems: tuple[str, ...]
 
 
-def plan_experiment(arms: Sequence[Arm], students: Path, models: Path, *, machine: Machine) -> list[ArmCost]:
-    """The cost of each arm, in their order. Makes the students that are cut from others, and loads nothing else."""
+def plan_experiment(arms: Sequence[Arm], students: Path, *, machine: Machine) -> list[ArmCost]:
+    """The cost of each arm, in their order; loads no weights and writes nothing. students: folder of the runs."""
     found: list[ArmCost] = []
     asked: dict[str, int] = {}
     keys: set[str] = set()
@@ -51,11 +51,10 @@ def plan_experiment(arms: Sequence[Arm], students: Path, models: Path, *, machin
             found.append(ArmCost(arm, False, True, 0, 0, 0.0, 0.0, ()))
             continue
         keys.add(arm.key)
-        if arm.cut:
-            from distill_lab.config import ModelConfig
-
-            cut_model(ModelConfig(model=arm.cut.model), arm.cut.layers, models / Path(arm.config.student.model).name)
-        forecast = make_forecast(arm.recipe, arm.config, directory=students / arm.key, machine=machine)
+        config = arm.config
+        if arm.cut:  # the whole model instead of the part that is not made yet
+            config = config.model_copy(update={"student": ModelConfig(model=arm.cut.model)})
+        forecast = make_forecast(arm.recipe, config, directory=students / arm.key, machine=machine)
         done = _is_done(students / arm.key)
         wanted = forecast.volume.num_answers
         source = _source(arm)

@@ -27,6 +27,8 @@ from distill_lab.evaluation.ratings import summarize_ratings
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.variants import SCORE, STEPS, difference, reached, telling_examples, values
 from distill_lab.files.jsonl import write_jsonl
+from distill_lab.formatting import seconds_text
+from distill_lab.generation.prices import money
 from distill_lab.grading.graders import Metric
 from distill_lab.pipeline.experiments.arms import Arm, Options, described
 from distill_lab.pipeline.experiments.definition import Experiment, PromptsConfig
@@ -250,6 +252,12 @@ def _conclusion(experiment: Experiment, differences: list[Difference], variants:
     own = [each for each in differences if not each.first.startswith(BASE)]
     yield from conclude(own, ordered=experiment.ordered)
     yield from conclude([each for each in differences if each not in own], ordered=False)
+    if "teacher's work" in experiment.shows:
+        yield from map(_teacher_text, (variant for variant in variants if variant.teacher))
+    timed = [variant for variant in variants if variant.latency_p50_s is not None]
+    if "speed" in experiment.shows and timed:
+        latencies = ", ".join(f"{each.name} {seconds_text(each.latency_p50_s or 0.0)}" for each in timed)
+        yield f"Median latency of one answer of {timed[0].latency_tokens} tokens: {latencies}."
     for variant in variants:
         for each in variant.failures:
             if each.failed:
@@ -260,6 +268,17 @@ def _conclusion(experiment: Experiment, differences: list[Difference], variants:
                 )
             else:
                 yield f"On the prompts `{each.prompts}` none of {each.answers:,} answers failed."
+
+
+def _teacher_text(variant: VariantResult) -> str:
+    """What the teacher's answers cost."""
+    work = variant.teacher
+    assert work is not None, "a variant without the teacher's answers"
+    alone = (
+        "" if work.seconds_alone is None else f", {seconds_text(work.seconds_alone)} at its measured speed in batches"
+    )
+    paid = "" if work.cost is None else f"; {money(work.cost)} were paid"
+    return f"With {variant.name} the teacher wrote {work.answers:,} answers of {work.tokens:,} tokens{alone}{paid}."
 
 
 def _setup(arms: Sequence[Arm], options: Options, prompts: Sequence[PromptsConfig]) -> Iterator[str]:

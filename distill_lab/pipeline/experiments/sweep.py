@@ -21,6 +21,7 @@ from pathlib import Path
 from distill_lab.activity import ProgressReporter
 from distill_lab.config import ModelConfig
 from distill_lab.data.contamination import find_overlaps
+from distill_lab.errors import UserError
 from distill_lab.evaluation.experiment import ExperimentResult, write_result
 from distill_lab.evaluation.summary_file import Summary, read_summary
 from distill_lab.evaluation.variants import merge_seeds, reached
@@ -105,7 +106,10 @@ def _graded(
         by_seed = tuple(reached(place / "eval" / "student.jsonl", steps=False).score for place in places)
         first = summaries[arms[0].key] if each.data is None else read_summary(places[0] / "summary.json")
         metric = first.metric
-        assert metric is not None, f"{places[0]}: answers without a metric"
+        if metric is None or "student" not in files:
+            raise UserError(
+                f"{places[0]}: no score on the prompts {each.name}; give test data with answers or references"
+            )
         overlap = _overlap(folder / STUDENTS / arms[0].key, places[0]) if each.data else 0
         found[each.name] = Graded(files, metric, by_seed, overlap)
     return found
