@@ -130,6 +130,7 @@ def _check(config: Config) -> None:
 
 def _plan(experiments: list[Experiment], options: Options, folder: Path, terminal: Terminal) -> int:
     """Print variants and costs of all experiments, what they share counted once."""
+    from distill_lab.files.cache_folder import VARIABLE, is_off
     from distill_lab.formatting import duration
     from distill_lab.pipeline.experiments.arms import make_arms
     from distill_lab.pipeline.experiments.cost import plan_experiment
@@ -138,7 +139,7 @@ def _plan(experiments: list[Experiment], options: Options, folder: Path, termina
 
     arms = [arm for each in experiments for arm in make_arms(each, options, find=find_recipe, models=folder / MODELS)]
     owners = [each for each in experiments for _ in make_arms(each, options, find=find_recipe, models=folder / MODELS)]
-    costs = plan_experiment(arms, folder / STUDENTS, machine=this_machine())
+    costs = plan_experiment(arms, folder / STUDENTS, machine=this_machine(), cached=not is_off())
     terminal.finished("")
     problems: list[str] = []
     shown = ""
@@ -160,6 +161,10 @@ def _plan(experiments: list[Experiment], options: Options, folder: Path, termina
     terminal.print(
         f"\nall trainings: {'not known' if total is None else duration(total)}, and the answers to further prompts"
     )
+    if is_off():
+        terminal.print(
+            f"{VARIABLE} is off: variants do not share the teacher's answers, and each pays for all of its rows"
+        )
     for problem in dict.fromkeys(problems):
         terminal.print(f"does not work as it is: {problem}")
     return 2 if problems else 0

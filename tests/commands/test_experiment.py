@@ -46,6 +46,7 @@ def test_a_dry_run_lists_the_variants_and_counts_the_teacher_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTILL_LAB_CACHE", str(tmp_path / "cache"))
     assert cli.main(["experiment", "all", "--preset", "tiny", "--dry-run", "--scale", "0.02"]) == 0
     printed = capsys.readouterr().out
     lines = re.findall(r"^  (.+?)  +([\d,]+) +([\d,]+) +[\d,]+ +~ \d+ ", printed, re.MULTILINE)

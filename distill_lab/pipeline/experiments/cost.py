@@ -1,6 +1,6 @@
 """What an experiment will cost, before it starts: arms -> a line per variant, with the teacher's work counted once.
 
-    for line in plan_experiment(arms, folder / "students", machine=this_machine()): line.seconds, line.new_answers
+    for line in plan_experiment(arms, students, machine=this_machine(), cached=True): line.seconds, line.new_answers
 
 Slices of the same data that begin at the same row share their answers: the request cache pays for each prompt once.
 """
@@ -41,8 +41,11 @@ class ArmCost:
     problems: tuple[str, ...]
 
 
-def plan_experiment(arms: Sequence[Arm], students: Path, *, machine: Machine) -> list[ArmCost]:
-    """The cost of each arm, in their order; loads no weights and writes nothing. students: folder of the runs."""
+def plan_experiment(arms: Sequence[Arm], students: Path, *, machine: Machine, cached: bool) -> list[ArmCost]:
+    """The cost of each arm, in their order; loads no weights and writes nothing.
+
+    students: folder of the runs. cached: whether the request cache is on.
+    """
     found: list[ArmCost] = []
     asked: dict[str, int] = {}
     keys: set[str] = set()
@@ -58,7 +61,7 @@ def plan_experiment(arms: Sequence[Arm], students: Path, *, machine: Machine) ->
         done = _is_done(students / arm.key)
         wanted = forecast.volume.num_answers
         source = _source(arm)
-        new = max(0, wanted - asked.get(source, 0))
+        new = max(0, wanted - asked.get(source, 0)) if cached else wanted
         asked[source] = max(wanted, asked.get(source, 0))
         seconds: float | None = 0.0
         tokens = 0.0
