@@ -158,10 +158,7 @@ def _arm(
     for part in ("data", "test"):
         settings[part]["split"] = scaled(settings[part]["split"], options.scale)
     settings["train"]["seed"] += seed
-    measured = settings["engine"]["measure_budget_s"]
-    settings["engine"] = options.engine.model_dump()
-    if options.engine.measure_budget_s == EngineConfig().measure_budget_s:
-        settings["engine"]["measure_budget_s"] = measured
+    settings["engine"] = settings["engine"] | options.engine.model_dump(exclude_defaults=True)
     try:
         config = recipe.Config.model_validate(settings)
     except ValidationError as error:
