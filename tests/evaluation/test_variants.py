@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from distill_lab.files.jsonl import write_jsonl
 from tests.helpers import eval_row
 
 
-def scored(path: Path, scores: list[float], **fields: object) -> Path:
+def scored(path: Path, scores: Sequence[float], **fields: object) -> Path:
     write_jsonl(path, [eval_row(f"p{number}", score, **fields) for number, score in enumerate(scores)])
     return path
 

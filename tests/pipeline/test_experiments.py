@@ -53,8 +53,8 @@ def test_the_files_are_those_at_the_top_of_the_repository() -> None:
 def test_what_the_requirements_name_is_varied() -> None:
     assert [arm.config.data.split for arm in arms("a", "qwen2.5")] == ["train[:500]", "train[:2000]", "train[:8000]"]
     assert len({arm.config.test.split for arm in arms("a", "qwen2.5")}) == 1
-    assert [arm.config.relabel for arm in arms("b", "qwen2.5")] == [False, True]
-    thresholds = [(arm.config.rv_min, arm.config.cd_min) for arm in arms("d", "qwen2.5")]
+    assert [vars(arm.config)["relabel"] for arm in arms("b", "qwen2.5")] == [False, True]
+    thresholds = [(vars(arm.config)["rv_min"], vars(arm.config)["cd_min"]) for arm in arms("d", "qwen2.5")]
     assert thresholds == [(0, 0), (0.4, 0.4), (0.7, 0.7)]
     students = ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"]
     assert [arm.config.student.model for arm in arms("e", "qwen2.5")] == students
