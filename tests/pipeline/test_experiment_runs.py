@@ -69,7 +69,8 @@ def test_data_size_from_yaml_to_page(tmp_path: Path) -> None:
     assert rows == sorted(rows)
     assert rows[0] <= 8 < rows[2] <= 80
     steps = [(each.first, each.second) for each in result.differences]
-    assert steps == [("500 rows", "2,000 rows"), ("2,000 rows", "8,000 rows"), ("500 rows", "8,000 rows")]
+    assert steps[:3] == [("500 rows", "2,000 rows"), ("2,000 rows", "8,000 rows"), ("500 rows", "8,000 rows")]
+    assert steps[3:] == [(f"the base student ({name})", name) for name in ("500 rows", "2,000 rows", "8,000 rows")]
     assert result.conclusion
     assert any("A trial on 1% of the rows" in line for line in result.setup)
     assert any("nothing about Qwen" in line for line in result.notes)
