@@ -58,7 +58,8 @@ class DataConfig(Config):
 
     path: str
     """Hugging Face data set id; local .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt file, also compressed (.gz,
-    .zst); a folder of shards or of save_to_disk; or tiny:instructions|problems|labels. docs/formats.md shows them all."""
+    .zst); a folder of shards or of save_to_disk; tiny:instructions|problems|labels|traces; or
+    prompts:instructions|reasoning|outside, the lab's test prompts. docs/formats.md shows them all."""
     split: str = "train"
     """Split and slice in Hugging Face syntax: train, train[:1000], train[10%:20%]."""
     adapter: str = "auto"

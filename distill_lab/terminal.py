@@ -226,31 +226,33 @@ class Terminal(ProgressReporter):
     def summary(self, summary: Summary, directory: Path) -> None:
         """Print the result, the table of models, figures with intervals, goals as met, missed or open, and file paths."""
         from distill_lab.report import result_text
+        from distill_lab.report.advice import advice_lines
         from distill_lab.report.figure import headline
+        from distill_lab.train.training_log import NAME as TRAINING_LOG
 
         self.finished("")
         self.console.print()
-        self._wrapped(headline(summary), style="bold")
+        self.wrapped(headline(summary), style="bold")
         if summary.models:
             metric = summary.metric.name if summary.metric else "mean grade"
-            self._wrapped(f"score: {metric}, on {summary.n:,} prompts", style="dim")
+            self.wrapped(f"score: {metric}, on {summary.n:,} prompts", style="dim")
             self.console.print()
             self.console.print(result_text.model_table(summary.models))
             self.console.print()
         for line in result_text.findings(summary):
-            self._wrapped(line, indent=len(result_text.GAP))
+            self.wrapped(line, indent=len(result_text.GAP))
         for name, kpi in summary.kpis.items():
             first, *more = result_text.goal_lines(name, kpi)
-            self._wrapped(first, style=KPI_STYLES[kpi.status], label=kpi.status, indent=KPI_WIDTH)
+            self.wrapped(first, style=KPI_STYLES[kpi.status], label=kpi.status, indent=KPI_WIDTH)
             for line in more:
-                self._wrapped(" " * KPI_WIDTH + line, indent=KPI_WIDTH)
+                self.wrapped(" " * KPI_WIDTH + line, indent=KPI_WIDTH)
         for line in summary.notes:
-            self._wrapped(line)
-        for line in summary.advice:
-            self._wrapped(line, style="yellow")
+            self.wrapped(line)
+        for line in advice_lines(summary, directory / TRAINING_LOG):
+            self.wrapped(line, style="yellow")
         self.console.print(Text(clean(result_text.place_text(directory)), style="dim"))
 
-    def _wrapped(self, text: str, *, style: str = "", label: str = "", indent: int = 0) -> None:
+    def wrapped(self, text: str, *, style: str = "", label: str = "", indent: int = 0) -> None:
         """Print a sentence, wrapped between words at the terminal's width.
 
         indent: spaces before all lines but the first. label: text before the first line, in `style`; without it the style is

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,39 @@ def filled_cache(config: TrainConfig, folder: Path, rows: list[Row]) -> TeacherC
     cache = create(folder, cache_identity(config), rows)
     capture(live_teacher_of(config.teacher), rows, cache, tokens_per_batch=256)
     return TeacherCache.open(folder, cache_identity(config))
+
+
+VOID_TAGS = {"meta", "br", "path", "line", "rect", "circle", "polyline"}
+
+
+class _StrictPage(HTMLParser):
+    """Every element closes in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.seen.add(tag)
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID_TAGS:
+            assert self.open, f"</{tag}> closes nothing"
+            assert self.open.pop() == tag, tag
+
+
+def well_formed(text: str) -> None:
+    """Assert that a page is well-formed, loads nothing and runs nothing."""
+    page = _StrictPage()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert not page.seen & {"script", "img", "iframe", "link", "object"}
+    assert "http://" not in text
+    assert "https://" not in text

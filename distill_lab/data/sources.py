@@ -42,6 +42,8 @@ KINDS = {
 }
 """Suffixes of data files, in any case, and what they hold."""
 SHOWN = ".json, .jsonl, .parquet, .csv, .tsv, .arrow, .txt"
+PROMPT_SETS = Path(__file__).parent / "prompt_sets"
+"""Folder of the lab's own test prompts, one file for each set."""
 WORKBOOKS = (".xlsx", ".xls", ".ods")
 HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*(/[\w-][\w.-]*)?)(:(?P<name>[\w.-]+))?")
 
@@ -65,6 +67,8 @@ def open_source(path: str, *, delimiter: str = "", encoding: str = "") -> Source
     """
     if path.startswith("tiny:"):
         return Tiny(path.removeprefix("tiny:"))
+    if path.startswith("prompts:"):
+        return Files(path, json_readers(prompt_set(path.removeprefix("prompts:")), ""))
     file = Path(path).expanduser()
     options = {"delimiter": delimiter, "encoding": encoding}
     try:
@@ -86,9 +90,18 @@ def open_source(path: str, *, delimiter: str = "", encoding: str = "") -> Source
     if not hub:
         raise UserError(
             f"{path}: no such file, and not a data set id; give a {SHOWN} file, a folder of them, "
-            "a Hugging Face id (owner/name, or owner/name:configuration), or tiny:TASK"
+            "a Hugging Face id (owner/name, or owner/name:configuration), tiny:TASK or prompts:SET"
         )
     return Hub(hub["id"], hub["name"])
+
+
+def prompt_set(name: str) -> Path:
+    """The file of one of the lab's own sets of test prompts. Raises UserError for an unknown name."""
+    known = sorted(file.stem for file in PROMPT_SETS.glob("*.jsonl"))
+    if name not in known:
+        names = ", ".join(f"prompts:{each}" for each in known)
+        raise UserError(f"prompts:{name}: no such set of prompts; choose from {names}")
+    return PROMPT_SETS / f"{name}.jsonl"
 
 
 def kind_of(name: str) -> str:

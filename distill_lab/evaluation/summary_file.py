@@ -17,6 +17,7 @@ from typing import Any
 from distill_lab.errors import UserError
 from distill_lab.evaluation.goals import Kpi
 from distill_lab.evaluation.intervals import Interval
+from distill_lab.evaluation.ratings import RatingSummary
 from distill_lab.files.jsonl import write_json
 from distill_lab.grading.graders import Metric
 
@@ -183,6 +184,8 @@ class Summary:
     """Draft models: acceptance and wall time of each draft; see `draft_proof.DraftReport`."""
     student: str | None = None
     """Verified distillation: the directory of the best round's student."""
+    ratings: RatingSummary | None = None
+    """What a person's blind ratings say; see `distill rate`."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""

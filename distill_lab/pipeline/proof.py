@@ -22,6 +22,8 @@ from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import NoData
 from distill_lab.evaluation.evaluate import Score, cut_share, evaluate
 from distill_lab.evaluation.groups import group_scores
+from distill_lab.evaluation.ratings import FILE as RATINGS
+from distill_lab.evaluation.ratings import judge_name, summarize_ratings
 from distill_lab.evaluation.speed import NUM_ROUNDS, measure
 from distill_lab.evaluation.speedups import LATENCY_TOKENS, REASONING_TOKENS, Speed
 from distill_lab.evaluation.statistics import outcomes, paired, retention_interval
@@ -142,7 +144,8 @@ def evaluate_models(
         )  # fmt: skip
         summary = with_tokens(summary, run.path("eval"))
         paid, generated = pipeline.spending(), pipeline.generated()
-        summary = dataclasses.replace(summary, spending=paid, generated=generated, groups=groups)
+        ratings = summarize_ratings(run.path(RATINGS), results, judge=judge_name(found.grader)) if results else None
+        summary = dataclasses.replace(summary, spending=paid, generated=generated, groups=groups, ratings=ratings)
         if pipeline.overlap:
             left_out = pipeline.overlap.to_json()
             notes = (*summary.notes, *filter(None, [overlap_note(left_out)]))

@@ -294,7 +294,7 @@ def _downloads(config: RecipeConfig) -> Iterator[Download]:
             yield Download(role, name, "to be downloaded from the hub", size)
     for role, data in (("data", config.data), ("test", config.test)):
         if data.path:
-            here = data.path.startswith("tiny:") or Path(data.path).expanduser().exists()
+            here = data.path.startswith(("tiny:", "prompts:")) or Path(data.path).expanduser().exists()
             yield Download(role, data.path, "on this machine" if here else "on the hub, or in its cache", 0)
 
 

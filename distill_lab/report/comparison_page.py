@@ -114,7 +114,8 @@ def _left_out(found: Comparison) -> str:
 def _runs(entries: Sequence[Entry]) -> str:
     parts = []
     for entry in entries:
-        advice = "".join(f"<li>{shown(line)}</li>" for line in (next_steps(entry.summary) if entry.summary else ()))
+        steps = next_steps(entry.summary, entry.facts.directory) if entry.summary else ()
+        advice = "".join(f"<li>{shown(line)}</li>" for line in steps)
         listed = f'<ul class="steps after">{advice}</ul>' if advice else ""
         result = f"<p>{shown(entry.summary.result)}.</p>" if entry.summary else ""
         parts.append(

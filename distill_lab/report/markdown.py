@@ -102,7 +102,7 @@ def _lines(
     yield TextTable(("", ""), [(name, value) for name, value in known.items() if value]).markdown()
     for note in summary.notes:
         yield f"> {markdown_text(note)}\n"
-    if advice := next_steps(summary):
+    if advice := next_steps(summary, run_dir):
         yield "## What to do next\n"
         yield "\n".join(f"- {markdown_text(line)}" for line in advice) + "\n"
     yield "## Result\n"

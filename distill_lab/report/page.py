@@ -29,6 +29,7 @@ from distill_lab.report.latency import latency_section
 from distill_lab.report.next_steps import next_steps_section
 from distill_lab.report.numbers import metric_name, numbers_section, speedups_table
 from distill_lab.report.overlap import overlap_section
+from distill_lab.report.ratings import ratings_section
 from distill_lab.report.result_text import ends_text, points_text
 from distill_lab.report.run_facts import facts_of
 from distill_lab.report.run_stages import settings_section, stages_section, took_section
@@ -52,7 +53,7 @@ def write_report(run_dir: Path) -> Path:
     spent = spending_section(summary.spending)
     parts = {
         "goals": ("Goals", tiles_section(summary)),
-        "next": ("What to do next", next_steps_section(summary)),
+        "next": ("What to do next", next_steps_section(summary, run_dir)),
         "figures": ("Score and speed", _figures(summary) + speedups_table(summary)),
         "numbers": ("All numbers", numbers_section(summary)),
         "groups": ("Score by group", groups_section(summary.groups, metric_name(summary))),
@@ -61,6 +62,7 @@ def write_report(run_dir: Path) -> Path:
         "latency": ("Latency", latency_section(summary)),
         "cost": ("Cost", cost_section(summary) + took_section(run["stages"], summary) + spent),
         "labels": ("Labels", labels_section(summary)),
+        "ratings": ("Rated by people", ratings_section(summary.ratings, names=LABELS)),
         "examples": ("Side by side", examples_section(answers, summary.outcomes, alike=similarity)),
         "all": ("All test items", items.section() if items else ""),
         "overlap": ("Test and training apart", overlap_section(summary.test_overlap, run_dir / "overlap.jsonl")),

@@ -19,6 +19,7 @@ from distill_lab.evaluation.summary import latency_tokens, no_p95, ran_on
 from distill_lab.evaluation.summary_file import ModelSummary, Summary
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import seconds_text, times
+from distill_lab.report.ratings import agreement_text, mean_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +43,10 @@ def findings(summary: Summary) -> Iterator[str]:
         yield f"retention  not reported: {summary.retention_reason} of the answers"
     if summary.gain is not None:
         yield f"gain       {points_text(summary.gain, summary.gain_ci95)} over the base student, p = {summary.p_value:.2g}"
+    for name, each in (summary.ratings.models if summary.ratings else {}).items():
+        yield f"rated      {NAMES.get(name, name)} {mean_text(each)}"
+    if summary.ratings:
+        yield f"{GAP}{agreement_text(summary.ratings.agreement)}"
     for title, answer, token in (
         ("in batches", "speedup_batched", "speedup_per_token_batched"),
         ("one at a time", "speedup_single", "speedup_per_token_single"),

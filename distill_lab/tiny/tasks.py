@@ -3,8 +3,9 @@
     rows("instructions", "distill") -> {"messages": [...], "answer": "...", "meta": {...}}, ...
 
 Tasks: `instructions` (nine kinds of short instructions), `problems` (word problems with 1-4 steps), `labels` (13 language
-labels). Splits: `train` (for training the family itself), `distill` (for recipes), `test` (for scores). An item's split
-depends only on its text (`split_of`), so that no item is in two splits.
+labels); `traces` are the problems again, as reasoning traces with levels (`traces.py`). Splits: `train` (for training the
+family itself), `distill` (for recipes), `test` (for scores). An item's split depends only on its text (`split_of`), so that
+no item is in two splits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from distill_lab.errors import UserError
-from distill_lab.tiny import instructions, labels, problems
+from distill_lab.tiny import instructions, labels, problems, traces
 from distill_lab.types import Message
 
 Item = dict[str, Any]
@@ -27,6 +28,8 @@ TASKS: dict[str, Callable[[random.Random], Item]] = {
     "labels": labels.item,
 }
 SPLITS = ("train", "distill", "test")
+TRACES = "traces"
+"""Not a task of the family: its rows are those of `problems` in another form."""
 
 
 def split_of(question: str) -> str:
@@ -38,7 +41,9 @@ def split_of(question: str) -> str:
 def items(task: str, split: str, *, seed: int = 0) -> Iterator[Item]:
     """Yield distinct items of one split indefinitely, determined by the seed. Raises UserError for unknown names."""
     if task not in TASKS:
-        raise UserError(f"tiny:{task}: no such task; choose from {', '.join('tiny:' + name for name in TASKS)}")
+        raise UserError(
+            f"tiny:{task}: no such task; choose from {', '.join('tiny:' + name for name in (*TASKS, TRACES))}"
+        )
     if split not in SPLITS:
         raise UserError(f"tiny:{task}: no split {split!r}; choose from {', '.join(SPLITS)}")
     rng, seen = random.Random(f"{task}/{split}/{seed}"), set[bytes]()
@@ -59,7 +64,10 @@ def items(task: str, split: str, *, seed: int = 0) -> Iterator[Item]:
 
 
 def rows(task: str, split: str) -> Iterator[dict[str, Any]]:
-    """The items of one split as `messages` rows, whose last message is the reference answer."""
+    """The items of one split as `messages` rows, whose last message is the reference answer; for traces see `traces.row`."""
+    if task == TRACES:
+        yield from map(traces.row, items("problems", split))
+        return
     for item in items(task, split):
         messages: list[Message] = [
             {"role": "user", "content": item["question"]},

@@ -1,0 +1,1 @@
+"""Experiments: a question, variants of a recipe, and what the results allow to be said."""

@@ -1,0 +1,318 @@
+"""The result of an experiment from its graded answers: variants with figures, differences, conclusion, examples.
+
+result = make_result(experiment, options, arms, graded, summaries, folder, prompts)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from pathlib import Path
+
+from distill_lab.evaluation.conclusion import conclude, limits, next_steps
+from distill_lab.evaluation.eval_rows import first_samples
+from distill_lab.evaluation.experiment import (
+    Difference,
+    Example,
+    ExperimentResult,
+    FailureCounts,
+    OnPrompts,
+    VariantResult,
+)
+from distill_lab.evaluation.failures import count_kinds, find_failures
+from distill_lab.evaluation.judged_failures import judge_failures
+from distill_lab.evaluation.ratings import FILE as RATINGS
+from distill_lab.evaluation.ratings import summarize_ratings
+from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.variants import SCORE, STEPS, difference, reached, telling_examples, values
+from distill_lab.files.jsonl import write_jsonl
+from distill_lab.formatting import seconds_text
+from distill_lab.generation.prices import money
+from distill_lab.grading.graders import Metric
+from distill_lab.pipeline.experiments.arms import Arm, Options, described
+from distill_lab.pipeline.experiments.definition import Experiment, PromptsConfig
+from distill_lab.pipeline.experiments.work import variant_work
+
+NAMES = ("teacher", "base", "student")
+STUDENTS = "students"
+FAILED = "failed.jsonl"
+BASE = "the base student"
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A variant on one set of prompts."""
+
+    files: Mapping[str, Path]
+    """Model -> eval file, several trainings merged."""
+    metric: Metric
+    by_seed: tuple[float, ...]
+    overlap: int
+
+
+Answers = Mapping[str, Mapping[str, Graded]]
+"""Variant -> set of prompts -> its graded answers."""
+
+
+def make_result(
+    experiment: Experiment,
+    options: Options,
+    arms: Sequence[Arm],
+    graded: Answers,
+    summaries: Mapping[str, Summary],
+    folder: Path,
+    prompts: Sequence[PromptsConfig],
+) -> ExperimentResult:
+    """Everything that experiment.json holds. summaries: by the arms' keys. folder: of all experiments."""
+    variants = [
+        _variant(list(group), graded[name], summaries, folder, experiment, options)
+        for name, group in groupby(arms, key=lambda arm: arm.variant.name)
+    ]
+    differences = _differences(experiment, graded)
+    place = folder / experiment.name
+    files = _files(arms, graded, place)
+    return ExperimentResult(
+        name=experiment.name,
+        title=experiment.title,
+        question=experiment.question,
+        axis=experiment.axis,
+        ordered=experiment.ordered,
+        shows=experiment.shows,
+        preset=options.preset,
+        setup=tuple(_setup(arms, options, prompts)),
+        seeds=options.seeds,
+        variants=tuple(variants),
+        differences=tuple(differences),
+        conclusion=tuple(_conclusion(experiment, differences, variants)),
+        next_steps=tuple(next_steps(differences, variants, ordered=experiment.ordered)),
+        notes=tuple(_notes(variants, differences, options)),
+        examples=tuple(_examples(graded)),
+        answers=files,
+        ratings=summarize_ratings(
+            place / RATINGS, {label: place / path for label, path in next(iter(files.values())).items()}
+        ),
+    )
+
+
+def _files(arms: Sequence[Arm], graded: Answers, place: Path) -> dict[str, dict[str, str]]:
+    """See `ExperimentResult.answers`."""
+    same_base = len({arm.config.student.model for arm in arms}) == 1
+    shared = [("teacher", True), ("base", same_base)]
+    found: dict[str, dict[str, str]] = {}
+    first = next(iter(graded.values()))
+    for prompts in first:
+        files = first[prompts].files
+        paths = {model: files[model] for model, same in shared if same and model in files}
+        paths |= {name: each[prompts].files["student"] for name, each in graded.items()}
+        found[prompts] = {label: path.relative_to(place).as_posix() for label, path in paths.items()}
+    return found
+
+
+def _variant(
+    arms: list[Arm],
+    graded: Mapping[str, Graded],
+    summaries: Mapping[str, Summary],
+    folder: Path,
+    experiment: Experiment,
+    options: Options,
+) -> VariantResult:
+    first, summary = arms[0], summaries[arms[0].key]
+    steps = "steps" in experiment.shows
+    student = summary.models["student"]
+    work = variant_work(folder / STUDENTS / first.key, summary)
+    return VariantResult(
+        name=first.variant.name,
+        value=first.variant.value,
+        about=_about(first),
+        runs=tuple(dict.fromkeys(f"{STUDENTS}/{arm.key}" for arm in arms)),
+        rows=work.rows,
+        steps=work.steps,
+        train_seconds=work.train_seconds,
+        losses=work.losses,
+        teacher=work.teacher,
+        num_parameters=student.num_parameters,
+        tokens_per_s=student.tokens_per_s,
+        latency_p50_s=student.latency_p50_s,
+        latency_p95_s=student.latency_p95_s,
+        latency_tokens=student.latency_tokens,
+        on=tuple(
+            OnPrompts(
+                prompts=name,
+                metric=each.metric,
+                models={model: reached(path, steps=steps) for model, path in each.files.items()},
+                by_seed=each.by_seed,
+                overlap=each.overlap,
+            )
+            for name, each in graded.items()
+        ),
+        failures=tuple(_failures(first, graded, folder / experiment.name, options))
+        if "failures" in experiment.shows
+        else (),
+    )
+
+
+def _about(arm: Arm) -> str:
+    """The settings that are a variant's own."""
+
+    def flat(values: Mapping[str, object], prefix: str = "") -> Iterator[str]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key} {value}"
+
+    parts = [f"recipe {arm.variant.recipe}"] if arm.variant.recipe else []
+    parts += list(flat(arm.variant.settings))
+    if arm.variant.instruction is not None:
+        parts.append(f"instruction {arm.variant.instruction!r}")
+    if arm.cut:
+        parts.append(f"layers {', '.join(map(str, arm.cut.layers))} of {arm.cut.model}")
+    return "; ".join(parts)
+
+
+def _failures(arm: Arm, graded: Mapping[str, Graded], place: Path, options: Options) -> Iterator[FailureCounts]:
+    """Kinds of failures on each set of prompts; the failed answers go to failed.jsonl."""
+    lines: list[dict[str, object]] = []
+    for name, each in graded.items():
+        student, teacher = each.files["student"], each.files.get("teacher")
+        found = find_failures(student, teacher, graded=not each.metric.similarity)
+        rows = {row.id: row for row in first_samples(student)}
+        taught = {row.id: row for row in first_samples(teacher)} if teacher else {}
+        judged: dict[str, tuple[str, ...]] = {}
+        if options.judge:
+            failed = {key: (rows[key], taught.get(key)) for key in found}
+            judged = judge_failures(options.judge, failed, arm.config.engine)
+        found |= judged
+        for key, kinds in found.items():
+            answer = taught.get(key)
+            lines.append(
+                {
+                    "prompts": name, "id": key, "kinds": list(kinds), "by": "judge" if key in judged else "rules",
+                    "prompt": rows[key].text, "gold": rows[key].answer, "teacher": answer.output if answer else None,
+                    "student": rows[key].output,
+                }
+            )  # fmt: skip
+        yield FailureCounts(
+            prompts=name,
+            answers=len(rows),
+            failed=len(found),
+            kinds=count_kinds(found),
+            judged_by=options.judge or "rules",
+        )
+    write_jsonl(place / FAILED, lines)
+
+
+def _differences(experiment: Experiment, graded: Answers) -> list[Difference]:
+    """Between the variants, and with `baseline` between each student and its base, on every set of prompts."""
+    wanted = list(_wanted(experiment, graded))
+    return [
+        difference(
+            first, second, prompts=prompts, measure=measure, similarity=similarity and measure == SCORE,
+            comparisons=len(wanted),
+        )
+        for prompts, measure, similarity, first, second in wanted
+    ]  # fmt: skip
+
+
+Column = tuple[str, Mapping[str, float]]
+
+
+def _wanted(experiment: Experiment, graded: Answers) -> Iterator[tuple[str, str, bool, Column, Column]]:
+    names = list(graded)
+    measures = [SCORE, *([STEPS] if "steps" in experiment.shows else [])]
+    for prompts in graded[names[0]]:
+        similarity = graded[names[0]][prompts].metric.similarity
+        for measure in measures:
+            columns: list[Column] = [(name, values(graded[name][prompts].files["student"], measure)) for name in names]
+            for first, second in _pairs(columns, ordered=experiment.ordered):
+                yield prompts, measure, similarity, first, second
+    if not experiment.baseline:
+        return
+    for prompts in graded[names[0]]:
+        for name in names:
+            files = graded[name][prompts].files
+            base = (f"{BASE} ({name})", values(files["base"]))
+            yield prompts, SCORE, graded[name][prompts].metric.similarity, base, (name, values(files["student"]))
+
+
+def _pairs(columns: list[Column], *, ordered: bool) -> Iterator[tuple[Column, Column]]:
+    """Neighbors and the whole range, or each with each."""
+    if ordered:
+        yield from pairwise(columns)
+        if len(columns) > 2:
+            yield columns[0], columns[-1]
+        return
+    for place, first in enumerate(columns):
+        for second in columns[place + 1 :]:
+            yield first, second
+
+
+def _conclusion(experiment: Experiment, differences: list[Difference], variants: list[VariantResult]) -> Iterator[str]:
+    own = [each for each in differences if not each.first.startswith(BASE)]
+    yield from conclude(own, ordered=experiment.ordered)
+    yield from conclude([each for each in differences if each not in own], ordered=False)
+    if "teacher's work" in experiment.shows:
+        yield from map(_teacher_text, (variant for variant in variants if variant.teacher))
+    timed = [variant for variant in variants if variant.latency_p50_s is not None]
+    if "speed" in experiment.shows and timed:
+        latencies = ", ".join(f"{each.name} {seconds_text(each.latency_p50_s or 0.0)}" for each in timed)
+        yield f"Median latency of one answer of {timed[0].latency_tokens} tokens: {latencies}."
+    for variant in variants:
+        for each in variant.failures:
+            if each.failed:
+                kind, number = max(each.kinds.items(), key=lambda item: item[1])
+                yield (
+                    f"On the prompts `{each.prompts}` {each.failed:,} of {each.answers:,} answers failed; the most frequent "
+                    f"kind is {kind} ({number:,})."
+                )
+            else:
+                yield f"On the prompts `{each.prompts}` none of {each.answers:,} answers failed."
+
+
+def _teacher_text(variant: VariantResult) -> str:
+    """What the teacher's answers cost."""
+    work = variant.teacher
+    assert work is not None, "a variant without the teacher's answers"
+    alone = (
+        "" if work.seconds_alone is None else f", {seconds_text(work.seconds_alone)} at its measured speed in batches"
+    )
+    paid = "" if work.cost is None else f"; {money(work.cost)} were paid"
+    return f"With {variant.name} the teacher wrote {work.answers:,} answers of {work.tokens:,} tokens{alone}{paid}."
+
+
+def _setup(arms: Sequence[Arm], options: Options, prompts: Sequence[PromptsConfig]) -> Iterator[str]:
+    for recipe in dict.fromkeys(arm.recipe for arm in arms):
+        yield f"Recipe {recipe}. " + described([arm for arm in arms if arm.recipe == recipe])
+    asked = [f"{each.name} ({each.data.path}, {each.data.split})" for each in prompts if each.data]
+    if asked:
+        yield f"Further prompts: {'; '.join(asked)}."
+    if options.judge:
+        yield f"Judge of open answers: {options.judge}."
+    if options.scale < 1:
+        yield f"A trial on {options.scale:.0%} of the rows and prompts: nothing follows from its figures."
+
+
+def _notes(variants: list[VariantResult], differences: list[Difference], options: Options) -> Iterator[str]:
+    yield from limits(differences, seeds=options.seeds)
+    for variant in variants:
+        for each in variant.on:
+            if each.overlap:
+                number = each.models["student"].n
+                yield (
+                    f"{each.overlap} of {number} prompts of `{each.prompts}` overlap with the training prompts of "
+                    f"{variant.name}."
+                )
+    if options.preset == "tiny":
+        yield "The tiny family shows that the machinery works; its figures say nothing about Qwen."
+
+
+def _examples(graded: Answers) -> Iterator[Example]:
+    names = list(graded)
+    for prompts in graded[names[0]]:
+        if len(names) > 1:
+            answers = {name: graded[name][prompts].files["student"] for name in names}
+        else:
+            files = graded[names[0]][prompts].files
+            answers = {model: files[model] for model in NAMES if model in files}
+        yield from telling_examples(prompts, answers)
