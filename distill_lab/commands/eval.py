@@ -81,9 +81,7 @@ def main(config: Config) -> None:
     from distill_lab.training_data.reasoning import add_instruction
 
     if config.draft or config.base_draft:
-        from distill_lab.commands._eval_draft import eval_draft
-
-        eval_draft(config)
+        _drafts(config)
         return
     out = config.out or (config.predictions and config.predictions.with_suffix(".items.jsonl"))
     if out is None:
@@ -119,6 +117,39 @@ def main(config: Config) -> None:
             with writing(config.predictions):
                 written = write_predictions(questions, *files, config.predictions)
             terminal.note(f"{written}, in {config.predictions}")
+
+
+def _drafts(config: Config) -> None:
+    """Measure drafts in place of a score. Raises UserError for settings that belong to a score."""
+    from distill_lab.commands._eval_draft import eval_draft
+    from distill_lab.errors import UserError
+    from distill_lab.pipeline.draft_proof import BASE, DRAFT
+
+    if config.out is None:
+        raise UserError("no output file; give --out draft.json")
+    unread = {
+        "--base": config.base,
+        "--predictions": config.predictions,
+        "--grader": "" if config.grader == "auto" else config.grader,
+    }
+    for flag, value in unread.items():
+        if value:
+            raise UserError(f"{flag} belongs to a score, and --draft takes none; remove it")
+    if config.sampling.temperature or config.sampling.num_samples != 1:
+        raise UserError(
+            "--draft is judged on greedy answers and on answers at temperature 1; remove --sampling.temperature and "
+            "--sampling.num-samples"
+        )
+    eval_draft(
+        config.model,
+        {role: name for role, name in ((BASE, config.base_draft), (DRAFT, config.draft)) if name},
+        config.data,
+        config.out,
+        instruction=config.instruction,
+        sampling=config.sampling,
+        engine=config.engine,
+        overwrite=config.overwrite,
+    )
 
 
 def _grader(config: Config, prompts: Path, gold: Path) -> str:

@@ -26,12 +26,12 @@ from distill_lab.pipeline.draft_stages import draft_base, measured
 from distill_lab.pipeline.fitting import base_model_config, student_path, trained_model_config
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before
-from distill_lab.recipes import logits
+from distill_lab.recipes._white_box import CacheMode, WhiteBoxConfig
 from distill_lab.report.publish import published
 from distill_lab.run import Run
 
 
-class Config(logits.Config):
+class Config(WhiteBoxConfig):
     """Settings of a draft run; teacher is the target, student the draft."""
 
     teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto")
@@ -42,7 +42,7 @@ class Config(logits.Config):
     """How the target samples the answers that the draft learns from; as it will be served."""
     objective: str = "forward_kl"
     """forward_kl, or acceptance, which is the rate itself and needs --cache-mode off or top_k."""
-    cache_mode: logits.CacheMode = "sampled"
+    cache_mode: CacheMode = "sampled"
     num_timed: Annotated[int, Field(ge=0)] = 16
     """Test prompts whose wall time is taken with and without the draft; 0: none."""
 

@@ -12,63 +12,21 @@ training_log.jsonl shows the divergence from the teacher (kd) and the cross-entr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from distill_lab import config as settings
 from distill_lab.activity import ProgressReporter
-from distill_lab.config import AS_GIVEN, QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before, check_test
+from distill_lab.recipes._white_box import WhiteBoxConfig
 from distill_lab.run import Run
 from distill_lab.training_data.reasoning import has_thinking
 
-CacheMode = Literal["off", "sampled", "top_k", "hidden"]
-CE_WEIGHT = 0.2
-"""Default share of cross-entropy if someone else than the teacher wrote the answers."""
 
-
-class Config(settings.RecipeConfig):
+class Config(WhiteBoxConfig):
     """Settings of a logits run."""
-
-    teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto")
-    """The model to learn from. Its tokenizer must be the student's, and it must run here, not on a server."""
-    student: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct")
-    data: DataConfig = DataConfig(path="alibaba-pai/DistilQwen_100k", split="train[:1000]")
-    """The prompts, and their answers if relabel is off."""
-    relabel: bool = True
-    """The teacher writes the answers; off: the data set's own are used."""
-    objective: str = "forward_kl"
-    """How far student and teacher are apart: forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl or acceptance."""
-    temperature: float = 1.0
-    """Both models' logits are divided by it; 1 compares the distributions themselves."""
-    ce_weight: float | None = None
-    """Share of cross-entropy in the loss; None: 0 if the teacher wrote the answers, else 0.2."""
-    cache_mode: CacheMode = "off"
-    """Capture the teacher's distributions once, on disk, instead of computing them in every step
-    (train.teacher-cache.mode). sampled needs a few bytes per token and is for forward_kl."""
-    cache_dir: str = ""
-    """Where the cache is; empty: in the folder that all runs share (`distill cache`)."""
-    sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, temperature=1.0, thinking=False)
-    test_sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, thinking=False)
-    grader: str = "auto"
-    """A file name in distill_lab/grading/graders; auto: exact if every test row has a gold answer, else overlap."""
-
-    def train_settings(self, teacher: ModelConfig) -> TrainConfig:
-        """`train` with the recipe's objective and this teacher. Raises ValidationError for impossible ones."""
-        weight = self.ce_weight if self.ce_weight is not None else 0.0 if self.relabel else CE_WEIGHT
-        own = dict(each.split("=", 1) for each in self.train.objective_settings)
-        given = self.train.model_dump(context=AS_GIVEN) | {
-            "objective": self.objective,
-            "objective_settings": own | {"temperature": self.temperature, "ce_weight": weight},
-            "teacher": teacher,
-            "teacher_cache": {
-                **self.train.teacher_cache.model_dump(), "mode": self.cache_mode, "folder": self.cache_dir
-            },
-        }  # fmt: skip
-        return TrainConfig.model_validate(given)
 
 
 PRESETS = {

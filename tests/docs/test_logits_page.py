@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from distill_lab.recipes.logits import CE_WEIGHT
+from distill_lab.recipes._white_box import CE_WEIGHT
 from distill_lab.train.cached_teacher import DEFAULT_SIZE, FORMS
 from distill_lab.train.objectives import objective_names, signals_of
 from scripts.architecture import PACKAGE, ROOT
