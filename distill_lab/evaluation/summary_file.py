@@ -142,6 +142,8 @@ class Summary:
     """Verified distillation: what several samples of the teacher are worth; see `pass_at_k.BestOfK`."""
     iterations: tuple[dict[str, Any], ...] = field(default_factory=tuple)
     """Verified distillation: a row for each round."""
+    on_policy: dict[str, Any] | None = None
+    """On-policy distillation: rounds, tokens generated, share of truncated rollouts, and own text before and after."""
     student: str | None = None
     """Verified distillation: the directory of the best round's student."""
 

@@ -33,6 +33,7 @@ from distill_lab.formatting import bytes_text, p_value_text, seconds_text, shown
 from distill_lab.report.examples import badge, examples_section
 from distill_lab.report.figure import LABELS, STYLE, count, headline, inline_svg, score_panel, speed_panel
 from distill_lab.report.labels import cost_section, labels_section
+from distill_lab.report.on_policy import on_policy_section
 from distill_lab.report.overlap import overlap_section
 from distill_lab.report.result_text import ends_text, kpi_text, points_text, settle_text
 from distill_lab.report.spending import spending_section
@@ -59,6 +60,7 @@ def write_report(run_dir: Path) -> Path:
         spending_section(summary.spending),
         labels_section(summary),
         tokens_section(summary),
+        on_policy_section(summary),
         examples_section(items, summary.outcomes, alike=summary.metric is not None and summary.metric.similarity),
         overlap_section(summary.test_overlap, run_dir / "overlap.jsonl"),
         _stages(run["stages"]),

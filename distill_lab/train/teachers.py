@@ -151,9 +151,7 @@ def refuse_foreign_tokens(
     names: Mapping[int, bytes], rows: Sequence[Row], *, num_ids: int, student: PreTrainedTokenizerBase, teacher: str
 ) -> None:
     """Raise UserError if a row has a token that the teacher's tokenizer does not name: the teacher has never seen it."""
-    known = np.zeros(max(max(names, default=0) + 1, len(student) + 1, num_ids), dtype=bool)
-    known[list(names)] = True
-    known[num_ids:] = False
+    known = known_ids(names, num_ids=num_ids, size=len(student) + 1)
     strange: dict[int, int] = {}
     for row in rows:
         ids = np.append(row.input_ids, row.target[-1:])
@@ -166,6 +164,17 @@ def refuse_foreign_tokens(
             f"the teacher {teacher} does not have; its probabilities after it mean nothing. Leave such tokens out of the "
             "rows and of the chat template (thinking off), or choose another teacher"
         )
+
+
+def known_ids(names: Mapping[int, bytes], *, num_ids: int, size: int = 0) -> np.ndarray:
+    """bool, by id, of at least `size` ids: whether it is below `num_ids` and the teacher has a token for it.
+
+    names: the teacher's `token_bytes`.
+    """
+    known = np.zeros(max(max(names, default=0) + 1, size, num_ids), dtype=bool)
+    known[list(names)] = True
+    known[num_ids:] = False
+    return known
 
 
 def check_teacher(objective: str, teacher: ModelConfig, student: ModelConfig) -> None:
