@@ -85,6 +85,14 @@ def check_on_policy(config: TrainConfig, settings: RolloutSettings) -> None:
             "train.eval-steps: own text is measured before the first and after the last step; leave it at 0 and look at "
             "`kd` in training_log.jsonl"
         )
+    if settings.per_round % settings.sampling.num_samples:
+        raise UserError(
+            f"a round has {settings.per_round} rollouts ({settings.steps_per_round} steps of "
+            f"{settings.rollouts_per_step}), which {settings.sampling.num_samples} samples of each prompt do not divide; "
+            "change --rollouts-per-step or --rollout.num-samples"
+        )
+    if settings.sampling.stop:
+        raise UserError("--rollout.stop: a student learns where to end from its end token; remove it")
     if config.max_steps > 0 and config.max_steps % settings.steps_per_round:
         raise UserError(
             f"train.max-steps {config.max_steps}: give a multiple of --steps-per-round {settings.steps_per_round}, so that "

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.chat import Encoded, prompt_ids
@@ -64,18 +64,6 @@ class RolloutSettings(Config):
     def per_round(self) -> int:
         """Rollouts of a round."""
         return self.steps_per_round * self.rollouts_per_step
-
-    @model_validator(mode="after")
-    def _check(self) -> RolloutSettings:
-        if self.per_round % self.sampling.num_samples:
-            raise UserError(
-                f"a round has {self.per_round} rollouts ({self.steps_per_round} steps of {self.rollouts_per_step}), which "
-                f"{self.sampling.num_samples} samples of each prompt do not divide; change --rollouts-per-step or "
-                "--rollout.num-samples"
-            )
-        if self.sampling.stop:
-            raise UserError("--rollout.stop: a student learns where to end from its end token; remove it")
-        return self
 
 
 @dataclass(frozen=True, slots=True)
