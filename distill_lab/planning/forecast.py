@@ -252,7 +252,9 @@ def _training(volume: Volume, method: Method, machine: Machine, *, rows: float =
     speed = _speed(shape, compute, "none")
     seconds = speed.train_s(tokens, adapters=bool(train.lora.r), checkpointing=train.gradient_checkpointing)
     seconds += START_S + shape.num_parameters * 2 / LOAD_BYTES_PER_S
-    if train.teacher.model:  # it reads every row: in each epoch beside the student, once into a cache
+    if train.teacher.model and not api_engine(
+        train.teacher.model
+    ):  # it reads every row: in each epoch beside the student, once into a cache
         teacher = shape_of(train.teacher)
         passes = 1.0 if train.teacher_cache.mode != "off" else epochs
         chosen, _ = answering(teacher, train.teacher, machine)

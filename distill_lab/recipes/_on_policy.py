@@ -17,6 +17,7 @@ from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig, TrainC
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.model_identity import model_inputs
+from distill_lab.models.names import api_engine
 from distill_lab.pipeline.proof import EvalSetup, ask_alike
 from distill_lab.pipeline.stages import Pipeline, teacher_inputs
 from distill_lab.train.own_text import OwnText
@@ -38,6 +39,9 @@ class RolloutConfig(RecipeConfig):
     """Optimizer steps on the rollouts of one round; each rollout is in one of them."""
     rollouts_per_step: Annotated[int, Field(ge=1)] = 64
     """Rollouts that one step learns from. train.tokens-per-batch decides into how many micro-batches they are split."""
+    teacher_top_k: Annotated[int, Field(ge=1)] = 20
+    """For a teacher on a server (objective sampled_reverse_kl): how many of its most likely ids it names for each token. 20
+    is the most that vLLM gives if it is not started with --max-logprobs."""
     teacher_prompt: str = ""
     """A file with a system prompt that the teacher reads and the student does not (context distillation)."""
     warm_up_epochs: Annotated[float, Field(ge=0, le=10_000)] = 1.0
@@ -57,8 +61,27 @@ class RolloutConfig(RecipeConfig):
             sampling=self.rollout,
             steps_per_round=self.steps_per_round,
             rollouts_per_step=self.rollouts_per_step,
+            teacher_top_k=self.teacher_top_k,
             system=read_system_prompt(self.teacher_prompt) if self.teacher_prompt else "",
         )
+
+
+def probe_server(pipeline: Pipeline, config: RolloutConfig) -> None:
+    """Ask a teacher on a server for some scores, once, before anything is paid for. Raises UserError if it has none."""
+    if not api_engine(config.teacher.model):
+        return
+
+    def work(path: Path) -> None:
+        from distill_lab.models.loading import load_tokenizer
+        from distill_lab.train.scoring_server import ScoringServer
+
+        server = ScoringServer(config.teacher, pipeline.engine, size=config.teacher_top_k)
+        server.probe(load_tokenizer(config.student))
+        write_json(path, {"model": server.name, "url": server.url, "ids_named": server.size})
+
+    inputs = {"teacher": config.teacher.model_dump(), "size": config.teacher_top_k}
+    inputs |= {"student": model_inputs(config.student)}
+    pipeline.run.stage("scores of the teacher", "teacher_server.json", inputs=inputs, work=work)
 
 
 def warmed_up(
@@ -126,7 +149,9 @@ def on_policy_student(
 
         log_file = beside(path) / TRAINING_LOG
         with memory_returned():
-            found = train_on_policy(student, prompts, path, train, settings, on_log=watch.log, log_file=log_file)
+            found = train_on_policy(
+                student, prompts, path, train, settings, server=pipeline.engine, on_log=watch.log, log_file=log_file
+            )
         result = found.training
         run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
         write_json(beside(path) / "training.json", asdict(result))

@@ -26,7 +26,7 @@ from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import evaluate_models
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before, check_sampling, check_test
-from distill_lab.recipes._on_policy import RolloutConfig, on_policy_student, setups, warmed_up
+from distill_lab.recipes._on_policy import RolloutConfig, on_policy_student, probe_server, setups, warmed_up
 from distill_lab.run import Run
 from distill_lab.train.on_policy import check_on_policy
 
@@ -35,13 +35,14 @@ class Config(RolloutConfig):
     """Settings of an on-policy run."""
 
     teacher: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-7B-Instruct", quantization="auto")
-    """The model to learn from. Its tokenizer must be the student's, and it must run here, not on a server."""
+    """The model to learn from, with the student's tokenizer; openai:NAME on a vLLM server with --objective
+    sampled_reverse_kl."""
     student: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct")
     data: DataConfig = DataConfig(path="alibaba-pai/DistilQwen_100k", split="train[:1000]")
     """The prompts; answers in the data are not used."""
     objective: str = "reverse_kl"
     """How far student and teacher are apart at each token: reverse_kl, jsd, entropy_aware, skew_reverse_kl, forward_kl,
-    skew_kl or acceptance."""
+    skew_kl or acceptance; for a teacher on a server sampled_reverse_kl."""
     temperature: float = 1.0
     """Both models' logits are divided by it in the loss; rollout.temperature is for writing."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, temperature=1.0, thinking=False)
@@ -58,7 +59,7 @@ class Config(RolloutConfig):
         own = dict(each.split("=", 1) for each in self.train.objective_settings)
         given = self.train.model_dump(context=AS_GIVEN) | {
             "objective": self.objective,
-            "objective_settings": own | {"temperature": self.temperature},
+            "objective_settings": own | ({"temperature": self.temperature} if self.temperature != 1 else {}),
             "teacher": teacher,
         }
         return TrainConfig.model_validate(given)
@@ -100,6 +101,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         check_sampling(config.rollout, flag="--rollout")
         check_on_policy(config.train, settings)
         check_before(config, run=run, out={"student": output}, example="Qwen/Qwen2.5-0.5B-Instruct")
+        probe_server(pipeline, config)
         config = config.model_copy(update={"train": config.train_settings(pipeline.resolve(config.teacher))})
         data = pipeline.data(config.data, "on-policy distillation")
         student, train = pipeline.fit(config)

@@ -19,10 +19,11 @@ from typing import Any
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.outputs import MARK, PARTIAL, remove_work, work_folder
 from distill_lab.train.rollout_file import PATTERN as ROLLOUTS
+from distill_lab.train.rollout_file import SCORES
 
 SEAL, KEY = "seal.json", "key.json"
 OWN_TEXT = "own-text.json"
-KEPT = (KEY, "dtype.json", OWN_TEXT, ROLLOUTS)
+KEPT = (KEY, "dtype.json", OWN_TEXT, ROLLOUTS, SCORES)
 """Files of a training beside its checkpoints: names and patterns."""
 CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,12}")
 BLOCK = 1 << 20

@@ -14,6 +14,7 @@ Sources: Agarwal et al. 2023, "On-Policy Distillation of Language Models" (GKD);
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +25,12 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab import activity
-from distill_lab.config import ModelConfig, TrainConfig
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.device import best_device, free_memory
 from distill_lab.errors import UserError
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.models.loading import load_tokenizer, without_weights
+from distill_lab.models.names import api_engine
 from distill_lab.models.token_bytes import token_bytes
 from distill_lab.run import fingerprint
 from distill_lab.train.chat_template import leave_out_thinking
@@ -43,6 +45,8 @@ from distill_lab.train.result import TrainResult
 from distill_lab.train.rollout_file import RoundStats
 from distill_lab.train.rollouts import RolloutSettings, TeacherView, read_asked
 from distill_lab.train.rows import Rows
+from distill_lab.train.scoring_server import ScoringServer
+from distill_lab.train.server_teacher import ServerTeacher
 from distill_lab.train.student import load_student, train_model, training_inputs
 from distill_lab.train.teachers import known_ids, live_teacher
 from distill_lab.train.training_log import check_is_log
@@ -63,8 +67,10 @@ class OnPolicyResult:
 
 def check_on_policy(config: TrainConfig, settings: RolloutSettings) -> None:
     """Raise UserError for settings that cannot work together, or would give a gradient with a bias."""
-    name = config.objective
-    if "logits" not in signals_of(name):
+    name, signals = config.objective, signals_of(config.objective)
+    if signals == ("scored",):
+        _check_sampled(settings)
+    elif "logits" not in signals:
         raise UserError(
             f"the objective {name} does not compare whole distributions; on the student's own text it would imitate itself. "
             "Choose reverse_kl, jsd, skew_reverse_kl or entropy_aware"
@@ -100,6 +106,23 @@ def check_on_policy(config: TrainConfig, settings: RolloutSettings) -> None:
         )
 
 
+def _check_sampled(settings: RolloutSettings) -> None:
+    """Raise UserError unless rollouts are draws from the student's own distribution, as the objective assumes."""
+    plain = SamplingConfig(temperature=1.0)
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "from_model")
+    for name in names:
+        if getattr(settings.sampling, name) != getattr(plain, name):
+            raise UserError(
+                f"--rollout.{name.replace('_', '-')} {getattr(settings.sampling, name)}: sampled_reverse_kl has no bias "
+                f"only if tokens are drawn from the student's own distribution; leave it at {getattr(plain, name)}"
+            )
+    if settings.steps_per_round != 1:
+        raise UserError(
+            f"--steps-per-round {settings.steps_per_round}: sampled_reverse_kl has no bias only if rollouts are the newest "
+            "student's; use 1"
+        )
+
+
 def train_on_policy(
     student: ModelConfig,
     prompts: Path,
@@ -107,6 +130,7 @@ def train_on_policy(
     config: TrainConfig,
     settings: RolloutSettings,
     *,
+    server: EngineConfig | None = None,
     on_log: OnLog | None = None,
     log_file: Path | None = None,
 ) -> OnPolicyResult:
@@ -114,7 +138,8 @@ def train_on_policy(
 
     config: as for `train_student`; its teacher scores the answers, `num_epochs` counts passes over the prompts, and
     `validation_fraction` of them are held out. tokens_per_batch limits a micro-batch: a step has as many micro-batches as
-    rollouts of the maximum length would need, and at least `gradient_accumulation_steps`. Interrupted, the same call goes on
+    rollouts of the maximum length would need, and at least `gradient_accumulation_steps`. server: how a teacher named
+    openai:NAME is reached. Interrupted, the same call goes on
     from the newest checkpoint with the rollouts it had, and ends with the same weights. Raises UserError.
     """
     check_on_policy(config, settings)
@@ -123,7 +148,10 @@ def train_on_policy(
     start = time.monotonic()
     PartialState(cpu=best_device().type == "cpu")
     try:
-        return _train_loaded(student, prompts, out, config, settings, on_log=on_log, log_file=log_file, start=start)
+        return _train_loaded(
+            student, prompts, out, config, settings,
+            server=server or EngineConfig(), on_log=on_log, log_file=log_file, start=start,
+        )  # fmt: skip
     finally:
         free_memory()
 
@@ -143,6 +171,7 @@ def _train_loaded(
     config: TrainConfig,
     settings: RolloutSettings,
     *,
+    server: EngineConfig,
     on_log: OnLog | None,
     log_file: Path | None,
     start: float,
@@ -150,7 +179,10 @@ def _train_loaded(
     log = on_log or (lambda row: None)
     key = fingerprint(on_policy_inputs(student, prompts, config, settings))
     model, tokenizer = load_student(student, config)
-    teacher_tokenizer = load_tokenizer(config.teacher)
+    on_server = bool(api_engine(config.teacher.model))
+    teacher_tokenizer = tokenizer if on_server else load_tokenizer(config.teacher)
+    if settings.sampling.thinking is False:
+        leave_out_thinking(tokenizer)
     with activity.doing(f"reading the prompts of {prompts}"):
         asked = read_asked(
             prompts,
@@ -165,18 +197,24 @@ def _train_loaded(
         log({"note": f"{number} prompts dropped: {reason}"})
     everything = [*asked.training, *asked.held_out]
     head_rows = decoder_and_head(model)[1].linear.out_features
-    rows = [] if settings.system else [_prompt_row(each.ids) for each in everything]
-    live = live_teacher(config.teacher, tokenizer, head_rows, rows, student_name=student.model)
-    teacher = PromptedTeacher(live, tokens_per_batch=config.tokens_per_batch) if settings.system else live
-    if settings.sampling.thinking is False:
-        leave_out_thinking(tokenizer)
+    work = out.with_name(out.name + ".work")
+    if on_server:
+        scoring = ScoringServer(config.teacher, server, size=settings.teacher_top_k)
+        scoring.probe(tokenizer)
+        teacher, num_ids = ServerTeacher(scoring, num_ids=head_rows, work=work), head_rows
+    else:
+        rows = [] if settings.system else [_prompt_row(each.ids) for each in everything]
+        teacher = live_teacher(config.teacher, tokenizer, head_rows, rows, student_name=student.model)
+        num_ids = teacher.num_ids
+        if settings.system:
+            teacher = PromptedTeacher(teacher, tokens_per_batch=config.tokens_per_batch)
     longest = max(len(each.ids) for each in everything) + settings.sampling.max_new_tokens
     config, num_rounds = _laid_out(config, settings, num_prompts=len(asked.training), longest=longest)
     source = OnPolicyRounds(
         model, tokenizer, asked, settings, config, teacher,
         control_ids=TokenIO(tokenizer, model.generation_config).control_ids,
-        known=known_ids(token_bytes(teacher_tokenizer), num_ids=live.num_ids),
-        work=out.with_name(out.name + ".work"), num_rounds=num_rounds, on_log=log,
+        known=known_ids(token_bytes(teacher_tokenizer), num_ids=num_ids),
+        work=work, num_rounds=num_rounds, on_log=log,
     )  # fmt: skip
     data = Rows([], [], len(everything), len(asked.held_out), asked.dropped)
     training = train_model(
@@ -192,6 +230,8 @@ def _view(teacher: ModelConfig, tokenizer: PreTrainedTokenizerBase, settings: Ro
     """How the teacher reads prompts, if it has a system prompt."""
     if not settings.system:
         return None
+    if api_engine(teacher.model):  # it says by itself what is too long
+        return TeacherView(tokenizer, settings.system, sys.maxsize)
     config = without_weights(teacher).config.get_text_config(decoder=True)
     return TeacherView(tokenizer, settings.system, config.max_position_embeddings)
 

@@ -22,11 +22,10 @@ from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import LossBatch
 from distill_lab.train.own_text import MAX_PROMPTS, OwnText, Scorer, measure_own_text
 from distill_lab.train.packing import Row
-from distill_lab.train.prompted_teacher import PromptedTeacher
 from distill_lab.train.rollout_file import RoundStats
 from distill_lab.train.rollouts import Asked, Rollouts, RolloutSettings, RowMaker
 from distill_lab.train.rounds import Rounds, rounds_once
-from distill_lab.train.teachers import LiveTeacher
+from distill_lab.train.teachers import ReadingTeacher, Teacher
 
 
 class OnPolicyRounds:
@@ -39,7 +38,7 @@ class OnPolicyRounds:
         asked: Asked,
         settings: RolloutSettings,
         config: TrainConfig,
-        teacher: LiveTeacher | PromptedTeacher,
+        teacher: Teacher,
         *,
         control_ids: Collection[int],
         known: np.ndarray,
@@ -85,8 +84,8 @@ class OnPolicyRounds:
         if self.before is None:
             self.before = self._own_text_before(is_first=number == 0)
         rows = self._rollouts.rows(number)
-        if isinstance(self.teacher, PromptedTeacher):
-            self.teacher.read(rows)
+        if isinstance(self.teacher, ReadingTeacher):
+            self.teacher.read(rows, str(number))
         if (stats := self._rollouts.stats(number)) is not None:
             self._note(f"round {number + 1} of {self.num_rounds}: {said(stats)}")
         return [row for row, _ in rows]

@@ -17,12 +17,11 @@ import torch
 from distill_lab import activity
 from distill_lab.config import SamplingConfig, TrainConfig
 from distill_lab.generation.engines.transformers import TransformersEngine
-from distill_lab.train.objectives import LossBatch
+from distill_lab.train.objectives import LossBatch, Scored, Signal
 from distill_lab.train.packing import Row
 from distill_lab.train.plan import make_plan
-from distill_lab.train.prompted_teacher import PromptedTeacher
 from distill_lab.train.rollouts import AskedPrompt, RowMaker, sample
-from distill_lab.train.teachers import HeadSignal, LiveTeacher
+from distill_lab.train.teachers import ReadingTeacher, Teacher
 
 MAX_PROMPTS = 64
 """Prompts that own text is measured on."""
@@ -51,7 +50,7 @@ class OwnText:
 class Scorer:
     """How texts are scored: as the trainer would train on them."""
 
-    teacher: LiveTeacher | PromptedTeacher
+    teacher: Teacher
     maker: RowMaker
     collate: Callable[[list[list[Row]]], LossBatch]
     config: TrainConfig
@@ -76,8 +75,8 @@ def measure_own_text(
     rows = [pair for _, pair in made if not isinstance(pair, str)]
     if not rows:
         return None
-    if isinstance(scorer.teacher, PromptedTeacher):
-        scorer.teacher.read(rows)
+    if isinstance(scorer.teacher, ReadingTeacher):
+        scorer.teacher.read(rows, "own")
     once = {"num_epochs": 1.0, "max_steps": -1, "gradient_accumulation_steps": 1}
     config = scorer.config.model_copy(update=once)
     plan = make_plan([len(row) for row, _ in rows], config, pack_rows=scorer.pack_rows)
@@ -98,11 +97,14 @@ def measure_own_text(
     return OwnText(len(kept), tokens, truncated, *(round(total / tokens, 6) for total in totals))
 
 
-def teacher_nats(signal: HeadSignal, labels_N: torch.Tensor) -> torch.Tensor:
+def teacher_nats(signal: Signal, labels_N: torch.Tensor) -> torch.Tensor:
     """Sum over N of -log p of the labels, the teacher's, at temperature 1."""
     total = torch.zeros((), dtype=torch.float32, device=labels_N.device)
     for start in range(0, len(labels_N), CHUNK):
         part = slice(start, start + CHUNK)
-        log_p_CV = torch.log_softmax(signal.at(part), -1)
-        total -= log_p_CV.gather(1, labels_N[part, None]).sum()
+        said = signal.at(part)
+        if isinstance(said, Scored):
+            total -= said.log_p_C.sum()
+        else:
+            total -= torch.log_softmax(said, -1).gather(1, labels_N[part, None]).sum()
     return total

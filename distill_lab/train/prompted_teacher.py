@@ -1,7 +1,7 @@
 """A teacher that reads other prompts than the student: the student's packed batch -> what it says of the same answers.
 
     teacher = PromptedTeacher(live_teacher(...), tokens_per_batch=8192)
-    teacher.read(rows)                               pairs: the row as the student reads it, and as the teacher does
+    teacher.read(rows, "0")                          pairs: the row as the student reads it, and as the teacher does
     teacher.signal(batch).at(slice(0, 220))          fp32 logits [220, V]
 
 The two rows of a pair have the same trained tokens; only what is before them differs, such as a system prompt that the
@@ -29,7 +29,7 @@ class PromptedTeacher:
         self.live, self._tokens_per_batch = live, tokens_per_batch
         self._rows: dict[bytes, Row] = {}
 
-    def read(self, rows: Sequence[tuple[Row, Row]]) -> None:
+    def read(self, rows: Sequence[tuple[Row, Row]], name: str) -> None:
         """The rows that batches will have from now on, as the student and as the teacher reads them."""
         self._rows = {student.id: teacher for student, teacher in rows}
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from distill_lab.files.jsonl import atomic_path, json_line
 from distill_lab.types import FinishReason
 
-PATTERN = "rollouts-*.jsonl"
+PATTERN, SCORES = "rollouts-*.jsonl", "scores-*.npz"
+"""Names of the files of rounds: what the student wrote, and what a server said of it (`server_teacher.py`)."""
 
 
 class Damaged(Exception):

@@ -59,6 +59,8 @@ class RolloutSettings(Config):
     rollouts_per_step: Annotated[int, Field(ge=1)] = 64
     system: str = ""
     """A system prompt that the teacher reads and the student does not."""
+    teacher_top_k: Annotated[int, Field(ge=1)] = 20
+    """For a teacher on a server: how many of its most likely ids it names at each position."""
 
     @property
     def per_round(self) -> int:

@@ -25,7 +25,7 @@ from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.device import best_device, free_memory, kept_heap
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
-from distill_lab.generation.model_identity import weights_of
+from distill_lab.generation.model_identity import model_inputs, weights_of
 from distill_lab.models.loading import check_weights, load_model, load_tokenizer, with_fp32_on_cpu
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
@@ -149,7 +149,7 @@ def teacher_inputs(config: TrainConfig) -> dict[str, Any]:
 
     A cache of the same teacher and settings has the same distributions wherever it is.
     """
-    return {"teacher": weights_of(config.teacher)} if config.teacher.model else {}
+    return {"teacher": model_inputs(config.teacher)["model"]} if config.teacher.model else {}
 
 
 def capture_teacher(

@@ -18,7 +18,8 @@ def test_commands_parse() -> None:
     for command in commands:
         assert settings(command) is not None
     for flag in (
-        "--warm-up-epochs 0", "--train.objective-settings beta=0.3", "--rollout.max-new-tokens 64", "--rollout.thinking False",
+        "--warm-up-epochs 0", "--train.objective-settings beta=0.3", "--rollout.max-new-tokens 64",
+        "--rollout.thinking False",
         "--teacher.quantization 8bit", "--train.lora.r 32", "--train.max-length 256", "--steps-per-round 4",
         "--rollouts-per-step 64", "--train.learning-rate 1e-5", "--train.tokens-per-batch 512",
     ):  # fmt: skip
@@ -34,6 +35,8 @@ def test_objectives_and_defaults_are_those_there_are() -> None:
         assert f"`{name}`" in TEXT
     for name, setting in re.findall(r"`(\w+)` \| [^|]*`(\w+) [\d.]+`", TEXT):
         load_objective(name, [f"{setting}=0.5"])
+    assert signals_of("sampled_reverse_kl") == ("scored",)
+    assert f"`--teacher-top-k` ({Config().teacher_top_k})" in TEXT
     assert f"`--steps-per-round` optimizer steps ({Config().steps_per_round})" in TEXT
     assert f"`--rollouts-per-step` rollouts ({Config().rollouts_per_step})" in TEXT
     assert Config().rollout.temperature == 1

@@ -268,7 +268,8 @@ def test_what_an_objective_cannot_read_is_refused() -> None:
             with pytest.raises(UserError, match="a sampled cache has draws only; use forward_kl"):
                 chunk_function(name)(student.float(), ChunkTargets(labels, draws))
     assert signals_of("cross_entropy") == ()
-    assert set(objective_names()) == {"cross_entropy", *ALL}
+    assert signals_of("sampled_reverse_kl") == ("scored",)
+    assert set(objective_names()) == {"cross_entropy", "sampled_reverse_kl", *ALL}
     for setting in ("temperature=0", "ce_weight=1.5", "ce_weight=-0.1"):
         with pytest.raises(UserError, match=rf"objective jsd: {setting.split('=')[0]}: "):
             load_objective("jsd", [setting])
