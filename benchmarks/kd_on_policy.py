@@ -54,7 +54,7 @@ def _ours(prompts: Path, out: Path, rounds: int) -> tuple[float, float]:
     settings = RolloutSettings(sampling=sampling, steps_per_round=STEPS_PER_ROUND, rollouts_per_step=ROLLOUTS)
     result = train_on_policy(STUDENT, prompts, out, config, settings, on_log=on_log)
     steps = rounds * STEPS_PER_ROUND
-    tokens = sum(each.tokens for each in result.rounds[1:]) / steps
+    tokens = sum(each.tokens for each in result.stats.rounds[1:]) / steps
     return (at[-1] - at[STEPS_PER_ROUND - 1]) / steps, tokens
 
 

@@ -19,6 +19,7 @@ from distill_lab.evaluation.goals import Kpi
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.files.jsonl import write_json
 from distill_lab.grading.graders import Metric
+from distill_lab.train.rollout_stats import OnPolicyStats
 
 VERSION = 2
 """Of summary.json; 1 had no version, no intervals of speed, and KPIs that were true or false."""
@@ -142,7 +143,7 @@ class Summary:
     """Verified distillation: what several samples of the teacher are worth; see `pass_at_k.BestOfK`."""
     iterations: tuple[dict[str, Any], ...] = field(default_factory=tuple)
     """Verified distillation: a row for each round."""
-    on_policy: dict[str, Any] | None = None
+    on_policy: OnPolicyStats | None = None
     """On-policy distillation: rounds, tokens generated, share of truncated rollouts, and own text before and after."""
     student: str | None = None
     """Verified distillation: the directory of the best round's student."""

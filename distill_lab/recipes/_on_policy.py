@@ -5,22 +5,22 @@ In: prompts, models and settings as they fit this machine. Out: the student, and
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
+from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.names import api_engine
 from distill_lab.pipeline.proof import EvalSetup, ask_alike
 from distill_lab.pipeline.stages import Pipeline, teacher_inputs
-from distill_lab.train.own_text import OwnText
+from distill_lab.train.rollout_stats import OnPolicyStats
 from distill_lab.train.rollouts import RolloutSettings
 from distill_lab.train.training_log import NAME as TRAINING_LOG
 from distill_lab.training_data.prompt_distillation import read_system_prompt, write_asked
@@ -134,7 +134,7 @@ def on_policy_student(
     settings: RolloutSettings,
     *,
     output: str,
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, OnPolicyStats]:
     """Prompts -> the student trained on its own answers, and the summary's `on_policy`."""
     if train.lora.r and student.quantization == "auto":
         student = student.model_copy(update={"quantization": pipeline.resolve(student).quantization})
@@ -155,7 +155,7 @@ def on_policy_student(
         result = found.training
         run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
         write_json(beside(path) / "training.json", asdict(result))
-        write_json(beside(path) / "on_policy.json", asdict(found) | {"training": None})
+        write_json(beside(path) / "on_policy.json", asdict(found.stats))
         counts = Counts(result.num_rows + sum(result.dropped.values()), result.num_rows, result.dropped)
         pipeline.warn(dropped_warning(counts))
         watch.note(f"the student is in {path}")
@@ -163,38 +163,27 @@ def on_policy_student(
 
     inputs = {"prompts": prompts, "train": train.model_dump(), "rollouts": settings.model_dump()}
     made = run.stage("student", output, inputs=inputs | teacher_inputs(train) | model_inputs(student), work=work).path
-    found = summarized(json.loads((beside(made) / "on_policy.json").read_text(encoding="utf-8")))
+    file = beside(made) / "on_policy.json"
+    try:
+        found = TypeAdapter(OnPolicyStats).validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        raise UserError(
+            f"{file} is missing or damaged; put it back, or remove {made} and give the same command again, which trains the "
+            "student again"
+        ) from None
     pipeline.tell("\n".join(sentences(found)))
     return made, found
 
 
-def summarized(found: dict[str, Any]) -> dict[str, Any]:
-    """The summary's `on_policy` of what a training left."""
-    rounds = found["rounds"]
-    number = max(1, sum(each["rollouts"] for each in rounds))
-    return {
-        "num_rounds": len(rounds),
-        "rollouts": sum(each["rollouts"] for each in rounds),
-        "tokens_generated": sum(each["tokens"] for each in rounds),
-        "truncated_share": sum(each["truncated"] for each in rounds) / number,
-        "held_out": found["held_out"],
-        "before": found["before"],
-        "after": found["after"],
-        "rounds": rounds,
-    }
-
-
-def sentences(found: dict[str, Any]) -> list[str]:
+def sentences(found: OnPolicyStats) -> list[str]:
     """What a user should know of the rounds."""
-    lines = [
-        f"{found['num_rounds']} rounds, {found['rollouts']:,} rollouts, {found['tokens_generated']:,} tokens generated"
-    ]
-    if found["truncated_share"] > MANY_TRUNCATED:
+    lines = [f"{found.num_rounds} rounds, {found.rollouts:,} rollouts, {found.tokens_generated:,} tokens generated"]
+    if found.truncated_share > MANY_TRUNCATED:
         lines.append(
-            f"{found['truncated_share']:.0%} of the rollouts were cut at the token limit; raise --rollout.max-new-tokens"
+            f"{found.truncated_share:.0%} of the rollouts were cut at the token limit; raise --rollout.max-new-tokens"
         )
-    if found["before"] and found["after"]:
-        before, after = OwnText(**found["before"]), OwnText(**found["after"])
+    before, after = found.before, found.after
+    if before and after:
         lines.append(
             "on the student's own text: the teacher's nats per token "
             f"{before.teacher_nats:.3f} -> {after.teacher_nats:.3f}, "

@@ -1,7 +1,7 @@
 """On-policy distillation: a student learns from texts that it writes itself while it is trained, scored by the teacher.
 
     result = train_on_policy(student, Path("prompts.jsonl"), Path("student"), config, settings)
-    result.before.teacher_nats, result.after.teacher_nats        on the student's own text, in nats per token
+    result.stats.before, result.stats.after        on the student's own text, in nats per token
 
 Each round the student writes rollouts (`rollouts.py`), and learns from them for `steps_per_round` steps: the teacher reads
 what the student reads, and the objective compares their distributions at every token of the answer. A divergence of whole
@@ -36,19 +36,18 @@ from distill_lab.run import fingerprint
 from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.loss_module import decoder_and_head
 from distill_lab.train.memory_replay import OnLog
-from distill_lab.train.objectives import signals_of
+from distill_lab.train.objectives import load_objective, signals_of
 from distill_lab.train.on_policy_rounds import OnPolicyRounds
-from distill_lab.train.own_text import OwnText
 from distill_lab.train.packing import Row
 from distill_lab.train.prompted_teacher import PromptedTeacher
 from distill_lab.train.result import TrainResult
-from distill_lab.train.rollout_file import RoundStats
+from distill_lab.train.rollout_stats import OnPolicyStats
 from distill_lab.train.rollouts import RolloutSettings, TeacherView, read_asked
 from distill_lab.train.rows import Rows
 from distill_lab.train.scoring_server import ScoringServer
 from distill_lab.train.server_teacher import ServerTeacher
 from distill_lab.train.student import load_student, train_model, training_inputs
-from distill_lab.train.teachers import known_ids, live_teacher
+from distill_lab.train.teachers import check_teacher, known_ids, live_teacher
 from distill_lab.train.training_log import check_is_log
 
 
@@ -57,12 +56,7 @@ class OnPolicyResult:
     """What an on-policy training did."""
 
     training: TrainResult
-    rounds: tuple[RoundStats, ...]
-    held_out: bool
-    """Whether `before` and `after` are of prompts that were not trained on."""
-    before: OwnText | None
-    """None if no text could be scored, or if an interruption damaged the file with the figures."""
-    after: OwnText | None
+    stats: OnPolicyStats
 
 
 def check_on_policy(config: TrainConfig, settings: RolloutSettings) -> None:
@@ -139,10 +133,12 @@ def train_on_policy(
     config: as for `train_student`; its teacher scores the answers, `num_epochs` counts passes over the prompts, and
     `validation_fraction` of them are held out. tokens_per_batch limits a micro-batch: a step has as many micro-batches as
     rollouts of the maximum length would need, and at least `gradient_accumulation_steps`. server: how a teacher named
-    openai:NAME is reached. Interrupted, the same call goes on
-    from the newest checkpoint with the rollouts it had, and ends with the same weights. Raises UserError.
+    openai:NAME is reached. Interrupted, the same call goes on from the newest checkpoint with the rollouts it had, and ends
+    with the same weights. Raises UserError.
     """
+    load_objective(config.objective, config.objective_settings)
     check_on_policy(config, settings)
+    check_teacher(config.objective, config.teacher, student, on_policy=True)
     if log_file:
         check_is_log(log_file)
     start = time.monotonic()
@@ -223,7 +219,9 @@ def _train_loaded(
     )  # fmt: skip
     # The trainer has not seen the rounds before an interruption.
     training = replace(training, tokens=sum(stats.row_tokens for stats in source.stats))
-    return OnPolicyResult(training, source.stats, bool(asked.held_out), source.before, source.after)
+    held_out = bool(asked.held_out)
+    stats = OnPolicyStats.of(source.stats, held_out=held_out, before=source.before, after=source.after)
+    return OnPolicyResult(training, stats)
 
 
 def _view(teacher: ModelConfig, tokenizer: PreTrainedTokenizerBase, settings: RolloutSettings) -> TeacherView | None:

@@ -6,23 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.config import TrainConfig
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.engines.transformers import TransformersEngine
-from distill_lab.train.checkpoints import OWN_TEXT, read_json
+from distill_lab.train.checkpoints import OWN_TEXT
 from distill_lab.train.loss_module import causal_model
 from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import LossBatch
-from distill_lab.train.own_text import MAX_PROMPTS, OwnText, Scorer, measure_own_text
+from distill_lab.train.own_text import MAX_PROMPTS, Scorer, measure_own_text
 from distill_lab.train.packing import Row
-from distill_lab.train.rollout_file import RoundStats
+from distill_lab.train.rollout_stats import OwnText, RoundStats
 from distill_lab.train.rollouts import Asked, Rollouts, RolloutSettings, RowMaker
 from distill_lab.train.rounds import Rounds, rounds_once
 from distill_lab.train.teachers import ReadingTeacher, Teacher
@@ -87,7 +89,7 @@ class OnPolicyRounds:
         if isinstance(self.teacher, ReadingTeacher):
             self.teacher.read(rows, str(number))
         if (stats := self._rollouts.stats(number)) is not None:
-            self._note(f"round {number + 1} of {self.num_rounds}: {said(stats)}")
+            self._note(f"round {number + 1} of {self.num_rounds}: {stats}")
         return [row for row, _ in rows]
 
     def _writer(self) -> TransformersEngine:
@@ -101,9 +103,8 @@ class OnPolicyRounds:
     def _own_text_before(self, *, is_first: bool) -> OwnText | None:
         """As it was measured before the first step, in this call or before an interruption; None if that was damaged."""
         place = self.work / OWN_TEXT
-        kept = read_json(place)
-        if isinstance(kept, dict) and kept.keys() == OwnText.__dataclass_fields__.keys():
-            return OwnText(**kept)
+        with suppress(OSError, ValueError):
+            return TypeAdapter(OwnText).validate_json(place.read_bytes())
         found = self._own_text() if is_first else None
         if found is not None:
             write_json(place, asdict(found))
@@ -117,10 +118,3 @@ class OnPolicyRounds:
 
     def _note(self, text: str) -> None:
         self.on_log({"note": text})
-
-
-def said(stats: RoundStats) -> str:
-    """A round in words."""
-    dropped = "".join(f", {number} dropped: {reason}" for reason, number in stats.dropped.items())
-    cut = f", {stats.truncated} of them cut at the token limit" if stats.truncated else ""
-    return f"{stats.rollouts} rollouts{cut}, {stats.tokens:,} tokens{dropped}"

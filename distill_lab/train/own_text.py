@@ -20,6 +20,7 @@ from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.train.objectives import LossBatch, Scored, Signal
 from distill_lab.train.packing import Row
 from distill_lab.train.plan import make_plan
+from distill_lab.train.rollout_stats import OwnText
 from distill_lab.train.rollouts import AskedPrompt, RowMaker, sample
 from distill_lab.train.teachers import ReadingTeacher, Teacher
 
@@ -27,23 +28,6 @@ MAX_PROMPTS = 64
 """Prompts that own text is measured on."""
 CHUNK = 256
 """Positions whose teacher logits exist at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnText:
-    """What a student writes by itself, in figures."""
-
-    texts: int
-    tokens: int
-    """Of the texts, those that are trained."""
-    truncated: int
-    """Texts that were cut at the token limit."""
-    teacher_nats: float
-    """Mean of -log p of a token by the teacher: how surprised it is. Per token, as the next two."""
-    student_nats: float
-    """Mean of -log q of a token by the student, which estimates its entropy."""
-    divergence: float
-    """The objective's divergence from the teacher, with its temperature."""
 
 
 @dataclass(frozen=True)

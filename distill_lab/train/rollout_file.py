@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distill_lab.files.jsonl import atomic_path, json_line
+from distill_lab.train.rollout_stats import RoundStats
 from distill_lab.types import FinishReason
 
 PATTERN, SCORES = "rollouts-*.jsonl", "scores-*.npz"
@@ -39,26 +40,6 @@ class Rollout:
     """With the end token, if the student wrote one."""
     finish_reason: FinishReason
     """`length`: it was cut at the token limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundStats:
-    """A round's rollouts in figures: rollouts == kept + sum(dropped.values())."""
-
-    round: int
-    """From 0."""
-    rollouts: int
-    kept: int
-    tokens: int
-    """Generated, of all rollouts."""
-    truncated: int
-    """Rollouts that were cut at the token limit. They are kept: every position is a lesson."""
-    row_tokens: int
-    """Of the rows that are trained on, prompts included."""
-    seconds: float
-    """Generating them."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Rollouts left out, by reason."""
 
 
 def rollouts_path(work: Path, number: int) -> Path:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from distill_lab.chat import Encoded, prompt_ids
 from distill_lab.config import Config, SamplingConfig
 from distill_lab.data.prompts import read_prompts
+from distill_lab.device import free_memory
 from distill_lab.errors import NoData, UserError
 from distill_lab.generation.decoding.sequence import DecodingSequence
 from distill_lab.generation.engines.transformers import TransformersEngine
@@ -32,12 +33,12 @@ from distill_lab.train.packing import Row
 from distill_lab.train.rollout_file import (
     Damaged,
     Rollout,
-    RoundStats,
     read_rollouts,
     remove_later,
     rollouts_path,
     write_rollouts,
 )
+from distill_lab.train.rollout_stats import RoundStats
 from distill_lab.train.rows import MIN_ROWS_TO_SPLIT, REFUSED
 from distill_lab.training_data.prompt_distillation import with_system
 from distill_lab.types import FinishReason, Prompt
@@ -251,6 +252,7 @@ class Rollouts:
         start = time.monotonic()
         rollouts, failed = sample(self._engine(), self._requests(number), self.settings.sampling)
         seconds = time.monotonic() - start
+        free_memory()  # the KV cache's, for the steps that follow
         dropped: Counter[str] = Counter({UNANSWERED: failed} if failed else {})
         row_tokens = 0
         for rollout in rollouts:

@@ -64,11 +64,12 @@ def test_the_whole_line(tmp_path: Path) -> None:
     ]  # fmt: skip
     found = summary.on_policy
     assert found is not None
-    assert (found["num_rounds"], found["rollouts"], found["held_out"]) == (2, 16, True)
-    assert found["tokens_generated"] == sum(each["tokens"] for each in found["rounds"]) > 16
-    for when in ("before", "after"):
-        assert found[when]["texts"] >= 1
-        assert found[when]["divergence"] > 0
+    assert (found.num_rounds, found.rollouts, found.held_out) == (2, 16, True)
+    assert found.tokens_generated == sum(each.tokens for each in found.rounds) > 16
+    for own in (found.before, found.after):
+        assert own is not None
+        assert own.texts >= 1
+        assert own.divergence > 0
     warm_up = [row for row in read_jsonl(run / "warm-up" / "training_log.jsonl") if "loss" in row]
     assert warm_up
     assert all("metrics" not in row for row in warm_up)
@@ -105,7 +106,8 @@ def test_adapters_learn_a_prompt_that_only_the_teacher_has(tmp_path: Path) -> No
     for row in read_jsonl(tmp_path / "run" / "train.jsonl"):
         assert row["prompt"][0]["role"] == "user"
     assert summary.on_policy is not None
-    assert summary.on_policy["after"]["divergence"] > 0
+    assert summary.on_policy.after is not None
+    assert summary.on_policy.after.divergence > 0
     assert (tmp_path / "run" / "student" / "adapter_config.json").is_file()
 
 
@@ -117,7 +119,7 @@ def test_without_a_warm_up_the_teacher_writes_nothing(tmp_path: Path) -> None:
     summary = on_policy.run(config, tmp_path / "run")
     assert not {"teacher answers", "warm-up"} & counts_add_up(tmp_path / "run").keys()
     assert summary.on_policy is not None
-    assert summary.on_policy["num_rounds"] == 2  # 16 of 32 prompts, 8 to a round
+    assert summary.on_policy.num_rounds == 2  # 16 of 32 prompts, 8 to a round
     inputs = json.loads((tmp_path / "run" / "run.json").read_text())["stages"]["student"]["inputs"]
     assert inputs["rollouts"]["sampling"]["temperature"] == 1
 

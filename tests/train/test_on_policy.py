@@ -138,20 +138,20 @@ def test_the_students_own_text_comes_nearer_to_the_teacher(
     elif kind != "full":
         changes["objective"] = kind
     result, logs = train(student, prompts, tmp_path / "student", config_for(teacher, **changes))
-    assert result.before is not None
-    assert result.after is not None
-    assert result.held_out
-    assert result.before.texts == result.after.texts == 8
-    assert result.after.divergence < 0.9 * result.before.divergence
+    assert result.stats.before is not None
+    assert result.stats.after is not None
+    assert result.stats.held_out
+    assert result.stats.before.texts == result.stats.after.texts == 8
+    assert result.stats.after.divergence < 0.9 * result.stats.before.divergence
     if kind == "full":
-        assert result.after.teacher_nats < result.before.teacher_nats
+        assert result.stats.after.teacher_nats < result.stats.before.teacher_nats
         # Two estimates of the same: sampled tokens, and whole distributions.
-        sampled = result.before.teacher_nats - result.before.student_nats
-        assert sampled == pytest.approx(result.before.divergence, rel=0.5)
-    assert len(result.rounds) == 12
-    assert [each.round for each in result.rounds] == list(range(12))
-    assert all(each.rollouts == 12 == each.kept + sum(each.dropped.values()) for each in result.rounds)
-    assert result.training.tokens == sum(each.row_tokens for each in result.rounds)
+        sampled = result.stats.before.teacher_nats - result.stats.before.student_nats
+        assert sampled == pytest.approx(result.stats.before.divergence, rel=0.5)
+    assert len(result.stats.rounds) == 12
+    assert [each.round for each in result.stats.rounds] == list(range(12))
+    assert all(each.rollouts == 12 == each.kept + sum(each.dropped.values()) for each in result.stats.rounds)
+    assert result.training.tokens == sum(each.row_tokens for each in result.stats.rounds)
     assert (result.training.num_rows, result.training.steps) == (40, 24)
     steps = [row for row in logs if "loss" in row]
     assert len(steps) == 24
@@ -244,9 +244,9 @@ def test_killed_at_any_moment_it_ends_with_the_same_student(
     assert result.training.resumed_from == resumed_from
     assert len(calls) == written_again
     assert same(weights(out), whole)
-    assert (result.before, result.after) == (expected.before, expected.after)
-    figures = [[each.rollouts, each.tokens, each.truncated, each.row_tokens] for each in expected.rounds]
-    assert [[each.rollouts, each.tokens, each.truncated, each.row_tokens] for each in result.rounds] == figures
+    assert (result.stats.before, result.stats.after) == (expected.stats.before, expected.stats.after)
+    figures = [[each.rollouts, each.tokens, each.truncated, each.row_tokens] for each in expected.stats.rounds]
+    assert [[each.rollouts, each.tokens, each.truncated, each.row_tokens] for each in result.stats.rounds] == figures
     assert result.training.tokens == expected.training.tokens
     assert not out.with_name("student.work").exists()
 
@@ -264,7 +264,7 @@ def test_damaged_rounds_are_written_again_and_own_text_is_left_out(
     (work / ".rollouts-2.jsonl.0123abcd.jsonl").write_text("of a kill")
     result, logs = train(student, prompts, out, config)
     assert any("the round is generated again" in row.get("note", "") for row in logs)
-    assert result.before is None
+    assert result.stats.before is None
     assert same(weights(out), uninterrupted[0])
     assert not work.exists()
 
@@ -278,7 +278,7 @@ def test_other_settings_start_again(student: ModelConfig, teacher: ModelConfig, 
     assert any("it is a checkpoint of other settings" in row.get("note", "") for row in logs)
     clean, _ = train(student, prompts, tmp_path / "clean", config_for(teacher), other)
     assert same(weights(out), weights(tmp_path / "clean"))
-    assert clean.rounds[0].tokens == result.rounds[0].tokens
+    assert clean.stats.rounds[0].tokens == result.stats.rounds[0].tokens
 
 
 def test_a_step_is_the_same_however_it_is_split(
@@ -289,7 +289,7 @@ def test_a_step_is_the_same_however_it_is_split(
     for tokens in (96, 4096):
         config = config_for(teacher, tokens_per_batch=tokens, max_steps=1, validation_fraction=0)
         result, logs = train(student, prompts, tmp_path / str(tokens), config, rounds)
-        assert not result.held_out
+        assert not result.stats.held_out
         found.append(next(row for row in logs if "loss" in row))
     for name in ("loss", "grad_norm"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
@@ -317,4 +317,4 @@ def test_figures_are_json(student: ModelConfig, teacher: ModelConfig, prompts: P
     from dataclasses import asdict
 
     result, _ = train(student, prompts, tmp_path / "student", config_for(teacher, max_steps=2))
-    assert json.loads(json.dumps(asdict(result), allow_nan=False))["rounds"][0]["rollouts"] == 12
+    assert json.loads(json.dumps(asdict(result), allow_nan=False))["stats"]["rounds"][0]["rollouts"] == 12

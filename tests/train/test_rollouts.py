@@ -20,12 +20,12 @@ from distill_lab.train.plan import plan_once
 from distill_lab.train.rollout_file import (
     Damaged,
     Rollout,
-    RoundStats,
     read_rollouts,
     remove_later,
     rollouts_path,
     write_rollouts,
 )
+from distill_lab.train.rollout_stats import RoundStats
 from distill_lab.train.rollouts import (
     FOREIGN,
     NO_ROOM,

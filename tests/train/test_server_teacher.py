@@ -203,16 +203,16 @@ def test_a_student_learns_from_a_server_what_it_learns_from_the_teacher_here(
     served = train(student, prompts, tmp_path / "served", config_for(ON_SERVER, "sampled_reverse_kl"), vllm)
     assert vllm.fails == 0
     here = train_on_policy(student, prompts, tmp_path / "here", config_for(TINY, "reverse_kl"), SETTINGS)
-    assert served.before is not None
-    assert here.before is not None
-    assert served.after is not None
-    assert here.after is not None
+    assert served.stats.before is not None
+    assert here.stats.before is not None
+    assert served.stats.after is not None
+    assert here.stats.after is not None
     # Before the first step both have written the same, and the teacher thinks the same of it.
-    assert served.rounds[0].tokens == here.rounds[0].tokens
-    assert served.before.teacher_nats == pytest.approx(here.before.teacher_nats, rel=1e-4)
-    assert served.before.student_nats == pytest.approx(here.before.student_nats, rel=1e-4)
-    assert served.before.divergence == pytest.approx(here.before.divergence, rel=0.3)  # an estimate
-    gained = [each.before.teacher_nats - each.after.teacher_nats for each in (served, here)]  # type: ignore[union-attr]
+    assert served.stats.rounds[0].tokens == here.stats.rounds[0].tokens
+    assert served.stats.before.teacher_nats == pytest.approx(here.stats.before.teacher_nats, rel=1e-4)
+    assert served.stats.before.student_nats == pytest.approx(here.stats.before.student_nats, rel=1e-4)
+    assert served.stats.before.divergence == pytest.approx(here.stats.before.divergence, rel=0.3)  # an estimate
+    gained = [each.stats.before.teacher_nats - each.stats.after.teacher_nats for each in (served, here)]  # type: ignore[union-attr]
     assert gained[0] > 0.3 * gained[1] > 0
     # A probe, 8 texts of own text twice, and each rollout once.
     assert len(vllm.requests) == 2 + 1 + 8 + 12 * 8 + 8
@@ -226,9 +226,9 @@ def test_a_teacher_on_a_server_may_have_a_prompt_too(
     config = config_for(ON_SERVER, "sampled_reverse_kl", max_steps=1)
     served = train(student, prompts, tmp_path / "served", config, vllm, settings)
     here = train_on_policy(student, prompts, tmp_path / "here", config_for(TINY, "reverse_kl", max_steps=1), settings)
-    assert served.before is not None
-    assert here.before is not None
-    assert served.before.teacher_nats == pytest.approx(here.before.teacher_nats, rel=1e-4)
+    assert served.stats.before is not None
+    assert here.stats.before is not None
+    assert served.stats.before.teacher_nats == pytest.approx(here.stats.before.teacher_nats, rel=1e-4)
     texts = [load_tokenizer(TINY).decode(body["prompt"]) for body in vllm.requests[1:]]
     assert all("the words of a sailor" in text for text in texts)
 
@@ -258,7 +258,7 @@ def test_scores_are_kept_with_their_round(
     resumed = train(student, prompts, out, config, vllm)
     # From the beginning, for there was no checkpoint; but only one of five rounds is scored again.
     assert len(vllm.requests) == 1 + 8 + 7 * 8 + 8
-    assert (resumed.before, resumed.after) == (whole.before, whole.after)
+    assert (resumed.stats.before, resumed.stats.after) == (whole.stats.before, whole.stats.after)
     assert not out.with_name("student.work").exists()
 
 

@@ -52,12 +52,12 @@ CACHE_FRACTION = 0.5
 """Fraction of free memory that a batch's KV cache and logits are expected to take."""
 EXPECTED_TOKENS = 1024
 """Maximum tokens per row to plan memory for."""
-OnTokens = Callable[[DecodingSequence, FinishReason], None]
-"""Receives each sequence when it has ended, with all its tokens."""
 REFILL_FRACTION = 1 / 8
 """Waiting rows are added once this fraction of the batch is free."""
 INITIAL_CACHE_TOKENS = 128
 """Initial cache headroom in tokens; doubled when full."""
+OnTokens = Callable[[DecodingSequence, FinishReason], None]
+"""Receives each sequence when it has ended, with all its tokens."""
 
 
 def preference() -> int:
@@ -124,9 +124,8 @@ class TransformersEngine:
         """`num_samples` completions of every prompt, long prompts first, each as soon as it is done.
 
         min_new_tokens: minimum length of each completion (for timing). on_tokens: called before each completion with its
-        token ids, which its text alone does not tell. A prompt that the model cannot answer gets a
-        completion with finish_reason "error". Raises UserError if not even one row fits in memory, or if the model's
-        output is not a number.
+        token ids, which its text alone does not tell. A prompt that the model cannot answer gets a completion with
+        finish_reason "error". Raises UserError if not even one row fits in memory, or if the model's output is not a number.
         """
         sampling = (
             with_generation_config(sampling, settings_in(self.model.generation_config))
