@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -134,7 +133,8 @@ def test_the_students_own_text_comes_nearer_to_the_teacher(
 ) -> None:
     changes: dict[str, Any] = {"max_steps": 24}
     if kind == "lora":
-        changes |= {"lora": LoraConfig(r=8), "learning_rate": 3e-2}
+        changes |= {"lora": LoraConfig(r=8)}
+        student, teacher = ModelConfig(model="tiny:student"), ModelConfig(model="tiny:teacher")  # heads worth freezing
     elif kind != "full":
         changes["objective"] = kind
     result, logs = train(student, prompts, tmp_path / "student", config_for(teacher, **changes))
@@ -179,8 +179,6 @@ def here(now):
 def on_log(row):
     if "loss" in row:
         here(f"step {row['step']}")
-    if row.get("note", "").startswith("round "):
-        here("sealed " + row["note"].split()[1])
 
 own, calls = rollouts.sample, []
 
@@ -224,10 +222,10 @@ def uninterrupted(
     return weights(out), result
 
 
-# Written, but not on the disk; on the disk, but not learned from; in the middle of a round; after a checkpoint.
+# Written, but not on the disk; in the middle of a round; far from the newest checkpoint; before the first one.
 @pytest.mark.parametrize(
     ("moment", "save_steps", "resumed_from", "written_again"),
-    [("written 3", 2, 4, 2), ("sealed 3", 2, 4, 1), ("step 5", 2, 4, 1), ("step 7", 4, 4, 0), ("step 1", 2, 0, 3)],
+    [("written 3", 2, 4, 2), ("step 5", 2, 4, 1), ("step 7", 4, 4, 0), ("step 1", 2, 0, 3)],
 )
 def test_killed_at_any_moment_it_ends_with_the_same_student(
     moment: str, save_steps: int, resumed_from: int, written_again: int,
@@ -311,10 +309,3 @@ def test_what_would_have_a_bias_or_no_meaning_is_refused(teacher: ModelConfig) -
         with pytest.raises(UserError, match=message):
             check_on_policy(config_for(teacher, **changes), settings)
     check_on_policy(config_for(teacher, objective_settings=["ce_weight=0", "temperature=1"]), SETTINGS)
-
-
-def test_figures_are_json(student: ModelConfig, teacher: ModelConfig, prompts: Path, tmp_path: Path) -> None:
-    from dataclasses import asdict
-
-    result, _ = train(student, prompts, tmp_path / "student", config_for(teacher, max_steps=2))
-    assert json.loads(json.dumps(asdict(result), allow_nan=False))["stats"]["rounds"][0]["rollouts"] == 12
