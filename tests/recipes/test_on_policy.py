@@ -153,7 +153,8 @@ def test_what_cannot_work_is_refused_before_an_answer_is_paid_for(
     train = tiny().train
     cases: dict[str, dict[str, Any]] = {
         "have different tokenizers": {"teacher": ModelConfig(model=str(other))},
-        "a server gives tokens, not distributions": {"teacher": ModelConfig(model="openai:big")},
+        "a server names the most likely ids of each token": {"teacher": ModelConfig(model="openai:big")},
+        "sampled_reverse_kl is for a teacher on a server": {"objective": "sampled_reverse_kl", "steps_per_round": 1},
         "does not compare whole distributions": {"objective": "cross_entropy"},
         "objective reverse_kl: temperature": {"temperature": 0.0},
         "no objective 'kl'": {"objective": "kl"},

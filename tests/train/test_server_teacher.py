@@ -141,7 +141,8 @@ class Vllm:
         for place, row in enumerate(logits.log_softmax(-1)[:-1]):
             wanted = dict.fromkeys([ids[place + 1], *row.topk(min(number, self.most)).indices.tolist()])
             found.append({
-                str(id): {"logprob": row[id].item(), "rank": 1, "decoded_token": self.tokenizer.decode([id + self.shift])}
+                str(id): {"logprob": row[id].item(), "rank": 1}
+                | ({"decoded_token": self.tokenizer.decode([id + self.shift])} if number < 100 else {})
                 for id in wanted
             })  # fmt: skip
         return found
@@ -196,27 +197,45 @@ def train(
     return train_on_policy(student, prompts, out, config, settings, server=vllm.engine)
 
 
-def test_a_student_learns_from_a_server_what_it_learns_from_the_teacher_here(
+def test_own_text_is_scored_as_by_the_teacher_here(
     student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm
 ) -> None:
     vllm.fails = 2
-    served = train(student, prompts, tmp_path / "served", config_for(ON_SERVER, "sampled_reverse_kl"), vllm)
+    config = {"max_steps": 2}
+    served = train(student, prompts, tmp_path / "served", config_for(ON_SERVER, "sampled_reverse_kl", **config), vllm)
     assert vllm.fails == 0
-    here = train_on_policy(student, prompts, tmp_path / "here", config_for(TINY, "reverse_kl"), SETTINGS)
-    assert served.stats.before is not None
-    assert here.stats.before is not None
-    assert served.stats.after is not None
-    assert here.stats.after is not None
+    here = train_on_policy(student, prompts, tmp_path / "here", config_for(TINY, "reverse_kl", **config), SETTINGS)
     # Before the first step both have written the same, and the teacher thinks the same of it.
     assert served.stats.rounds[0].tokens == here.stats.rounds[0].tokens
+    assert served.stats.before is not None
+    assert here.stats.before is not None
     assert served.stats.before.teacher_nats == pytest.approx(here.stats.before.teacher_nats, rel=1e-4)
     assert served.stats.before.student_nats == pytest.approx(here.stats.before.student_nats, rel=1e-4)
     assert served.stats.before.divergence == pytest.approx(here.stats.before.divergence, rel=0.3)  # an estimate
-    gained = [each.stats.before.teacher_nats - each.stats.after.teacher_nats for each in (served, here)]  # type: ignore[union-attr]
-    assert gained[0] > 0.3 * gained[1] > 0
     # A probe, 8 texts of own text twice, and each rollout once.
-    assert len(vllm.requests) == 2 + 1 + 8 + 12 * 8 + 8
+    assert len(vllm.requests) == 2 + 1 + 8 + 2 * 8 + 8
     assert {len(body) for body in vllm.requests} == {5}
+
+
+def test_with_all_ids_named_a_student_learns_what_it_learns_here(
+    student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm
+) -> None:
+    number = len(load_tokenizer(TINY))
+    vllm.most = number
+    settings = SETTINGS.model_copy(update={"teacher_top_k": number, "rollouts_per_step": 4})
+    logs: list[list[dict[str, Any]]] = []
+    for teacher, objective in ((ON_SERVER, "sampled_reverse_kl"), (TINY, "reverse_kl")):
+        logs.append([])
+        train_on_policy(
+            student, prompts, tmp_path / objective, config_for(teacher, objective, max_steps=3, validation_fraction=0.05),
+            settings, server=vllm.engine, on_log=logs[-1].append,
+        )  # fmt: skip
+    served, here = ([row for row in each if "loss" in row] for each in logs)
+    assert len(served) == len(here) == 3
+    for left, right in zip(served, here, strict=True):
+        assert left["metrics"]["kd"] == pytest.approx(right["metrics"]["kd"], rel=1e-3)
+        assert left["metrics"]["ce"] == pytest.approx(right["metrics"]["ce"], rel=1e-3)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-2)
 
 
 def test_a_teacher_on_a_server_may_have_a_prompt_too(
@@ -236,7 +255,8 @@ def test_a_teacher_on_a_server_may_have_a_prompt_too(
 def test_scores_are_kept_with_their_round(
     student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, out = config_for(ON_SERVER, "sampled_reverse_kl", save_steps=100), tmp_path / "student"
+    config = config_for(ON_SERVER, "sampled_reverse_kl", save_steps=100, max_steps=6)
+    out = tmp_path / "student"
     whole = train(student, prompts, tmp_path / "whole", config, vllm)
     vllm.requests.clear()
 
@@ -244,20 +264,20 @@ def test_scores_are_kept_with_their_round(
         pass
 
     def stop(row: dict[str, Any]) -> None:
-        if row.get("step") == 5 and "loss" in row:
+        if row.get("step") == 3 and "loss" in row:
             raise Stopped
 
     with pytest.raises(Stopped):
         train_on_policy(student, prompts, out, config, SETTINGS, server=vllm.engine, on_log=stop)
-    assert len(vllm.requests) == 1 + 8 + 5 * 8
-    damaged = out.with_name("student.work") / "scores-2.npz"
+    assert len(vllm.requests) == 1 + 8 + 3 * 8
+    damaged = out.with_name("student.work") / "scores-1.npz"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 255
     damaged.write_bytes(content)
     vllm.requests.clear()
     resumed = train(student, prompts, out, config, vllm)
-    # From the beginning, for there was no checkpoint; but only one of five rounds is scored again.
-    assert len(vllm.requests) == 1 + 8 + 7 * 8 + 8
+    # From the beginning, for there was no checkpoint; but only one of three rounds is scored again.
+    assert len(vllm.requests) == 1 + 8 + 3 * 8 + 8
     assert (resumed.stats.before, resumed.stats.after) == (whole.stats.before, whole.stats.after)
     assert not out.with_name("student.work").exists()
 
