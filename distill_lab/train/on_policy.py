@@ -34,7 +34,7 @@ from distill_lab.models.names import api_engine
 from distill_lab.models.token_bytes import token_bytes
 from distill_lab.run import fingerprint
 from distill_lab.train.chat_template import leave_out_thinking
-from distill_lab.train.loss_module import decoder_and_head
+from distill_lab.train.loss_module import causal_model, decoder_and_head
 from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import load_objective, signals_of
 from distill_lab.train.on_policy_rounds import OnPolicyRounds
@@ -208,7 +208,7 @@ def _train_loaded(
     config, num_rounds = _laid_out(config, settings, num_prompts=len(asked.training), longest=longest)
     source = OnPolicyRounds(
         model, tokenizer, asked, settings, config, teacher,
-        control_ids=TokenIO(tokenizer, model.generation_config).control_ids,
+        control_ids=TokenIO(tokenizer, causal_model(model).generation_config).control_ids,
         known=known_ids(token_bytes(teacher_tokenizer), num_ids=num_ids),
         work=work, num_rounds=num_rounds, on_log=log,
     )  # fmt: skip

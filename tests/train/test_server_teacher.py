@@ -44,7 +44,8 @@ def test_the_mean_over_all_tokens_is_the_exact_gradient_and_value(scale: float) 
     exact = (log_q.exp() * (log_q - log_p)).sum()
     (wanted,) = torch.autograd.grad(exact, logits)
     q = log_q.detach().exp()
-    chunk_loss: Any = load_objective("sampled_reverse_kl").keywords["chunk_loss"]
+    objective: Any = load_objective("sampled_reverse_kl")
+    chunk_loss = objective.keywords["chunk_loss"]
     value, grad = torch.zeros(()), torch.zeros(C, V)
     for token in range(V):
         labels = torch.full((C,), token)
@@ -66,7 +67,8 @@ def test_what_the_teacher_names_adds_no_noise() -> None:
     generator = torch.Generator().manual_seed(1)
     student, teacher = (2 * torch.randn(1, V, generator=generator) for _ in range(2))
     log_p, q = teacher.log_softmax(-1), student.softmax(-1)
-    chunk_loss: Any = load_objective("sampled_reverse_kl").keywords["chunk_loss"]
+    objective: Any = load_objective("sampled_reverse_kl")
+    chunk_loss = objective.keywords["chunk_loss"]
 
     def spread(size: int) -> float:
         top = log_p.topk(size)
