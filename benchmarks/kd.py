@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 nice -n 5 python -m benchmarks.kd --part head          the head over bare matrix products, and TRL's
     OMP_NUM_THREADS=1 nice -n 5 python -m benchmarks.kd --part step          a step with the cache over one with the teacher
+    OMP_NUM_THREADS=1 nice -n 5 python -m benchmarks.kd --part on_policy     a step on the student's own text, and TRL's
     OMP_NUM_THREADS=1 nice -n 5 python -m benchmarks.kd --part cache --data ../shared/data
     OMP_NUM_THREADS=1 nice -n 5 python -m benchmarks.kd --part quality --data ../shared/data
 
@@ -221,10 +222,13 @@ def step_part(rounds: int, shrink: int) -> dict[str, float]:
     return found
 
 
+PARTS = ("head", "step", "on_policy", "cache", "quality")
+
+
 def main() -> None:
     """Run the parts and print what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("head", "step", "cache", "quality"), nargs="+", default=("head", "step"))
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=("head", "step"))
     parser.add_argument("--positions", type=int, default=220, help="positions of the head")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shrink", type=int, default=4, help="divides layers and vocabulary of the step's models")
@@ -240,6 +244,10 @@ def main() -> None:
         found |= head_part(arguments.positions, arguments.rounds)
     if "step" in arguments.part:
         found |= step_part(arguments.rounds, arguments.shrink)
+    if "on_policy" in arguments.part:
+        from benchmarks.kd_on_policy import on_policy_part
+
+        found |= on_policy_part(arguments.rounds)
     if "cache" in arguments.part:
         from benchmarks.kd_cache import cache_part
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -129,8 +129,18 @@ def _stages(
     asks, tests = volume.num_answers > 0, volume.test_rows > 0
     if asks:
         yield _answers("teacher answers", config.teacher, config.sampling, volume, machine, problems, training=True)
-    if method:
-        yield _training(config, volume, method, machine)
+    if method and (rollouts := num_rollouts(config, volume)):
+        epochs: float = getattr(config, "warm_up_epochs", 0.0)
+        if epochs:
+            train = method.train.model_copy(
+                update={"num_epochs": epochs, "max_steps": -1, "teacher": ModelConfig(model="")}
+            )
+            yield replace(_training(volume, replace(method, train=train), machine), name="warm-up")
+        written: SamplingConfig = getattr(config, "rollout", config.sampling)
+        yield _answers("rollouts", method.student, written, volume, machine, problems, number=rollouts)
+        yield _training(volume, method, machine, rows=rollouts)
+    elif method:
+        yield _training(volume, method, machine)
     if tests:
         models = {"test of the teacher": config.teacher, "test of the base student": config.student}
         if method:
@@ -152,10 +162,11 @@ def _answers(
     problems: list[str],
     *,
     training: bool = False,
+    number: int = 0,
 ) -> StageForecast:
-    """Answers of a model to the training or the test prompts."""
-    number = volume.num_answers if training else volume.test_rows * sampling.num_samples
-    prompts = volume.rows if training else volume.test_rows
+    """Answers of a model to the training or the test prompts. number: how many, if that does not follow from these."""
+    prompts = number or (volume.rows if training else volume.test_rows)
+    number = number or (volume.num_answers if training else volume.test_rows * sampling.num_samples)
     generated = number * min(volume.answer.mean, sampling.max_new_tokens)
     teacher = "teacher" in name
     read = prompts * volume.prompt.mean + (volume.shared_tokens if teacher else 0)
@@ -218,24 +229,37 @@ def _speeds(config: RecipeConfig, volume: Volume, models: list[ModelConfig], mac
     )
 
 
-def _training(config: RecipeConfig, volume: Volume, method: Method, machine: Machine) -> StageForecast:
+def num_rollouts(config: RecipeConfig, volume: Volume) -> int:
+    """Answers that the student writes in its training; 0 in recipes that have no rollouts."""
+    per_step: int = getattr(config, "rollouts_per_step", 0)
+    if not per_step or config.train.max_steps > 0:
+        return per_step * config.train.max_steps
+    samples = getattr(config, "rollout", config.sampling).num_samples
+    return round(config.train.num_epochs * volume.rows * (1 - config.train.validation_fraction) * samples)
+
+
+def _training(volume: Volume, method: Method, machine: Machine, *, rows: float = 0) -> StageForecast:
+    """rows: that are trained on once; 0: those of the data, in every epoch."""
     shape, train = shape_of(method.student), method.train
     compute = _compute(shape, method.student.model_copy(update={"dtype": train.dtype}), machine)
     length = volume.prompt.mean + volume.answer.mean
-    rows = volume.rows * max(1, volume.answers_per_prompt) * (1 - train.validation_fraction)
-    rows *= 1 - volume.too_long / max(1, volume.sampled)
-    tokens = rows * length * train.num_epochs
-    if train.max_steps > 0:
+    epochs = 1.0 if rows else train.num_epochs
+    known = volume.rows * max(1, volume.answers_per_prompt) * (1 - train.validation_fraction)
+    known *= 1 - volume.too_long / max(1, volume.sampled)
+    tokens = (rows or known) * length * epochs
+    if train.max_steps > 0 and not rows:
         tokens = min(tokens, train.max_steps * train.tokens_per_batch * train.gradient_accumulation_steps)
     speed = _speed(shape, compute, "none")
     seconds = speed.train_s(tokens, adapters=bool(train.lora.r), checkpointing=train.gradient_checkpointing)
     seconds += START_S + shape.num_parameters * 2 / LOAD_BYTES_PER_S
-    if train.teacher.model:  # it reads every row: in each epoch beside the student, once into a cache
+    if train.teacher.model and not api_engine(
+        train.teacher.model
+    ):  # it reads every row: in each epoch beside the student, once into a cache
         teacher = shape_of(train.teacher)
-        passes = 1.0 if train.teacher_cache.mode != "off" else train.num_epochs
+        passes = 1.0 if train.teacher_cache.mode != "off" else epochs
         chosen, _ = answering(teacher, train.teacher, machine)
         reading = _speed(teacher, _compute(teacher, chosen, machine), chosen.quantization)
-        seconds += reading.read_s(rows * length * passes)
+        seconds += reading.read_s((rows or known) * length * passes)
     return StageForecast("training", seconds / train.num_processes, tokens, 0, method.memory, method.line)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from distill_lab.config import ModelConfig, Quantization, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.models.names import api_engine
 from distill_lab.planning.machine import Machine
 from distill_lab.planning.memory_estimate import (
     BYTES,
@@ -238,7 +239,7 @@ def _need(shape: Shape, student: ModelConfig, train: TrainConfig, machine: Machi
         shards=train.num_processes if train.sharding == "fsdp2" else 1,
         gpu=machine.device == "cuda",
     )
-    if not train.teacher.model or train.teacher_cache.mode != "off":
+    if not train.teacher.model or api_engine(train.teacher.model) or train.teacher_cache.mode != "off":
         return need
     return Memory({**need.parts, "teacher": _teacher_bytes(train, machine)}, host=need.host)
 

@@ -57,7 +57,7 @@ def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str)
         )
     check_grader(config.grader, config.engine)
     check_model(config.student, role="student", example=example)
-    check_training(config.student, config.train)
+    check_training(config.student, config.train, on_policy=hasattr(config, "rollout"))
     if asks_teacher(config) or config.test.path:
         check_engine(config.teacher, config.engine)
         check_model(config.teacher, role="teacher", example="Qwen/Qwen2.5-7B-Instruct")
@@ -174,15 +174,18 @@ def check_writable(path: Path) -> None:
         raise UserError(f"{path}: {folder} is not writable ({error.strerror}); choose another path") from None
 
 
-def check_training(student: ModelConfig, train: TrainConfig) -> None:
-    """Reject training settings that the trainer would reject later, once it has the data."""
+def check_training(student: ModelConfig, train: TrainConfig, *, on_policy: bool = False) -> None:
+    """Reject training settings that the trainer would reject later, once it has the data.
+
+    on_policy: whether the student writes what it is trained on.
+    """
     if student.quantization in ("4bit", "8bit") and not train.lora.r:
         raise UserError(
             f"{student.model}: {student.quantization} weights cannot be trained; train adapters on them "
             "(--train.lora.r 16), or use --student.quantization none"
         )
     load_objective(train.objective, train.objective_settings)
-    check_teacher(train.objective, train.teacher, student)
+    check_teacher(train.objective, train.teacher, student, on_policy=on_policy)
     check_cache(train)
     check_trackers(train.report_to)
     _check_optimizer(train)

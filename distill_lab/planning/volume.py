@@ -27,7 +27,7 @@ from distill_lab.types import Counts, Record
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ANSWER_TOKENS = {"system1": 250, "system2": 1000, "verified": 400, "cot": 200, "prompt": 800}
+ANSWER_TOKENS = {"system1": 250, "system2": 1000, "verified": 400, "cot": 200, "prompt": 800, "on-policy": 300}
 """Assumed tokens per answer if the data shows none."""
 ROWS = 1000
 """Assumed rows of data that is not on this machine and has no slice."""

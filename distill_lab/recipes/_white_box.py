@@ -22,7 +22,8 @@ class WhiteBoxConfig(RecipeConfig):
     relabel: bool = True
     """The teacher writes the answers; off: the data set's own are used."""
     objective: str = "forward_kl"
-    """How far student and teacher are apart: forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl or acceptance."""
+    """How far student and teacher are apart: forward_kl, reverse_kl, jsd, skew_kl, skew_reverse_kl, entropy_aware or
+    acceptance."""
     temperature: float = 1.0
     """Both models' logits are divided by it; 1 compares the distributions themselves."""
     ce_weight: float | None = None

@@ -28,6 +28,7 @@ from distill_lab.report.labels import cost_section, labels_section
 from distill_lab.report.latency import latency_section
 from distill_lab.report.next_steps import next_steps_section
 from distill_lab.report.numbers import metric_name, numbers_section, speedups_table
+from distill_lab.report.on_policy import on_policy_section
 from distill_lab.report.overlap import overlap_section
 from distill_lab.report.ratings import ratings_section
 from distill_lab.report.result_text import ends_text, points_text
@@ -58,6 +59,7 @@ def write_report(run_dir: Path) -> Path:
         "numbers": ("All numbers", numbers_section(summary)),
         "groups": ("Score by group", groups_section(summary.groups, metric_name(summary))),
         "training": ("Training", training_section(training_logs(run_dir, run["stages"]))),
+        "on-policy": ("On-policy rounds", on_policy_section(summary)),
         "tokens": ("Tokens", tokens_section(summary)),
         "latency": ("Latency", latency_section(summary)),
         "cost": ("Cost", cost_section(summary) + took_section(run["stages"], summary) + spent),

@@ -18,10 +18,13 @@ from typing import Any
 
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.outputs import MARK, PARTIAL, remove_work, work_folder
+from distill_lab.train.rollout_file import PATTERN as ROLLOUTS
+from distill_lab.train.rollout_file import SCORES
 
 SEAL, KEY = "seal.json", "key.json"
-KEPT = (KEY, "dtype.json")
-"""Files of a training beside its checkpoints."""
+OWN_TEXT = "own-text.json"
+KEPT = (KEY, "dtype.json", OWN_TEXT, ROLLOUTS, SCORES)
+"""Files of a training beside its checkpoints: names and patterns."""
 CHECKPOINT = re.compile(r"checkpoint-[0-9]{1,12}")
 BLOCK = 1 << 20
 
@@ -93,8 +96,7 @@ def keep_only(out: Path, key: str) -> list[str]:
             why = "of other settings" if isinstance(old, str) else f"without a whole {KEY}"
             removed.append(f"{checkpoint} was removed: it is a checkpoint {why}")
             shutil.rmtree(checkpoint)
-        for name in KEPT:
-            (work / name).unlink(missing_ok=True)
+        _remove_kept(work)
         write_json(work / KEY, key)
     return removed
 
@@ -105,8 +107,7 @@ def remove_finished(out: Path) -> list[str]:
     for checkpoint in _newest_first(work):
         shutil.rmtree(checkpoint)
     shutil.rmtree(work / PARTIAL, ignore_errors=True)
-    for name in KEPT:
-        (work / name).unlink(missing_ok=True)
+    _remove_kept(work)
     left = sorted(path.name for path in work.iterdir() if path.name != MARK)
     if not left:
         remove_work(out)
@@ -117,6 +118,12 @@ def remove_all_but_newest(work: Path, number: int) -> None:
     """Free the disk; to be called when the newest checkpoint is sealed, not before."""
     for checkpoint in _newest_first(work)[number:]:
         shutil.rmtree(checkpoint)
+
+
+def _remove_kept(work: Path) -> None:
+    for name in KEPT:
+        for path in (*work.glob(name), *work.glob(f".{name}*")):  # a kill leaves temporary files
+            path.unlink()
 
 
 def _newest_first(work: Path) -> list[Path]:

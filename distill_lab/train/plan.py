@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from distill_lab.device import best_device, fastest_dtype
 from distill_lab.files.jsonl import write_json
 from distill_lab.models.precision import compute_dtype, linear_shapes
 from distill_lab.train.checkpoints import read_json
-from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches, split_batch
+from distill_lab.train.packing import IndexedBatch, choose_width, epoch_batches, pack, split_batch
+
+T = TypeVar("T")
 
 LOW_ADAPTER_RATE = 5e-5
 MIN_LOG_LINES = 10
@@ -100,6 +102,29 @@ def make_plan(
     return Plan(dealt, len(steps), np.cumsum([0, *steps]), batches_per_epoch)
 
 
+def plan_once(
+    lengths: Sequence[int], config: TrainConfig, *, num_steps: int, pack_rows: bool = True, round_number: int = 0
+) -> Plan:
+    """Lay out rows so that each is in exactly one of `num_steps` steps, with about the same number of tokens in each.
+
+    A step has `gradient_accumulation_steps` micro-batches of about the same size; one may be empty if there are few rows.
+    lengths: of at least one row for each step. round_number: as in `make_plan`.
+    """
+    assert len(lengths) >= num_steps, f"{len(lengths)} rows for {num_steps} steps"
+    order = np.random.default_rng((config.seed, 0, round_number)).permutation(len(lengths)).tolist()
+    width = choose_width(lengths, config.tokens_per_batch) if pack_rows else max(lengths)
+    batches: list[IndexedBatch] = []
+    tokens: list[int] = []
+    for step in _shares(order, [lengths[row] for row in order], num_steps):
+        sizes = [lengths[row] for row in step]
+        tokens.append(sum(sizes))
+        places = pack(sizes, width) if pack_rows else [[place] for place in range(len(step))]
+        bins = [[step[place] for place in bin_] for bin_ in places]
+        filled = [sum(lengths[row] for row in bin_) for bin_ in bins]
+        batches += _shares(bins, filled, config.gradient_accumulation_steps)
+    return Plan(batches, num_steps, np.cumsum([0, *tokens]), len(batches))
+
+
 def with_dtype(config: TrainConfig, model: nn.Module, work: Path) -> TrainConfig:
     """`config` with what dtype `auto` means for `model` on a CPU: the faster of fp32 and bf16, timed on its own shapes.
 
@@ -144,14 +169,20 @@ def _deal(
     bins = [bin_ for batch in step for bin_ in batch]
     if len(bins) >= number:
         return split_batch(bins, number)
-    # Fewer bins than shares: longest row first, each to the share that has the fewest tokens so far.
-    shares: list[list[int]] = [[] for _ in range(number)]
-    loads = [(0, index) for index in range(number)]
-    for row in sorted((row for bin_ in bins for row in bin_), key=lambda row: -lengths[row]):
-        tokens, index = loads[0]
-        shares[index].append(row)
-        heapq.heapreplace(loads, (tokens + lengths[row], index))
+    rows = [row for bin_ in bins for row in bin_]
+    shares = _shares(rows, [lengths[row] for row in rows], number)
     return [([share] if pack_rows else [[row] for row in share]) if share else [] for share in shares]
+
+
+def _shares(items: Sequence[T], sizes: Sequence[int], number: int) -> list[list[T]]:
+    """The items in `number` parts: the largest first, each to the part that is smallest so far."""
+    shares: list[list[T]] = [[] for _ in range(number)]
+    loads = [(0, index) for index in range(number)]
+    for place in sorted(range(len(items)), key=lambda place: -sizes[place]):
+        size, index = loads[0]
+        shares[index].append(items[place])
+        heapq.heapreplace(loads, (size + sizes[place], index))
+    return shares
 
 
 def training_arguments(

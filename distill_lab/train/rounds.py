@@ -10,11 +10,13 @@ as it is after the last step of the round before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from distill_lab.config import TrainConfig
+from distill_lab.train.objectives import LossBatch
 from distill_lab.train.packing import Row
-from distill_lab.train.plan import Plan, make_plan, micro_batches
+from distill_lab.train.plan import Plan, make_plan, micro_batches, plan_once
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Rounds:
     """As in `Plan`; a round of made rows counts as an epoch."""
     _number: int = -1
     _round: Round | None = None
+    _tokens: dict[int, int] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:
@@ -62,15 +65,37 @@ class Rounds:
         tokens_until = self._at(which).plan.tokens_until
         return int(tokens_until[index + 1] - tokens_until[index])
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the rounds that were made so far, padding not counted."""
+        return sum(self._tokens.values())
+
     def _at(self, number: int) -> Round:
         if self._round is None or number != self._number:
             self._round, self._number = self.make(number), number
+            self._tokens[number] = int(self._round.plan.tokens_until[-1])
         return self._round
+
+
+class RoundSource(Protocol):
+    """Where the rounds of a training come from whose rows are made on the way (`student.train_model`)."""
+
+    def rounds(self, *, pack_rows: bool) -> Rounds:
+        """Called once. pack_rows: whether several rows may share a bin."""
+        ...
+
+    def begin(self, collate: Callable[[list[list[Row]]], LossBatch]) -> None:
+        """Called when the loss is installed, before the first round. collate: as the trainer makes its batches."""
+
+    def finish(self) -> None:
+        """Called after the last step, with the student as it is then."""
 
 
 def known_rows(rows: Sequence[Row], plan: Plan) -> Rounds:
     """A training whose rows are all known: one round, laid out by `plan`."""
-    return Rounds(lambda number: Round(rows, plan), 1, plan.num_steps, len(plan.batches), plan.batches_per_epoch)
+    found = Rounds(lambda number: Round(rows, plan), 1, plan.num_steps, len(plan.batches), plan.batches_per_epoch)
+    found.tokens(0)
+    return found
 
 
 def made_rows(
@@ -98,3 +123,23 @@ def made_rows(
     batches_per_step = micro_batches(config, num_processes) * num_processes
     per_epoch = steps_per_round * config.gradient_accumulation_steps
     return Rounds(planned, num_rounds, steps_per_round, steps_per_round * batches_per_step, per_epoch)
+
+
+def rounds_once(
+    make: Callable[[int], Sequence[Row]],
+    config: TrainConfig,
+    *,
+    num_rounds: int,
+    steps_per_round: int,
+    pack_rows: bool = True,
+) -> Rounds:
+    """As `made_rows`, for rounds whose rows are each taken exactly once, however many tokens they have; in one process."""
+
+    def planned(number: int) -> Round:
+        rows = make(number)
+        lengths = [len(row) for row in rows]
+        plan = plan_once(lengths, config, num_steps=steps_per_round, pack_rows=pack_rows, round_number=number)
+        return Round(rows, plan)
+
+    per_round = steps_per_round * config.gradient_accumulation_steps
+    return Rounds(planned, num_rounds, steps_per_round, per_round, per_round)

@@ -25,7 +25,7 @@ from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.device import best_device, free_host_memory, free_memory
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import PARTIAL, check_removable, remove_output
-from distill_lab.generation.model_identity import weights_of
+from distill_lab.generation.model_identity import model_inputs, weights_of
 from distill_lab.models.loading import check_weights, load_model, load_tokenizer, with_fp32_on_cpu
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
@@ -38,7 +38,7 @@ from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import Objective, load_objective
 from distill_lab.train.plan import make_plan, trained_weights, training_arguments, with_dtype
 from distill_lab.train.result import TrainResult
-from distill_lab.train.rounds import known_rows
+from distill_lab.train.rounds import RoundSource, known_rows
 from distill_lab.train.rows import REFUSED, Rows, read_rows
 from distill_lab.train.teachers import Teacher, check_teacher, live_teacher
 from distill_lab.train.trainer import StudentTrainer
@@ -101,7 +101,7 @@ def _train_loaded(
     log_file: Path | None,
     start: float,
 ) -> TrainResult:
-    model, tokenizer = _load(student, config)
+    model, tokenizer = load_student(student, config)
     with activity.doing(f"reading the training rows of {rows}"):
         data = read_rows(
             rows,
@@ -150,7 +150,7 @@ def teacher_inputs(config: TrainConfig) -> dict[str, Any]:
 
     A cache of the same teacher and settings has the same distributions wherever it is.
     """
-    return {"teacher": weights_of(config.teacher)} if config.teacher.model else {}
+    return {"teacher": model_inputs(config.teacher)["model"]} if config.teacher.model else {}
 
 
 def capture_teacher(
@@ -176,7 +176,7 @@ def capture_teacher(
     return fill(both, config, cache_place(config, out), student=tokenizer, on_log=log)
 
 
-def _load(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+def load_student(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """All weights to be trained, or frozen weights (quantized where asked) and the adapters to be trained."""
     if not config.lora.r:
         if student.quantization in ("4bit", "8bit"):
@@ -210,12 +210,14 @@ def train_model(
     start: float | None = None,
     student: ModelConfig | None = None,
     log_file: Path | None = None,
+    source: RoundSource | None = None,
 ) -> TrainResult:
     """As `train_student`, for a model and rows that are loaded already.
 
     key: what the result depends on; checkpoints of another key are thrown away. objective: instead of the one that `config`
     names; the key must then say which. teacher: whose signal the objective gets. `model` is not usable afterwards.
     student: how `model` was loaded; needed to merge adapters that were trained on weights split over several GPUs.
+    source: makes the rows while training goes on, instead of those in `data`.
     """
     start = time.monotonic() if start is None else start
     log = on_log or (lambda row: None)
@@ -244,16 +246,20 @@ def train_model(
     if not pack_rows:
         whose = type(model).__name__ if teacher is None else "the student or the teacher"
         log({"note": f"{whose} lets packed rows see each other: one row per bin, slower"})
-    lengths = [len(row) for row in data.training]
-    plan = make_plan(lengths, config, pack_rows=pack_rows, num_processes=state.num_processes)
+    if source is None:
+        lengths = [len(row) for row in data.training]
+        plan = make_plan(lengths, config, pack_rows=pack_rows, num_processes=state.num_processes)
+        rounds = known_rows(data.training, plan)
+    else:
+        rounds = source.rounds(pack_rows=pack_rows)
     args = training_arguments(
-        work, config, plan.num_steps, validate=bool(data.validation), num_processes=state.num_processes
+        work, config, rounds.num_steps, validate=bool(data.validation), num_processes=state.num_processes
     )
     trainer = StudentTrainer(
         model,
         args=args,
         config=config,
-        rounds=known_rows(data.training, plan),
+        rounds=rounds,
         validation=data.validation,
         objective=objective,
         teacher=teacher,
@@ -267,8 +273,12 @@ def train_model(
         if args.device.type == "cpu":
             heap = TrainingHeap(free_host_memory, may_keep=not config.gradient_checkpointing)
             trainer.add_callback(stack.enter_context(heap))
+        if source is not None:
+            source.begin(trainer.collate)
         trainer.train(resume_from_checkpoint=str(found.checkpoint) if found.checkpoint else None)
         before, after = trainer.validation_losses()
+        if source is not None:
+            source.finish()
         partial = work / PARTIAL
         unmerged = trainer.save(partial, tokenizer)
     train_loss = mean_loss(trainer.state.log_history)
@@ -289,8 +299,8 @@ def train_model(
     return TrainResult(
         num_rows=data.num_rows,
         dropped=data.dropped,
-        steps=plan.num_steps,
-        tokens=int(plan.tokens_until[-1]),
+        steps=rounds.num_steps,
+        tokens=rounds.num_tokens,
         train_loss=train_loss,
         validation_loss_before=before,
         validation_loss_after=after,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -46,6 +46,15 @@ class Teacher(Protocol):
     def rows_stay_apart(self) -> bool:
         """Whether rows may share a bin (`loss_module.rows_stay_apart`)."""
         ...
+
+
+@runtime_checkable
+class ReadingTeacher(Protocol):
+    """A teacher that reads the rows of a round before they are in batches."""
+
+    def read(self, rows: Sequence[tuple[Row, Row]], name: str) -> None:
+        """The rows that batches will have from now on: as the student reads each, and as the teacher does. name: of the
+        round."""
 
 
 @dataclass
@@ -151,9 +160,7 @@ def refuse_foreign_tokens(
     names: Mapping[int, bytes], rows: Sequence[Row], *, num_ids: int, student: PreTrainedTokenizerBase, teacher: str
 ) -> None:
     """Raise UserError if a row has a token that the teacher's tokenizer does not name: the teacher has never seen it."""
-    known = np.zeros(max(max(names, default=0) + 1, len(student) + 1, num_ids), dtype=bool)
-    known[list(names)] = True
-    known[num_ids:] = False
+    known = known_ids(names, num_ids=num_ids, size=len(student) + 1)
     strange: dict[int, int] = {}
     for row in rows:
         ids = np.append(row.input_ids, row.target[-1:])
@@ -168,8 +175,22 @@ def refuse_foreign_tokens(
         )
 
 
-def check_teacher(objective: str, teacher: ModelConfig, student: ModelConfig) -> None:
-    """Raise UserError unless teacher and objective fit each other and the student. Loads tokenizers only."""
+def known_ids(names: Mapping[int, bytes], *, num_ids: int, size: int = 0) -> np.ndarray:
+    """bool, by id, of at least `size` ids: whether it is below `num_ids` and the teacher has a token for it.
+
+    names: the teacher's `token_bytes`.
+    """
+    known = np.zeros(max(max(names, default=0) + 1, size, num_ids), dtype=bool)
+    known[list(names)] = True
+    known[num_ids:] = False
+    return known
+
+
+def check_teacher(objective: str, teacher: ModelConfig, student: ModelConfig, *, on_policy: bool = False) -> None:
+    """Raise UserError unless teacher and objective fit each other and the student. Loads tokenizers only.
+
+    on_policy: whether the student writes the texts.
+    """
     if not signals_of(objective):
         if teacher.model:
             raise UserError(
@@ -182,7 +203,25 @@ def check_teacher(objective: str, teacher: ModelConfig, student: ModelConfig) ->
             f"the objective {objective} compares the student with a teacher; give --train.teacher.model, or use "
             "`distill logits`"
         )
-    if api_engine(teacher.model):
+    sampled, on_server = signals_of(objective) == ("scored",), bool(api_engine(teacher.model))
+    if sampled and not on_policy:
+        raise UserError(
+            f"the objective {objective} is right only for texts that the student has just sampled; use `distill on-policy`, "
+            "or --train.objective forward_kl with a teacher that is loaded here"
+        )
+    if sampled and on_server:
+        return  # the server is asked before the first round
+    if sampled:
+        raise UserError(
+            f"the objective {objective} is for a teacher on a server; {teacher.model} is loaded here, where reverse_kl is "
+            "exact"
+        )
+    if on_server and on_policy:
+        raise UserError(
+            f"{teacher.model}: a server names the most likely ids of each token, not its whole distribution; on-policy use "
+            "--objective sampled_reverse_kl, the only one that has no bias then"
+        )
+    if on_server:
         raise UserError(
             f"{teacher.model}: a server gives tokens, not distributions, and the objective {objective} needs the teacher's "
             "probabilities; give a model that can be loaded here, or --train.objective cross_entropy on its answers"

@@ -15,7 +15,7 @@ from distill_lab.train.objectives._chunked_head import head_loss
 from distill_lab.train.objectives._contract import ChunkFunction
 
 C, V = 7, 23
-ALL = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "acceptance"]
+ALL = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "entropy_aware", "acceptance"]
 
 
 def tv(log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
@@ -43,11 +43,19 @@ def plain(name: str, log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
         return kl(log_p, mixed(0.2, log_p, log_q))
     if name == "skew_reverse_kl":
         return kl(log_q, mixed(0.8, log_p, log_q))
+    if name == "entropy_aware":
+        unsure = -(log_p.exp() * log_p).sum(-1) > 1.2
+        return kl(log_q, log_p) + torch.where(unsure, kl(log_p, log_q), 0.0)
     weight = torch.exp(-3 * (1 - tv(log_q, log_p))).detach()
     return weight * kl(log_p, log_q) + (1 - weight) * tv(log_q, log_p)
 
 
-SETTINGS = {"jsd": ["beta=0.3"], "skew_kl": ["alpha=0.2"], "skew_reverse_kl": ["alpha=0.2"]}
+SETTINGS = {
+    "jsd": ["beta=0.3"],
+    "skew_kl": ["alpha=0.2"],
+    "skew_reverse_kl": ["alpha=0.2"],
+    "entropy_aware": ["threshold=1.2"],
+}
 
 
 def chunk_function(name: str, **settings: float) -> ChunkFunction:
@@ -260,7 +268,8 @@ def test_what_an_objective_cannot_read_is_refused() -> None:
             with pytest.raises(UserError, match="a sampled cache has draws only; use forward_kl"):
                 chunk_function(name)(student.float(), ChunkTargets(labels, draws))
     assert signals_of("cross_entropy") == ()
-    assert set(objective_names()) == {"cross_entropy", *ALL}
+    assert signals_of("sampled_reverse_kl") == ("scored",)
+    assert set(objective_names()) == {"cross_entropy", "sampled_reverse_kl", *ALL}
     for setting in ("temperature=0", "ce_weight=1.5", "ce_weight=-0.1"):
         with pytest.raises(UserError, match=rf"objective jsd: {setting.split('=')[0]}: "):
             load_objective("jsd", [setting])

@@ -184,7 +184,7 @@ def test_training_from_the_cache_is_near_training_with_the_teacher(
 def test_an_objective_that_needs_more_than_draws_is_refused_at_once(
     teacher: ModelConfig, student: ModelConfig, tmp_path: Path
 ) -> None:
-    for objective in ("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "acceptance"):
+    for objective in ("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "entropy_aware", "acceptance"):
         config = teacher_settings(teacher, objective=objective)
         with pytest.raises(UserError, match=f"objective {objective} cannot be learned from a sampled cache"):
             train_student(student, tmp_path / "no rows", tmp_path / "student", config)

@@ -32,6 +32,8 @@ class TokenIO:
         harmony = HARMONY_MARKS if any(text.content == HARMONY_STARTS[0] for _, text in added) else ()
         tags = {*NOT_CONTROL, *harmony}
         self._hidden_ids = {token for token, text in added if text.special and text.content not in tags}
+        self.control_ids = frozenset(self._hidden_ids.difference(self.end_ids))
+        """Special tokens that neither end a completion nor are part of its text."""
         self._hidden_ids.update(self.end_ids)
 
     def request(self, prompt: Prompt, sampling: SamplingConfig, *, context: int) -> tuple[list[int], int, str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -36,7 +36,7 @@ from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.models.generation_config import settings_in, with_generation_config
 from distill_lab.models.loading import load_model
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, FinishReason, Prompt
 
 WINDOW = 8192
 """Number of completions whose prompts are sorted and searched for shared prefixes together."""
@@ -56,6 +56,8 @@ REFILL_FRACTION = 1 / 8
 """Waiting rows are added once this fraction of the batch is free."""
 INITIAL_CACHE_TOKENS = 128
 """Initial cache headroom in tokens; doubled when full."""
+OnTokens = Callable[[DecodingSequence, FinishReason], None]
+"""Receives each sequence when it has ended, with all its tokens."""
 
 
 def preference() -> int:
@@ -77,6 +79,7 @@ class _Job:
     end_ids: frozenset[int]
     min_new_tokens: int
     done: _Done
+    on_tokens: OnTokens
 
 
 @dataclass(slots=True)
@@ -111,13 +114,18 @@ class TransformersEngine:
         self.slices = self._first_slices()
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, *, min_new_tokens: int = 0
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        *,
+        min_new_tokens: int = 0,
+        on_tokens: OnTokens = lambda sequence, reason: None,
     ) -> Iterator[Completion]:
         """`num_samples` completions of every prompt, long prompts first, each as soon as it is done.
 
-        min_new_tokens: minimum length of each completion (for timing). A prompt that the model cannot answer gets a
-        completion with finish_reason "error". Raises UserError if not even one row fits in memory, or if the model's
-        output is not a number.
+        min_new_tokens: minimum length of each completion (for timing). on_tokens: called before each completion with its
+        token ids, which its text alone does not tell. A prompt that the model cannot answer gets a completion with
+        finish_reason "error". Raises UserError if not even one row fits in memory, or if the model's output is not a number.
         """
         sampling = (
             with_generation_config(sampling, settings_in(self.model.generation_config))
@@ -125,7 +133,8 @@ class TransformersEngine:
             else sampling
         )
         stop = StopStrings(sampling.stop, self.tokenizer, self.io.text)
-        job = _Job(sampling, stop, frozenset(self.io.end_ids) | stop.token_ids, min_new_tokens, _Done())
+        end_ids = frozenset(self.io.end_ids) | stop.token_ids
+        job = _Job(sampling, stop, end_ids, min_new_tokens, _Done(), on_tokens)
         made = (row for prompt in prompts for row in self._rows(prompt, sampling))
         while window := list(islice(made, WINDOW)):
             yield from (row for row in window if isinstance(row, Completion))
@@ -229,6 +238,7 @@ class TransformersEngine:
                     if row.prefix:
                         row.prefix.row_done()
                     reason = "stop" if ended else "length"
+                    job.on_tokens(row, reason)
                     yield self.io.completion(row.prompt, row.sample, row.prompt_ids, row.tokens, reason, cut_at=offset)
             if num_done == len(batch.rows) and not (batch.can_add and waiting):
                 return

@@ -38,7 +38,7 @@ class Signal(Protocol):
 
     def at(self, part: slice) -> Any:
         """The teacher's part for the loss positions `part`, in a form that the objective reads: logits [C, V] in fp32,
-        which may be overwritten, `TopK` or `Draws`. `part` may be empty."""
+        which may be overwritten, `TopK`, `Scored` or `Draws`. `part` may be empty."""
         ...
 
 
@@ -54,6 +54,15 @@ class TopK:
     def at(self, part: slice) -> TopK:
         """Those of some positions."""
         return TopK(self.ids_CK[part], self.log_p_CB[part])
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a server says of C positions of a text."""
+
+    log_p_C: torch.Tensor
+    """fp32, log-probabilities of the next tokens."""
+    top: TopK
 
 
 @dataclass(frozen=True)

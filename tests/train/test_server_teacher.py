@@ -1,0 +1,332 @@
+"""A teacher on a server: gradients without a bias, the same figures as with the teacher here, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.errors import UserError
+from distill_lab.files.jsonl import write_jsonl
+from distill_lab.models.loading import load_model, load_tokenizer
+from distill_lab.planning.preflight import check_training
+from distill_lab.train.objectives import ChunkTargets, Scored, TopK, load_objective
+from distill_lab.train.on_policy import OnPolicyResult, check_on_policy, train_on_policy
+from distill_lab.train.rollouts import RolloutSettings
+from distill_lab.train.scoring_server import ScoringServer
+from tests.helpers import make_prompts
+
+pytestmark = pytest.mark.slow
+
+C, V, K = 4, 13, 3
+SETTINGS = RolloutSettings(
+    sampling=SamplingConfig(max_new_tokens=10, temperature=1.0), steps_per_round=1, rollouts_per_step=8
+)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_the_mean_over_all_tokens_is_the_exact_gradient_and_value(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (scale * torch.randn(C, V, generator=generator, dtype=torch.float64) for _ in range(2))
+    log_p = teacher.log_softmax(-1)
+    top = log_p.topk(K)
+    rest = (1 - top.values.exp().sum(-1, keepdim=True)).log()
+    named = TopK(top.indices, torch.cat([top.values, rest], 1).float())
+    logits = student.clone().requires_grad_()
+    log_q = logits.log_softmax(-1)
+    exact = (log_q.exp() * (log_q - log_p)).sum()
+    (wanted,) = torch.autograd.grad(exact, logits)
+    q = log_q.detach().exp()
+    objective: Any = load_objective("sampled_reverse_kl")
+    chunk_loss = objective.keywords["chunk_loss"]
+    value, grad = torch.zeros(()), torch.zeros(C, V)
+    for token in range(V):
+        labels = torch.full((C,), token)
+        # One position at a time, so that each value can be weighed.
+        for place in range(C):
+            part = slice(place, place + 1)
+            scored = Scored(log_p[part, token].float(), named.at(part))
+            found = chunk_loss(student[part].float(), ChunkTargets(labels[part], scored))
+            weight = q[place, token].float()
+            value += weight * found.total
+            grad[part] += weight * found.grad_CV
+            assert found.metrics["ce"].item() == pytest.approx(-log_q[place, token].item(), abs=1e-4)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-4)
+    torch.testing.assert_close(grad, wanted.float(), rtol=1e-3, atol=1e-5)
+
+
+def test_what_the_teacher_names_adds_no_noise() -> None:
+    """With all ids named, every token gives the exact gradient; with fewer, the noise is that of the rest."""
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = (2 * torch.randn(1, V, generator=generator) for _ in range(2))
+    log_p, q = teacher.log_softmax(-1), student.softmax(-1)
+    objective: Any = load_objective("sampled_reverse_kl")
+    chunk_loss = objective.keywords["chunk_loss"]
+
+    def spread(size: int) -> float:
+        top = log_p.topk(size)
+        rest = (1 - top.values.exp().sum(-1, keepdim=True)).clamp_min(1e-38).log()
+        named = TopK(top.indices, torch.cat([top.values, rest], 1))
+        grads = torch.stack([
+            chunk_loss(student.clone(), ChunkTargets(torch.tensor([token]), Scored(log_p[:, token], named))).grad_CV[0]
+            for token in range(V)
+        ])  # fmt: skip
+        mean = (q[0, :, None] * grads).sum(0)
+        return (q[0, :, None] * (grads - mean) ** 2).sum().item()
+
+    spreads = [spread(size) for size in (1, 6, 10, V)]
+    assert spreads == sorted(spreads, reverse=True)
+    assert spreads[-1] < 1e-8
+
+
+class Vllm:
+    """The scoring part of vLLM's server, for a model in this process."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model, self.tokenizer = load_model(model)
+        self.model.eval()
+        self.requests: list[dict[str, Any]] = []
+        self.fails = 0
+        """How many of the next requests end with a 503."""
+        self.most = 20
+        """As `--max-logprobs`."""
+        self.shift = 0
+        """Added to ids when they are spelled: another tokenizer."""
+        self.scores = True
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, answer = server.answer(self.path, body)
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def engine(self) -> EngineConfig:
+        return EngineConfig(base_url=f"http://127.0.0.1:{self.server.server_port}/v1", max_concurrency=4, max_retries=3)
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        with self.lock:
+            self.requests.append(body)
+            if path != "/v1/completions":
+                return 404, {"error": {"message": "Not Found"}}
+            if self.fails:
+                self.fails -= 1
+                return 503, {"error": {"message": "busy"}}
+            choice: dict[str, Any] = {"index": 0, "text": "x", "finish_reason": "length"}
+            if self.scores:
+                choice["prompt_logprobs"] = self.prompt_logprobs(body["prompt"], body["prompt_logprobs"])
+            return 200, {"choices": [choice]}
+
+    def prompt_logprobs(self, ids: list[int], number: int) -> list[Any]:
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+        found: list[Any] = [None]
+        for place, row in enumerate(logits.log_softmax(-1)[:-1]):
+            wanted = dict.fromkeys([ids[place + 1], *row.topk(min(number, self.most)).indices.tolist()])
+            found.append({
+                str(id): {"logprob": row[id].item(), "rank": 1}
+                | ({"decoded_token": self.tokenizer.decode([id + self.shift])} if number < 100 else {})
+                for id in wanted
+            })  # fmt: skip
+        return found
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+TINY = ModelConfig(model="tiny:teacher")
+ON_SERVER = ModelConfig(model="openai:tiny")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Vllm]:
+    server = Vllm(TINY)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def vllm(running: Vllm, monkeypatch: pytest.MonkeyPatch) -> Vllm:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    running.requests.clear()
+    running.fails, running.most, running.shift, running.scores = 0, 20, 0, True
+    return running
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    write_jsonl(path, [prompt.to_json() for prompt in make_prompts(40)])
+    return path
+
+
+def config_for(teacher: ModelConfig, objective: str, **changes: Any) -> TrainConfig:
+    given: dict[str, Any] = {
+        "dtype": "fp32", "learning_rate": 5e-3, "tokens_per_batch": 1024, "max_steps": 12, "logging_steps": 1,
+        "validation_fraction": 0.2, "warmup_ratio": 0.0, "save_steps": 4,
+    }  # fmt: skip
+    return TrainConfig(teacher=teacher, objective=objective, **(given | changes))
+
+
+def train(
+    student: ModelConfig,
+    prompts: Path,
+    out: Path,
+    config: TrainConfig,
+    vllm: Vllm,
+    settings: RolloutSettings = SETTINGS,
+) -> OnPolicyResult:
+    return train_on_policy(student, prompts, out, config, settings, server=vllm.engine)
+
+
+def test_own_text_is_scored_as_by_the_teacher_here(
+    student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm
+) -> None:
+    vllm.fails = 2
+    config = {"max_steps": 2}
+    served = train(student, prompts, tmp_path / "served", config_for(ON_SERVER, "sampled_reverse_kl", **config), vllm)
+    assert vllm.fails == 0
+    here = train_on_policy(student, prompts, tmp_path / "here", config_for(TINY, "reverse_kl", **config), SETTINGS)
+    # Before the first step both have written the same, and the teacher thinks the same of it.
+    assert served.stats.rounds[0].tokens == here.stats.rounds[0].tokens
+    assert served.stats.before is not None
+    assert here.stats.before is not None
+    assert served.stats.before.teacher_nats == pytest.approx(here.stats.before.teacher_nats, rel=1e-4)
+    assert served.stats.before.student_nats == pytest.approx(here.stats.before.student_nats, rel=1e-4)
+    assert served.stats.before.divergence == pytest.approx(here.stats.before.divergence, rel=0.3)  # an estimate
+    # A probe, 8 texts of own text twice, and each rollout once.
+    assert len(vllm.requests) == 2 + 1 + 8 + 2 * 8 + 8
+    assert {len(body) for body in vllm.requests} == {5}
+
+
+def test_with_all_ids_named_a_student_learns_what_it_learns_here(
+    student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm
+) -> None:
+    number = len(load_tokenizer(TINY))
+    vllm.most = number
+    settings = SETTINGS.model_copy(update={"teacher_top_k": number, "rollouts_per_step": 4})
+    logs: list[list[dict[str, Any]]] = []
+    for teacher, objective in ((ON_SERVER, "sampled_reverse_kl"), (TINY, "reverse_kl")):
+        logs.append([])
+        train_on_policy(
+            student, prompts, tmp_path / objective, config_for(teacher, objective, max_steps=3, validation_fraction=0.05),
+            settings, server=vllm.engine, on_log=logs[-1].append,
+        )  # fmt: skip
+    served, here = ([row for row in each if "loss" in row] for each in logs)
+    assert len(served) == len(here) == 3
+    for left, right in zip(served, here, strict=True):
+        assert left["metrics"]["kd"] == pytest.approx(right["metrics"]["kd"], rel=1e-3)
+        assert left["metrics"]["ce"] == pytest.approx(right["metrics"]["ce"], rel=1e-3)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-2)
+
+
+def test_a_teacher_on_a_server_may_have_a_prompt_too(
+    student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm
+) -> None:
+    settings = SETTINGS.model_copy(update={"system": "Answer in the words of a sailor."})
+    config = config_for(ON_SERVER, "sampled_reverse_kl", max_steps=1)
+    served = train(student, prompts, tmp_path / "served", config, vllm, settings)
+    here = train_on_policy(student, prompts, tmp_path / "here", config_for(TINY, "reverse_kl", max_steps=1), settings)
+    assert served.stats.before is not None
+    assert here.stats.before is not None
+    assert served.stats.before.teacher_nats == pytest.approx(here.stats.before.teacher_nats, rel=1e-4)
+    texts = [load_tokenizer(TINY).decode(body["prompt"]) for body in vllm.requests[1:]]
+    assert all("the words of a sailor" in text for text in texts)
+
+
+def test_scores_are_kept_with_their_round(
+    student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(ON_SERVER, "sampled_reverse_kl", save_steps=100, max_steps=6)
+    out = tmp_path / "student"
+    whole = train(student, prompts, tmp_path / "whole", config, vllm)
+    vllm.requests.clear()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(row: dict[str, Any]) -> None:
+        if row.get("step") == 3 and "loss" in row:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train_on_policy(student, prompts, out, config, SETTINGS, server=vllm.engine, on_log=stop)
+    assert len(vllm.requests) == 1 + 8 + 3 * 8
+    damaged = out.with_name("student.work") / "scores-1.npz"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 255
+    damaged.write_bytes(content)
+    vllm.requests.clear()
+    resumed = train(student, prompts, out, config, vllm)
+    # From the beginning, for there was no checkpoint; but only one of three rounds is scored again.
+    assert len(vllm.requests) == 1 + 8 + 3 * 8 + 8
+    assert (resumed.stats.before, resumed.stats.after) == (whole.stats.before, whole.stats.after)
+    assert not out.with_name("student.work").exists()
+
+
+def test_servers_that_cannot_teach_are_refused_by_name(student: ModelConfig, vllm: Vllm) -> None:
+    tokenizer = load_tokenizer(student)
+
+    def probe(model: ModelConfig = ON_SERVER, **changes: Any) -> None:
+        ScoringServer(model, vllm.engine.model_copy(update=changes), size=20, first_wait_s=0.01).probe(tokenizer)
+
+    probe()
+    vllm.most = 5
+    with pytest.raises(UserError, match=r"the server names [56] ids at a position, 20 were requested; start it with"):
+        probe()
+    vllm.most, vllm.shift = 20, 1
+    with pytest.raises(UserError, match=r"tiny and the student have different tokenizers: id .* on the server and"):
+        probe()
+    vllm.shift, vllm.scores = 0, False
+    with pytest.raises(UserError, match=r"cannot score texts, so .* \(.*no prompt_logprobs in vLLM's form\)"):
+        probe()
+    with pytest.raises(UserError, match=r"cannot score texts.*HTTP 404"):
+        probe(base_url=vllm.engine.base_url.replace("/v1", "/v2"))
+    vllm.fails = 100
+    with pytest.raises(UserError, match=r"HTTP 503: busy \(tried 2 times\)"):
+        probe(max_retries=1)
+    with pytest.raises(UserError, match="it cannot be reached"):
+        probe(base_url="http://127.0.0.1:9/v1", max_retries=0)
+
+
+def test_combinations_with_a_bias_are_refused_by_name() -> None:
+    student = ModelConfig(model="tiny:student")
+    sampled = config_for(ON_SERVER, "sampled_reverse_kl")
+    check_training(student, sampled, on_policy=True)
+    check_on_policy(sampled, SETTINGS)
+    with pytest.raises(
+        UserError, match="is right only for texts that the student has just sampled; use `distill on-policy`"
+    ):
+        check_training(student, sampled)
+    with pytest.raises(UserError, match="on-policy use --objective sampled_reverse_kl, the only one that has no bias"):
+        check_training(student, config_for(ON_SERVER, "reverse_kl"), on_policy=True)
+    with pytest.raises(UserError, match="is for a teacher on a server; tiny:teacher is loaded here"):
+        check_training(student, config_for(TINY, "sampled_reverse_kl"), on_policy=True)
+    for name, value in {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}.items():
+        sampling = SETTINGS.sampling.model_copy(update={name: value})
+        with pytest.raises(
+            UserError, match=f"--rollout.{name.replace('_', '-')} {value}: sampled_reverse_kl has no bias"
+        ):
+            check_on_policy(sampled, SETTINGS.model_copy(update={"sampling": sampling}))
+    with pytest.raises(UserError, match="--steps-per-round 4: sampled_reverse_kl has no bias only if rollouts"):
+        check_on_policy(sampled, SETTINGS.model_copy(update={"steps_per_round": 4}))
