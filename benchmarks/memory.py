@@ -104,7 +104,7 @@ def child(case: str, model: str) -> dict[str, Any]:
     from distill_lab.planning.model_shape import shape_of
     from distill_lab.train.packing import Row
     from distill_lab.train.rows import Rows
-    from distill_lab.train.student import _load, train_model
+    from distill_lab.train.student import load_student, train_model
 
     words = case.split("/")
     config, number = ModelConfig(model=model), int(words[-1])
@@ -144,7 +144,7 @@ def child(case: str, model: str) -> dict[str, Any]:
         dtype=compute,
         lora=LoraConfig(r=16 if words[0] == "lora" else 0),
     )
-    loaded, tokenizer = _load(config, train)
+    loaded, tokenizer = load_student(config, train)
     random = np.random.default_rng(0)
     rows = []
     for _ in range(6 * number // ROW_TOKENS):

@@ -17,12 +17,11 @@ from distill_lab.evaluation.experiment import Example, ExperimentResult, OnPromp
 from distill_lab.evaluation.failures import KINDS
 from distill_lab.evaluation.intervals import Interval, proportion
 from distill_lab.evaluation.verdict import tenths
-from distill_lab.files.jsonl import atomic_path
 from distill_lab.formatting import duration, p_value_text, seconds_text, shown
 from distill_lab.generation.prices import money
+from distill_lab.report.document import document, write_document
 from distill_lab.report.examples import badge
 from distill_lab.report.figure import STYLE, count
-from distill_lab.report.page import PAGE
 from distill_lab.report.ratings import ratings_section
 from distill_lab.report.result_text import NAMES
 from distill_lab.report.style import PAGE_STYLE
@@ -79,9 +78,7 @@ def write_index(folder: Path) -> Path:
 
 def _write(path: Path, title: str, body: str) -> Path:
     style = STYLE + PAGE_STYLE + PLOT_STYLE + "a{color:var(--accent)}li{margin:0 0 6px;max-width:74ch}"
-    with atomic_path(path) as temporary:
-        page = PAGE.format(title=shown(title), style=style, body=body)
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+    write_document(path, document(title, f'<main id="main">{body}</main>', style=style))
     return path
 
 

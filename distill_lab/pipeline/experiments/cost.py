@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill_lab.config import ModelConfig
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.fingerprints import fingerprint
-from distill_lab.files.records import read_record
 from distill_lab.pipeline.experiments.arms import Arm
 from distill_lab.planning.forecast import make_forecast
 from distill_lab.planning.machine import Machine

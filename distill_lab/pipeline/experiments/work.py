@@ -8,8 +8,8 @@ from typing import Any
 
 from distill_lab.evaluation.experiment import TeacherWork
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.jsonl import read_jsonl
-from distill_lab.files.records import read_record
 from distill_lab.report.run_student import read_run, student_of
 
 TEACHER_STAGES = ("teacher answers", "teacher solutions")
