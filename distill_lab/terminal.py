@@ -105,9 +105,6 @@ class Terminal(ProgressReporter):
         with self._lock:
             self.console.print(Text(clean(what)) if isinstance(what, str) else what)
 
-    def print_wrapped(self, text: str, *, indent: int = 0) -> None:
-        """Print text (cleaned), wrapped between words at the terminal's width; see `_wrapped`."""
-        self._wrapped(text, indent=indent)
 
     def heading(self, title: str, subtitle: str = "") -> None:
         """Print a rule with a title."""

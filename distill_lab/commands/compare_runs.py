@@ -53,7 +53,7 @@ def main(config: Config) -> None:
         terminal.print(line)
     terminal.print("")
     for line in comparison_lines(found):
-        terminal.print_wrapped(line, indent=4)
+        terminal.wrapped(line, indent=4)
     if out:
         with writing(out):
             if out.suffix.lower() == ".html":
