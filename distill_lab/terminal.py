@@ -105,7 +105,6 @@ class Terminal(ProgressReporter):
         with self._lock:
             self.console.print(Text(clean(what)) if isinstance(what, str) else what)
 
-
     def heading(self, title: str, subtitle: str = "") -> None:
         """Print a rule with a title."""
         self.finished("")

@@ -123,7 +123,9 @@ def _drafts(config: Config) -> None:
     """Measure drafts in place of a score. Raises UserError for settings that belong to a score."""
     from distill_lab.commands._eval_draft import eval_draft
     from distill_lab.errors import UserError
+    from distill_lab.models.names import api_engine
     from distill_lab.pipeline.draft_proof import BASE, DRAFT
+    from distill_lab.pipeline.draft_stages import check_draft_sampling
 
     if config.out is None:
         raise UserError("no output file; give --out draft.json")
@@ -135,11 +137,12 @@ def _drafts(config: Config) -> None:
     for flag, value in unread.items():
         if value:
             raise UserError(f"{flag} belongs to a score, and --draft takes none; remove it")
-    if config.sampling.temperature or config.sampling.num_samples != 1:
-        raise UserError(
-            "--draft is judged on greedy answers and on answers at temperature 1; remove --sampling.temperature and "
-            "--sampling.num-samples"
-        )
+    check_draft_sampling(config.sampling, "--sampling")
+    for name in filter(None, (config.model.model, config.draft, config.base_draft)):
+        if api_engine(name):
+            raise UserError(
+                f"{name}: a server gives tokens, not distributions; a draft is judged on models that run here"
+            )
     eval_draft(
         config.model,
         {role: name for role, name in ((BASE, config.base_draft), (DRAFT, config.draft)) if name},

@@ -1,8 +1,8 @@
 """How many tokens of a draft a target accepts in speculative decoding: rows of the target's own answers -> rates, lengths.
 
-    sampled = compare_rows(target, draft, rows)         # rows: answers that the target sampled at temperature 1
-    greedy = compare_rows(target, draft, greedy_rows)   # rows: its greedy answers
-    acceptance(sampled, greedy).sampled.rate
+    sampled = compare_rows(target, {"draft": draft}, rows)          # answers that the target sampled at temperature 1
+    greedy = compare_rows(target, {"draft": draft}, greedy_rows)    # its greedy answers
+    acceptance(sampled["draft"], greedy["draft"]).sampled.rate
 
 Shapes: N loss positions of a row, C of a chunk, V ids that both models have.
 
@@ -17,7 +17,7 @@ Greedy decoding accepts a token if it is the target's most likely one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,28 +69,36 @@ class Acceptance:
 
 
 @torch.no_grad()
-def compare_rows(target: LiveTeacher, draft: LiveTeacher, rows: Sequence[Row]) -> list[RowAcceptance]:
-    """Both models' distributions at the loss positions of each row. Both must have been given the same `num_ids`, V."""
-    assert target.num_ids == draft.num_ids, "target and draft are compared on the same ids"
+def compare_rows(
+    target: LiveTeacher, drafts: Mapping[str, LiveTeacher], rows: Sequence[Row]
+) -> dict[str, list[RowAcceptance]]:
+    """The target and each draft compared at the loss positions of each row. All must have the same `num_ids`, V."""
+    assert {draft.num_ids for draft in drafts.values()} == {target.num_ids}, "models are compared on the same ids"
     size = max(MIN_CHUNK, min(MAX_CHUNK, CHUNK_ELEMENTS // target.num_ids))
-    found = []
+    found: dict[str, list[RowAcceptance]] = {name: [] for name in drafts}
     for number, row in enumerate(rows):
-        activity.report("comparing the draft with the target, answer", number + 1, len(rows))
+        activity.report("comparing drafts with the target, answer", number + 1, len(rows))
         batch = collate([[row]]).to(target.model.device)
-        labels_N = batch.labels_N
-        signals = target.signal(batch), draft.signal(batch)
-        parts: list[tuple[torch.Tensor, ...]] = []
-        for start in range(0, len(labels_N), size):
+        signals = {name: draft.signal(batch) for name, draft in drafts.items()}
+        own = target.signal(batch)
+        parts: dict[str, list[tuple[torch.Tensor, ...]]] = {name: [] for name in drafts}
+        for start in range(0, len(batch.labels_N), size):
             part = slice(start, start + size)
-            log_p_CV, log_q_CV = (signal.at(part).log_softmax(-1) for signal in signals)
-            said_C1 = labels_N[part, None]
-            kept_C = (log_q_CV.gather(1, said_C1) - log_p_CV.gather(1, said_C1)).clamp(max=0).exp()[:, 0]
-            agrees_C = log_p_CV.argmax(1) == log_q_CV.argmax(1)
-            accepted_C = torch.minimum(log_p_CV.exp_(), log_q_CV.exp_()).sum(1)
-            parts.append((accepted_C, kept_C, agrees_C))
-        accepted, kept, agrees = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
-        found.append(RowAcceptance(accepted, kept, agrees))
+            log_p_CV = own.at(part).log_softmax(-1)
+            for name, signal in signals.items():
+                parts[name].append(_compared(log_p_CV, signal.at(part).log_softmax(-1), batch.labels_N[part]))
+        for name, pieces in parts.items():
+            accepted, kept, agrees = (torch.cat(each).cpu().numpy() for each in zip(*pieces, strict=True))
+            found[name].append(RowAcceptance(accepted, kept, agrees))
     return found
+
+
+def _compared(log_p_CV: torch.Tensor, log_q_CV: torch.Tensor, labels_C: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The three figures of `RowAcceptance` at some positions; overwrites `log_q_CV`."""
+    said_C1 = labels_C[:, None]
+    kept_C = (log_q_CV.gather(1, said_C1) - log_p_CV.gather(1, said_C1)).clamp(max=0).exp()[:, 0]
+    agrees_C = log_p_CV.argmax(1) == log_q_CV.argmax(1)
+    return torch.minimum(log_p_CV, log_q_CV, out=log_q_CV).exp_().sum(1), kept_C, agrees_C
 
 
 def acceptance(sampled: Sequence[RowAcceptance], greedy: Sequence[RowAcceptance]) -> Acceptance:

@@ -3,7 +3,8 @@
     rows, counts = answer_rows(run.path("test.jsonl"), run.path("eval/greedy.completions.jsonl"), tokenizer)
 
 Unlike a training set, this keeps answers that the token limit cut: what is there is the model's own text. Only the end of
-the turn, which it did not write, is left out.
+the turn, which it did not write, is left out. Answers are tokenized from their text, which in rare cases gives other tokens
+than those that were generated.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from distill_lab.errors import UserError
 from distill_lab.generation.completions import read_completions
 from distill_lab.train.packing import Row
 from distill_lab.train.rows import REFUSED
-from distill_lab.types import Counts, Message
+from distill_lab.types import Completion, Counts, Message
 
-NO_PROMPT, ERROR, EMPTY = "no prompt", "error", "empty"
+NO_PROMPT, ERROR, EMPTY, IN_THINKING = "no prompt", "error", "empty", "cut inside the thinking"
 
 
 def answer_rows(
@@ -34,11 +35,9 @@ def answer_rows(
     dropped: Counter[str] = Counter()
     for completion, _, _ in read_completions(completions):
         prompt = asked.get(completion.id)
-        text = completion.content.strip() or (completion.thinking or "").strip()
-        if reason := NO_PROMPT if prompt is None else ERROR if completion.error else "" if text else EMPTY:
-            dropped[reason] += 1
+        if prompt is None or (reason := _unusable(completion)):
+            dropped[NO_PROMPT if prompt is None else reason] += 1
             continue
-        assert prompt is not None
         answer: Message = {"role": "assistant", "content": completion.content}
         if completion.thinking:
             answer["thinking"] = completion.thinking
@@ -55,3 +54,13 @@ def answer_rows(
         else:
             dropped[EMPTY] += 1
     return rows, Counts(len(rows) + dropped.total(), len(rows), dict(dropped))
+
+
+def _unusable(answer: Completion) -> str:
+    """Why an answer cannot be looked at again; empty if it can."""
+    if answer.error:
+        return ERROR
+    if answer.content.strip():
+        return ""
+    # The template would end the thinking, and the model did not.
+    return IN_THINKING if answer.thinking and answer.finish_reason == "length" else EMPTY

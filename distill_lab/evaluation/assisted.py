@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -88,6 +89,20 @@ def time_assisted(
         return _in_turns(names, prompts, answer)
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+@torch.inference_mode()
+def token_seconds(model: Any, ids: Sequence[int], *, number: int = 8) -> float:
+    """Median seconds of `number` single tokens after the prompt `ids`: what a pass of the model costs here."""
+    given = torch.tensor([list(ids)], device=model.device)
+    out = model(given, use_cache=True)
+    seconds = []
+    for _ in range(number + 1):
+        start = time.perf_counter()
+        out = model(given[:, -1:], past_key_values=out.past_key_values, use_cache=True)
+        out.logits[0, -1, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])
 
 
 def _in_turns(

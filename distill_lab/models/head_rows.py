@@ -22,8 +22,8 @@ from distill_lab.models.loading import load_model
 def write_with_rows(config: ModelConfig, num_rows: int, path: Path) -> None:
     """Write the model with `num_rows` rows, its weights in fp32, and its tokenizer.
 
-    New rows are 0, so their logits are 0, far below those of any likely token. Raises UserError if the tokenizer has tokens
-    beyond `num_rows`.
+    New rows are the mean of the others, so their logits are the mean logit, far below those of any likely token. Raises
+    UserError if the tokenizer has tokens beyond `num_rows`.
     """
     model, tokenizer = load_model(config.model_copy(update={"quantization": "none"}), training=True)
     if len(tokenizer) > num_rows:
@@ -35,9 +35,9 @@ def write_with_rows(config: ModelConfig, num_rows: int, path: Path) -> None:
     before = causal.get_input_embeddings().weight.shape[0]
     causal.resize_token_embeddings(num_rows, mean_resizing=False)
     for layer in {id(each): each for each in (causal.get_input_embeddings(), causal.get_output_embeddings())}.values():
-        layer.weight[before:] = 0
-        if getattr(layer, "bias", None) is not None:
-            layer.bias[before:] = 0
+        for values in (layer.weight, getattr(layer, "bias", None)):
+            if values is not None:
+                values[before:] = values[:before].mean(0)
     path.mkdir(parents=True, exist_ok=True)
     causal.save_pretrained(path)
     tokenizer.save_pretrained(path)

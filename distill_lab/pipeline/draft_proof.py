@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill_lab import activity
 from distill_lab.config import ModelConfig
 from distill_lab.device import memory_returned
@@ -23,14 +25,13 @@ from distill_lab.errors import NoData
 from distill_lab.evaluation.acceptance import (
     Acceptance,
     Rate,
-    RowAcceptance,
     acceptance,
     best_drafted,
     compare_rows,
     difference,
 )
 from distill_lab.evaluation.answer_rows import answer_rows
-from distill_lab.evaluation.assisted import ALONE, AssistedTimes, time_assisted
+from distill_lab.evaluation.assisted import ALONE, AssistedTimes, time_assisted, token_seconds
 from distill_lab.evaluation.goals import Figure
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.generation.engines._token_io import TokenIO
@@ -52,7 +53,7 @@ class DraftFigures:
     model: str
     acceptance: Acceptance
     num_drafted: int
-    """Tokens to draft per pass of the target, for greedy decoding with this draft on this machine."""
+    """Tokens to draft per pass of the target, by the greedy acceptance and both models' seconds per token here."""
     expected_speedup: float
     """What that many should gain, if the target read them as fast as one token."""
     speedup: Figure | None
@@ -135,50 +136,64 @@ def measure_drafts(
     wall time is taken, the first ones; 0: none. Raises UserError for drafts with another tokenizer, NoData if no answer
     can be compared.
     """
-    with memory_returned(), activity.doing(f"loading the target {target.model}"):
+    with memory_returned():  # the models are those of the call, and gone when it returns
+        return _measured(
+            target, drafts, prompts, answers, max_new_tokens=max_new_tokens, num_timed=num_timed, thinking=thinking
+        )
+
+
+def _measured(
+    target: ModelConfig,
+    drafts: Mapping[str, ModelConfig],
+    prompts: Path,
+    answers: Mapping[str, Path],
+    *,
+    max_new_tokens: int,
+    num_timed: int,
+    thinking: bool | None,
+) -> DraftReport:
+    with activity.doing(f"loading the target {target.model}"):
         model, tokenizer = load_model(target)
-        loaded = {name: load_model(config) for name, config in drafts.items()}
-        rows: dict[str, list[Row]] = {}
-        for kind, path in answers.items():
-            rows[kind], counts = answer_rows(prompts, path, tokenizer, thinking=thinking)
-            if not rows[kind]:
-                raise NoData(f"the target gave no answer that a draft could be compared on ({counts}); see {path}")
-        heads = {name: _head_rows(each) for name, (each, _) in loaded.items()}
-        own = _head_rows(model)
-        num_ids = min(own, *heads.values())
-        names = token_bytes(tokenizer)
-        for name, (_, other) in loaded.items():
-            refuse_other_ids(names, token_bytes(other), num_ids=num_ids, names=(target.model, drafts[name].model))
-            for each in rows.values():
-                refuse_foreign_tokens(names, each, num_ids=num_ids, student=other, teacher=target.model)
-        teacher = LiveTeacher(model, num_ids)
-        compared: dict[str, tuple[list[RowAcceptance], list[RowAcceptance]]] = {}
-        for name, (draft, _) in loaded.items():
-            student = LiveTeacher(draft, num_ids)
-            compared[name] = (
-                compare_rows(teacher, student, rows[SAMPLED]),
-                compare_rows(teacher, student, rows[GREEDY]),
-            )
-        found = {name: acceptance(*pair) for name, pair in compared.items()}
-        no_time = "" if num_timed else "turned off"
-        if num_timed and set(heads.values()) != {own}:
-            no_time = (
-                f"the heads have {own:,} and {min(heads.values()):,} rows, and assisted generation needs one number"
-            )
-        times = None
-        best = {name: _best(each, model, loaded[name][0]) for name, each in found.items()}
-        if not no_time:
-            asked = [_prompt_of(row) for row in rows[GREEDY][:num_timed]]
-            io = TokenIO(tokenizer, model.generation_config)
-            times = time_assisted(
-                model,
-                {name: each for name, (each, _) in loaded.items()},
-                asked,
-                drafted={name: number for name, (number, _) in best.items()},
-                max_new_tokens=max_new_tokens,
-                end_ids=io.end_ids,
-                pad_id=int(tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
-            )
+    rows: dict[str, list[Row]] = {}
+    for kind, path in answers.items():
+        rows[kind], counts = answer_rows(prompts, path, tokenizer, thinking=thinking)
+        if not rows[kind]:
+            raise NoData(f"the target gave no answer that a draft could be compared on ({counts}); see {path}")
+    models: dict[str, Any] = {}
+    heads = {ALONE: _head_rows(model)}
+    names = token_bytes(tokenizer)
+    for name, config in drafts.items():
+        models[name], other = load_model(config)
+        heads[name] = _head_rows(models[name])
+        num_ids = min(heads[ALONE], heads[name])
+        refuse_other_ids(names, token_bytes(other), num_ids=num_ids, names=(target.model, config.model))
+        for each in rows.values():
+            refuse_foreign_tokens(names, each, num_ids=num_ids, student=other, teacher=target.model)
+    num_ids = min(heads.values())
+    students = {name: LiveTeacher(draft, num_ids) for name, draft in models.items()}
+    compared = {kind: compare_rows(LiveTeacher(model, num_ids), students, rows[kind]) for kind in (SAMPLED, GREEDY)}
+    found = {name: acceptance(compared[SAMPLED][name], compared[GREEDY][name]) for name in models}
+    first = _prompt_of(rows[GREEDY][0])
+    pass_s = token_seconds(model, first)
+    best = {
+        name: best_drafted(found[name].greedy.tokens_per_pass, token_seconds(draft, first) / pass_s)
+        for name, draft in models.items()
+    }
+    no_time = "" if num_timed else "turned off"
+    if num_timed and len(set(heads.values())) > 1:
+        sizes = " and ".join(f"{size:,}" for size in dict.fromkeys(heads.values()))
+        no_time = f"the heads have {sizes} rows, and assisted generation needs one number"
+    times = None
+    if not no_time:
+        times = time_assisted(
+            model,
+            models,
+            [_prompt_of(row) for row in rows[GREEDY][:num_timed]],
+            drafted={name: number for name, (number, _) in best.items()},
+            max_new_tokens=max_new_tokens,
+            end_ids=TokenIO(tokenizer, model.generation_config).end_ids,
+            pad_id=int(tokenizer.pad_token_id),  # pyright: ignore[reportArgumentType]
+        )
     return DraftReport(
         target=target.model,
         drafts={
@@ -192,8 +207,8 @@ def measure_drafts(
             )
             for name, each in found.items()
         },
-        gain_sampled=_gain(compared, 0),
-        gain_greedy=_gain(compared, 1),
+        gain_sampled=_gain({name: [row.accepted_N for row in each] for name, each in compared[SAMPLED].items()}),
+        gain_greedy=_gain({name: [row.agrees_N for row in each] for name, each in compared[GREEDY].items()}),
         num_timed=len(times.tokens) if times else 0,
         target_tokens_per_s=_pace(times),
         no_time=no_time,
@@ -210,19 +225,8 @@ def _prompt_of(row: Row) -> list[int]:
     return [int(each) for each in row.input_ids[: first + 1]]
 
 
-def _best(found: Acceptance, target: Any, draft: Any) -> tuple[int, float]:
-    """Tokens to draft for greedy decoding. A pass costs what its weights cost to read: decoding is bound by memory."""
-    cost = draft.num_parameters() / target.num_parameters()
-    return best_drafted(found.greedy.tokens_per_pass, cost)
-
-
-def _gain(
-    compared: Mapping[str, tuple[Sequence[RowAcceptance], Sequence[RowAcceptance]]], kind: int
-) -> tuple[float, Interval | None] | None:
-    if compared.keys() != {BASE, DRAFT}:
-        return None
-    base, draft = ([row.agrees_N if kind else row.accepted_N for row in compared[name][kind]] for name in (BASE, DRAFT))
-    return difference(base, draft)
+def _gain(rates: Mapping[str, Sequence[np.ndarray]]) -> tuple[float, Interval | None] | None:
+    return difference(rates[BASE], rates[DRAFT]) if rates.keys() == {BASE, DRAFT} else None
 
 
 def _pace(times: AssistedTimes | None) -> float | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig
+from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.loading import without_weights
@@ -19,10 +20,20 @@ from distill_lab.train.loss_module import decoder_and_head
 if TYPE_CHECKING:
     from distill_lab.pipeline.draft_proof import DraftReport
 
-AT_ONE = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "from_model": False}
-"""Sampling from the distribution itself, which the acceptance rate at temperature 1 is defined on."""
-ASKED = {"sampled": AT_ONE, "greedy": AT_ONE | {"temperature": 0.0}}
+ASKED: dict[str, dict[str, float]] = {"sampled": {"temperature": 1.0}, "greedy": {"temperature": 0.0}}
 """Sampling of the target's answers that drafts are compared on, by their kind."""
+
+
+def check_draft_sampling(sampling: SamplingConfig, flag: str) -> None:
+    """Raise UserError for settings that a draft is not judged with: its rates are those of the distribution itself."""
+    judged = SamplingConfig(max_new_tokens=sampling.max_new_tokens, thinking=sampling.thinking, seed=sampling.seed)
+    other = [name for name in SamplingConfig.model_fields if getattr(sampling, name) != getattr(judged, name)]
+    if other:
+        names = ", ".join(f"{flag}.{name.replace('_', '-')}" for name in other)
+        raise UserError(
+            "a draft is judged on the target's greedy answers and on answers at temperature 1, one per prompt; remove "
+            + names
+        )
 
 
 def draft_base(pipeline: Pipeline, config: RecipeConfig) -> ModelConfig:
@@ -43,7 +54,7 @@ def draft_base(pipeline: Pipeline, config: RecipeConfig) -> ModelConfig:
         inputs={"rows": rows, **model_inputs(student)},
         work=lambda path: write_with_rows(student, rows, path),
     ).path
-    return student.model_copy(update={"model": str(path)})
+    return student.model_copy(update={"model": str(path), "revision": None})
 
 
 def measured(

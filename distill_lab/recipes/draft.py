@@ -19,10 +19,10 @@ from pydantic import Field
 
 from distill_lab.activity import ProgressReporter
 from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
-from distill_lab.errors import NoData
+from distill_lab.errors import NoData, UserError
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import Summary
-from distill_lab.pipeline.draft_stages import draft_base, measured
+from distill_lab.pipeline.draft_stages import check_draft_sampling, draft_base, measured
 from distill_lab.pipeline.fitting import base_model_config, student_path, trained_model_config
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before
@@ -44,7 +44,7 @@ class Config(WhiteBoxConfig):
     """forward_kl, or acceptance, which is the rate itself and needs --cache-mode off or top_k."""
     cache_mode: CacheMode = "sampled"
     num_timed: Annotated[int, Field(ge=0)] = 16
-    """Test prompts whose wall time is taken with and without the draft; 0: none."""
+    """Test prompts whose wall time is taken with and without the draft; 0 or --no-measure: none."""
 
 
 PRESETS = {
@@ -74,6 +74,9 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
     """
     with Run.open(directory, recipe="draft", config=config.model_dump(), watch=watch) as run:
         pipeline, output = Pipeline(run, engine=config.engine), student_path(config.out)
+        check_draft_sampling(config.test_sampling, "--test-sampling")
+        if config.grader != "auto":
+            raise UserError("--grader belongs to a score, and a draft gets none; remove it")
         config = config.model_copy(update={"train": config.train_settings(config.teacher)})
         check_before(config, run=run, out={"student": output}, example="Qwen/Qwen2.5-0.5B-Instruct")
         config = config.model_copy(update={"train": config.train_settings(pipeline.resolve(config.teacher))})
@@ -95,7 +98,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
             "base": base_model_config(config.student, student, train),
             "draft": trained_model_config(out, student, train),
         }
-        report = measured(pipeline, config, drafts, test, num_timed=config.num_timed)
+        report = measured(pipeline, config, drafts, test, num_timed=config.num_timed if config.measure else 0)
         summary = dataclasses.replace(
             summarize(run.recipe, report.num_answers, scores={}),
             result=report.sentence(),

@@ -26,9 +26,10 @@ from transformers import TrainerCallback
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameter numbers of glibc's mallopt(3)."""
-DEFAULTS = {M_TRIM_THRESHOLD: 128 << 10, M_MMAP_THRESHOLD: 128 << 10, M_MMAP_MAX: 65536}
-RETURNED = DEFAULTS | {M_MMAP_THRESHOLD: 1 << 20}
-"""A fixed threshold: glibc's own rises to 32 MB with the blocks that are freed, and those below it leave holes."""
+DEFAULTS = {M_TRIM_THRESHOLD: 64 << 20, M_MMAP_THRESHOLD: 32 << 20, M_MMAP_MAX: 65536}
+"""What glibc's own thresholds rise to with the blocks that are freed; once set, they are fixed."""
+RETURNED = {M_TRIM_THRESHOLD: 128 << 10, M_MMAP_THRESHOLD: 1 << 20, M_MMAP_MAX: 65536}
+"""Blocks below a threshold as high as glibc's own would leave holes, too."""
 KEPT = {M_TRIM_THRESHOLD: -1, M_MMAP_MAX: 0}
 STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 WATCHED_STEP = 2

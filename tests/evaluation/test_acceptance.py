@@ -42,7 +42,7 @@ def test_what_is_compared_is_what_the_whole_distributions_say(tmp_path: Path) ->
     )
     rows = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=256, validation_fraction=0, seed=0).training
     num_ids = decoder_and_head(target)[1].linear.out_features
-    found = compare_rows(LiveTeacher(target, num_ids), LiveTeacher(draft, num_ids), rows)
+    found = compare_rows(LiveTeacher(target, num_ids), {"draft": LiveTeacher(draft, num_ids)}, rows)["draft"]
     for row, each in zip(rows, found, strict=True):
         ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
         logits = [model(ids).logits[0, row.loss_mask, :num_ids].double() for model in (target, draft)]
@@ -60,7 +60,7 @@ def test_a_target_accepts_itself_always(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", [row] * 2)
     rows = read_rows(tmp_path / "rows.jsonl", tokenizer, max_length=256, validation_fraction=0, seed=0).training
     teacher = LiveTeacher(model, decoder_and_head(model)[1].linear.out_features)
-    same = compare_rows(teacher, teacher, rows)
+    same = compare_rows(teacher, {"itself": teacher}, rows)["itself"]
     found = acceptance(same, same)
     assert found.sampled.rate == pytest.approx(1.0, abs=1e-5)
     assert found.greedy.rate == 1.0
@@ -161,11 +161,14 @@ def test_a_cut_answer_keeps_its_text_without_an_end_that_nobody_wrote(tmp_path: 
         Completion("2", 0, "", None, "error", 0, error="no room"),
         Completion("3", 0, " ", None, "stop", 1),
         Completion("9", 0, "text", None, "stop", 1),
+        Completion("3", 1, "", "so far", "length", 2),
     ]
     write_jsonl(tmp_path / "answers.jsonl", (each.to_json() for each in (whole, cut, *others)))
     files = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     rows, counts = answer_rows(*files, tokenizer, thinking=False)
-    assert (counts.rows_in, counts.kept, counts.dropped) == (5, 2, {"error": 1, "empty": 1, "no prompt": 1})
+    assert (counts.rows_in, counts.kept, counts.dropped) == (
+        6, 2, {"error": 1, "empty": 1, "no prompt": 1, "cut inside the thinking": 1}
+    )  # fmt: skip
     learned = [row.target[row.loss_mask].tolist() for row in rows]
     assert tokenizer.decode(learned[1]) == "red green"
     assert learned[0][: len(learned[1])] == learned[1]
