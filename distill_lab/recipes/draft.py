@@ -43,6 +43,8 @@ class Config(WhiteBoxConfig):
     objective: str = "forward_kl"
     """forward_kl, or acceptance, which is the rate itself and needs --cache-mode off or top_k."""
     cache_mode: CacheMode = "sampled"
+    grader: str = "auto"
+    """Only auto: a draft gets no score."""
     num_timed: Annotated[int, Field(ge=0)] = 16
     """Test prompts whose wall time is taken with and without the draft; 0 or --no-measure: none."""
 
