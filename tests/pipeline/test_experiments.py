@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from distill_lab.commands.experiment import find_recipe
-from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.data.records import Records
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.engines import complete, load_engine
 from distill_lab.models.loading import load_model
-from distill_lab.pipeline.experiments.arms import Arm, Options, make_arms, scaled
+from distill_lab.pipeline.experiments.arms import Arm, Options, make_arms, prompts_key, scaled
 from distill_lab.pipeline.experiments.choose import choose, models_in
 from distill_lab.pipeline.experiments.cut_model import cut_model, cut_name
 from distill_lab.pipeline.experiments.definition import GROUPS, names, read_experiment
+from distill_lab.pipeline.experiments.sweep import _slug  # pyright: ignore[reportPrivateUsage]
 from distill_lab.recipes import system1
 from distill_lab.types import Prompt
 from tests.helpers import ROOT, model_folder
@@ -89,6 +91,22 @@ def test_the_engine_is_no_part_of_a_key() -> None:
     assert arms("a", engine=other)[0].config.engine.batch_size == 3
 
 
+def test_keys_in_engine_settings_reach_the_server_as_they_are() -> None:
+    secret = EngineConfig(extra_body='{"api_key": "sk-1234567890abcdef"}')
+    assert arms("a", engine=secret)[0].config.engine.extra_body == secret.extra_body
+
+
+def test_no_two_names_share_a_file() -> None:
+    names = ["小", "大", "RV > 0.4", "RV < 0.4", "rv 0.4", "rv-0.4", "A", "a", "..", "../x", "none"]
+    found = {_slug(name) for name in names}
+    assert len({name.lower() for name in found}) == len(names)
+    assert not any("/" in name or set(name) == {"."} for name in found)
+    assert _slug("none") == "none"
+    data = DataConfig(path="prompts:outside")
+    assert "/" not in prompts_key("code / text", "open", data)
+    assert prompts_key("30 instructions", "open", data).startswith("30-instructions-")
+
+
 @pytest.mark.parametrize(
     ("split", "share", "found"),
     [
@@ -145,6 +163,13 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         make_arms(read_experiment(str(tmp_path / "x.yaml")), Options(preset="tiny"), find=find_recipe, models=MODELS)
     with pytest.raises(UserError, match="names the recipe 'none'"):
         find_recipe("none")
+
+
+def test_a_package_that_a_recipe_needs_is_named_and_not_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "distill_lab.recipes.draft", raising=False)
+    monkeypatch.setitem(sys.modules, "distill_lab.pipeline.draft_stages", None)
+    with pytest.raises(ModuleNotFoundError, match="draft_stages"):
+        find_recipe("draft")
 
 
 def test_the_preset_follows_from_the_models(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from distill_lab.errors import UserError
 from distill_lab.evaluation.experiment import ExperimentResult, write_result
 from distill_lab.evaluation.summary_file import Summary, read_summary
 from distill_lab.evaluation.variants import merge_seeds, reached
+from distill_lab.files.fingerprints import fingerprint
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.pipeline.experiments.arms import (
     Arm,
@@ -134,4 +135,6 @@ def _overlap(run_dir: Path, place: Path) -> int:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "x"
+    """A file name for a name: the same, or its letters and digits and a digest, so that no two names share one."""
+    found = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    return found if found == name else f"{found or 'x'}-{fingerprint(name)[:6]}"
