@@ -47,7 +47,7 @@ def write_experiment(folder: Path) -> Path:
         _work(result),
         _failures(result),
         _differences(result),
-        ratings_section(result.ratings, names=NAMES),
+        *(ratings_section(found, names=NAMES, prompts=prompts) for prompts, found in result.ratings.items()),
         _examples(result.examples),
         _setup(result),
     ]

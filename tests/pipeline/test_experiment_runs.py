@@ -189,7 +189,7 @@ def test_open_answers_are_likeness_or_a_judges_grades_and_ratings_join_them(tmp_
     assert found is not None
     assert found.models["System 1"].mean == 2
     assert "Rated by people" in (tmp_path / "c" / "report.html").read_text()
-    assert run(experiment, tmp_path, scale=0.01).ratings == found
+    assert run(experiment, tmp_path, scale=0.01).ratings == {"instructions": found}
 
     judged = run(experiment, tmp_path, scale=0.01, judge="tiny:student")
     assert judged.variants[0].on[0].metric.name.startswith("judge score")

@@ -5,11 +5,13 @@ result = make_result(experiment, options, arms, graded, summaries, folder, promp
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
+from distill_lab.errors import UserError
 from distill_lab.evaluation.conclusion import conclude, limits, next_steps
 from distill_lab.evaluation.eval_rows import first_samples
 from distill_lab.evaluation.experiment import (
@@ -20,12 +22,19 @@ from distill_lab.evaluation.experiment import (
     OnPrompts,
     VariantResult,
 )
+from distill_lab.evaluation.experiment_ratings import rate_all
 from distill_lab.evaluation.failures import count_kinds, find_failures
 from distill_lab.evaluation.judged_failures import judge_failures
-from distill_lab.evaluation.ratings import FILE as RATINGS
-from distill_lab.evaluation.ratings import summarize_ratings
 from distill_lab.evaluation.summary_file import Summary
-from distill_lab.evaluation.variants import SCORE, STEPS, difference, reached, telling_examples, values
+from distill_lab.evaluation.variants import (
+    SCORE,
+    STEPS,
+    check_same_questions,
+    difference,
+    reached,
+    telling_examples,
+    values,
+)
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.formatting import seconds_text
 from distill_lab.generation.prices import money
@@ -49,6 +58,8 @@ class Graded:
     metric: Metric
     by_seed: tuple[float, ...]
     overlap: int
+    instruction: str
+    """What followed every prompt."""
 
 
 Answers = Mapping[str, Mapping[str, Graded]]
@@ -64,15 +75,18 @@ def make_result(
     folder: Path,
     prompts: Sequence[PromptsConfig],
 ) -> ExperimentResult:
-    """Everything that experiment.json holds. summaries: by the arms' keys. folder: of all experiments."""
+    """Everything that experiment.json holds. summaries: by the arms' keys. folder: of all experiments.
+
+    Raises UserError if variants cannot be compared.
+    """
+    check_comparable(graded)
     variants = [
         _variant(list(group), graded[name], summaries, folder, experiment, options)
         for name, group in groupby(arms, key=lambda arm: arm.variant.name)
     ]
     differences = _differences(experiment, graded)
     place = folder / experiment.name
-    files = _files(arms, graded, place)
-    return ExperimentResult(
+    result = ExperimentResult(
         name=experiment.name,
         title=experiment.title,
         question=experiment.question,
@@ -88,22 +102,22 @@ def make_result(
         next_steps=tuple(next_steps(differences, variants, ordered=experiment.ordered)),
         notes=tuple(_notes(variants, differences, options)),
         examples=tuple(_examples(graded)),
-        answers=files,
-        ratings=summarize_ratings(
-            place / RATINGS, {label: place / path for label, path in next(iter(files.values())).items()}
-        ),
+        answers=_files(arms, graded, place),
     )
+    return dataclasses.replace(result, ratings=rate_all(result, place))
 
 
 def _files(arms: Sequence[Arm], graded: Answers, place: Path) -> dict[str, dict[str, str]]:
     """See `ExperimentResult.answers`."""
-    same_base = len({arm.config.student.model for arm in arms}) == 1
-    shared = [("teacher", True), ("base", same_base)]
     found: dict[str, dict[str, str]] = {}
     first = next(iter(graded.values()))
     for prompts in first:
         files = first[prompts].files
-        paths = {model: files[model] for model, same in shared if same and model in files}
+        asked = [(arm.config, graded[arm.variant.name][prompts].instruction) for arm in arms]
+        teachers = [(config.teacher, config.test_sampling, instruction) for config, instruction in asked]
+        bases = [(config.student, config.test_sampling, instruction) for config, instruction in asked]
+        alike = [("teacher", teachers.count(teachers[0]) == len(arms)), ("base", bases.count(bases[0]) == len(arms))]
+        paths = {model: files[model] for model, same in alike if same and model in files}
         paths |= {name: each[prompts].files["student"] for name, each in graded.items()}
         found[prompts] = {label: path.relative_to(place).as_posix() for label, path in paths.items()}
     return found
@@ -143,6 +157,7 @@ def _variant(
                 models={model: reached(path, steps=steps) for model, path in each.files.items()},
                 by_seed=each.by_seed,
                 overlap=each.overlap,
+                instruction=each.instruction,
             )
             for name, each in graded.items()
         ),
@@ -216,6 +231,22 @@ def _differences(experiment: Experiment, graded: Answers) -> list[Difference]:
 
 
 Column = tuple[str, Mapping[str, float]]
+
+
+def check_comparable(graded: Answers) -> None:
+    """Raise UserError unless all variants were asked and graded alike on each set of prompts."""
+    for prompts in next(iter(graded.values())):
+        grades = {name: each[prompts].metric.name for name, each in graded.items()}
+        if len(set(grades.values())) > 1:
+            told = ", ".join(f"{name} by {metric}" for name, metric in grades.items())
+            raise UserError(
+                f"the variants are graded differently on the prompts {prompts} ({told}), so they cannot be compared; name "
+                "one `grader` for all"
+            )
+        check_same_questions(
+            prompts,
+            {name: (each[prompts].files["student"], each[prompts].instruction) for name, each in graded.items()},
+        )
 
 
 def _wanted(experiment: Experiment, graded: Answers) -> Iterator[tuple[str, str, bool, Column, Column]]:

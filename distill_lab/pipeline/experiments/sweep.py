@@ -112,7 +112,8 @@ def _graded(
                 f"{places[0]}: no score on the prompts {each.name}; give test data with answers or references"
             )
         overlap = _overlap(folder / STUDENTS / arms[0].key, places[0]) if each.data else 0
-        found[each.name] = Graded(files, metric, by_seed, overlap)
+        instruction = arms[0].instruction if each.data else getattr(arms[0].config, "instruction", "")
+        found[each.name] = Graded(files, metric, by_seed, overlap, instruction)
     return found
 
 
