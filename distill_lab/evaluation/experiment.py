@@ -81,7 +81,7 @@ class FailureCounts:
 
     prompts: str
     answers: int
-    """Answers that were looked at: all of the set."""
+    """Answers that were looked at: all of the set but those whose gold answer cannot be read."""
     failed: int
     """Answers that failed."""
     kinds: dict[str, int]

@@ -249,7 +249,8 @@ def _failures(result: ExperimentResult) -> str:
                         ],
                     )
                 )
-            title = f"{each.prompts}: {each.failed:,} of {each.answers:,} answers failed"
+            whose = f"{variant.name}, " if len(result.variants) > 1 else ""
+            title = f"{whose}{each.prompts}: {each.failed:,} of {each.answers:,} answers failed"
             parts.append(
                 f'<h3 class="after">{shown(title)}</h3>{_html_table(["Kind", "Answers", "Share of all"], rows)}'
             )

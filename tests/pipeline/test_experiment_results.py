@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from distill_lab.config import EngineConfig
 from distill_lab.errors import UserError
-from distill_lab.files.jsonl import write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.graders import metric_of
-from distill_lab.pipeline.experiments.results import Graded, check_comparable
+from distill_lab.pipeline.experiments.arms import Options
+from distill_lab.pipeline.experiments.results import Graded, check_comparable, find_all_failures
 from tests.helpers import eval_row
 
 
@@ -26,3 +28,18 @@ def test_variants_that_are_graded_differently_are_not_compared(tmp_path: Path) -
     other = graded(tmp_path / "c.jsonl", [1, 1], grader="overlap")
     with pytest.raises(UserError, match=r"graded differently on the prompts test \(a by exact match, b by ROUGE-L"):
         check_comparable({"a": {"test": first}, "b": {"test": other}})
+
+
+def test_failures_of_all_variants_are_in_one_file_and_bad_gold_is_not_counted(tmp_path: Path) -> None:
+    found = {
+        name: {"test": graded(tmp_path / f"{name}.jsonl", scores)} for name, scores in (("a", [0, 1]), ("b", [0, 0]))
+    }
+    bad = eval_row("bad", 0.0, grade={"score": 0.0, "answer": None, "status": "bad_gold"})
+    for each in found.values():
+        path = each["test"].files["student"]
+        write_jsonl(path, [*read_jsonl(path), bad])
+    engines = dict.fromkeys(found, EngineConfig())
+    counts = find_all_failures(engines, found, tmp_path, Options(preset="tiny"), lambda note: None)
+    assert {name: (each.answers, each.failed) for name, (each,) in counts.items()} == {"a": (2, 1), "b": (2, 2)}
+    rows = [(row["variant"], row["id"]) for row in read_jsonl(tmp_path / "failed.jsonl")]
+    assert rows == [("a", "p0"), ("b", "p0"), ("b", "p1")]

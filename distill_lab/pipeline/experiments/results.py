@@ -6,11 +6,12 @@ result = make_result(experiment, options, arms, graded, summaries, folder, promp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
+from distill_lab.config import EngineConfig
 from distill_lab.errors import UserError
 from distill_lab.evaluation.conclusion import conclude, limits, next_steps
 from distill_lab.evaluation.eval_rows import first_samples
@@ -23,7 +24,7 @@ from distill_lab.evaluation.experiment import (
     VariantResult,
 )
 from distill_lab.evaluation.experiment_ratings import rate_all
-from distill_lab.evaluation.failures import count_kinds, find_failures
+from distill_lab.evaluation.failures import count_kinds, counted, find_failures
 from distill_lab.evaluation.judged_failures import judge_failures
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.variants import (
@@ -45,7 +46,7 @@ from distill_lab.pipeline.experiments.work import variant_work
 
 NAMES = ("teacher", "base", "student")
 STUDENTS = "students"
-FAILED = "failed.jsonl"
+FAILED, REPLIES = "failed.jsonl", "failed.judge.jsonl"
 BASE = "the base student"
 
 
@@ -74,18 +75,25 @@ def make_result(
     summaries: Mapping[str, Summary],
     folder: Path,
     prompts: Sequence[PromptsConfig],
+    note: Callable[[str], None],
 ) -> ExperimentResult:
-    """Everything that experiment.json holds. summaries: by the arms' keys. folder: of all experiments.
+    """Everything that experiment.json holds. summaries: by the arms' keys. folder: of all experiments. note: receives what
+    a judge of failures costs.
 
     Raises UserError if variants cannot be compared.
     """
     check_comparable(graded)
+    place = folder / experiment.name
+    failures: dict[str, list[FailureCounts]] = {}
+    if "failures" in experiment.shows:
+        failures = find_all_failures(
+            {arm.variant.name: arm.config.engine for arm in arms}, graded, place, options, note
+        )
     variants = [
-        _variant(list(group), graded[name], summaries, folder, experiment, options)
+        _variant(list(group), graded[name], summaries, folder, experiment, failures.get(name, ()))
         for name, group in groupby(arms, key=lambda arm: arm.variant.name)
     ]
     differences = _differences(experiment, graded)
-    place = folder / experiment.name
     result = ExperimentResult(
         name=experiment.name,
         title=experiment.title,
@@ -129,7 +137,7 @@ def _variant(
     summaries: Mapping[str, Summary],
     folder: Path,
     experiment: Experiment,
-    options: Options,
+    failures: Sequence[FailureCounts],
 ) -> VariantResult:
     first, summary = arms[0], summaries[arms[0].key]
     steps = "steps" in experiment.shows
@@ -161,9 +169,7 @@ def _variant(
             )
             for name, each in graded.items()
         ),
-        failures=tuple(_failures(first, graded, folder / experiment.name, options))
-        if "failures" in experiment.shows
-        else (),
+        failures=tuple(failures),
     )
 
 
@@ -186,36 +192,43 @@ def _about(arm: Arm) -> str:
     return "; ".join(parts)
 
 
-def _failures(arm: Arm, graded: Mapping[str, Graded], place: Path, options: Options) -> Iterator[FailureCounts]:
-    """Kinds of failures on each set of prompts; the failed answers go to failed.jsonl."""
+def find_all_failures(
+    engines: Mapping[str, EngineConfig], graded: Answers, place: Path, options: Options, note: Callable[[str], None]
+) -> dict[str, list[FailureCounts]]:
+    """Variant -> kinds of failures on each set of prompts; the failed answers of all variants go to failed.jsonl."""
+    counts: dict[str, list[FailureCounts]] = {}
     lines: list[dict[str, object]] = []
-    for name, each in graded.items():
-        student, teacher = each.files["student"], each.files.get("teacher")
-        found = find_failures(student, teacher, graded=not each.metric.similarity)
-        rows = {row.id: row for row in first_samples(student)}
-        taught = {row.id: row for row in first_samples(teacher)} if teacher else {}
-        judged: dict[str, tuple[str, ...]] = {}
-        if options.judge:
-            failed = {key: (rows[key], taught.get(key)) for key in found}
-            judged = judge_failures(options.judge, failed, arm.config.engine)
-        found |= judged
-        for key, kinds in found.items():
-            answer = taught.get(key)
-            lines.append(
-                {
-                    "prompts": name, "id": key, "kinds": list(kinds), "by": "judge" if key in judged else "rules",
-                    "prompt": rows[key].text, "gold": rows[key].answer, "teacher": answer.output if answer else None,
-                    "student": rows[key].output,
-                }
-            )  # fmt: skip
-        yield FailureCounts(
-            prompts=name,
-            answers=len(rows),
-            failed=len(found),
-            kinds=count_kinds(found),
-            judged_by=options.judge or "rules",
-        )
+    for variant, on in graded.items():
+        for name, each in on.items():
+            student, teacher = each.files["student"], each.files.get("teacher")
+            found = find_failures(student, teacher, graded=not each.metric.similarity)
+            rows = {row.id: row for row in counted(student)}
+            taught = {row.id: row for row in first_samples(teacher)} if teacher else {}
+            judged: dict[str, tuple[str, ...]] = {}
+            if options.judge:
+                failed = {key: (rows[key], taught.get(key)) for key in found}
+                judged = judge_failures(options.judge, failed, engines[variant], replies=place / REPLIES, on_note=note)
+            found |= judged
+            for key, kinds in found.items():
+                answer = taught.get(key)
+                lines.append(
+                    {
+                        "variant": variant, "prompts": name, "id": key, "kinds": list(kinds),
+                        "by": "judge" if key in judged else "rules", "prompt": rows[key].text, "gold": rows[key].answer,
+                        "teacher": answer.output if answer else None, "student": rows[key].output,
+                    }
+                )  # fmt: skip
+            counts.setdefault(variant, []).append(
+                FailureCounts(
+                    prompts=name,
+                    answers=len(rows),
+                    failed=len(found),
+                    kinds=count_kinds(found),
+                    judged_by=options.judge or "rules",
+                )
+            )
     write_jsonl(place / FAILED, lines)
+    return counts
 
 
 def _differences(experiment: Experiment, graded: Answers) -> list[Difference]:
@@ -290,15 +303,16 @@ def _conclusion(experiment: Experiment, differences: list[Difference], variants:
         latencies = ", ".join(f"{each.name} {seconds_text(each.latency_p50_s or 0.0)}" for each in timed)
         yield f"Median latency of one answer of {timed[0].latency_tokens} tokens: {latencies}."
     for variant in variants:
+        whose = f" of {variant.name}" if len(variants) > 1 else ""
         for each in variant.failures:
             if each.failed:
                 kind, number = max(each.kinds.items(), key=lambda item: item[1])
                 yield (
-                    f"On the prompts `{each.prompts}` {each.failed:,} of {each.answers:,} answers failed; the most frequent "
-                    f"kind is {kind} ({number:,})."
+                    f"On the prompts `{each.prompts}` {each.failed:,} of {each.answers:,} answers{whose} failed; the most "
+                    f"frequent kind is {kind} ({number:,})."
                 )
             else:
-                yield f"On the prompts `{each.prompts}` none of {each.answers:,} answers failed."
+                yield f"On the prompts `{each.prompts}` none of {each.answers:,} answers{whose} failed."
 
 
 def _teacher_text(variant: VariantResult) -> str:

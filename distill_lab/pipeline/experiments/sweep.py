@@ -74,7 +74,7 @@ def run_experiment(
     graded: dict[str, dict[str, Graded]] = {}
     for name, group in groupby(arms, key=lambda arm: arm.variant.name):
         graded[name] = _graded(list(group), prompts, summaries, folder, experiment.name, options, watch)
-    result = make_result(experiment, options, arms, graded, summaries, folder, prompts)
+    result = make_result(experiment, options, arms, graded, summaries, folder, prompts, watch.note)
     write_result(folder / experiment.name / RESULT, result)
     return result
 
