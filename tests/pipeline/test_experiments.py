@@ -13,13 +13,15 @@ from distill_lab.commands.experiment import find_recipe
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.data.records import Records
 from distill_lab.errors import ModelError, UserError
+from distill_lab.evaluation.experiment import ExperimentResult, write_result
 from distill_lab.generation.engines import complete, load_engine
 from distill_lab.models.loading import load_model
 from distill_lab.pipeline.experiments.arms import Arm, Options, make_arms, prompts_key, scaled
 from distill_lab.pipeline.experiments.choose import choose, models_in
 from distill_lab.pipeline.experiments.cut_model import cut_model, cut_name
 from distill_lab.pipeline.experiments.definition import GROUPS, names, read_experiment
-from distill_lab.pipeline.experiments.sweep import _slug  # pyright: ignore[reportPrivateUsage]
+from distill_lab.pipeline.experiments.sweep import _scaled as scaled_prompts  # pyright: ignore[reportPrivateUsage]
+from distill_lab.pipeline.experiments.sweep import _slug, check_not_replaced, definition  # pyright: ignore[reportPrivateUsage]
 from distill_lab.recipes import system1
 from distill_lab.types import Prompt
 from tests.helpers import ROOT, model_folder
@@ -163,6 +165,45 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         make_arms(read_experiment(str(tmp_path / "x.yaml")), Options(preset="tiny"), find=find_recipe, models=MODELS)
     with pytest.raises(UserError, match="names the recipe 'none'"):
         find_recipe("none")
+
+
+@pytest.mark.parametrize("name", ["students", "Answers", "models", "all", "../x", "..", "a/b", "", "A", "a"])
+def test_an_experiment_has_a_folder_of_its_own(name: str, tmp_path: Path) -> None:
+    text = (GROUPS / "a.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(f'name: "{name}"\n' + text.replace("Data size", "Another"))
+    with pytest.raises(UserError, match=r"cannot be called|would replace its result"):
+        read_experiment(str(path))
+    path.write_text(text)
+    assert read_experiment(str(path)).name == "mine"
+    assert read_experiment(str(GROUPS / "a.yaml")) == read_experiment("a")
+
+
+def test_a_result_may_grow_and_is_not_replaced(tmp_path: Path) -> None:
+    def made_of(**options: object) -> dict[str, str]:
+        scale = options.get("scale", 1.0)
+        assert isinstance(scale, float)
+        prompts = [scaled_prompts(each, scale) for each in read_experiment("f").presets["tiny"].prompts]
+        return definition(arms("f", **options), prompts)
+
+    path = tmp_path / "experiment.json"
+    check_not_replaced(path, "tiny", made_of())
+    first = ExperimentResult(
+        name="f", title="", question="", axis="", ordered=False, shows=(), preset="tiny", setup=(), seeds=1, variants=(),
+        differences=(), conclusion=(), next_steps=(), notes=(), examples=(), answers={}, definition=made_of(),
+    )  # fmt: skip
+    write_result(path, first)
+    for more in ({}, {"seeds": 3}, {"judge": "tiny:student"}):
+        check_not_replaced(path, "tiny", made_of(**more))
+    check_not_replaced(path, "tiny", made_of() | {"the variant another": "x"})
+    with pytest.raises(UserError, match=r"with the preset tiny, and would be replaced; give another folder \(--run\)"):
+        check_not_replaced(path, "qwen2.5", made_of())
+    for other in ({"scale": 0.02}, {"students": ("x/y",)}):
+        with pytest.raises(UserError, match=r"with other settings \(the variant none\)"):
+            check_not_replaced(path, "tiny", made_of(**other))
+    asked = {**made_of(), "the variant facts first": "another instruction"}
+    with pytest.raises(UserError, match="the variant facts first"):
+        check_not_replaced(path, "tiny", asked)
 
 
 def test_a_package_that_a_recipe_needs_is_named_and_not_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,9 @@ cache, so that a variant that is added later asks the teacher only what no varia
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from distill_lab.activity import ProgressReporter
 from distill_lab.config import ModelConfig
 from distill_lab.data.contamination import find_overlaps
 from distill_lab.errors import UserError
-from distill_lab.evaluation.experiment import ExperimentResult, write_result
+from distill_lab.evaluation.experiment import ExperimentResult, read_result, write_result
 from distill_lab.evaluation.summary_file import Summary, read_summary
 from distill_lab.evaluation.variants import merge_seeds, reached
 from distill_lab.files.fingerprints import fingerprint
@@ -59,6 +60,8 @@ def run_experiment(
     arms = make_arms(experiment, options, find=find, models=folder / MODELS)
     preset = preset_of(experiment, options.preset)
     prompts = [_scaled(each, options.scale) for each in preset.prompts]
+    made_of = definition(arms, prompts)
+    check_not_replaced(folder / experiment.name / RESULT, options.preset, made_of)
     watch.note(f"experiment {experiment.name}: {experiment.title}; {len({arm.key for arm in arms})} trainings")
     summaries: dict[str, Summary] = {}
     for arm in arms:
@@ -75,8 +78,33 @@ def run_experiment(
     for name, group in groupby(arms, key=lambda arm: arm.variant.name):
         graded[name] = _graded(list(group), prompts, summaries, folder, experiment.name, options, watch)
     result = make_result(experiment, options, arms, graded, summaries, folder, prompts, watch.note)
+    result = dataclasses.replace(result, definition=made_of)
     write_result(folder / experiment.name / RESULT, result)
     return result
+
+
+def definition(arms: Sequence[Arm], prompts: Sequence[PromptsConfig]) -> dict[str, str]:
+    """Each variant and set of prompts -> a digest of its settings; further seeds and another judge change none."""
+    found = {f"the variant {arm.variant.name}": fingerprint([arm.key, arm.instruction]) for arm in arms if not arm.seed}
+    return found | {f"the prompts {each.name}": fingerprint(each.model_dump(mode="json")) for each in prompts}
+
+
+def check_not_replaced(path: Path, preset: str, made_of: Mapping[str, str]) -> None:
+    """Raise UserError if `path` has the result of another experiment; a result may gain variants, prompts and seeds."""
+    try:
+        known = read_result(path)
+    except UserError:
+        return  # there is none, or none that could be lost
+    if known.preset != preset:
+        what = f"with the preset {known.preset}"
+    elif changed := [name for name, digest in known.definition.items() if made_of.get(name) != digest]:
+        what = f"with other settings ({changed[0]})"
+    else:
+        return
+    raise UserError(
+        f"{path} is the result of this experiment {what}, and would be replaced; give another folder (--run), or remove "
+        f"{path.parent}"
+    )
 
 
 def _scaled(prompts: PromptsConfig, share: float) -> PromptsConfig:
