@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from distill_lab.commands.experiment import find_recipe
 from distill_lab.config import EngineConfig
 from distill_lab.errors import UserError
+from distill_lab.evaluation.experiment import VariantResult
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.graders import metric_of
-from distill_lab.pipeline.experiments.arms import Options
-from distill_lab.pipeline.experiments.results import Graded, check_comparable, find_all_failures
+from distill_lab.pipeline.experiments.arms import Options, make_arms
+from distill_lab.pipeline.experiments.definition import read_experiment
+from distill_lab.pipeline.experiments.results import Graded, check_comparable, find_all_failures, same_rows
 from tests.helpers import eval_row
 
 
@@ -43,3 +46,21 @@ def test_failures_of_all_variants_are_in_one_file_and_bad_gold_is_not_counted(tm
     assert {name: (each.answers, each.failed) for name, (each,) in counts.items()} == {"a": (2, 1), "b": (2, 2)}
     rows = [(row["variant"], row["id"]) for row in read_jsonl(tmp_path / "failed.jsonl")]
     assert rows == [("a", "p0"), ("b", "p0"), ("b", "p1")]
+
+
+def test_variants_that_train_on_the_same_rows_are_named() -> None:
+    made = make_arms(
+        read_experiment("a"), Options(preset="tiny", data="mine.jsonl"), find=find_recipe, models=Path("m")
+    )
+    rows = [500, 730, 730]
+    variants = [
+        VariantResult(
+            name=arm.variant.name, value=None, about="", runs=(), rows=number, steps=1, train_seconds=1.0, losses=None,
+            teacher=None, num_parameters=None, tokens_per_s=None, latency_p50_s=None, latency_p95_s=None,
+            latency_tokens=None, on=(),
+        )
+        for arm, number in zip(made, rows, strict=True)
+    ]  # fmt: skip
+    (line,) = same_rows(made, variants)
+    assert "2,000 rows and 8,000 rows both trained on 730 rows" in line
+    assert list(same_rows(made[:2], variants[:2])) == []

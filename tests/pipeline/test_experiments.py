@@ -16,7 +16,7 @@ from distill_lab.errors import ModelError, UserError
 from distill_lab.evaluation.experiment import ExperimentResult, write_result
 from distill_lab.generation.engines import complete, load_engine
 from distill_lab.models.loading import load_model
-from distill_lab.pipeline.experiments.arms import Arm, Options, make_arms, prompts_key, scaled
+from distill_lab.pipeline.experiments.arms import Arm, Options, make_arms, prompts_key, scaled, unused_students
 from distill_lab.pipeline.experiments.choose import choose, models_in
 from distill_lab.pipeline.experiments.cut_model import cut_model, cut_name
 from distill_lab.pipeline.experiments.definition import GROUPS, names, read_experiment
@@ -58,6 +58,8 @@ def test_what_the_requirements_name_is_varied() -> None:
     assert [arm.config.data.split for arm in arms("a", "qwen2.5")] == ["train[:500]", "train[:2000]", "train[:8000]"]
     assert len({arm.config.test.split for arm in arms("a", "qwen2.5")}) == 1
     assert [vars(arm.config)["relabel"] for arm in arms("b", "qwen2.5")] == [False, True]
+    for name in "acefg":
+        assert all(vars(arm.config)["relabel"] for arm in arms(name, "qwen2.5")), f"{name}: the teacher answers"
     thresholds = [(vars(arm.config)["rv_min"], vars(arm.config)["cd_min"]) for arm in arms("d", "qwen2.5")]
     assert thresholds == [(0, 0), (0.4, 0.4), (0.7, 0.7)]
     students = ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"]
@@ -144,6 +146,8 @@ def test_students_of_the_user() -> None:
     ]
     made = arms("e", students=("tiny:student", "tiny:teacher"))
     assert [arm.cut for arm in made] == [None, None]
+    assert unused_students(read_experiment("a").presets["qwen2.5"], ("x/small", "x/large")) == ["x/large"]
+    assert unused_students(read_experiment("e").presets["qwen2.5"], ("x/small", "x/large")) == []
     with pytest.raises(UserError, match="compares students"):
         arms("e", students=("tiny:student",))
 

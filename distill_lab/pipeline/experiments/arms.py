@@ -121,6 +121,11 @@ def compares_students(preset: PresetConfig) -> bool:
     return all(variant.cut or set(variant.settings) == {"student"} for variant in preset.variants)
 
 
+def unused_students(preset: PresetConfig, students: Sequence[str]) -> list[str]:
+    """Those of the user's students that no variant trains."""
+    return [] if compares_students(preset) else list(students[1:])
+
+
 def _variants(experiment: Experiment, preset: PresetConfig, students: Sequence[str]) -> Sequence[VariantConfig]:
     if not students or not compares_students(preset):
         return preset.variants

@@ -12,6 +12,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 
 from distill_lab.config import EngineConfig
+from distill_lab.data.records import Slice
 from distill_lab.errors import UserError
 from distill_lab.evaluation.conclusion import conclude, limits, next_steps
 from distill_lab.evaluation.eval_rows import first_samples
@@ -40,7 +41,7 @@ from distill_lab.files.jsonl import write_jsonl
 from distill_lab.formatting import seconds_text
 from distill_lab.generation.prices import money
 from distill_lab.grading.graders import Metric
-from distill_lab.pipeline.experiments.arms import Arm, Options, described
+from distill_lab.pipeline.experiments.arms import Arm, Options, described, unused_students
 from distill_lab.pipeline.experiments.definition import Experiment, PromptsConfig
 from distill_lab.pipeline.experiments.work import variant_work
 
@@ -108,7 +109,7 @@ def make_result(
         differences=tuple(differences),
         conclusion=tuple(_conclusion(experiment, differences, variants)),
         next_steps=tuple(next_steps(differences, variants, ordered=experiment.ordered)),
-        notes=tuple(_notes(variants, differences, options)),
+        notes=(*_notes(experiment, variants, differences, options), *same_rows(arms, variants)),
         examples=tuple(_examples(graded)),
         answers=_files(arms, graded, place),
     )
@@ -338,8 +339,12 @@ def _setup(arms: Sequence[Arm], options: Options, prompts: Sequence[PromptsConfi
         yield f"A trial on {options.scale:.0%} of the rows and prompts: nothing follows from its figures."
 
 
-def _notes(variants: list[VariantResult], differences: list[Difference], options: Options) -> Iterator[str]:
+def _notes(
+    experiment: Experiment, variants: list[VariantResult], differences: list[Difference], options: Options
+) -> Iterator[str]:
     yield from limits(differences, seeds=options.seeds)
+    if left := unused_students(experiment.presets[options.preset], options.students):
+        yield unused_text(left)
     for variant in variants:
         for each in variant.on:
             if each.overlap:
@@ -350,6 +355,25 @@ def _notes(variants: list[VariantResult], differences: list[Difference], options
                 )
     if options.preset == "tiny":
         yield "The tiny family shows that the machinery works; its figures say nothing about Qwen."
+
+
+def unused_text(students: Sequence[str]) -> str:
+    """That some of the user's students are not trained."""
+    return f"The variants do not differ in the student, so these of the given ones are not used: {', '.join(students)}."
+
+
+def same_rows(arms: Sequence[Arm], variants: Sequence[VariantResult]) -> Iterator[str]:
+    """Variants with a shorter and a longer slice of the same data that trained on as many rows: the data have no more."""
+    data = {arm.variant.name: arm.config.data for arm in arms}
+    for first, second in pairwise(variants):
+        one, other = data[first.name], data[second.name]
+        short, long = Slice.parse(one.split), Slice.parse(other.split)
+        same_start = (one.path, short.name, short.start) == (other.path, long.name, long.start)
+        if same_start and short.stop != long.stop and first.rows == second.rows:
+            yield (
+                f"{first.name} and {second.name} both trained on {first.rows:,} rows, though they ask for {one.split} and "
+                f"{other.split} of {one.path}: it has no more rows, and a difference between them does not come from rows."
+            )
 
 
 def _examples(graded: Answers) -> Iterator[Example]:

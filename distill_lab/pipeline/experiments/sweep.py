@@ -36,11 +36,12 @@ from distill_lab.pipeline.experiments.arms import (
     make_arms,
     preset_of,
     prompts_key,
+    unused_students,
 )
 from distill_lab.pipeline.experiments.asking import ask_variant
 from distill_lab.pipeline.experiments.cut_model import cut_model
 from distill_lab.pipeline.experiments.definition import Experiment, PromptsConfig
-from distill_lab.pipeline.experiments.results import NAMES, STUDENTS, Graded, make_result
+from distill_lab.pipeline.experiments.results import NAMES, STUDENTS, Graded, make_result, unused_text
 
 ANSWERS, MODELS, RESULT = "answers", "models", "experiment.json"
 
@@ -63,6 +64,8 @@ def run_experiment(
     made_of = definition(arms, prompts)
     check_not_replaced(folder / experiment.name / RESULT, options.preset, made_of)
     watch.note(f"experiment {experiment.name}: {experiment.title}; {len({arm.key for arm in arms})} trainings")
+    if left := unused_students(preset, options.students):
+        watch.note(unused_text(left))
     summaries: dict[str, Summary] = {}
     for arm in arms:
         if arm.key not in summaries:
