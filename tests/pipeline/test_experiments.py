@@ -188,7 +188,7 @@ def test_a_result_may_grow_and_is_not_replaced(tmp_path: Path) -> None:
         scale = options.get("scale", 1.0)
         assert isinstance(scale, float)
         prompts = [scaled_prompts(each, scale) for each in read_experiment("f").presets["tiny"].prompts]
-        return definition(arms("f", **options), prompts)
+        return definition(arms("f", **options), prompts)  # pyright: ignore[reportArgumentType]
 
     path = tmp_path / "experiment.json"
     check_not_replaced(path, "tiny", made_of())
