@@ -62,7 +62,7 @@ class Config(settings.Config):
     run: Path = Path("runs/experiments")
     """Folder for everything; experiments in the same folder share their students."""
     engine: EngineConfig = EngineConfig()
-    """Which engine generates."""
+    """Which engine generates; what differs from the defaults here replaces the experiment's own settings."""
 
 
 def main(config: Config) -> int:
@@ -107,9 +107,12 @@ def find_recipe(name: str) -> Any:
     """The recipe with this name. Raises UserError if there is none."""
     from distill_lab.errors import UserError
 
+    module = f"distill_lab.recipes.{name.replace('-', '_')}"
     try:
-        return import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
-    except ModuleNotFoundError:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # what the recipe needs is missing, not the recipe
         raise UserError(
             f"the experiment names the recipe {name!r}, which does not exist; distill --help lists them"
         ) from None

@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     path = config.run / FILE
     busy = f"{config.run} is in use by another process; wait for it"
     with take_lock(config.run / ".lock", busy=busy):
-        cards = make_cards(rated.answers, seed=config.seed, number=config.number)
+        cards = make_cards(rated.answers, seed=config.seed, number=config.number, instructions=rated.instructions)
         print(HELP)
         rate(cards, path, rater=config.rater, ask=_ask, show=print)
         found = publish_ratings(config.run, rated)

@@ -49,17 +49,18 @@ def _trend(steps: Sequence[Difference], name: str) -> list[str]:
     rest = steps[rises:]
     if rises and not any(step.found for step in rest):
         lines = [f"{name} grows up to {steps[rises - 1].second} ({'; '.join(map(_step, steps[:rises]))})."]
-        return lines + [f"{name} shows no further difference: {_step(step)}." for step in rest]
+        return lines + [f"no further difference in {name} is found: {_step(step)}." for step in rest]
     if not any(step.found for step in steps):
         if whole and whole.found:
             way = "grows" if whole.value > 0 else "falls"
             return [f"{name} {way} from {whole.first} to {whole.second} by {shown(whole)}; no single step is found."]
         return [f"no difference in {name} is found at this size: {'; '.join(map(_step, steps))}."]
-    return [f"{name} {_way(step)}: {_step(step)}." for step in steps]
-
-
-def _way(step: Difference) -> str:
-    return ("grows" if step.value > 0 else "falls") if step.found else "shows no difference"
+    return [
+        f"{name} {'grows' if step.value > 0 else 'falls'}: {_step(step)}."
+        if step.found
+        else f"no difference in {name} is found: {_step(step)}."
+        for step in steps
+    ]
 
 
 def _step(step: Difference) -> str:
@@ -78,21 +79,18 @@ def _pairs(pairs: Sequence[Difference], name: str) -> list[str]:
 
 
 def next_steps(differences: Sequence[Difference], variants: Sequence[VariantResult], *, ordered: bool) -> list[str]:
-    """What would settle open differences, and what the variants' figures suggest."""
+    """What would settle open differences, and what the variants' figures suggest. differences: all of the experiment."""
     lines = []
     steps = [each for each in differences if not each.found and each.value]
     for step in steps[:3]:
-        needed = num_to_settle(step.value, 0.0, step.ci95, step.n)
+        needed = num_to_settle(step.value, 0.0, step.ci95, step.n, comparisons=len(differences))
         if needed and needed > step.n:
             lines.append(
                 f"A difference as large as that between {step.first} and {step.second} on `{step.prompts}` would take about "
                 f"{_rounded(needed):,} prompts to settle; there were {step.n:,}."
             )
     if ordered and len(variants) > 1:
-        ends = (variants[-2].name, variants[-1].name)
-        last = [each for each in differences if each.measure == "score" and (each.first, each.second) == ends]
-        if last and last[0].found and last[0].value > 0:
-            lines.append(f"The score still grows at the last step, to {ends[1]}: go further.")
+        lines += _further(differences, (variants[-2].name, variants[-1].name))
     for variant in variants:
         if variant.losses and round(variant.losses[1], 3) > round(variant.losses[0], 3):
             lines.append(
@@ -100,6 +98,24 @@ def next_steps(differences: Sequence[Difference], variants: Sequence[VariantResu
                 "fewer epochs or a lower learning rate."
             )
     return lines
+
+
+def _further(differences: Sequence[Difference], ends: tuple[str, str]) -> list[str]:
+    """Where the last step of the variants still gained, and where it lost."""
+    last = [
+        each for each in differences if each.found and (each.first, each.second) == ends and each.measure == "score"
+    ]
+    grows, falls = ([each for each in last if (each.value > 0) is up] for up in (True, False))
+    if not grows:
+        return []
+    text = f"At the last step, to {ends[1]}, {' and '.join(map(_named, grows))} still grow{'s' * (len(grows) == 1)}"
+    if falls:
+        return [f"{text}, and {' and '.join(map(_named, falls))} fall{'s' * (len(falls) == 1)}."]
+    return [f"{text}: go further."]
+
+
+def _named(each: Difference) -> str:
+    return f"{LIKENESS if each.similarity else 'the score'} on `{each.prompts}`"
 
 
 def _rounded(number: int) -> int:

@@ -45,6 +45,10 @@ class EvalRow:
         """The last message of the prompt."""
         return self.prompt[-1]["content"]
 
+    def question(self, instruction: str) -> str:
+        """The last message without the instruction that follows it."""
+        return self.text.removesuffix(f"\n{instruction}") if instruction else self.text
+
     def to_json(self) -> dict[str, Any]:
         """The JSONL row."""
         return dataclasses.asdict(self)

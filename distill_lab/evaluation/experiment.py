@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill_lab.errors import UserError
@@ -56,6 +56,8 @@ class OnPrompts:
     """The student's score in each training."""
     overlap: int = 0
     """Prompts of the set that overlap with the training prompts."""
+    instruction: str = ""
+    """What follows every prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +81,7 @@ class FailureCounts:
 
     prompts: str
     answers: int
-    """Answers that were looked at: all of the set."""
+    """Answers that were looked at: all of the set but those whose gold answer cannot be read."""
     failed: int
     """Answers that failed."""
     kinds: dict[str, int]
@@ -188,8 +190,10 @@ class ExperimentResult:
     answers: dict[str, dict[str, str]]
     """Set of prompts -> variant, or "teacher" and "base" if they are the same for all -> its eval file, from the folder of
     the experiment."""
-    ratings: RatingSummary | None = None
-    """What a person's ratings say; see `distill rate`."""
+    ratings: dict[str, RatingSummary] = field(default_factory=dict)
+    """Set of prompts -> what a person's ratings say; see `distill rate`."""
+    definition: dict[str, str] = field(default_factory=dict)
+    """Each variant and set of prompts -> a digest of its settings: what another call may add to, but not replace."""
 
 
 def write_result(path: Path, result: ExperimentResult) -> None:

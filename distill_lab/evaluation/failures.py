@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from distill_lab.evaluation.eval_rows import BAD_GOLD, EvalRow, first_samples
@@ -56,9 +56,7 @@ def find_failures(student: Path, teacher: Path | None, *, graded: bool) -> dict[
     """
     taught = {row.id: row for row in first_samples(teacher)} if teacher else {}
     found: dict[str, tuple[str, ...]] = {}
-    for row in first_samples(student):
-        if row.grade.status == BAD_GOLD:
-            continue
+    for row in counted(student):
         other = taught.get(row.id)
         if graded and row.score >= (other.score if other else 1.0):
             continue
@@ -69,6 +67,11 @@ def find_failures(student: Path, teacher: Path | None, *, graded: bool) -> dict[
         if kinds or graded:
             found[row.id] = kinds or (OTHER,)
     return found
+
+
+def counted(student: Path) -> Iterator[EvalRow]:
+    """The first answers that could fail: not those whose gold answer cannot be read."""
+    return (row for row in first_samples(student) if row.grade.status != BAD_GOLD)
 
 
 def failure_kinds(row: EvalRow, teacher: EvalRow | None) -> tuple[str, ...]:

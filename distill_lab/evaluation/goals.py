@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 from distill_lab.evaluation.intervals import Interval
@@ -83,20 +84,21 @@ def _status(figure: Figure, goal: float, at_least: bool) -> Status:
     return "met" if high < goal else "missed" if low >= goal else "open"
 
 
-def num_to_settle(value: float, goal: float, ci95: Interval, n: int) -> int | None:
+def num_to_settle(value: float, goal: float, ci95: Interval, n: int, *, comparisons: int = 1) -> int | None:
     """How many units in all give a chance of 80% that the goal is outside the 95% interval, if `value` is the truth.
 
     n ((z(0.975) + z(0.8)) standard error / distance)^2, as the usual sample size for a power of 80% at a two-sided 5% (J.
     Lachin 1981, Controlled Clinical Trials 2, equation 1): the standard error shrinks with the root of the number. It is
-    taken from the side of the interval where the goal lies, whose end is z(0.975) standard errors away. None if `value` is
-    so close to the goal that more than MAX_TO_SETTLE would be needed. The truth may be closer to the goal than `value` is,
-    and then it takes more.
+    taken from the side of the interval where the goal lies, whose end is z(0.975) standard errors away. comparisons: by how
+    many the 5% is divided (Bonferroni). None if `value` is so close to the goal that more than MAX_TO_SETTLE would be
+    needed. The truth may be closer to the goal than `value` is, and then it takes more.
     """
     error = abs((ci95[0] if value >= goal else ci95[1]) - value) / Z_SIDE
     distance = abs(value - goal)
     if distance == 0:
         return None
-    needed = n * ((Z_SIDE + Z_POWER) * error / distance) ** 2
+    side = NormalDist().inv_cdf(1 - 0.05 / (2 * comparisons))
+    needed = n * ((side + Z_POWER) * error / distance) ** 2
     return max(math.ceil(needed - 1e-9), n + 1) if needed <= MAX_TO_SETTLE else None
 
 

@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -28,6 +29,7 @@ LOWEST, HIGHEST = 1, 5
 SPAN = HIGHEST - LOWEST
 MODELS = ("teacher", "base", "student")
 JUDGE = "judge:"
+NO_INSTRUCTIONS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,13 @@ def find_answers(run_dir: Path) -> dict[str, Path]:
     return found
 
 
-def make_cards(answers: Mapping[str, Path], *, seed: int, number: int) -> list[Card]:
+def make_cards(
+    answers: Mapping[str, Path], *, seed: int, number: int, instructions: Mapping[str, str] = NO_INSTRUCTIONS
+) -> list[Card]:
     """The answers to rate: prompts in shuffled order, of each prompt the different answers in shuffled order.
 
-    number: maximum prompts. The order depends on the seed and the answers, so that a session can go on later.
+    number: maximum prompts. instructions: label -> what follows each question and is not shown, because it would tell who
+    answers. The order depends on the seed and the answers, so that a session can go on later.
     """
     rows: dict[str, dict[str, EvalRow]] = {}
     for label, path in answers.items():
@@ -128,13 +133,13 @@ def make_cards(answers: Mapping[str, Path], *, seed: int, number: int) -> list[C
     whole = [name for name, given in rows.items() if len(given) == len(answers)]
     rng = random.Random(seed)
     rng.shuffle(whole)
-    return [card for name in whole[:number] for card in _cards(name, rows[name], rng)]
+    return [card for name in whole[:number] for card in _cards(name, rows[name], rng, instructions)]
 
 
-def _cards(name: str, rows: Mapping[str, EvalRow], rng: random.Random) -> list[Card]:
+def _cards(name: str, rows: Mapping[str, EvalRow], rng: random.Random, instructions: Mapping[str, str]) -> list[Card]:
     texts: dict[tuple[str, str], list[str]] = {}
     for label, row in rows.items():
-        texts.setdefault((row.text, row.output.strip()), []).append(label)
+        texts.setdefault((row.question(instructions.get(label, "")), row.output.strip()), []).append(label)
     gold = next(iter(rows.values())).answer or ""
     cards = [Card(name, prompt, text, tuple(labels), gold) for (prompt, text), labels in texts.items()]
     rng.shuffle(cards)
@@ -162,11 +167,18 @@ def latest(path: Path) -> dict[tuple[str, str], int]:
 
 
 def summarize_ratings(
-    ratings: Path, answers: Mapping[str, Path], *, judge: str = "", base: str = "base", student: str = "student"
+    ratings: Path,
+    answers: Mapping[str, Path],
+    *,
+    judge: str = "",
+    base: str = "base",
+    student: str = "student",
+    instructions: Mapping[str, str] = NO_INSTRUCTIONS,
 ) -> RatingSummary | None:
     """What the ratings say of the answers; None if none of them is rated.
 
-    judge: name of the judge that graded the eval files, to compare with; empty: another grader did.
+    judge: name of the judge that graded the eval files, to compare with; empty: another grader did. instructions: see
+    `make_cards`.
     """
     given = latest(ratings)
     by_answer: dict[str, list[int]] = {}
@@ -177,7 +189,7 @@ def summarize_ratings(
     used: set[str] = set()
     for label, path in answers.items():
         for row in first_samples(path):
-            digest = answer_digest(row.text, row.output.strip())
+            digest = answer_digest(row.question(instructions.get(label, "")), row.output.strip())
             found = by_answer.get(digest)
             if not found:
                 continue

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill_lab.evaluation.eval_rows import BAD_GOLD, EvalRow, read_eval_rows
+from distill_lab.errors import UserError
+from distill_lab.evaluation.eval_rows import BAD_GOLD, EvalRow, first_samples, read_eval_rows
 from distill_lab.evaluation.evaluate import read_score
 from distill_lab.evaluation.experiment import Answer, Difference, Example, Reached
 from distill_lab.evaluation.intervals import bounded_mean
@@ -86,6 +87,32 @@ def _by_prompt(path: Path, value: Callable[[EvalRow], float]) -> dict[str, float
     return {name: sum(each) / len(each) for name, each in found.items() if name not in bad}
 
 
+def check_same_questions(prompts: str, answers: Mapping[str, tuple[Path, str]]) -> None:
+    """Raise UserError unless the variants were asked the same: what has the same id has the same messages and gold answer.
+
+    answers: variant -> its eval file and the instruction after each question, in which variants may differ; they may differ
+    in system messages, too.
+    """
+    known: dict[str, tuple[str, list[object]]] = {}
+    for variant, (path, instruction) in answers.items():
+        shared = not known
+        for row in first_samples(path):
+            earlier = [message for message in row.prompt[:-1] if message["role"] != "system"]
+            asked: list[object] = [earlier, row.question(instruction), row.answer]
+            first, before = known.setdefault(row.id, (variant, asked))
+            shared |= first != variant
+            if before != asked:
+                what = "gold answer" if before[:-1] == asked[:-1] else "question"
+                raise UserError(
+                    f"the variants {first} and {variant} have another {what} for {row.id} of the prompts {prompts}, so they "
+                    "cannot be compared; give all variants the same test data"
+                )
+        if not shared:
+            raise UserError(
+                f"{variant} has no prompt of {prompts} in common with the other variants; give all the same test data"
+            )
+
+
 def difference(
     first: tuple[str, Mapping[str, float]],
     second: tuple[str, Mapping[str, float]],
@@ -100,7 +127,8 @@ def difference(
     comparisons: how many there are in the experiment; the limit of the p-value is divided by it.
     """
     names = [name for name in first[1] if name in second[1]]
-    assert names, f"{first[0]} and {second[0]} have no prompt in common"
+    if not names:
+        raise UserError(f"{first[0]} and {second[0]} have no graded prompt of {prompts} in common")
     found = paired_scores(np.array([[first[1][name], second[1][name]] for name in names]))
     low, high = found.ci95
     return Difference(

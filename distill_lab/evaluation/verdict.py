@@ -23,6 +23,8 @@ from distill_lab.grading.graders import Metric
 RETENTION_GOAL = 0.9
 RETENTION_KPI = "retention >= 0.9"
 CHANCE = 0.05
+LOSS_ROSE = "In training the validation loss rose"
+"""How advice begins that says nothing else."""
 """From this p-value on a difference is called within chance."""
 
 KEPT, MISSED, OPEN = "kept", "missed", "open"

@@ -16,7 +16,7 @@ from pathlib import Path
 from distill_lab.errors import DataError
 from distill_lab.evaluation.summary import LATENCY_GOALS_S, SPEEDUP_GOAL, SPEEDUP_KPI, STEPS_KPI
 from distill_lab.evaluation.summary_file import Summary
-from distill_lab.evaluation.verdict import RETENTION_KPI, percent
+from distill_lab.evaluation.verdict import LOSS_ROSE, RETENTION_KPI, percent
 from distill_lab.files.jsonl import whole_rows
 from distill_lab.formatting import seconds_text, times
 
@@ -41,8 +41,9 @@ class Loss:
 def advice_lines(summary: Summary, log: Path | None = None) -> list[str]:
     """Sentences on what to try. log: training_log.jsonl of the run; if it is missing or damaged, its advice is left out."""
     losses = validation_losses(log) if log else []
-    lines = list(summary.advice)
-    lines += _turned(losses)
+    turned = list(_turned(losses))
+    # Where the loss turned, the rise from the first loss to the last is the same news with less in it.
+    lines = [line for line in summary.advice if not (turned and line.startswith(LOSS_ROSE))] + turned
     for name, kpi in summary.kpis.items():
         if kpi.status != "missed":
             continue

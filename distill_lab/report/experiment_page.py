@@ -47,7 +47,7 @@ def write_experiment(folder: Path) -> Path:
         _work(result),
         _failures(result),
         _differences(result),
-        ratings_section(result.ratings, names=NAMES),
+        *(ratings_section(found, names=NAMES, prompts=prompts) for prompts, found in result.ratings.items()),
         _examples(result.examples),
         _setup(result),
     ]
@@ -249,7 +249,8 @@ def _failures(result: ExperimentResult) -> str:
                         ],
                     )
                 )
-            title = f"{each.prompts}: {each.failed:,} of {each.answers:,} answers failed"
+            whose = f"{variant.name}, " if len(result.variants) > 1 else ""
+            title = f"{whose}{each.prompts}: {each.failed:,} of {each.answers:,} answers failed"
             parts.append(
                 f'<h3 class="after">{shown(title)}</h3>{_html_table(["Kind", "Answers", "Share of all"], rows)}'
             )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.experiment import read_result, write_result
+from distill_lab.evaluation.experiment_ratings import answers_to, rate_all
 from distill_lab.evaluation.ratings import (
     FILE,
     RatingSummary,
@@ -38,6 +39,10 @@ class Rated:
     """Label -> how people call it."""
     judge: str
     """The judge that graded them; empty: none did."""
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    """Label -> what follows each question and is not shown."""
+    prompts: str = ""
+    """Of an experiment: the set of prompts."""
 
 
 def find_rated(folder: Path, *, prompts: str = "") -> Rated:
@@ -61,19 +66,20 @@ def _of_experiment(folder: Path, prompts: str) -> Rated:
     name = prompts or known[0]
     if name not in known:
         raise UserError(f"experiment {result.name} has no prompts {prompts!r}; choose from {', '.join(known)}")
-    metric = next(each.metric for each in result.variants[0].on if each.prompts == name)
-    answers = {label: folder / path for label, path in result.answers[name].items()}
-    return Rated(answers, NAMES, judge_name(metric.grader))
+    found = answers_to(result, folder, name)
+    return Rated(found.files, NAMES, found.judge, found.instructions, name)
 
 
 def publish_ratings(folder: Path, rated: Rated) -> RatingSummary | None:
     """Write what the ratings say into the result and its page, and return it; None if nothing is rated."""
-    found = summarize_ratings(folder / FILE, rated.answers, judge=rated.judge)
     if (folder / EXPERIMENT).is_file():
         path = folder / EXPERIMENT
-        write_result(path, dataclasses.replace(read_result(path), ratings=found))
+        result = read_result(path)
+        ratings = rate_all(result, folder)
+        write_result(path, dataclasses.replace(result, ratings=ratings))
         write_experiment(folder)
-        return found
+        return ratings.get(rated.prompts)
+    found = summarize_ratings(folder / FILE, rated.answers, judge=rated.judge)
     path = folder / "summary.json"
     write_summary(path, dataclasses.replace(read_summary(path), ratings=found))
     write_report(folder)

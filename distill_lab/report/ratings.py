@@ -12,8 +12,8 @@ from distill_lab.evaluation.ratings import Agreement, ModelRating, RatingGain, R
 from distill_lab.formatting import p_value_text, shown
 
 
-def ratings_section(found: RatingSummary | None, *, names: Mapping[str, str]) -> str:
-    """A table of mean ratings, and the agreement with the judge; empty without ratings."""
+def ratings_section(found: RatingSummary | None, *, names: Mapping[str, str], prompts: str = "") -> str:
+    """A table of mean ratings, and the agreement with the judge; empty without ratings. prompts: which, for the heading."""
     if found is None:
         return ""
     body = "".join(
@@ -28,8 +28,9 @@ def ratings_section(found: RatingSummary | None, *, names: Mapping[str, str]) ->
     lines = [f"{found.ratings:,} ratings of {people}, who did not see which model answered."]
     lines += [gain_text(found.gain)] if found.gain else []
     lines.append(agreement_text(found.agreement))
+    title = f"Rated by people: {prompts}" if prompts else "Rated by people"
     return (
-        f'<h2>Rated by people</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>'
+        f'<h2>{shown(title)}</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>'
         f'</table></div><p class="small muted after">{shown(" ".join(lines))}</p>'
     )
 

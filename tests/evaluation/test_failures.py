@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from distill_lab.config import EngineConfig, PriceConfig
+from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import EvalRow
 from distill_lab.evaluation.failures import FORM, INVENTED, MISSING, OTHER, count_kinds, failure_kinds, find_failures
 from distill_lab.evaluation.judged_failures import judge_failures, read_kinds
-from distill_lab.files.jsonl import write_jsonl
+from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from tests.helpers import eval_row
+from tests.hostile_server import HostileServer, Reply, answer
 
 LONG = (
     "Photosynthesis uses light to make sugar from carbon dioxide and water. Oxygen is released, and the sugar stores the "
@@ -95,9 +98,33 @@ def test_a_judges_kinds_are_read_from_the_last_line_that_names_some(reply: str, 
     assert read_kinds(reply) == kinds
 
 
-def test_a_judge_that_names_no_kind_changes_nothing() -> None:
-    from distill_lab.config import EngineConfig
-
+def test_a_judge_that_names_no_kind_changes_nothing(tmp_path: Path) -> None:
     rows = {"p": (row("cat", "cat, pear"), None)}
-    assert judge_failures("tiny:student", rows, EngineConfig(engine="transformers")) == {}
-    assert judge_failures("tiny:student", {}, EngineConfig()) == {}
+    engine, replies = EngineConfig(engine="transformers"), tmp_path / "replies.jsonl"
+    assert judge_failures("tiny:student", rows, engine, replies=replies) == {}
+    assert len(list(read_jsonl(replies))) == 1
+    assert judge_failures("tiny:student", {}, EngineConfig(), replies=replies) == {}
+
+
+@pytest.mark.usefixtures("openai_environment")
+def test_a_judge_is_paid_once_for_each_failure_and_up_to_the_maximum(server: HostileServer, tmp_path: Path) -> None:
+    usage = {"prompt_tokens": 50, "completion_tokens": 100}
+    server.rule = lambda request: Reply(body={**answer("Wrong.\nKinds: form"), "usage": usage})
+    rows = {f"p{n}": (row(f"cat {n}", "cat, pear"), None) for n in range(6)}
+    replies, notes = tmp_path / "replies.jsonl", list[str]()
+
+    def judged(max_cost: float | None) -> dict[str, tuple[str, ...]]:
+        price = PriceConfig(input=2.0, output=8.0, max_cost=max_cost)
+        engine = EngineConfig(base_url=server.url, max_concurrency=1, price=price)
+        return judge_failures("openai:m", rows, engine, replies=replies, on_note=notes.append)
+
+    # A reply costs 0.0009; what a request may cost at most is far more, so the limit stops after some of them.
+    with pytest.raises(UserError, match=r"max[-_]cost"):
+        judged(0.0085)
+    paid = len(server.requests)
+    assert 0 < paid < 6
+    assert judged(None) == dict.fromkeys(rows, (FORM,))
+    assert len(server.requests) == 6
+    assert any(note.startswith("paid for sorting failures by openai:m: 6 requests") for note in notes)
+    judged(None)
+    assert len(server.requests) == 6

@@ -82,6 +82,19 @@ def test_means_gain_and_raters(tmp_path: Path) -> None:
     assert (both.raters, both.ratings, both.models["student"].mean) == (2, 100, 3)
 
 
+def test_an_instruction_that_would_tell_the_variant_is_not_shown(tmp_path: Path) -> None:
+    instructions = {"none": "", "steps": "Step by step."}
+    files = {label: tmp_path / f"{label}.jsonl" for label in instructions}
+    for label, text in (("none", "1 + 1?"), ("steps", "1 + 1?\nStep by step.")):
+        write_jsonl(files[label], [eval_row("p", prompt=[{"role": "user", "content": text}], output=label)])
+    cards = make_cards(files, seed=0, number=1, instructions=instructions)
+    assert [card.prompt for card in cards] == ["1 + 1?", "1 + 1?"]
+    path = rated(tmp_path, cards, {"none": 2, "steps": 4})
+    found = summarize_ratings(path, files, instructions=instructions)
+    assert found is not None
+    assert {label: each.mean for label, each in found.models.items()} == {"none": 2, "steps": 4}
+
+
 def test_a_changed_answer_loses_its_rating_and_a_later_line_replaces_an_earlier_one(tmp_path: Path) -> None:
     files = answers(tmp_path)
     cards = make_cards(files, seed=0, number=100)

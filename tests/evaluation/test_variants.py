@@ -7,9 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.evaluation.statistics import mcnemar, score_interval
-from distill_lab.evaluation.variants import MAX_STEPS, STEPS, difference, merge_seeds, reached, telling_examples, values
+from distill_lab.evaluation.variants import (
+    MAX_STEPS,
+    STEPS,
+    check_same_questions,
+    difference,
+    merge_seeds,
+    reached,
+    telling_examples,
+    values,
+)
 from distill_lab.files.jsonl import write_jsonl
 from tests.helpers import eval_row
 
@@ -67,6 +77,41 @@ def test_only_prompts_that_both_have_count(tmp_path: Path) -> None:
     second = values(scored(tmp_path / "b.jsonl", [1, 1, 0]))
     made = difference(("a", first), ("b", second), prompts="t", measure="score", similarity=True, comparisons=1)
     assert (made.n, made.value) == (2, 0.5)
+
+
+def asked(path: Path, *rows: tuple[str, str, str], system: str = "") -> Path:
+    """An eval file of (id, question, gold answer)."""
+    before = [{"role": "system", "content": system}] if system else []
+    write_jsonl(
+        path,
+        [
+            eval_row(name, prompt=[*before, {"role": "user", "content": question}], answer=gold)
+            for name, question, gold in rows
+        ],
+    )
+    return path
+
+
+def test_instructions_and_system_messages_are_no_part_of_the_question(tmp_path: Path) -> None:
+    plain = asked(tmp_path / "a.jsonl", ("p", "1 + 1?", "2"))
+    steps = asked(tmp_path / "b.jsonl", ("p", "1 + 1?\nStep by step.", "2"), ("q", "2 + 2?", "4"), system="Be brief.")
+    check_same_questions("test", {"plain": (plain, ""), "steps": (steps, "Step by step.")})
+    with pytest.raises(UserError, match="steps have another question for p of the prompts test"):
+        check_same_questions("test", {"plain": (plain, ""), "steps": (steps, "")})
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (("p", "1 + 2?", "2"), "the variants a and b have another question for p"),
+        (("p", "1 + 1?", "3"), "the variants a and b have another gold answer for p"),
+        (("q", "1 + 1?", "2"), "b has no prompt of test in common"),
+    ],
+)
+def test_what_has_the_same_id_must_be_the_same(tmp_path: Path, row: tuple[str, str, str], said: str) -> None:
+    first, second = asked(tmp_path / "a.jsonl", ("p", "1 + 1?", "2")), asked(tmp_path / "b.jsonl", row)
+    with pytest.raises(UserError, match=said):
+        check_same_questions("test", {"a": (first, ""), "b": (second, "")})
 
 
 def test_bad_gold_answers_do_not_count(tmp_path: Path) -> None:

@@ -120,8 +120,10 @@ def test_prompting_asks_one_student_in_three_ways(tmp_path: Path) -> None:
     assert len({variant.runs for variant in result.variants}) == 1
     assert notes.ran.count("student") == 1
     asked = []
-    for label in ("none", "step-by-step", "facts-first"):
-        rows = list(read_jsonl(tmp_path / "f" / "eval" / "problems" / f"{label}.student.jsonl"))
+    # Teacher and base were asked in three ways, too, so none of their answers stands beside all variants.
+    assert list(result.answers["problems"]) == ["none", "step by step", "facts first"]
+    for path in result.answers["problems"].values():
+        rows = list(read_jsonl(tmp_path / "f" / path))
         asked.append(rows[0]["prompt"][-1]["content"])
     assert (
         asked[1] == asked[0] + "\nPlease think step by step and explain your reasoning before giving the final answer."
@@ -189,7 +191,7 @@ def test_open_answers_are_likeness_or_a_judges_grades_and_ratings_join_them(tmp_
     assert found is not None
     assert found.models["System 1"].mean == 2
     assert "Rated by people" in (tmp_path / "c" / "report.html").read_text()
-    assert run(experiment, tmp_path, scale=0.01).ratings == found
+    assert run(experiment, tmp_path, scale=0.01).ratings == {"instructions": found}
 
     judged = run(experiment, tmp_path, scale=0.01, judge="tiny:student")
     assert judged.variants[0].on[0].metric.name.startswith("judge score")

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from distill_lab.commands.experiment import find_recipe
-from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.data.records import Records
 from distill_lab.errors import ModelError, UserError
+from distill_lab.evaluation.experiment import ExperimentResult, write_result
 from distill_lab.generation.engines import complete, load_engine
 from distill_lab.models.loading import load_model
-from distill_lab.pipeline.experiments.arms import Arm, Options, make_arms, scaled
+from distill_lab.pipeline.experiments.arms import Arm, Options, make_arms, prompts_key, scaled, unused_students
 from distill_lab.pipeline.experiments.choose import choose, models_in
 from distill_lab.pipeline.experiments.cut_model import cut_model, cut_name
 from distill_lab.pipeline.experiments.definition import GROUPS, names, read_experiment
+from distill_lab.pipeline.experiments.sweep import _scaled as scaled_prompts  # pyright: ignore[reportPrivateUsage]
+from distill_lab.pipeline.experiments.sweep import _slug, check_not_replaced, definition  # pyright: ignore[reportPrivateUsage]
 from distill_lab.recipes import system1
 from distill_lab.types import Prompt
 from tests.helpers import ROOT, model_folder
@@ -54,6 +58,8 @@ def test_what_the_requirements_name_is_varied() -> None:
     assert [arm.config.data.split for arm in arms("a", "qwen2.5")] == ["train[:500]", "train[:2000]", "train[:8000]"]
     assert len({arm.config.test.split for arm in arms("a", "qwen2.5")}) == 1
     assert [vars(arm.config)["relabel"] for arm in arms("b", "qwen2.5")] == [False, True]
+    for name in "acefg":
+        assert all(vars(arm.config)["relabel"] for arm in arms(name, "qwen2.5")), f"{name}: the teacher answers"
     thresholds = [(vars(arm.config)["rv_min"], vars(arm.config)["cd_min"]) for arm in arms("d", "qwen2.5")]
     assert thresholds == [(0, 0), (0.4, 0.4), (0.7, 0.7)]
     students = ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"]
@@ -87,6 +93,22 @@ def test_the_engine_is_no_part_of_a_key() -> None:
     other = EngineConfig(base_url="http://host:1/v1", batch_size=3)
     assert [arm.key for arm in arms("a")] == [arm.key for arm in arms("a", engine=other)]
     assert arms("a", engine=other)[0].config.engine.batch_size == 3
+
+
+def test_keys_in_engine_settings_reach_the_server_as_they_are() -> None:
+    secret = EngineConfig(extra_body='{"api_key": "sk-1234567890abcdef"}')
+    assert arms("a", engine=secret)[0].config.engine.extra_body == secret.extra_body
+
+
+def test_no_two_names_share_a_file() -> None:
+    names = ["小", "大", "RV > 0.4", "RV < 0.4", "rv 0.4", "rv-0.4", "A", "a", "..", "../x", "none"]
+    found = {_slug(name) for name in names}
+    assert len({name.lower() for name in found}) == len(names)
+    assert not any("/" in name or set(name) == {"."} for name in found)
+    assert _slug("none") == "none"
+    data = DataConfig(path="prompts:outside")
+    assert "/" not in prompts_key("code / text", "open", data)
+    assert prompts_key("30 instructions", "open", data).startswith("30-instructions-")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +146,8 @@ def test_students_of_the_user() -> None:
     ]
     made = arms("e", students=("tiny:student", "tiny:teacher"))
     assert [arm.cut for arm in made] == [None, None]
+    assert unused_students(read_experiment("a").presets["qwen2.5"], ("x/small", "x/large")) == ["x/large"]
+    assert unused_students(read_experiment("e").presets["qwen2.5"], ("x/small", "x/large")) == []
     with pytest.raises(UserError, match="compares students"):
         arms("e", students=("tiny:student",))
 
@@ -145,6 +169,52 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         make_arms(read_experiment(str(tmp_path / "x.yaml")), Options(preset="tiny"), find=find_recipe, models=MODELS)
     with pytest.raises(UserError, match="names the recipe 'none'"):
         find_recipe("none")
+
+
+@pytest.mark.parametrize("name", ["students", "Answers", "models", "all", "../x", "..", "a/b", "", "A", "a"])
+def test_an_experiment_has_a_folder_of_its_own(name: str, tmp_path: Path) -> None:
+    text = (GROUPS / "a.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    path.write_text(f'name: "{name}"\n' + text.replace("Data size", "Another"))
+    with pytest.raises(UserError, match=r"cannot be called|would replace its result"):
+        read_experiment(str(path))
+    path.write_text(text)
+    assert read_experiment(str(path)).name == "mine"
+    assert read_experiment(str(GROUPS / "a.yaml")) == read_experiment("a")
+
+
+def test_a_result_may_grow_and_is_not_replaced(tmp_path: Path) -> None:
+    def made_of(**options: object) -> dict[str, str]:
+        scale = options.get("scale", 1.0)
+        assert isinstance(scale, float)
+        prompts = [scaled_prompts(each, scale) for each in read_experiment("f").presets["tiny"].prompts]
+        return definition(arms("f", **options), prompts)  # pyright: ignore[reportArgumentType]
+
+    path = tmp_path / "experiment.json"
+    check_not_replaced(path, "tiny", made_of())
+    first = ExperimentResult(
+        name="f", title="", question="", axis="", ordered=False, shows=(), preset="tiny", setup=(), seeds=1, variants=(),
+        differences=(), conclusion=(), next_steps=(), notes=(), examples=(), answers={}, definition=made_of(),
+    )  # fmt: skip
+    write_result(path, first)
+    for more in ({}, {"seeds": 3}, {"judge": "tiny:student"}):
+        check_not_replaced(path, "tiny", made_of(**more))
+    check_not_replaced(path, "tiny", made_of() | {"the variant another": "x"})
+    with pytest.raises(UserError, match=r"with the preset tiny, and would be replaced; give another folder \(--run\)"):
+        check_not_replaced(path, "qwen2.5", made_of())
+    for other in ({"scale": 0.02}, {"students": ("x/y",)}):
+        with pytest.raises(UserError, match=r"with other settings \(the variant none\)"):
+            check_not_replaced(path, "tiny", made_of(**other))
+    asked = {**made_of(), "the variant facts first": "another instruction"}
+    with pytest.raises(UserError, match="the variant facts first"):
+        check_not_replaced(path, "tiny", asked)
+
+
+def test_a_package_that_a_recipe_needs_is_named_and_not_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "distill_lab.recipes.draft", raising=False)
+    monkeypatch.setitem(sys.modules, "distill_lab.pipeline.draft_stages", None)
+    with pytest.raises(ModuleNotFoundError, match="draft_stages"):
+        find_recipe("draft")
 
 
 def test_the_preset_follows_from_the_models(tmp_path: Path) -> None:

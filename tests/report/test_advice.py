@@ -11,7 +11,7 @@ from distill_lab.evaluation.evaluate import Score
 from distill_lab.evaluation.goals import Figure, judge
 from distill_lab.evaluation.summary import SPEEDUP_KPI, STEPS_KPI, latency_kpi, summarize
 from distill_lab.evaluation.summary_file import ModelSummary, Summary
-from distill_lab.evaluation.verdict import RETENTION_KPI
+from distill_lab.evaluation.verdict import RETENTION_KPI, advice
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.grading.graders import metric_of
 from distill_lab.report.advice import advice_lines, validation_losses
@@ -69,6 +69,16 @@ def test_a_loss_that_turned_names_the_best_epoch(tmp_path: Path) -> None:
             if "lowest" in line
         ]
         assert turned == [], losses
+
+
+def test_a_loss_that_turned_and_ended_above_its_start_is_said_once(tmp_path: Path) -> None:
+    rose = dataclasses.replace(
+        summary(0.9, 0.3, 0.89, interval=(0.95, 1.0)), advice=tuple(advice(worse=False, losses=(1.0, 1.2)))
+    )
+    (line,) = advice_lines(rose, log(tmp_path / "log.jsonl", (0, 1.0), (10, 0.8), (20, 1.2)))
+    assert "lowest after 1 epochs (0.800" in line
+    (line,) = advice_lines(rose)
+    assert "rose from 1.000 to 1.200" in line
 
 
 def test_a_damaged_log_has_no_losses(tmp_path: Path) -> None:

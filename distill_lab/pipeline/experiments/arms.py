@@ -9,6 +9,7 @@ Arms with the same settings have the same key, in one experiment and in several:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from distill_lab.pipeline.experiments.definition import TEST, CutConfig, Experim
 
 MIN_ROWS = 8
 """Rows of a slice that `scale` leaves at least."""
+NO_FILE_NAME = re.compile(r"[^\w.]+")
 HELD_OUT = "train[-100:]"
 """Test rows of the user's data; the recipe leaves them out of the training set."""
 
@@ -119,6 +121,11 @@ def compares_students(preset: PresetConfig) -> bool:
     return all(variant.cut or set(variant.settings) == {"student"} for variant in preset.variants)
 
 
+def unused_students(preset: PresetConfig, students: Sequence[str]) -> list[str]:
+    """Those of the user's students that no variant trains."""
+    return [] if compares_students(preset) else list(students[1:])
+
+
 def _variants(experiment: Experiment, preset: PresetConfig, students: Sequence[str]) -> Sequence[VariantConfig]:
     if not students or not compares_students(preset):
         return preset.variants
@@ -158,7 +165,7 @@ def _arm(
     for part in ("data", "test"):
         settings[part]["split"] = scaled(settings[part]["split"], options.scale)
     settings["train"]["seed"] += seed
-    settings["engine"] = settings["engine"] | options.engine.model_dump(exclude_defaults=True)
+    settings["engine"] = settings["engine"] | options.engine.model_dump(context=AS_GIVEN, exclude_defaults=True)
     try:
         config = recipe.Config.model_validate(settings)
     except ValidationError as error:
@@ -212,4 +219,4 @@ def described(arms: Sequence[Arm]) -> str:
 def prompts_key(name: str, grader: str, data: DataConfig | None) -> str:
     """Name of a directory with the answers to prompts."""
     text = json.dumps([grader, data.model_dump() if data else None], sort_keys=True)
-    return f"{TEST if data is None else name.replace(' ', '-')}-{fingerprint(text)[:6]}"
+    return f"{TEST if data is None else NO_FILE_NAME.sub('-', name)}-{fingerprint(text)[:6]}"

@@ -9,6 +9,7 @@ YAML files (`--config`), put on top of the recipe's preset of the same name, the
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,8 @@ from distill_lab.files.yaml_file import read_yaml
 GROUPS = Path(__file__).parent / "groups"
 """Folder of the lab's own experiments, one YAML file each."""
 ALL = "all"
+TAKEN = (ALL, "students", "answers", "models")
+"""Names that no experiment has: folders beside the experiments'."""
 TEST = "test"
 """Name of the prompts that the recipe itself tests on."""
 OPEN = "open"
@@ -97,7 +100,7 @@ class Experiment(Config):
     """A question and how it is answered."""
 
     name: str
-    """A letter, or the file's name."""
+    """A letter, or the file's name; the result is in the folder of this name."""
     title: str
     """A few words."""
     question: str
@@ -114,6 +117,15 @@ class Experiment(Config):
     """What the report shows besides scores."""
     presets: dict[str, PresetConfig]
     """By name: tiny, qwen2.5."""
+
+    @model_validator(mode="after")
+    def _has_a_folder_of_its_own(self) -> Experiment:
+        if not re.fullmatch(r"\w[\w.-]*", self.name) or self.name.lower() in TAKEN:
+            raise UserError(
+                f"an experiment cannot be called {self.name!r}: letters, digits, - and _ make a name, other than "
+                f"{', '.join(TAKEN)}; set `name:` or rename the file"
+            )
+        return self
 
 
 def names() -> list[str]:
@@ -132,7 +144,14 @@ def read_experiment(name: str) -> Experiment:
                 f"no experiment {name!r}; choose from {known}, or give a .yaml file like those in experiments/"
             )
     try:
-        return Experiment.model_validate({"name": path.stem, **read_yaml(path)})
+        found = Experiment.model_validate({"name": path.stem, **read_yaml(path)})
     except ValidationError as error:
         lines = [f"{path}: {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         raise UserError("\n".join(lines)) from None
+    own = found.name.lower()
+    if name not in names() and own in names() and found != read_experiment(own):
+        raise UserError(
+            f"{path}: the lab's own experiment is called {own}, and this one would replace its result; set another `name:` "
+            "or rename the file"
+        )
+    return found

@@ -5,11 +5,15 @@ result = make_result(experiment, options, arms, graded, summaries, folder, promp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
+from distill_lab.config import EngineConfig
+from distill_lab.data.records import Slice
+from distill_lab.errors import UserError
 from distill_lab.evaluation.conclusion import conclude, limits, next_steps
 from distill_lab.evaluation.eval_rows import first_samples
 from distill_lab.evaluation.experiment import (
@@ -20,23 +24,30 @@ from distill_lab.evaluation.experiment import (
     OnPrompts,
     VariantResult,
 )
-from distill_lab.evaluation.failures import count_kinds, find_failures
+from distill_lab.evaluation.experiment_ratings import rate_all
+from distill_lab.evaluation.failures import count_kinds, counted, find_failures
 from distill_lab.evaluation.judged_failures import judge_failures
-from distill_lab.evaluation.ratings import FILE as RATINGS
-from distill_lab.evaluation.ratings import summarize_ratings
 from distill_lab.evaluation.summary_file import Summary
-from distill_lab.evaluation.variants import SCORE, STEPS, difference, reached, telling_examples, values
+from distill_lab.evaluation.variants import (
+    SCORE,
+    STEPS,
+    check_same_questions,
+    difference,
+    reached,
+    telling_examples,
+    values,
+)
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.formatting import seconds_text
 from distill_lab.generation.prices import money
 from distill_lab.grading.graders import Metric
-from distill_lab.pipeline.experiments.arms import Arm, Options, described
+from distill_lab.pipeline.experiments.arms import Arm, Options, described, unused_students
 from distill_lab.pipeline.experiments.definition import Experiment, PromptsConfig
 from distill_lab.pipeline.experiments.work import variant_work
 
 NAMES = ("teacher", "base", "student")
 STUDENTS = "students"
-FAILED = "failed.jsonl"
+FAILED, REPLIES = "failed.jsonl", "failed.judge.jsonl"
 BASE = "the base student"
 
 
@@ -49,6 +60,8 @@ class Graded:
     metric: Metric
     by_seed: tuple[float, ...]
     overlap: int
+    instruction: str
+    """What followed every prompt."""
 
 
 Answers = Mapping[str, Mapping[str, Graded]]
@@ -63,16 +76,26 @@ def make_result(
     summaries: Mapping[str, Summary],
     folder: Path,
     prompts: Sequence[PromptsConfig],
+    note: Callable[[str], None],
 ) -> ExperimentResult:
-    """Everything that experiment.json holds. summaries: by the arms' keys. folder: of all experiments."""
+    """Everything that experiment.json holds. summaries: by the arms' keys. folder: of all experiments. note: receives what
+    a judge of failures costs.
+
+    Raises UserError if variants cannot be compared.
+    """
+    check_comparable(graded)
+    place = folder / experiment.name
+    failures: dict[str, list[FailureCounts]] = {}
+    if "failures" in experiment.shows:
+        failures = find_all_failures(
+            {arm.variant.name: arm.config.engine for arm in arms}, graded, place, options, note
+        )
     variants = [
-        _variant(list(group), graded[name], summaries, folder, experiment, options)
+        _variant(list(group), graded[name], summaries, folder, experiment, failures.get(name, ()))
         for name, group in groupby(arms, key=lambda arm: arm.variant.name)
     ]
     differences = _differences(experiment, graded)
-    place = folder / experiment.name
-    files = _files(arms, graded, place)
-    return ExperimentResult(
+    result = ExperimentResult(
         name=experiment.name,
         title=experiment.title,
         question=experiment.question,
@@ -86,24 +109,24 @@ def make_result(
         differences=tuple(differences),
         conclusion=tuple(_conclusion(experiment, differences, variants)),
         next_steps=tuple(next_steps(differences, variants, ordered=experiment.ordered)),
-        notes=tuple(_notes(variants, differences, options)),
+        notes=(*_notes(experiment, variants, differences, options), *same_rows(arms, variants)),
         examples=tuple(_examples(graded)),
-        answers=files,
-        ratings=summarize_ratings(
-            place / RATINGS, {label: place / path for label, path in next(iter(files.values())).items()}
-        ),
+        answers=_files(arms, graded, place),
     )
+    return dataclasses.replace(result, ratings=rate_all(result, place))
 
 
 def _files(arms: Sequence[Arm], graded: Answers, place: Path) -> dict[str, dict[str, str]]:
     """See `ExperimentResult.answers`."""
-    same_base = len({arm.config.student.model for arm in arms}) == 1
-    shared = [("teacher", True), ("base", same_base)]
     found: dict[str, dict[str, str]] = {}
     first = next(iter(graded.values()))
     for prompts in first:
         files = first[prompts].files
-        paths = {model: files[model] for model, same in shared if same and model in files}
+        asked = [(arm.config, graded[arm.variant.name][prompts].instruction) for arm in arms]
+        teachers = [(config.teacher, config.test_sampling, instruction) for config, instruction in asked]
+        bases = [(config.student, config.test_sampling, instruction) for config, instruction in asked]
+        alike = [("teacher", teachers.count(teachers[0]) == len(arms)), ("base", bases.count(bases[0]) == len(arms))]
+        paths = {model: files[model] for model, same in alike if same and model in files}
         paths |= {name: each[prompts].files["student"] for name, each in graded.items()}
         found[prompts] = {label: path.relative_to(place).as_posix() for label, path in paths.items()}
     return found
@@ -115,7 +138,7 @@ def _variant(
     summaries: Mapping[str, Summary],
     folder: Path,
     experiment: Experiment,
-    options: Options,
+    failures: Sequence[FailureCounts],
 ) -> VariantResult:
     first, summary = arms[0], summaries[arms[0].key]
     steps = "steps" in experiment.shows
@@ -143,12 +166,11 @@ def _variant(
                 models={model: reached(path, steps=steps) for model, path in each.files.items()},
                 by_seed=each.by_seed,
                 overlap=each.overlap,
+                instruction=each.instruction,
             )
             for name, each in graded.items()
         ),
-        failures=tuple(_failures(first, graded, folder / experiment.name, options))
-        if "failures" in experiment.shows
-        else (),
+        failures=tuple(failures),
     )
 
 
@@ -171,36 +193,43 @@ def _about(arm: Arm) -> str:
     return "; ".join(parts)
 
 
-def _failures(arm: Arm, graded: Mapping[str, Graded], place: Path, options: Options) -> Iterator[FailureCounts]:
-    """Kinds of failures on each set of prompts; the failed answers go to failed.jsonl."""
+def find_all_failures(
+    engines: Mapping[str, EngineConfig], graded: Answers, place: Path, options: Options, note: Callable[[str], None]
+) -> dict[str, list[FailureCounts]]:
+    """Variant -> kinds of failures on each set of prompts; the failed answers of all variants go to failed.jsonl."""
+    counts: dict[str, list[FailureCounts]] = {}
     lines: list[dict[str, object]] = []
-    for name, each in graded.items():
-        student, teacher = each.files["student"], each.files.get("teacher")
-        found = find_failures(student, teacher, graded=not each.metric.similarity)
-        rows = {row.id: row for row in first_samples(student)}
-        taught = {row.id: row for row in first_samples(teacher)} if teacher else {}
-        judged: dict[str, tuple[str, ...]] = {}
-        if options.judge:
-            failed = {key: (rows[key], taught.get(key)) for key in found}
-            judged = judge_failures(options.judge, failed, arm.config.engine)
-        found |= judged
-        for key, kinds in found.items():
-            answer = taught.get(key)
-            lines.append(
-                {
-                    "prompts": name, "id": key, "kinds": list(kinds), "by": "judge" if key in judged else "rules",
-                    "prompt": rows[key].text, "gold": rows[key].answer, "teacher": answer.output if answer else None,
-                    "student": rows[key].output,
-                }
-            )  # fmt: skip
-        yield FailureCounts(
-            prompts=name,
-            answers=len(rows),
-            failed=len(found),
-            kinds=count_kinds(found),
-            judged_by=options.judge or "rules",
-        )
+    for variant, on in graded.items():
+        for name, each in on.items():
+            student, teacher = each.files["student"], each.files.get("teacher")
+            found = find_failures(student, teacher, graded=not each.metric.similarity)
+            rows = {row.id: row for row in counted(student)}
+            taught = {row.id: row for row in first_samples(teacher)} if teacher else {}
+            judged: dict[str, tuple[str, ...]] = {}
+            if options.judge:
+                failed = {key: (rows[key], taught.get(key)) for key in found}
+                judged = judge_failures(options.judge, failed, engines[variant], replies=place / REPLIES, on_note=note)
+            found |= judged
+            for key, kinds in found.items():
+                answer = taught.get(key)
+                lines.append(
+                    {
+                        "variant": variant, "prompts": name, "id": key, "kinds": list(kinds),
+                        "by": "judge" if key in judged else "rules", "prompt": rows[key].text, "gold": rows[key].answer,
+                        "teacher": answer.output if answer else None, "student": rows[key].output,
+                    }
+                )  # fmt: skip
+            counts.setdefault(variant, []).append(
+                FailureCounts(
+                    prompts=name,
+                    answers=len(rows),
+                    failed=len(found),
+                    kinds=count_kinds(found),
+                    judged_by=options.judge or "rules",
+                )
+            )
     write_jsonl(place / FAILED, lines)
+    return counts
 
 
 def _differences(experiment: Experiment, graded: Answers) -> list[Difference]:
@@ -216,6 +245,22 @@ def _differences(experiment: Experiment, graded: Answers) -> list[Difference]:
 
 
 Column = tuple[str, Mapping[str, float]]
+
+
+def check_comparable(graded: Answers) -> None:
+    """Raise UserError unless all variants were asked and graded alike on each set of prompts."""
+    for prompts in next(iter(graded.values())):
+        grades = {name: each[prompts].metric.name for name, each in graded.items()}
+        if len(set(grades.values())) > 1:
+            told = ", ".join(f"{name} by {metric}" for name, metric in grades.items())
+            raise UserError(
+                f"the variants are graded differently on the prompts {prompts} ({told}), so they cannot be compared; name "
+                "one `grader` for all"
+            )
+        check_same_questions(
+            prompts,
+            {name: (each[prompts].files["student"], each[prompts].instruction) for name, each in graded.items()},
+        )
 
 
 def _wanted(experiment: Experiment, graded: Answers) -> Iterator[tuple[str, str, bool, Column, Column]]:
@@ -259,15 +304,16 @@ def _conclusion(experiment: Experiment, differences: list[Difference], variants:
         latencies = ", ".join(f"{each.name} {seconds_text(each.latency_p50_s or 0.0)}" for each in timed)
         yield f"Median latency of one answer of {timed[0].latency_tokens} tokens: {latencies}."
     for variant in variants:
+        whose = f" of {variant.name}" if len(variants) > 1 else ""
         for each in variant.failures:
             if each.failed:
                 kind, number = max(each.kinds.items(), key=lambda item: item[1])
                 yield (
-                    f"On the prompts `{each.prompts}` {each.failed:,} of {each.answers:,} answers failed; the most frequent "
-                    f"kind is {kind} ({number:,})."
+                    f"On the prompts `{each.prompts}` {each.failed:,} of {each.answers:,} answers{whose} failed; the most "
+                    f"frequent kind is {kind} ({number:,})."
                 )
             else:
-                yield f"On the prompts `{each.prompts}` none of {each.answers:,} answers failed."
+                yield f"On the prompts `{each.prompts}` none of {each.answers:,} answers{whose} failed."
 
 
 def _teacher_text(variant: VariantResult) -> str:
@@ -293,8 +339,12 @@ def _setup(arms: Sequence[Arm], options: Options, prompts: Sequence[PromptsConfi
         yield f"A trial on {options.scale:.0%} of the rows and prompts: nothing follows from its figures."
 
 
-def _notes(variants: list[VariantResult], differences: list[Difference], options: Options) -> Iterator[str]:
+def _notes(
+    experiment: Experiment, variants: list[VariantResult], differences: list[Difference], options: Options
+) -> Iterator[str]:
     yield from limits(differences, seeds=options.seeds)
+    if left := unused_students(experiment.presets[options.preset], options.students):
+        yield unused_text(left)
     for variant in variants:
         for each in variant.on:
             if each.overlap:
@@ -305,6 +355,25 @@ def _notes(variants: list[VariantResult], differences: list[Difference], options
                 )
     if options.preset == "tiny":
         yield "The tiny family shows that the machinery works; its figures say nothing about Qwen."
+
+
+def unused_text(students: Sequence[str]) -> str:
+    """That some of the user's students are not trained."""
+    return f"The variants do not differ in the student, so these of the given ones are not used: {', '.join(students)}."
+
+
+def same_rows(arms: Sequence[Arm], variants: Sequence[VariantResult]) -> Iterator[str]:
+    """Variants with a shorter and a longer slice of the same data that trained on as many rows: the data have no more."""
+    data = {arm.variant.name: arm.config.data for arm in arms}
+    for first, second in pairwise(variants):
+        one, other = data[first.name], data[second.name]
+        short, long = Slice.parse(one.split), Slice.parse(other.split)
+        same_start = (one.path, short.name, short.start) == (other.path, long.name, long.start)
+        if same_start and short.stop != long.stop and first.rows == second.rows:
+            yield (
+                f"{first.name} and {second.name} both trained on {first.rows:,} rows, though they ask for {one.split} and "
+                f"{other.split} of {one.path}: it has no more rows, and a difference between them does not come from rows."
+            )
 
 
 def _examples(graded: Answers) -> Iterator[Example]:

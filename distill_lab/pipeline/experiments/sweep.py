@@ -13,8 +13,9 @@ cache, so that a variant that is added later asks the teacher only what no varia
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from distill_lab.activity import ProgressReporter
 from distill_lab.config import ModelConfig
 from distill_lab.data.contamination import find_overlaps
 from distill_lab.errors import UserError
-from distill_lab.evaluation.experiment import ExperimentResult, write_result
+from distill_lab.evaluation.experiment import ExperimentResult, read_result, write_result
 from distill_lab.evaluation.summary_file import Summary, read_summary
 from distill_lab.evaluation.variants import merge_seeds, reached
+from distill_lab.files.fingerprints import fingerprint
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.pipeline.experiments.arms import (
     Arm,
@@ -34,11 +36,12 @@ from distill_lab.pipeline.experiments.arms import (
     make_arms,
     preset_of,
     prompts_key,
+    unused_students,
 )
 from distill_lab.pipeline.experiments.asking import ask_variant
 from distill_lab.pipeline.experiments.cut_model import cut_model
 from distill_lab.pipeline.experiments.definition import Experiment, PromptsConfig
-from distill_lab.pipeline.experiments.results import NAMES, STUDENTS, Graded, make_result
+from distill_lab.pipeline.experiments.results import NAMES, STUDENTS, Graded, make_result, unused_text
 
 ANSWERS, MODELS, RESULT = "answers", "models", "experiment.json"
 
@@ -58,7 +61,11 @@ def run_experiment(
     arms = make_arms(experiment, options, find=find, models=folder / MODELS)
     preset = preset_of(experiment, options.preset)
     prompts = [_scaled(each, options.scale) for each in preset.prompts]
+    made_of = definition(arms, prompts)
+    check_not_replaced(folder / experiment.name / RESULT, options.preset, made_of)
     watch.note(f"experiment {experiment.name}: {experiment.title}; {len({arm.key for arm in arms})} trainings")
+    if left := unused_students(preset, options.students):
+        watch.note(unused_text(left))
     summaries: dict[str, Summary] = {}
     for arm in arms:
         if arm.key not in summaries:
@@ -73,9 +80,34 @@ def run_experiment(
     graded: dict[str, dict[str, Graded]] = {}
     for name, group in groupby(arms, key=lambda arm: arm.variant.name):
         graded[name] = _graded(list(group), prompts, summaries, folder, experiment.name, options, watch)
-    result = make_result(experiment, options, arms, graded, summaries, folder, prompts)
+    result = make_result(experiment, options, arms, graded, summaries, folder, prompts, watch.note)
+    result = dataclasses.replace(result, definition=made_of)
     write_result(folder / experiment.name / RESULT, result)
     return result
+
+
+def definition(arms: Sequence[Arm], prompts: Sequence[PromptsConfig]) -> dict[str, str]:
+    """Each variant and set of prompts -> a digest of its settings; further seeds and another judge change none."""
+    found = {f"the variant {arm.variant.name}": fingerprint([arm.key, arm.instruction]) for arm in arms if not arm.seed}
+    return found | {f"the prompts {each.name}": fingerprint(each.model_dump(mode="json")) for each in prompts}
+
+
+def check_not_replaced(path: Path, preset: str, made_of: Mapping[str, str]) -> None:
+    """Raise UserError if `path` has the result of another experiment; a result may gain variants, prompts and seeds."""
+    try:
+        known = read_result(path)
+    except UserError:
+        return  # there is none, or none that could be lost
+    if known.preset != preset:
+        what = f"with the preset {known.preset}"
+    elif changed := [name for name, digest in known.definition.items() if made_of.get(name) != digest]:
+        what = f"with other settings ({changed[0]})"
+    else:
+        return
+    raise UserError(
+        f"{path} is the result of this experiment {what}, and would be replaced; give another folder (--run), or remove "
+        f"{path.parent}"
+    )
 
 
 def _scaled(prompts: PromptsConfig, share: float) -> PromptsConfig:
@@ -111,7 +143,8 @@ def _graded(
                 f"{places[0]}: no score on the prompts {each.name}; give test data with answers or references"
             )
         overlap = _overlap(folder / STUDENTS / arms[0].key, places[0]) if each.data else 0
-        found[each.name] = Graded(files, metric, by_seed, overlap)
+        instruction = arms[0].instruction if each.data else getattr(arms[0].config, "instruction", "")
+        found[each.name] = Graded(files, metric, by_seed, overlap, instruction)
     return found
 
 
@@ -134,4 +167,6 @@ def _overlap(run_dir: Path, place: Path) -> int:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "x"
+    """A file name for a name: the same, or its letters and digits and a digest, so that no two names share one."""
+    found = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
+    return found if found == name else f"{found or 'x'}-{fingerprint(name)[:6]}"
