@@ -100,6 +100,10 @@ class Vllm:
         self.shift = 0
         """Added to ids when they are spelled: another tokenizer."""
         self.scores = True
+        self.max_model_len: int | None = None
+        self.waiting = threading.Event()
+        self.waiting.set()
+        """While it is not set, requests are not answered."""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -108,6 +112,16 @@ class Vllm:
                 status, answer = server.answer(self.path, body)
                 content = json.dumps(answer).encode()
                 self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                known = {"id": "tiny", "object": "model"}
+                if server.max_model_len is not None:
+                    known["max_model_len"] = server.max_model_len
+                content = json.dumps({"object": "list", "data": [known]} if self.path == "/v1/models" else {}).encode()
+                self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -124,6 +138,7 @@ class Vllm:
         return EngineConfig(base_url=f"http://127.0.0.1:{self.server.server_port}/v1", max_concurrency=4, max_retries=3)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        self.waiting.wait()
         with self.lock:
             self.requests.append(body)
             if path != "/v1/completions":
@@ -169,7 +184,7 @@ def running() -> Iterator[Vllm]:
 def vllm(running: Vllm, monkeypatch: pytest.MonkeyPatch) -> Vllm:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     running.requests.clear()
-    running.fails, running.most, running.shift, running.scores = 0, 20, 0, True
+    running.fails, running.most, running.shift, running.scores, running.max_model_len = 0, 20, 0, True, None
     return running
 
 
@@ -272,14 +287,15 @@ def test_scores_are_kept_with_their_round(
     with pytest.raises(Stopped):
         train_on_policy(student, prompts, out, config, SETTINGS, server=vllm.engine, on_log=stop)
     assert len(vllm.requests) == 1 + 8 + 3 * 8
-    damaged = out.with_name("student.work") / "scores-1.npz"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 255
-    damaged.write_bytes(content)
+    damaged = out.with_name("student.work") / "scores-1.jsonl"
+    lines = [bytearray(line) for line in damaged.read_bytes().splitlines()]
+    assert len(lines) == 8
+    lines[3][len(lines[3]) // 2] ^= 1
+    damaged.write_bytes(b"\n".join(lines) + b'\n{"sco')
     vllm.requests.clear()
     resumed = train(student, prompts, out, config, vllm)
-    # From the beginning, for there was no checkpoint; but only one of three rounds is scored again.
-    assert len(vllm.requests) == 1 + 8 + 3 * 8 + 8
+    # From the beginning, for there was no checkpoint; but only one of 24 rollouts is scored again.
+    assert len(vllm.requests) == 1 + 1 + 3 * 8 + 8
     assert (resumed.stats.before, resumed.stats.after) == (whole.stats.before, whole.stats.after)
     assert not out.with_name("student.work").exists()
 
