@@ -83,7 +83,7 @@ class OnPolicyRounds:
     def finish(self) -> None:
         """Measure what the student writes now, and read the figures of all rounds.
 
-        If that fails for want of memory or of the server, there is a note instead of figures: the student is trained.
+        If memory or the server does not suffice, there is a note instead of figures: the student is trained.
         """
         if self.before is None:  # all steps were taken before an interruption
             self.before = self._own_text_before(is_first=False)

@@ -125,7 +125,7 @@ class Vllm:
                     self.wfile.write(content)
 
             def do_GET(self) -> None:
-                known = {"id": "tiny", "object": "model"}
+                known: dict[str, Any] = {"id": "tiny", "object": "model"}
                 if server.max_model_len is not None:
                     known["max_model_len"] = server.max_model_len
                 content = json.dumps({"object": "list", "data": [known]} if self.path == "/v1/models" else {}).encode()
