@@ -19,7 +19,8 @@ from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.names import api_engine
 from distill_lab.pipeline.proof import EvalSetup, ask_alike
-from distill_lab.pipeline.stages import Pipeline, teacher_inputs
+from distill_lab.pipeline.stages import Pipeline
+from distill_lab.train.on_policy import scoring_inputs
 from distill_lab.train.rollout_stats import OnPolicyStats
 from distill_lab.train.rollouts import RolloutSettings
 from distill_lab.train.training_log import NAME as TRAINING_LOG
@@ -56,7 +57,13 @@ class RolloutConfig(RecipeConfig):
         return self.warm_up_epochs > 0
 
     def rollout_settings(self) -> RolloutSettings:
-        """What the trainer needs to know. Raises UserError for a file that cannot be read, and for wrong numbers."""
+        """What the trainer needs to know. Raises UserError for a file that cannot be read, and for wrong settings."""
+        if self.relabel and self.sampling.thinking != self.rollout.thinking:
+            raise UserError(
+                f"--rollout.thinking {self.rollout.thinking} and --sampling.thinking {self.sampling.thinking}: the warm-up "
+                "would teach the student another kind of answer than the one that it writes afterwards; set both alike, or "
+                "use --warm-up-epochs 0"
+            )
         return RolloutSettings(
             sampling=self.rollout,
             steps_per_round=self.steps_per_round,
@@ -79,8 +86,8 @@ def probe_server(pipeline: Pipeline, config: RolloutConfig) -> None:
         server.probe(load_tokenizer(config.student))
         write_json(path, {"model": server.name, "url": server.url, "ids_named": server.size})
 
-    inputs = {"teacher": config.teacher.model_dump(), "size": config.teacher_top_k}
-    inputs |= {"student": model_inputs(config.student)}
+    inputs = {"size": config.teacher_top_k, "student": model_inputs(config.student)}
+    inputs |= scoring_inputs(config.teacher, pipeline.engine)
     pipeline.run.stage("scores of the teacher", "teacher_server.json", inputs=inputs, work=work)
 
 
@@ -162,7 +169,8 @@ def on_policy_student(
         return counts
 
     inputs = {"prompts": prompts, "train": train.model_dump(), "rollouts": settings.model_dump()}
-    made = run.stage("student", output, inputs=inputs | teacher_inputs(train) | model_inputs(student), work=work).path
+    inputs |= scoring_inputs(train.teacher, pipeline.engine)
+    made = run.stage("student", output, inputs=inputs | model_inputs(student), work=work).path
     file = beside(made) / "on_policy.json"
     try:
         found = TypeAdapter(OnPolicyStats).validate_json(file.read_bytes())

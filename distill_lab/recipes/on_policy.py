@@ -51,8 +51,8 @@ class Config(RolloutConfig):
     grader: str = "auto"
     """A file name in distill_lab/grading/graders; auto: exact if every test row has a gold answer, else overlap."""
     train: TrainConfig = TrainConfig(max_steps=100)
-    """How the student is trained in the rounds, and in the warm-up but for its epochs and learning rate. max_steps -1:
-    num_epochs passes over the prompts. On validation_fraction of the prompts the student's own text is measured."""
+    """How the student is trained in the rounds, and in the warm-up but for its epochs and learning rate. num_epochs
+    needs max_steps -1: passes over the prompts. On validation_fraction of the prompts the student's own text is measured."""
 
     def train_settings(self, teacher: ModelConfig) -> TrainConfig:
         """`train` with the recipe's objective and this teacher. Raises ValidationError for impossible ones."""

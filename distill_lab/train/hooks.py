@@ -28,6 +28,7 @@ class Hooked(Protocol):
     validation: Validation
     in_optimizer: bool
     bf16_passes: Bf16Passes | None
+    saves_last: bool
 
     def begin_log(self) -> None:
         """Start the training log, or go on with it."""
@@ -71,8 +72,9 @@ class Hooks(TrainerCallback):
         if control.should_save or finished:
             control.should_log = True
         # The student is saved next, and its checkpoint would be deleted at once: 12 bytes a weight to write and check.
-        # Adapters are small, and what follows may be a merge, which needs far more memory.
-        if finished and not self.trainer.config.lora.r:
+        # Adapters are small, and what follows may be a merge, which needs far more memory. What measures the student before
+        # it is saved may fail or take long, too.
+        if finished and not self.trainer.config.lora.r and not self.trainer.saves_last:
             control.should_save = False
         if control.should_save:
             activity.report(f"saving a checkpoint after step {state.global_step}")

@@ -85,9 +85,9 @@ def install(
 ) -> None:
     """Make `model(batch)` return the objective's `LossOutput` for a `LossBatch`, until `uninstall`; all else is as before.
 
-    teacher: its `signal` becomes the batch's targets. head_copy: `Head.copy`. outside: what every forward other than the
-    loss runs in (`Bf16Passes.paused`). `model(batch, head_grad_scale=...)` sets `Head.grad_scale`. A batch with a field that
-    nobody reads is refused with a TypeError.
+    teacher: its `signal` becomes the batch's targets, unless it has some. head_copy: `Head.copy`. outside: what every
+    forward other than the loss runs in (`Bf16Passes.paused`). `model(batch, head_grad_scale=...)` sets `Head.grad_scale`. A
+    batch with a field that nobody reads is refused with a TypeError.
     """
     _uninstall_loss(model)
     decoder, head = decoder_and_head(model)
@@ -96,7 +96,7 @@ def install(
 
     def loss(batch: LossBatch, *, head_grad_scale: float | None = None) -> LossOutput:
         refuse_unread(batch)
-        if teacher is not None:
+        if teacher is not None and batch.targets is None:
             # Here, because this is where training, validation and what is computed again with less memory pass through.
             batch = replace(batch, targets=teacher.signal(batch))
         outputs = decoder(**batch.decoder_inputs(), use_cache=False)

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from transformers import PreTrainedTokenizerBase
 
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.device import best_device, free_memory
 from distill_lab.errors import UserError
 from distill_lab.generation.engines._token_io import TokenIO
+from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.loading import load_tokenizer, without_weights
 from distill_lab.models.names import api_engine
 from distill_lab.models.token_bytes import token_bytes
@@ -63,7 +63,7 @@ def check_on_policy(config: TrainConfig, settings: RolloutSettings) -> None:
     """Raise UserError for settings that cannot work together, or would give a gradient with a bias."""
     name, signals = config.objective, signals_of(config.objective)
     if signals == ("scored",):
-        _check_sampled(settings)
+        _check_sampled(config, settings)
     elif "logits" not in signals:
         raise UserError(
             f"the objective {name} does not compare whole distributions; on the student's own text it would imitate itself. "
@@ -93,14 +93,27 @@ def check_on_policy(config: TrainConfig, settings: RolloutSettings) -> None:
         )
     if settings.sampling.stop:
         raise UserError("--rollout.stop: a student learns where to end from its end token; remove it")
-    if config.max_steps > 0 and config.max_steps % settings.steps_per_round:
+    if settings.sampling.response_format:
         raise UserError(
-            f"train.max-steps {config.max_steps}: give a multiple of --steps-per-round {settings.steps_per_round}, so that "
-            "the last round is whole"
+            "--rollout.response-format: rollouts are drawn from all that the student would write; remove it"
+        )
+    epochs = TrainConfig().num_epochs
+    if config.max_steps > 0 and config.num_epochs != epochs:
+        raise UserError(
+            f"train.num-epochs {config.num_epochs:g}: train.max-steps {config.max_steps} says how long training is; give "
+            "--train.max-steps -1 for passes over the prompts"
+        )
+    if config.max_steps > 0 and (left := config.max_steps % settings.steps_per_round):
+        whole = [
+            number for number in (config.max_steps - left, config.max_steps - left + settings.steps_per_round) if number
+        ]
+        raise UserError(
+            f"train.max-steps {config.max_steps} (the recipe's own if you gave none): give a multiple of --steps-per-round "
+            f"{settings.steps_per_round}, so that the last round is whole: {' or '.join(map(str, whole))}"
         )
 
 
-def _check_sampled(settings: RolloutSettings) -> None:
+def _check_sampled(config: TrainConfig, settings: RolloutSettings) -> None:
     """Raise UserError unless rollouts are draws from the student's own distribution, as the objective assumes."""
     plain = SamplingConfig(temperature=1.0)
     names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "from_model")
@@ -114,6 +127,11 @@ def _check_sampled(settings: RolloutSettings) -> None:
         raise UserError(
             f"--steps-per-round {settings.steps_per_round}: sampled_reverse_kl has no bias only if rollouts are the newest "
             "student's; use 1"
+        )
+    if config.lora.r and config.lora.dropout:
+        raise UserError(
+            f"train.lora.dropout {config.lora.dropout:g}: sampled_reverse_kl has no bias only if a step computes the "
+            "probabilities that tokens were drawn with, and dropout changes them; use 0"
         )
 
 
@@ -133,8 +151,8 @@ def train_on_policy(
     config: as for `train_student`; its teacher scores the answers, `num_epochs` counts passes over the prompts, and
     `validation_fraction` of them are held out. tokens_per_batch limits a micro-batch: a step has as many micro-batches as
     rollouts of the maximum length would need, and at least `gradient_accumulation_steps`. server: how a teacher named
-    openai:NAME is reached. Interrupted, the same call goes on from the newest checkpoint with the rollouts it had, and ends
-    with the same weights. Raises UserError.
+    openai:NAME is reached, and in batches of how many rollouts the student writes. Interrupted, the same call goes on from
+    the newest checkpoint with the rollouts it had, and ends with the same weights. Raises UserError.
     """
     load_objective(config.objective, config.objective_settings)
     check_on_policy(config, settings)
@@ -152,11 +170,18 @@ def train_on_policy(
         free_memory()
 
 
+def scoring_inputs(teacher: ModelConfig, server: EngineConfig) -> dict[str, Any]:
+    """What a teacher's scores depend on; with what requests have besides if it is on a server."""
+    return {"teacher": model_inputs(teacher, server if api_engine(teacher.model) else None)}
+
+
 def on_policy_inputs(
-    student: ModelConfig, prompts: Path, config: TrainConfig, settings: RolloutSettings
+    student: ModelConfig, prompts: Path, config: TrainConfig, settings: RolloutSettings, server: EngineConfig
 ) -> dict[str, Any]:
     """All that the trained student depends on."""
     inputs = training_inputs(student, prompts, config, thinking=settings.sampling.thinking)
+    if api_engine(config.teacher.model):
+        inputs |= scoring_inputs(config.teacher, server)
     return inputs | {"rollouts": settings.model_dump()}
 
 
@@ -173,10 +198,17 @@ def _train_loaded(
     start: float,
 ) -> OnPolicyResult:
     log = on_log or (lambda row: None)
-    key = fingerprint(on_policy_inputs(student, prompts, config, settings))
+    inputs = on_policy_inputs(student, prompts, config, settings, server)
     model, tokenizer = load_student(student, config)
-    on_server = bool(api_engine(config.teacher.model))
-    teacher_tokenizer = tokenizer if on_server else load_tokenizer(config.teacher)
+    scoring = None
+    if api_engine(config.teacher.model):
+        scoring = ScoringServer(config.teacher, server, size=settings.teacher_top_k)
+        scoring.probe(tokenizer)
+        teacher_tokenizer, context = tokenizer, scoring.context()
+        inputs["context"] = context
+    else:
+        teacher_tokenizer, context = load_tokenizer(config.teacher), _context(config.teacher)
+    view = TeacherView(teacher_tokenizer, settings.system, context or sys.maxsize)
     if settings.sampling.thinking is False:
         leave_out_thinking(tokenizer)
     with activity.doing(f"reading the prompts of {prompts}"):
@@ -187,16 +219,14 @@ def _train_loaded(
             max_length=config.max_length,
             held_out_fraction=config.validation_fraction,
             seed=config.seed,
-            teacher=_view(config.teacher, teacher_tokenizer, settings),
+            teacher=view,
         )
     for reason, number in asked.dropped.items():
         log({"note": f"{number} prompts dropped: {reason}"})
     everything = [*asked.training, *asked.held_out]
     head_rows = decoder_and_head(model)[1].linear.out_features
     work = out.with_name(out.name + ".work")
-    if on_server:
-        scoring = ScoringServer(config.teacher, server, size=settings.teacher_top_k)
-        scoring.probe(tokenizer)
+    if scoring is not None:
         teacher, num_ids = ServerTeacher(scoring, num_ids=head_rows, work=work), head_rows
     else:
         rows = [] if settings.system else [_prompt_row(each.ids) for each in everything]
@@ -210,12 +240,13 @@ def _train_loaded(
         model, tokenizer, asked, settings, config, teacher,
         control_ids=TokenIO(tokenizer, causal_model(model).generation_config).control_ids,
         known=known_ids(token_bytes(teacher_tokenizer), num_ids=num_ids),
-        work=work, num_rounds=num_rounds, on_log=log,
+        work=work, num_rounds=num_rounds, on_log=log, batch_size=server.batch_size,
     )  # fmt: skip
     data = Rows([], [], len(everything), len(asked.held_out), asked.dropped)
     training = train_model(
         model, tokenizer, data, out, config,
-        key=key, teacher=teacher, on_log=on_log, start=start, student=student, log_file=log_file, source=source,
+        key=fingerprint(inputs), teacher=teacher, on_log=on_log, start=start, student=student, log_file=log_file,
+        source=source,
     )  # fmt: skip
     # The trainer has not seen the rounds before an interruption.
     training = replace(training, tokens=sum(stats.row_tokens for stats in source.stats))
@@ -224,14 +255,9 @@ def _train_loaded(
     return OnPolicyResult(training, stats)
 
 
-def _view(teacher: ModelConfig, tokenizer: PreTrainedTokenizerBase, settings: RolloutSettings) -> TeacherView | None:
-    """How the teacher reads prompts, if it has a system prompt."""
-    if not settings.system:
-        return None
-    if api_engine(teacher.model):  # it says by itself what is too long
-        return TeacherView(tokenizer, settings.system, sys.maxsize)
-    config = without_weights(teacher).config.get_text_config(decoder=True)
-    return TeacherView(tokenizer, settings.system, config.max_position_embeddings)
+def _context(teacher: ModelConfig) -> int | None:
+    """Tokens of the teacher's longest text; None if it does not say."""
+    return getattr(without_weights(teacher).config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
 def _prompt_row(ids: list[int]) -> Row:

@@ -16,6 +16,8 @@ from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.config import TrainConfig
+from distill_lab.device import is_out_of_memory
+from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.train.checkpoints import OWN_TEXT
@@ -47,10 +49,13 @@ class OnPolicyRounds:
         work: Path,
         num_rounds: int,
         on_log: OnLog,
+        batch_size: int = 0,
     ) -> None:
-        """control_ids, known: see `rollouts.RowMaker`. work: the folder in which rounds are sealed."""
+        """control_ids, known: see `rollouts.RowMaker`. work: the folder in which rounds are sealed. batch_size: rollouts
+        that are written at once; 0: as many as fit."""
         self.model, self.tokenizer, self.asked, self.settings, self.config = model, tokenizer, asked, settings, config
         self.teacher, self.work, self.num_rounds, self.on_log = teacher, work, num_rounds, on_log
+        self.batch_size = batch_size
         self.stats: tuple[RoundStats, ...] = ()
         """Of all rounds, those before an interruption too; there after `finish`."""
         self.before: OwnText | None = None
@@ -76,8 +81,18 @@ class OnPolicyRounds:
         self._collate = collate
 
     def finish(self) -> None:
-        """Measure what the student writes now, and read the figures of all rounds."""
-        self.after = self._own_text()
+        """Measure what the student writes now, and read the figures of all rounds.
+
+        If memory or the server does not suffice, there is a note instead of figures: the student is trained.
+        """
+        if self.before is None:  # all steps were taken before an interruption
+            self.before = self._own_text_before(is_first=False)
+        try:
+            self.after = self._own_text()
+        except (UserError, RuntimeError, MemoryError) as error:
+            if not (isinstance(error, UserError) or is_out_of_memory(error)):
+                raise
+            self._note(f"the student's own text was not measured after the last step: {error}")
         found = (self._rollouts.stats(number) for number in range(self.num_rounds))
         self.stats = tuple(each for each in found if each is not None)
 
@@ -95,7 +110,8 @@ class OnPolicyRounds:
     def _writer(self) -> TransformersEngine:
         """The student as it is now. With adapters: the model beneath, whose layers have them."""
         if self._engine is None:
-            self._engine = TransformersEngine(causal_model(self.model), self.tokenizer)
+            model = causal_model(self.model)
+            self._engine = TransformersEngine(model, self.tokenizer, batch_size=self.batch_size)
             if self._engine.note:
                 self._note(f"the student: {self._engine.note}")
         return self._engine

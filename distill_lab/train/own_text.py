@@ -71,8 +71,9 @@ def measure_own_text(
     for number, indexed in enumerate(plan.batches):
         activity.report("scoring own text, batch", number + 1, len(plan.batches))
         batch = scorer.collate([[rows[index][0] for index in bin_] for bin_ in indexed])
-        metrics = model(batch).metrics
-        sums = (teacher_nats(scorer.teacher.signal(batch), batch.labels_N), metrics["ce"], metrics["kd"])
+        signal = scorer.teacher.signal(batch)
+        metrics = model(replace(batch, targets=signal)).metrics
+        sums = (teacher_nats(signal, batch.labels_N), metrics["ce"], metrics["kd"])
         totals = [total + float(each) for total, each in zip(totals, sums, strict=True)]
         tokens += len(batch.labels_N)
     model.train(was_training)

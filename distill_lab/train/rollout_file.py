@@ -19,7 +19,7 @@ from distill_lab.files.jsonl import atomic_path, json_line
 from distill_lab.train.rollout_stats import RoundStats
 from distill_lab.types import FinishReason
 
-PATTERN, SCORES = "rollouts-*.jsonl", "scores-*.npz"
+PATTERN, SCORES = "rollouts-*.jsonl", "scores-*.jsonl"
 """Names of the files of rounds: what the student wrote, and what a server said of it (`server_teacher.py`)."""
 
 

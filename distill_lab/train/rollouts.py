@@ -92,12 +92,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class TeacherView:
-    """How the teacher reads a prompt that it sees otherwise than the student."""
+    """How the teacher reads a prompt."""
 
     tokenizer: PreTrainedTokenizerBase
     system: str
+    """A system prompt that only it reads; empty: it reads what the student reads."""
     context: int
-    """Tokens."""
+    """Tokens of its longest text."""
 
 
 def read_asked(
@@ -123,7 +124,7 @@ def read_asked(
         try:
             ids = prompt_ids(tokenizer, prompt.messages, thinking=thinking)
             other = None
-            if teacher is not None:
+            if teacher is not None and teacher.system:
                 other = prompt_ids(teacher.tokenizer, with_system(prompt.messages, teacher.system), thinking=thinking)
         except UserError as error:
             dropped[REFUSED] += 1
@@ -131,14 +132,16 @@ def read_asked(
             continue
         if len(ids) + room > max_length:
             dropped[NO_ROOM] += 1
-        elif teacher is not None and len(other or ()) + room > teacher.context:
+        elif teacher is not None and len(other or ids) + room > teacher.context:
             dropped[NO_ROOM_FOR_TEACHER] += 1
         else:
             found.append(AskedPrompt(prompt, ids, other))
     if not found:
         counts = ", ".join(f"{number} prompts: {why}" for why, number in dropped.items()) or "no prompts"
         remedy = f"the first refused one is {reason}" if reason else "lower --rollout.max-new-tokens"
-        raise NoData(f"{path}: nothing to write rollouts for ({counts}); {remedy}, or raise --train.max-length")
+        if NO_ROOM in dropped:
+            remedy += ", or raise --train.max-length"
+        raise NoData(f"{path}: nothing to write rollouts for ({counts}); {remedy}")
     splits = held_out_fraction and len(found) >= MIN_ROWS_TO_SPLIT
     number = min(max(1, round(held_out_fraction * len(found))), len(found) - 1) if splits else 0
     order = np.random.default_rng(seed).permutation(len(found)).tolist()

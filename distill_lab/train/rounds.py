@@ -88,7 +88,7 @@ class RoundSource(Protocol):
         """Called when the loss is installed, before the first round. collate: as the trainer makes its batches."""
 
     def finish(self) -> None:
-        """Called after the last step, with the student as it is then."""
+        """Called after the last step, with the student as it is then, whose checkpoint is on the disk."""
 
 
 def known_rows(rows: Sequence[Row], plan: Plan) -> Rounds:

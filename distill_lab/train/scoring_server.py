@@ -9,10 +9,9 @@ One `POST /completions` per text, with `prompt_logprobs`, which vLLM's server ha
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import asyncio
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from distill_lab.config import EngineConfig, ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.generation.engines import openai_api
 from distill_lab.generation.engines._chat_completions import RequestRejected
+from distill_lab.generation.engines._event_loop import Deliver, iterate
 from distill_lab.generation.engines._http_retry import backoff_s
 from distill_lab.generation.engines._http_status import RetryableError, json_object
 
@@ -47,11 +47,17 @@ class ScoringServer:
     """A teacher's model behind an OpenAI-compatible server."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig, *, size: int, first_wait_s: float = 1.0) -> None:
-        """size: how many of the most likely ids the server names at each position. Raises UserError for a bad address."""
+        """size: how many of the most likely ids the server names at each position. Raises UserError for a bad address
+        and for prices, of which texts that are scored would be left out."""
+        if config.price.known:
+            raise UserError(
+                f"{model.model}: engine.price and --max-cost count answers, not the texts that a server scores, which are "
+                "most of what a teacher on a server does on-policy; remove them"
+            )
         engine = openai_api.load(model, config)
         self.name, self.size, self.config, self.first_wait_s = engine.model, size, config, first_wait_s
         self.url, self._key, self._redact = f"{engine.base_url}/completions", engine.key, engine.redact
-        self._extra: dict[str, Any] = json.loads(config.extra_body or "{}")
+        self._extra = config.extra_fields
 
     def probe(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise UserError unless the server scores texts, names `size` ids, and spells ids as `tokenizer` does."""
@@ -81,41 +87,67 @@ class ScoringServer:
 
     def scores(self, texts: Sequence[Sequence[int]]) -> list[list[TokenScores]]:
         """For each text, the scores of its tokens from the second one on. Raises UserError."""
+        found = dict(self.each(texts))
+        return [found[number] for number in range(len(texts))]
+
+    def each(self, texts: Sequence[Sequence[int]]) -> Generator[tuple[int, list[TokenScores]]]:
+        """As `scores`, each as soon as it is there, with the number of its text. Stopping early (Ctrl-C) ends all requests.
+
+        Raises UserError after what was there before the error.
+        """
+        with closing(
+            iterate(lambda deliver: self._score_all(texts, deliver), room=self.config.max_concurrency)
+        ) as arriving:
+            for done, found in enumerate(arriving, 1):
+                activity.report("texts that the teacher's server has scored:", done, len(texts))
+                yield found
+
+    def context(self) -> int | None:
+        """The longest text that can be scored, in tokens; None if the server does not say (`max_model_len` in /models)."""
+        return next(iter(iterate(self._context, room=1)))
+
+    def _client(self) -> httpx2.AsyncClient:
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        done: list[int] = []
-        workers = min(self.config.max_concurrency, max(1, len(texts)))
-        limits = httpx2.Limits(max_connections=workers)
-        with (
-            httpx2.Client(headers=headers, timeout=self.config.timeout_s, limits=limits) as client,
-            ThreadPoolExecutor(workers) as pool,
-        ):
+        limits = httpx2.Limits(max_connections=self.config.max_concurrency)
+        return httpx2.AsyncClient(headers=headers, timeout=self.config.timeout_s, limits=limits)
 
-            def score(ids: Sequence[int]) -> list[TokenScores]:
-                found = self._score(client, ids)
-                done.append(1)
-                return found
+    async def _score_all(self, texts: Sequence[Sequence[int]], deliver: Deliver[tuple[int, list[TokenScores]]]) -> None:
+        todo = iter(enumerate(texts))
+        async with self._client() as client:
 
-            futures = [pool.submit(score, ids) for ids in texts]
+            async def work() -> None:
+                for number, ids in todo:
+                    body = {"model": self.name, "prompt": list(ids), "prompt_logprobs": self.size}
+                    body |= {"max_tokens": 1, "temperature": 0.0}
+                    # Other fields are for answers as well; what is needed for scores stays.
+                    given = {name: value for name, value in self._extra.items() if value is not None}
+                    data = await self._retried(lambda given=given, body=body: client.post(self.url, json=given | body))
+                    await deliver((number, self._read(data, ids)))
+
+            workers = [asyncio.create_task(work()) for _ in range(min(self.config.max_concurrency, len(texts)))]
             try:
-                found = []
-                for future in futures:
-                    activity.report("texts that the teacher's server has scored:", len(done), len(texts))
-                    found.append(future.result())
-                return found
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
 
-    def _score(self, client: httpx2.Client, ids: Sequence[int]) -> list[TokenScores]:
-        body = {
-            "model": self.name, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": self.size,
-            **self._extra,
-        }  # fmt: skip
+    async def _context(self, deliver: Deliver[int | None]) -> None:
+        async with self._client() as client:
+            try:
+                data = await self._retried(lambda: client.get(f"{self.url.removesuffix('/completions')}/models"))
+                said = [each["max_model_len"] for each in data["data"] if each["id"] == self.name]
+                # One token is generated after the text.
+                await deliver(next((number - 1 for number in said if type(number) is int), None))
+            except (UserError, LookupError, TypeError):
+                await deliver(None)
+
+    async def _retried(self, ask: Callable[[], Awaitable[httpx2.Response]]) -> dict[str, Any]:
+        """The JSON object of a response. Raises UserError."""
         attempt = 1
         while True:
             try:
-                return self._read(self._ask(client, body), ids)
+                return await self._asked(ask)
             except RequestRejected as error:
                 raise UserError(f"{self.url}: {error}") from None
             except RetryableError as error:
@@ -123,12 +155,12 @@ class ScoringServer:
                     raise UserError(
                         f"{self.url}: {error} (tried {attempt} times); when it is back, run the same command again to resume"
                     ) from None
-                time.sleep(max(backoff_s(attempt, first_s=self.first_wait_s), error.wait_s or 0.0))
+                await asyncio.sleep(max(backoff_s(attempt, first_s=self.first_wait_s), error.wait_s or 0.0))
                 attempt += 1
 
-    def _ask(self, client: httpx2.Client, body: dict[str, Any]) -> dict[str, Any]:
+    async def _asked(self, ask: Callable[[], Awaitable[httpx2.Response]]) -> dict[str, Any]:
         try:
-            response = client.post(self.url, json={name: value for name, value in body.items() if value is not None})
+            response = await ask()
         except httpx2.TimeoutException:
             raise RetryableError(f"no complete answer within {self.config.timeout_s:g} s") from None
         except httpx2.RequestError as error:

@@ -1,7 +1,7 @@
 """A teacher on a server: the rows of a round -> their scores, requested once and kept -> what the teacher says of a batch.
 
     teacher = ServerTeacher(server, num_ids=151_936, work=Path("student.work"))
-    teacher.read(rows, "0")                          all texts of a round at once, or from scores-0.npz
+    teacher.read(rows, "0")                          all texts of a round at once, but those in scores-0.jsonl
     teacher.signal(batch).at(slice(0, 220))          Scored
 
 Shapes: N loss positions, K ids that the server names, B = K + 1 with a bucket for all others.
@@ -9,9 +9,13 @@ Shapes: N loss positions, K ids that the server names, B = K + 1 with a bucket f
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import math
 import zipfile
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 
 from distill_lab.errors import UserError
-from distill_lab.files.jsonl import atomic_path
+from distill_lab.files.jsonl import JsonlAppender
 from distill_lab.train.objectives import LossBatch, Scored, TopK
 from distill_lab.train.objectives._divergence import TINY
 from distill_lab.train.packing import Row
@@ -59,15 +63,16 @@ class ServerTeacher:
     def read(self, rows: Sequence[tuple[Row, Row]], name: str) -> None:
         """The rows that batches will have from now on, as the student and as the teacher reads them; name: of the round."""
         path = self.work / SCORES.replace("*", name)
-        found = self._kept(path, rows)
-        if found is None:
-            texts = [[*row.input_ids.tolist(), int(row.target[-1])] for _, row in rows]
-            answers = self.server.scores(texts)
-            found = [self._arrays(row, scores) for (_, row), scores in zip(rows, answers, strict=True)]
-            parts = {f"{field}{number}": getattr(each, field) for number, each in enumerate(found) for field in FIELDS}
-            with atomic_path(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, rows=_ids(rows), **parts)
-        self._scores = {student.id: each for (student, _), each in zip(rows, found, strict=True)}
+        self._scores = _kept(path)
+        missing = [pair for pair in rows if _key(pair) not in self._scores]
+        texts = [[*row.input_ids.tolist(), int(row.target[-1])] for _, row in missing]
+        with JsonlAppender(path) as file, closing(self.server.each(texts)) as arriving:
+            for number, scores in arriving:
+                found = self._arrays(missing[number][1], scores)
+                # At once: whatever ends this, no text is paid for twice.
+                file.append([_line(_key(missing[number]), found)])
+                self._scores[_key(missing[number])] = found
+        self._scores = {pair[0].id: self._scores[_key(pair)] for pair in rows}
 
     def prepare(self, *, flat: bool) -> None:
         """Nothing: the server reads each row alone."""
@@ -106,19 +111,29 @@ class ServerTeacher:
             top.append([*(found[id] for id in best), math.log(max(rest, TINY))])
         return _Scores(np.asarray(log_p, np.float32), np.asarray(ids, np.int64), np.asarray(top, np.float32))
 
-    def _kept(self, path: Path, rows: Sequence[tuple[Row, Row]]) -> list[_Scores] | None:
-        """The scores of these rows as they were kept; None if there are none, or of other rows, or damaged."""
-        try:
-            with np.load(path) as file:
-                if not np.array_equal(file["rows"], _ids(rows)):
-                    return None
-                return [_Scores(*(file[f"{field}{number}"] for field in FIELDS)) for number in range(len(rows))]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return None
+
+def _key(pair: tuple[Row, Row]) -> bytes:
+    return pair[0].id + pair[1].id
+
+
+def _line(key: bytes, scores: _Scores) -> dict[str, str]:
+    """A text's scores as a row of a file; the zip file in it knows if it is damaged."""
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.frombuffer(key, np.uint8), **{field: getattr(scores, field) for field in FIELDS})
+    return {"scores": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def _kept(path: Path) -> dict[bytes, _Scores]:
+    """The scores in a file by their text, without damaged lines, whose texts are scored again."""
+    found: dict[bytes, _Scores] = {}
+    with suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            try:
+                with np.load(io.BytesIO(base64.b64decode(json.loads(line)["scores"], validate=True))) as parts:
+                    found[parts["key"].tobytes()] = _Scores(*(parts[field] for field in FIELDS))
+            except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError):
+                continue
+    return found
 
 
 FIELDS = ("log_p_N", "ids_NK", "log_p_NB")
-
-
-def _ids(rows: Sequence[tuple[Row, Row]]) -> np.ndarray:
-    return np.frombuffer(b"".join(row.id for pair in rows for row in pair), dtype=np.uint8)

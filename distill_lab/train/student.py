@@ -265,6 +265,7 @@ def train_model(
         teacher=teacher,
         on_log=log,
         log_file=log_file,
+        saves_last=source is not None,
     )
     if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})

@@ -50,10 +50,13 @@ class StudentTrainer(ReplayingTrainer):
         teacher: Teacher | None = None,
         validation: Sequence[Row] = (),
         log_file: Path | None = None,
+        saves_last: bool = False,
     ) -> None:
+        """saves_last: whether the last step has a checkpoint even if the student is saved after it, because something else
+        comes in between."""
         attention: Any = getattr(model, "config")._attn_implementation  # noqa: B009 - wrappers pass it on, unknown to types
         self.flat = "flash" in str(attention)
-        self.config, self.rounds, self.on_log = config, rounds, on_log
+        self.config, self.rounds, self.on_log, self.saves_last = config, rounds, on_log, saves_last
         self.metrics, self.parts, self.running, self.in_optimizer = MetricSums(), 1, [], False
         self.validation = Validation(validation, config)
         if config.compile:

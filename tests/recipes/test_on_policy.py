@@ -161,6 +161,7 @@ def test_what_cannot_work_is_refused_before_an_answer_is_paid_for(
         "ce_weight: on-policy": {"train": train.model_copy(update={"objective_settings": ("ce_weight=0.5",)})},
         "give a multiple of --steps-per-round": {"train": train.model_copy(update={"max_steps": 5})},
         "--rollout.num-samples 2 at temperature 0": {"rollout": SHORT.model_copy(update={"num_samples": 2})},
+        "the warm-up would teach the student another kind": {"rollout": SAMPLED.model_copy(update={"thinking": True})},
         "no such file": {"teacher_prompt": str(tmp_path / "missing.txt")},
     }
     for number, (message, changes) in enumerate(cases.items()):

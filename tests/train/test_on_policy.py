@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ import transformers
 from safetensors.torch import load_file
 
 from distill_lab.chat import prompt_ids
-from distill_lab.config import LoraConfig, ModelConfig, SamplingConfig, TeacherCacheConfig, TrainConfig
+from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TeacherCacheConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
+from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.models.loading import load_model
-from distill_lab.train import rollouts
+from distill_lab.train import on_policy_rounds, rollouts, trainer
 from distill_lab.train.on_policy import OnPolicyResult, check_on_policy, train_on_policy
+from distill_lab.train.packing import collate
 from distill_lab.train.rollout_file import read_rollouts, rollouts_path
 from distill_lab.train.rollouts import RolloutSettings
+from distill_lab.train.teachers import LiveTeacher
 from distill_lab.training_data.prompt_distillation import with_system
 from tests.helpers import ROOT, make_prompts
 
@@ -279,6 +283,86 @@ def test_other_settings_start_again(student: ModelConfig, teacher: ModelConfig, 
     assert clean.stats.rounds[0].tokens == result.stats.rounds[0].tokens
 
 
+def at_the_end(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let the second measurement of own text fail."""
+    own, calls = on_policy_rounds.measure_own_text, []
+
+    def measure(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return own(*arguments)
+
+    monkeypatch.setattr(on_policy_rounds, "measure_own_text", measure)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), UserError("the server is gone")])
+def test_a_measurement_that_fails_costs_no_steps(
+    error: Exception, student: ModelConfig, teacher: ModelConfig, prompts: Path, tmp_path: Path,
+    uninterrupted: tuple[dict[str, torch.Tensor], OnPolicyResult], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    at_the_end(monkeypatch, error)
+    out = tmp_path / "student"
+    result, logs = train(student, prompts, out, config_for(teacher))
+    assert same(weights(out), uninterrupted[0])
+    assert result.stats.before == uninterrupted[1].stats.before
+    assert result.stats.after is None
+    assert len(result.stats.rounds) == 4
+    assert any(f"was not measured after the last step: {error}" in row.get("note", "") for row in logs)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_measurement_that_is_interrupted_costs_no_steps(
+    rank: int, student: ModelConfig, teacher: ModelConfig, prompts: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config, out = config_for(teacher, max_steps=2, lora=LoraConfig(r=rank)), tmp_path / "student"
+    whole, _ = train(student, prompts, tmp_path / "whole", config)
+    at_the_end(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        train(student, prompts, out, config)
+    assert not out.exists()
+    result, _ = train(student, prompts, out, config)
+    assert result.training.resumed_from == 2
+    assert same(weights(out), weights(tmp_path / "whole"))
+    assert result.stats.before == whole.stats.before
+    assert result.stats.after == whole.stats.after
+    assert not out.with_name("student.work").exists()
+
+
+def test_engine_settings_and_the_teachers_context_hold(
+    student: ModelConfig, random_model: Callable[..., Path], prompts: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tokenizer = load_model(student)[1]
+    lengths = sorted(len(prompt_ids(tokenizer, prompt.messages)) for prompt in make_prompts(40))
+    short = lengths[30] + SAMPLING.max_new_tokens
+    teacher = ModelConfig(model=str(random_model(max_position_embeddings=short)))
+    sizes: list[Any] = []
+    batches: list[int] = []
+    passes: list[int] = []
+    begin, signal = TransformersEngine.__init__, LiveTeacher.signal
+
+    def counted_begin(engine: TransformersEngine, *arguments: Any, **settings: Any) -> None:
+        sizes.append(settings.get("batch_size"))
+        begin(engine, *arguments, **settings)
+
+    monkeypatch.setattr(TransformersEngine, "__init__", counted_begin)
+    monkeypatch.setattr(LiveTeacher, "signal", lambda *given: passes.append(1) or signal(*given))
+    monkeypatch.setattr(trainer, "collate", lambda *rows, **given: batches.append(1) or collate(*rows, **given))
+    result = train_on_policy(
+        student,
+        prompts,
+        tmp_path / "out",
+        config_for(teacher, max_steps=2),
+        SETTINGS,
+        server=EngineConfig(batch_size=3),
+    )
+    assert sizes == [3]
+    assert len(passes) == len(batches)  # own text too is read by the teacher once
+    assert result.training.dropped == {rollouts.NO_ROOM_FOR_TEACHER: sum(length > lengths[30] for length in lengths)}
+
+
 def test_a_step_is_the_same_however_it_is_split(
     student: ModelConfig, teacher: ModelConfig, prompts: Path, tmp_path: Path
 ) -> None:
@@ -300,7 +384,9 @@ def test_what_would_have_a_bias_or_no_meaning_is_refused(teacher: ModelConfig) -
         "teacher-cache.mode top_k: rollouts are new": ({"teacher_cache": TeacherCacheConfig(mode="top_k")}, {}),
         "runs in one process": ({"num_processes": 2}, {}),
         "train.eval-steps: own text is measured": ({"eval_steps": 2}, {}),
-        "train.max-steps 3: give a multiple of --steps-per-round 2": ({"max_steps": 3}, {}),
+        r"train.max-steps 3 .*give a multiple of --steps-per-round 2, .*: 2 or 4": ({"max_steps": 3}, {}),
+        "train.num-epochs 3: train.max-steps 8 says how long": ({"num_epochs": 3}, {}),
+        "--rollout.response-format: rollouts are drawn from": ({}, {"response_format": '{"type":"json_object"}'}),
         r"a round has 12 rollouts \(2 steps of 6\), which 5 samples": ({}, {"num_samples": 5}),
         "--rollout.stop: a student learns where to end": ({}, {"stop": ("x",)}),
     }
@@ -309,3 +395,4 @@ def test_what_would_have_a_bias_or_no_meaning_is_refused(teacher: ModelConfig) -
         with pytest.raises(UserError, match=message):
             check_on_policy(config_for(teacher, **changes), settings)
     check_on_policy(config_for(teacher, objective_settings=["ce_weight=0", "temperature=1"]), SETTINGS)
+    check_on_policy(config_for(teacher, max_steps=-1, num_epochs=3), SETTINGS)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,14 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.chat import prompt_ids
+from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, PriceConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.models.loading import load_model, load_tokenizer
 from distill_lab.planning.preflight import check_training
 from distill_lab.train.objectives import ChunkTargets, Scored, TopK, load_objective
-from distill_lab.train.on_policy import OnPolicyResult, check_on_policy, train_on_policy
-from distill_lab.train.rollouts import RolloutSettings
+from distill_lab.train.on_policy import OnPolicyResult, check_on_policy, on_policy_inputs, train_on_policy
+from distill_lab.train.rollouts import NO_ROOM_FOR_TEACHER, RolloutSettings
 from distill_lab.train.scoring_server import ScoringServer
 from tests.helpers import make_prompts
 
@@ -100,6 +105,12 @@ class Vllm:
         self.shift = 0
         """Added to ids when they are spelled: another tokenizer."""
         self.scores = True
+        self.max_model_len: int | None = None
+        self.waiting = threading.Event()
+        self.waiting.set()
+        """While it is not set, requests are not answered."""
+        self.arrived = 0
+        self.on_arrival: Callable[[], object] = lambda: None
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -107,7 +118,18 @@ class Vllm:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 status, answer = server.answer(self.path, body)
                 content = json.dumps(answer).encode()
-                self.send_response(status)
+                with suppress(ConnectionError):  # nobody waits any more
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(content)))
+                    self.end_headers()
+                    self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                known: dict[str, Any] = {"id": "tiny", "object": "model"}
+                if server.max_model_len is not None:
+                    known["max_model_len"] = server.max_model_len
+                content = json.dumps({"object": "list", "data": [known]} if self.path == "/v1/models" else {}).encode()
+                self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
                 self.wfile.write(content)
@@ -124,6 +146,9 @@ class Vllm:
         return EngineConfig(base_url=f"http://127.0.0.1:{self.server.server_port}/v1", max_concurrency=4, max_retries=3)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        self.arrived += 1
+        self.on_arrival()
+        self.waiting.wait()
         with self.lock:
             self.requests.append(body)
             if path != "/v1/completions":
@@ -169,7 +194,8 @@ def running() -> Iterator[Vllm]:
 def vllm(running: Vllm, monkeypatch: pytest.MonkeyPatch) -> Vllm:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     running.requests.clear()
-    running.fails, running.most, running.shift, running.scores = 0, 20, 0, True
+    running.fails, running.most, running.shift, running.scores, running.max_model_len = 0, 20, 0, True, None
+    running.on_arrival = lambda: None
     return running
 
 
@@ -272,16 +298,84 @@ def test_scores_are_kept_with_their_round(
     with pytest.raises(Stopped):
         train_on_policy(student, prompts, out, config, SETTINGS, server=vllm.engine, on_log=stop)
     assert len(vllm.requests) == 1 + 8 + 3 * 8
-    damaged = out.with_name("student.work") / "scores-1.npz"
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 255
-    damaged.write_bytes(content)
+    damaged = out.with_name("student.work") / "scores-1.jsonl"
+    lines = [bytearray(line) for line in damaged.read_bytes().splitlines()]
+    assert len(lines) == 8
+    lines[3][len(lines[3]) // 2] ^= 1
+    damaged.write_bytes(b"\n".join(lines) + b'\n{"sco')
     vllm.requests.clear()
     resumed = train(student, prompts, out, config, vllm)
-    # From the beginning, for there was no checkpoint; but only one of three rounds is scored again.
-    assert len(vllm.requests) == 1 + 8 + 3 * 8 + 8
+    # From the beginning, for there was no checkpoint; but only one of 24 rollouts is scored again.
+    assert len(vllm.requests) == 1 + 1 + 3 * 8 + 8
     assert (resumed.stats.before, resumed.stats.after) == (whole.stats.before, whole.stats.after)
     assert not out.with_name("student.work").exists()
+
+
+def test_a_round_that_was_interrupted_is_paid_for_once(
+    student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm
+) -> None:
+    config = config_for(ON_SERVER, "sampled_reverse_kl", max_steps=1)
+    out = tmp_path / "student"
+    one = vllm.engine.model_copy(update={"max_concurrency": 1, "max_retries": 0})
+
+    def break_down() -> None:
+        if len(vllm.requests) == 1 + 8 + 5:
+            vllm.fails = 1
+
+    vllm.on_arrival = break_down
+    with pytest.raises(UserError, match="HTTP 503: busy"):
+        train_on_policy(student, prompts, out, config, SETTINGS, server=one)
+    vllm.on_arrival = lambda: None
+    asked = [tuple(body["prompt"]) for body in vllm.requests]
+    vllm.requests.clear()
+    train_on_policy(student, prompts, out, config, SETTINGS, server=one)
+    again = [tuple(body["prompt"]) for body in vllm.requests]
+    # A probe, the rollouts from the sixth on (which the server did not answer), and own text after the last step.
+    assert len(again) == 1 + 3 + 8
+    assert set(asked[9:-1]).isdisjoint(again[1:4])
+
+
+def test_ctrl_c_does_not_wait_for_the_server(vllm: Vllm) -> None:
+    server = ScoringServer(ON_SERVER, vllm.engine.model_copy(update={"timeout_s": 3.0}), size=2, first_wait_s=0.01)
+    vllm.arrived = 0
+    vllm.on_arrival = lambda: os.kill(os.getpid(), signal.SIGINT) if vllm.arrived == 1 else None
+    vllm.waiting.clear()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            server.scores([[number, 3, 4] for number in range(20)])
+        assert vllm.arrived <= 4  # those that ran; none was sent again after its time was up
+    finally:
+        vllm.waiting.set()
+        while len(vllm.requests) < vllm.arrived:
+            time.sleep(0.01)
+
+
+def test_what_requests_have_besides_is_in_the_key_and_replaces_no_score(
+    student: ModelConfig, prompts: Path, vllm: Vllm
+) -> None:
+    extra = vllm.engine.model_copy(
+        update={"extra_body": '{"prompt_logprobs": 3, "max_tokens": null, "lora_name": "better"}'}
+    )
+    ScoringServer(ON_SERVER, extra, size=20).probe(load_tokenizer(student))
+    [body] = vllm.requests
+    assert (body["prompt_logprobs"], body["max_tokens"], body["lora_name"]) == (20, 1, "better")
+    config = config_for(ON_SERVER, "sampled_reverse_kl")
+    keys = [on_policy_inputs(student, prompts, config, SETTINGS, engine) for engine in (vllm.engine, extra)]
+    assert keys[0] != keys[1]
+    elsewhere = vllm.engine.model_copy(update={"base_url": "http://127.0.0.1:9/v1"})
+    assert on_policy_inputs(student, prompts, config, SETTINGS, elsewhere) == keys[0]
+
+
+def test_prompts_without_room_in_the_servers_context_are_counted(
+    student: ModelConfig, prompts: Path, tmp_path: Path, vllm: Vllm
+) -> None:
+    tokenizer = load_tokenizer(student)
+    lengths = sorted(len(prompt_ids(tokenizer, prompt.messages)) for prompt in make_prompts(40))
+    room = SETTINGS.sampling.max_new_tokens
+    vllm.max_model_len = lengths[30] + room + 1  # one token is generated after the text
+    result = train(student, prompts, tmp_path / "out", config_for(ON_SERVER, "sampled_reverse_kl", max_steps=1), vllm)
+    assert result.training.dropped == {NO_ROOM_FOR_TEACHER: sum(length > lengths[30] for length in lengths)}
+    assert max(len(body["prompt"]) for body in vllm.requests[1:]) <= lengths[30] + room
 
 
 def test_servers_that_cannot_teach_are_refused_by_name(student: ModelConfig, vllm: Vllm) -> None:
@@ -305,6 +399,8 @@ def test_servers_that_cannot_teach_are_refused_by_name(student: ModelConfig, vll
     vllm.fails = 100
     with pytest.raises(UserError, match=r"HTTP 503: busy \(tried 2 times\)"):
         probe(max_retries=1)
+    with pytest.raises(UserError, match=r"engine.price and --max-cost count answers, not the texts"):
+        probe(price=PriceConfig(input=1, output=1, max_cost=5))
     with pytest.raises(UserError, match="it cannot be reached"):
         probe(base_url="http://127.0.0.1:9/v1", max_retries=0)
 
@@ -330,3 +426,5 @@ def test_combinations_with_a_bias_are_refused_by_name() -> None:
             check_on_policy(sampled, SETTINGS.model_copy(update={"sampling": sampling}))
     with pytest.raises(UserError, match="--steps-per-round 4: sampled_reverse_kl has no bias only if rollouts"):
         check_on_policy(sampled, SETTINGS.model_copy(update={"steps_per_round": 4}))
+    with pytest.raises(UserError, match=r"train.lora.dropout 0.1: sampled_reverse_kl has no bias only if a step"):
+        check_on_policy(sampled.model_copy(update={"lora": LoraConfig(r=4, dropout=0.1)}), SETTINGS)

@@ -11,7 +11,7 @@ Works even if an event loop is already running (a notebook), and keeps working b
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ class _End:
     """Marks the end of the items."""
 
 
-def iterate(produce: Callable[[Deliver[T]], Coroutine[Any, Any, None]], *, room: int) -> Iterator[T]:
+def iterate(produce: Callable[[Deliver[T]], Coroutine[Any, Any, None]], *, room: int) -> Generator[T]:
     """Yield what `produce(deliver)` delivers, in that order, then raise what it raises.
 
     Nothing runs before the first `next`. Stopping early (break, an error, Ctrl-C) cancels running work. An item whose
