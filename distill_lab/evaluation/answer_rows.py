@@ -35,8 +35,9 @@ def answer_rows(
     dropped: Counter[str] = Counter()
     for completion, _, _ in read_completions(completions):
         prompt = asked.get(completion.id)
-        if prompt is None or (reason := _unusable(completion)):
-            dropped[NO_PROMPT if prompt is None else reason] += 1
+        reason = NO_PROMPT if prompt is None else _unusable(completion)
+        if prompt is None or reason:
+            dropped[reason] += 1
             continue
         answer: Message = {"role": "assistant", "content": completion.content}
         if completion.thinking:
