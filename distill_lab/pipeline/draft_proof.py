@@ -40,6 +40,7 @@ from distill_lab.models.token_bytes import refuse_other_ids, token_bytes
 from distill_lab.train.loss_module import decoder_and_head
 from distill_lab.train.packing import Row
 from distill_lab.train.teachers import LiveTeacher, refuse_foreign_tokens
+from distill_lab.types import Counts
 
 BASE, DRAFT = "base", "draft"
 SAMPLED, GREEDY = "sampled", "greedy"
@@ -67,6 +68,8 @@ class DraftReport:
     """The drafts beside each other."""
 
     target: str
+    answers: Mapping[str, Counts]
+    """By SAMPLED and GREEDY: the target's answers, and those that could not be compared, by reason."""
     drafts: Mapping[str, DraftFigures]
     """By BASE and DRAFT; BASE may be missing."""
     gain_sampled: tuple[float, Interval | None] | None
@@ -107,6 +110,9 @@ class DraftReport:
             if gain is not None:
                 value, ci95 = 100 * gain[0], gain[1] and (100 * gain[1][0], 100 * gain[1][1])
                 yield f"gain over the base draft, {title}: {_with_interval(value, ci95, '{:+.1f}')} points"
+        for kind, counts in self.answers.items():
+            if counts.dropped:
+                yield f"{kind} answers of the target: {counts}"
         if self.no_time:
             yield f"wall time not measured: {self.no_time}"
         yield "serve both with vLLM:"
@@ -120,6 +126,7 @@ class DraftReport:
         return f"vllm serve {self.target} --speculative-config '{json.dumps(settings)}'"
 
 
+@memory_returned()
 def measure_drafts(
     target: ModelConfig,
     drafts: Mapping[str, ModelConfig],
@@ -136,29 +143,14 @@ def measure_drafts(
     wall time is taken, the first ones; 0: none. Raises UserError for drafts with another tokenizer, NoData if no answer
     can be compared.
     """
-    with memory_returned():  # the models are those of the call, and gone when it returns
-        return _measured(
-            target, drafts, prompts, answers, max_new_tokens=max_new_tokens, num_timed=num_timed, thinking=thinking
-        )
-
-
-def _measured(
-    target: ModelConfig,
-    drafts: Mapping[str, ModelConfig],
-    prompts: Path,
-    answers: Mapping[str, Path],
-    *,
-    max_new_tokens: int,
-    num_timed: int,
-    thinking: bool | None,
-) -> DraftReport:
     with activity.doing(f"loading the target {target.model}"):
         model, tokenizer = load_model(target)
     rows: dict[str, list[Row]] = {}
+    counts: dict[str, Counts] = {}
     for kind, path in answers.items():
-        rows[kind], counts = answer_rows(prompts, path, tokenizer, thinking=thinking)
+        rows[kind], counts[kind] = answer_rows(prompts, path, tokenizer, thinking=thinking)
         if not rows[kind]:
-            raise NoData(f"the target gave no answer that a draft could be compared on ({counts}); see {path}")
+            raise NoData(f"the target gave no answer that a draft could be compared on ({counts[kind]}); see {path}")
     models: dict[str, Any] = {}
     heads = {ALONE: _head_rows(model)}
     names = token_bytes(tokenizer)
@@ -196,6 +188,7 @@ def _measured(
         )
     return DraftReport(
         target=target.model,
+        answers=counts,
         drafts={
             name: DraftFigures(
                 model=drafts[name].model,

@@ -50,6 +50,9 @@ def test_the_whole_line(tmp_path: Path) -> None:
     assert "draft base" not in stages
     report = json.loads((run / "draft.json").read_text())
     assert summary.draft == report
+    assert summary.test_overlap is not None
+    assert summary.test_overlap["rows_in"] == 40
+    assert {kind: each["rows_in"] for kind, each in report["answers"].items()} == {"sampled": 6, "greedy": 6}
     assert set(report["drafts"]) == {"base", "draft"}
     for found in report["drafts"].values():
         assert found["acceptance"]["greedy"]["num_answers"] == found["acceptance"]["sampled"]["num_answers"] == 6
