@@ -4,9 +4,10 @@
 
 Resumes by model and dtype.
 
-Answers are ragged: GSM8K problems with up to 192 tokens and one-word questions in turn, greedy. `generate` gets its best
-batch size of --sizes, found in a first round, and the prompts sorted by length; both get the same prompts, dtype and
-threads, and take turns. `single` is one prompt at a time. Figures are medians over rounds; ratios are taken within a round.
+Answers are ragged: GSM8K problems with up to 128 tokens and one-word questions in turn, greedy. `generate` gets its best
+batch size of --sizes, found beforehand with shorter answers, and the prompts sorted by length; both get the same prompts,
+dtype and threads, and take turns. `single` is one prompt at a time. Figures are medians over rounds; ratios are taken within
+a round.
 Data out: a JSON object with a row per model and dtype, and `ratios`, the lab's speed over `generate`'s.
 """
 
@@ -33,8 +34,9 @@ from distill_lab.generation.engines.transformers import TransformersEngine, load
 from distill_lab.types import Prompt
 
 DTYPES = ("fp32", "bf16")
-MAX_NEW_TOKENS = 192
-NUM_EACH, NUM_SINGLE = 16, 4
+MAX_NEW_TOKENS, TRIAL_TOKENS = 128, 48
+"""Of an answer, and of an answer when batch sizes are tried."""
+NUM_EACH, NUM_SINGLE = 16, 2
 """Prompts of either kind in a batch, and prompts of the single rounds."""
 SOLVE = r"Please reason step by step, and put your final answer within \boxed{}."
 NAME = "Name the language of this text in one word, without explaining it."
@@ -74,10 +76,12 @@ def measure(model: str, dtype: str, data: Path, *, sizes: list[int], rounds: int
     )
     case = ragged(engine, data)
     alone = Case("single", case.prompts[:NUM_SINGLE], case.ids[:NUM_SINGLE], case.max_new_tokens)
+    trial = Case("trial", case.prompts, case.ids, TRIAL_TOKENS)
     lab(engine, alone, size=0)
-    tried = {size: timed(partial(generate, engine, case, size=size), cpu=False)[0] for size in sizes}
+    tried = {size: timed(partial(generate, engine, trial, size=size), cpu=False)[0] for size in sizes}
     best = min(tried, key=lambda size: tried[size])
-    print(f"{model} {dtype}: generate is fastest with batches of {best}: {tried[best]:.1f} s", flush=True)
+    times = ", ".join(f"{size}: {seconds:.1f} s" for size, seconds in tried.items())
+    print(f"{model} {dtype}: generate is fastest with batches of {best} ({times})", flush=True)
     runs: dict[str, Callable[[], list[int]]] = {
         "lab": partial(lab, engine, case, size=0),
         "generate": partial(generate, engine, case, size=best),
