@@ -3,8 +3,9 @@
     prompts = check_prompts(source, 20)
     check = compare(student_answers, exported_answers, ...)
 
-Two greedy answers part at the first token where two candidates are nearly tied, and everything after it differs; so two
-figures are given: the share of answers that are the same, and the share of the text before the first difference.
+Two greedy answers part at the first token where two candidates are nearly tied, and everything after it differs; so three
+figures are given: the share of answers that are the same, the share of the text before the first difference, and the share
+of the student's tokens that are the export's first choice, too, after the same text.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from distill_lab.generation.engines import Engine
 
 NUM_TOKENS = 64
-"""Tokens per answer for a model without a run."""
+"""Tokens per answer for a model without a run; first tokens of an answer whose choice is compared."""
 SLOW = ("judge",)
 """Graders that cost more than the check is worth: each grade is another model's answer."""
 
@@ -52,6 +53,10 @@ class Check:
     """The student's score on the same prompts."""
     tokenized_alike: int | None = None
     """Prompts that the program makes the same tokens of as the student's tokenizer; None if it cannot be seen."""
+    next_tokens: int = 0
+    """Tokens of the student's answers after which the export's choice was compared, at most `NUM_TOKENS` of each."""
+    next_tokens_same: int = 0
+    """Those that the export, too, finds most likely after the same text."""
 
     @property
     def agreement(self) -> float:
@@ -98,6 +103,7 @@ def compare(
     loaded_with: str,
     folder: Path,
     tokenized_alike: int | None = None,
+    next_tokens: tuple[int, int] = (0, 0),
 ) -> Check:
     """The check of `found` against the student's own answers, `expected`. folder: for the answers and their grades."""
     texts = {name: (_text(expected[name]), _text(found[name])) for name in expected}
@@ -121,6 +127,8 @@ def compare(
         score_ci95=scores[0].ci95 if scores[0] else None,
         student_score=scores[1].score if scores[1] else None,
         tokenized_alike=tokenized_alike,
+        next_tokens=next_tokens[0],
+        next_tokens_same=next_tokens[1],
     )
 
 
@@ -136,6 +144,37 @@ def same_tokens(engine: Any, prompts: Sequence[Prompt], sampling: SamplingConfig
         text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False, **settings)
         alike += engine.token_ids(text) == prompt_ids(tokenizer, prompt.messages, thinking=sampling.thinking)
     return alike
+
+
+def same_next_tokens(
+    engine: Any, prompts: Sequence[Prompt], expected: Mapping[str, Completion], sampling: SamplingConfig
+) -> tuple[int, int]:
+    """Tokens of the student's answers, and how many of them are the export's first choice after the same text.
+
+    Answers that show thinking are left out: their tokens do not follow from their text.
+    """
+    compared = same = 0
+    for prompt in prompts:
+        answer = expected[prompt.id]
+        ids, _, refusal = engine.io.request(prompt, sampling, context=1_000_000)
+        if refusal or answer.thinking is not None or answer.finish_reason == "error":
+            continue
+        tokens = engine.io.tokenizer.encode(answer.content, add_special_tokens=False)[:NUM_TOKENS]
+        if tokens:
+            found = _first_choices(engine, [*ids, *tokens], len(ids))
+            compared += len(tokens)
+            same += sum(own == other for own, other in zip(tokens, found, strict=True))
+    return compared, same
+
+
+def _first_choices(engine: Any, ids: list[int], start: int) -> list[int]:
+    if hasattr(engine, "next_tokens"):
+        return engine.next_tokens(ids, start)
+    import torch
+
+    with torch.inference_mode():
+        logits_1LV = engine.model(input_ids=torch.tensor([ids], device=engine.model.device)).logits
+    return [int(token) for token in logits_1LV[0, start - 1 : -1].argmax(-1)]
 
 
 def exported_json(exported: Exported, check: Check | None, folder: Path) -> dict[str, Any]:

@@ -15,7 +15,16 @@ from distill_lab import activity
 from distill_lab.config import EngineConfig
 from distill_lab.errors import UserError
 from distill_lab.export import Exported, Job, Options, load_target
-from distill_lab.export._check import Check, answers, check_prompts, check_sampling, compare, exported_json, same_tokens
+from distill_lab.export._check import (
+    Check,
+    answers,
+    check_prompts,
+    check_sampling,
+    compare,
+    exported_json,
+    same_next_tokens,
+    same_tokens,
+)
 from distill_lab.export._source import Source, plain_folder
 from distill_lab.files.claims import claim
 from distill_lab.files.jsonl import write_json
@@ -119,10 +128,11 @@ def _checks(
             engine = each.open(tokenizer)
             given = answers(engine, prompts, sampling)
             alike = same_tokens(engine, prompts, sampling)
+            choices = same_next_tokens(engine, prompts, expected, sampling)
             del engine
         checks[each.path] = check = compare(
             source, prompts, expected, given, loaded_with=each.loaded_with, folder=place / each.path.stem,
-            tokenized_alike=alike,
+            tokenized_alike=alike, next_tokens=choices,
         )  # fmt: skip
         _tell(each, check, given, prompts, on_note)
     return checks
@@ -136,6 +146,11 @@ def _tell(
         f"{name}, loaded with {check.loaded_with}: {check.same} of {check.n} greedy answers are the student's; "
         f"{check.shared:.1%} of the text before the first difference"
     )
+    if check.next_tokens:
+        on_note(
+            f"{name}: {check.next_tokens_same} of {check.next_tokens} tokens of the student's answers are its first "
+            f"choice, too, after the same text ({check.next_tokens_same / check.next_tokens:.1%})"
+        )
     if check.score is not None and check.student_score is not None:
         on_note(
             f"{name}: score {check.score:.1%}, the student {check.student_score:.1%} on the same prompts ({check.grader})"

@@ -242,8 +242,8 @@ def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "## Exports\n",
         "Each file was loaded again and asked the same prompts as the student it was made from, greedily.\n",
-        "| file | size | loaded with | same answers | same beginning | score | student's score |",
-        "|---|---:|---|---:|---:|---:|---:|",
+        "| file | size | loaded with | same answers | same beginning | same next token | score | student's score |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in exports:
         check = row.get("check") or {}
@@ -251,9 +251,15 @@ def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
         shared = f"{check['shared']:.1%}" if check.get("n") else "-"
         scores = [f"{check[name]:.1%}" if check.get(name) is not None else "-" for name in ("score", "student_score")]
         size = f"{row['bytes'] / 1e6:,.1f} MB"
-        cells = (row["file"], size, check.get("loaded_with", "-"), same, shared, *scores)
+        tokens = check.get("next_tokens")
+        following = f"{check['next_tokens_same'] / tokens:.1%}" if tokens else "-"
+        cells = (row["file"], size, check.get("loaded_with", "-"), same, shared, following, *scores)
         lines.append("| " + " | ".join(_cell(str(cell)) for cell in cells) + " |")
-    lines += ["", "Same beginning: the share of the student's answer before the first difference, over all prompts.\n"]
+    lines += [
+        "",
+        "Same beginning: the share of the student's answer before the first difference, over all prompts. Same next "
+        "token: the share of the student's tokens that are the file's first choice, too, after the same text.\n",
+    ]
     return "\n".join(lines)
 
 

@@ -61,6 +61,8 @@ def test_q8_answers_as_the_student_and_the_card_says_so(run: Path) -> None:
     assert check["same"] >= 0.95 * NUM_PROMPTS
     assert check["score"] == pytest.approx(check["student_score"], abs=0.05)
     assert 0 < check["student_score"] < 1
+    assert check["next_tokens"] > NUM_PROMPTS
+    assert 0.97 * check["next_tokens"] <= check["next_tokens_same"] <= check["next_tokens"]
     assert check["loaded_with"] == ("llama.cpp" if find_spec("xllamacpp") else "transformers (unpacked)")
     assert check["tokenized_alike"] == (NUM_PROMPTS if find_spec("xllamacpp") else None)
     assert {path.name for path in out.iterdir()} == {

@@ -90,6 +90,27 @@ class LlamaCppEngine:
         answer = httpx2.post(f"{server.listening_address}/tokenize", json=body, timeout=60)
         return [int(token) for token in answer.raise_for_status().json()["tokens"]]
 
+    def next_tokens(self, ids: Sequence[int], start: int) -> list[int]:
+        """The most likely token after each of `ids[:start]`, `ids[:start + 1]`, ... `ids[:-1]`, by llama.cpp.
+
+        A request each; llama.cpp keeps what two requests have in common, so each computes one token.
+        """
+        import httpx2
+
+        if self._server is None or len(ids) > self._size:
+            self._open(len(ids))
+        server: Any = self._server
+        found = []
+        with httpx2.Client(base_url=server.listening_address, timeout=60) as client:
+            for end in range(start, len(ids)):
+                body = {
+                    "prompt": list(ids[:end]), "n_predict": 1, "temperature": 0.0, "samplers": ["top_k"], "top_k": 1,
+                    "cache_prompt": True, "return_tokens": True,
+                }  # fmt: skip
+                [token] = client.post("/completion", json=body).raise_for_status().json()["tokens"]
+                found.append(int(token))
+        return found
+
     def _open(self, size: int) -> None:
         library: Any = importlib.import_module(PACKAGE)
         self._server = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
@@ -39,6 +40,12 @@ def test_answers_and_tokens_are_those_of_transformers(file: Path) -> None:
     ours, theirs = by_id(complete(engine, prompts, sampling)), by_id(complete(other, prompts, sampling))
     alike = [ours[name] == theirs[name] for name in theirs]
     assert sum(alike) >= 19
+    # The next token after every beginning of an answer, without sampling settings in between: those of one forward pass.
+    prompt_ids, _, _ = engine.io.request(prompts[0], sampling, context=4096)
+    ids = [*prompt_ids, *tokenizer.encode("apple 7 banana river", add_special_tokens=False)]
+    with torch.inference_mode():
+        expected = other.model(input_ids=torch.tensor([ids])).logits[0, len(prompt_ids) - 1 : -1].argmax(-1)
+    assert engine.next_tokens(ids, len(prompt_ids)) == expected.tolist()
     talk = [{"role": "user", "content": "12 apples, naïve 漢字\n\n\tdef f(): ½ 1234"}]
     text = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
     assert isinstance(text, str)
