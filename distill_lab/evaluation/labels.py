@@ -61,6 +61,31 @@ class LabelScore:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelMatrix:
+    """A confusion matrix; see `LabelReport`."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    array: tuple[tuple[int, ...], ...]
+    """`array[row][column]`, counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSummary:
+    """How a model labels, as summary.json has it."""
+
+    parse_rate: float
+    """In [0, 1]."""
+    per_label: dict[str, float]
+    """Accuracy by gold label, worst first."""
+    totals: dict[str, int]
+    """Texts by gold label."""
+    matrix: LabelMatrix
+    worst: tuple[LabelScore, ...]
+    """The first errors of the worst labels."""
+
+
+@dataclass(frozen=True, slots=True)
 class LabelReport:
     """How a model labels."""
 
@@ -87,27 +112,16 @@ class LabelReport:
         """In [0, 1]."""
         return self.parsed / self.n
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> LabelSummary:
         """What summary.json holds: all counts, and the first errors of the worst labels."""
-        return {
-            "parse_rate": self.parse_rate,
-            "per_label": {score.label: score.accuracy for score in self.per_label},
-            "totals": {score.label: score.total for score in self.per_label},
-            "matrix": {
-                "rows": list(self.rows),
-                "columns": list(self.columns),
-                "array": [list(counts) for counts in self.matrix],
-            },
-            "worst": [
-                {
-                    "label": score.label,
-                    "correct": score.correct,
-                    "total": score.total,
-                    "errors": [dataclasses.asdict(error) for error in score.errors[:NUM_EXAMPLES]],
-                }
-                for score in self.per_label[:NUM_WORST]
-            ],
-        }
+        worst = (dataclasses.replace(each, errors=each.errors[:NUM_EXAMPLES]) for each in self.per_label[:NUM_WORST])
+        return LabelSummary(
+            parse_rate=self.parse_rate,
+            per_label={score.label: score.accuracy for score in self.per_label},
+            totals={score.label: score.total for score in self.per_label},
+            matrix=LabelMatrix(self.rows, self.columns, self.matrix),
+            worst=tuple(worst),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; the matrix both as a table by name, zeros left out, and as rows and columns."""

@@ -8,7 +8,6 @@ estimator without bias. The majority vote is self-consistency (Wang et al. 2022)
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,10 +33,6 @@ class BestOfK:
     """k -> chance in [0, 1] that one of k samples is right."""
     majority: float
     """Share of the questions whose most frequent answer is right, in [0, 1]."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object, whose names are text: the k of `pass_at` too."""
-        return dataclasses.asdict(self) | {"pass_at": {str(k): share for k, share in self.pass_at.items()}}
 
     def __str__(self) -> str:
         passes = ", ".join(f"pass@{k} {share:.1%}" for k, share in self.pass_at.items())

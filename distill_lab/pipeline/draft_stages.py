@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig
 from distill_lab.errors import UserError
+from distill_lab.evaluation.draft_figures import DraftReport
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.loading import without_weights
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.train.loss_module import decoder_and_head
-
-if TYPE_CHECKING:
-    from distill_lab.pipeline.draft_proof import DraftReport
 
 ASKED: dict[str, dict[str, float]] = {"sampled": {"temperature": 1.0}, "greedy": {"temperature": 0.0}}
 """Sampling of the target's answers that drafts are compared on, by their kind."""
@@ -64,7 +61,7 @@ def measured(
 
     num_timed: see `measure_drafts`. Raises NoData if the target has no answer that could be compared.
     """
-    from distill_lab.pipeline.draft_proof import DraftReport, measure_drafts
+    from distill_lab.pipeline.draft_proof import measure_drafts
 
     sampling, answers = config.test_sampling, dict[str, Path]()
     for name, changes in ASKED.items():

@@ -147,9 +147,8 @@ def evaluate_models(
         ratings = summarize_ratings(run.path(RATINGS), results, judge=judge_name(found.grader)) if results else None
         summary = dataclasses.replace(summary, spending=paid, generated=generated, groups=groups, ratings=ratings)
         if pipeline.overlap:
-            left_out = pipeline.overlap.to_json()
-            notes = (*summary.notes, *filter(None, [overlap_note(left_out)]))
-            summary = dataclasses.replace(summary, test_overlap=left_out, notes=notes)
+            notes = (*summary.notes, *filter(None, [overlap_note(pipeline.overlap)]))
+            summary = dataclasses.replace(summary, test_overlap=pipeline.overlap, notes=notes)
         return extend(summary, found, speeds) if extend else summary
 
     timing = None

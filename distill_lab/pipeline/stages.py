@@ -21,12 +21,14 @@ from distill_lab.data import splits
 from distill_lab.data.contamination import NUM_WORDS, OVERLAPS, find_overlaps, remove_overlaps
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import NoData
-from distill_lab.files.jsonl import read_jsonl, write_json
+from distill_lab.evaluation.summary_parts import Generated, Paid
+from distill_lab.files.jsonl import write_json
+from distill_lab.generation.completions import read_completions
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.generate import Progress, generate
 from distill_lab.generation.model_identity import model_inputs
-from distill_lab.generation.prices import spending
+from distill_lab.generation.prices import Spending, spending
 from distill_lab.generation.request_cache import RequestCache
 from distill_lab.grading.grade import grade
 from distill_lab.grading.graders import grading, judge_model, replies_path
@@ -50,6 +52,8 @@ class Pipeline:
         self._said: set[str] = set()
         self._answers: dict[str, Path] = {}
         """Completions, and the replies of judges, by the name of their stage, as far as the recipe has come."""
+        self._counted: dict[str, tuple[Generated, Spending]] = {}
+        """What those files hold, by the name of their stage: each is read once, at the end of the recipe."""
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
         """`model` with its dtype and quantization on this machine; see `fitting.resolve_model`."""
@@ -195,22 +199,24 @@ class Pipeline:
     def _others(self, path: Path) -> list[Path]:
         return [other for other in self._answers.values() if other != path]
 
-    def spending(self) -> dict[str, Any] | None:
-        """summary.json's `spending`: requests, tokens and cost of each stage that asked a server; None if no stage did."""
-        stages = {name: spending([path], self.engine.price) for name, path in self._answers.items()}
-        stages = {name: found for name, found in stages.items() if found.requests}
-        if not stages:
-            return None
-        total = spending([self._answers[name] for name in stages], self.engine.price)
-        return {"stages": {name: found.to_json() for name, found in stages.items()}, "total": total.to_json()}
+    def spending(self) -> Paid | None:
+        """The summary's `spending`: requests, tokens and cost of each stage that asked a server; None if no stage did."""
+        stages = {name: spent for name, (_, spent) in self._counts().items() if spent.requests}
+        return Paid(stages, sum(stages.values(), Spending())) if stages else None
 
-    def generated(self) -> dict[str, dict[str, int]]:
-        """summary.json's `generated`: answers and tokens of each stage that generated."""
-        found: dict[str, dict[str, int]] = {}
-        for name, path in self._answers.items():
-            tokens = [row["num_tokens"] for row in read_jsonl(path)]
-            found[name] = {"answers": len(tokens), "tokens": sum(tokens)}
-        return found
+    def generated(self) -> dict[str, Generated]:
+        """The summary's `generated`: answers and tokens of each stage that generated."""
+        return {name: generated for name, (generated, _) in self._counts().items()}
+
+    def _counts(self) -> dict[str, tuple[Generated, Spending]]:
+        for name in self._answers.keys() - self._counted.keys():
+            path, answers, tokens, spent = self._answers[name], 0, 0, Spending()
+            for completion, _, _ in read_completions(path) if path.exists() else ():
+                answers, tokens = answers + 1, tokens + completion.num_tokens
+                if completion.usage:
+                    spent = spent.plus(completion.usage, self.engine.price)
+            self._counted[name] = Generated(answers, tokens), spent
+        return {name: self._counted[name] for name in self._answers}
 
     def training_set(
         self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"

@@ -105,8 +105,8 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
             summarize(run.recipe, report.num_answers, scores={}),
             result=report.sentence(),
             notes=tuple(report.lines()),
-            test_overlap=pipeline.overlap.to_json() if pipeline.overlap else None,
+            test_overlap=pipeline.overlap,
             generated=pipeline.generated(),
-            draft=report.to_json(),
+            draft=report,
         )
         return published(run, lambda speeds: summary, None)

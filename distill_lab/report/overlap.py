@@ -14,23 +14,24 @@ from typing import Any
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import shown
 from distill_lab.report.elements import badge
+from distill_lab.types import Counts
 
 PAIRS_PER_REASON, MAX_CHARS = 3, 400
 """Pairs shown for each reason, and characters of each text."""
 
 
-def overlap_note(found: Mapping[str, Any] | None) -> str:
+def overlap_note(found: Counts | None) -> str:
     """One sentence for people on the stage's counts; empty if nothing was left out."""
-    if not found or not found["dropped"]:
+    if not found or not found.dropped:
         return ""
-    reasons = ", ".join(f"{reason} ({number:,})" for reason, number in found["dropped"].items() if number)
+    reasons = ", ".join(f"{reason} ({number:,})" for reason, number in found.dropped.items() if number)
     return (
-        f"{found['rows_in'] - found['kept']:,} of {found['rows_in']:,} training prompts overlap with the test and were "
+        f"{found.rows_in - found.kept:,} of {found.rows_in:,} training prompts overlap with the test and were "
         f"left out: {reasons}."
     )
 
 
-def overlap_section(found: Mapping[str, Any] | None, pairs: Path) -> str:
+def overlap_section(found: Counts | None, pairs: Path) -> str:
     """Counts by reason and the first pairs of each; empty if nothing was left out."""
     note = overlap_note(found)
     if not note:

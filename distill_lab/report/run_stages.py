@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.summary_parts import Paid
 from distill_lab.formatting import seconds_text, shown
-from distill_lab.generation.prices import money
+from distill_lab.generation.prices import Spending, money
 from distill_lab.report.elements import head, row_head, table
 from distill_lab.report.numbers import DASH
 
@@ -37,10 +38,9 @@ def took_section(stages: Mapping[str, Any], summary: Summary) -> str:
     """Seconds, tokens and money of every stage, and of all; empty without stages."""
     if not stages:
         return ""
-    generated, paid = summary.generated or {}, summary.spending or {"stages": {}, "total": {}}
+    generated, paid = summary.generated or {}, summary.spending or Paid({}, Spending())
 
-    def cells(title: str, seconds: float, tokens: int | None, spent: Mapping[str, Any]) -> str:
-        cost = spent.get("cost")
+    def cells(title: str, seconds: float, tokens: int | None, cost: float | None) -> str:
         texts = (
             seconds_text(seconds),
             DASH if tokens is None else f"{tokens:,}",
@@ -49,11 +49,16 @@ def took_section(stages: Mapping[str, Any], summary: Summary) -> str:
         return row_head(shown(title)) + "".join(f"<td>{text}</td>" for text in texts)
 
     rows = [
-        cells(name, stage["seconds"], (generated.get(name) or {}).get("tokens"), paid["stages"].get(name) or {})
+        cells(
+            name,
+            stage["seconds"],
+            generated[name].tokens if name in generated else None,
+            paid.stages[name].cost if name in paid.stages else None,
+        )
         for name, stage in stages.items()
     ]
-    tokens = sum(each["tokens"] for each in generated.values()) if generated else None
-    rows.append(cells("All", sum(stage["seconds"] for stage in stages.values()), tokens, paid["total"]))
+    tokens = sum(each.tokens for each in generated.values()) if generated else None
+    rows.append(cells("All", sum(stage["seconds"] for stage in stages.values()), tokens, paid.total.cost))
     heads = map(head, ("Stage", "Time", "Tokens generated", "Paid"))
     return (
         f"<h2>What this run took</h2>{table('Time, tokens and money of every stage', heads, rows)}"

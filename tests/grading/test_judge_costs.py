@@ -192,8 +192,8 @@ def test_a_proof_counts_what_its_judge_costs(server: HostileServer, tmp_path: Pa
             summary = evaluate_models(pipeline, models, path, grader="judge:openai:m", measure_speed=False)
         assert len(server.requests) == 2 * NUM
         assert summary.spending is not None
-        assert summary.spending["stages"]["grades of the teacher"]["requests"] == NUM
-        assert summary.spending["total"]["cost"] == pytest.approx(2 * NUM * COST)
+        assert summary.spending.stages["grades of the teacher"].requests == NUM
+        assert summary.spending.total.cost == pytest.approx(2 * NUM * COST)
 
 
 def test_commands_count_the_judge_too(

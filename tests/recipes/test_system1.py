@@ -16,6 +16,7 @@ import pytest
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluation.summary_file import read_summary
+from distill_lab.evaluation.summary_parts import Generated
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.recipes import system1
 from scripts.random_qwen import build
@@ -70,7 +71,7 @@ def test_the_whole_line(tmp_path: Path) -> None:
     assert (run / "report.md").is_file()
     assert sum(group.n for grouping in summary.groups if grouping.by == "type" for group in grouping.groups) == 20
     tokens = sum(row["num_tokens"] for row in read_jsonl(run / "completions.jsonl"))
-    assert summary.generated["teacher answers"] == {"answers": 60, "tokens": tokens}
+    assert summary.generated["teacher answers"] == Generated(60, tokens)
     assert len(summary.models["student"].latencies_s) == summary.models["student"].num_latencies
     training = json.loads((run / "training.json").read_text())
     # A few dozen rows teach nothing that other rows show; that training lowers the loss is test_trainer's.

@@ -53,11 +53,11 @@ def _teacher(run_dir: Path, stages: dict[str, Any], summary: Summary) -> Teacher
         answers, tokens = answers + 1, tokens + row["num_tokens"]
     teacher = summary.models.get("teacher")
     speed = teacher.tokens_per_s if teacher else None
-    paid = (summary.spending or {}).get("stages", {}).get(name, {})
+    paid = summary.spending.stages.get(name) if summary.spending else None
     return TeacherWork(
         answers=answers,
         tokens=tokens,
         seconds=stages[name]["seconds"],
         seconds_alone=tokens / speed if speed else None,
-        cost=paid.get("cost"),
+        cost=paid.cost if paid else None,
     )
