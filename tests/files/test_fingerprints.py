@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from distill_lab.files import fingerprints
+from distill_lab.files.fingerprints import differences
 from distill_lab.run import fingerprint
 from tests.helpers import model_folder
 
@@ -95,6 +96,15 @@ def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(fingerprints, "_loaded", None)
     (model / "model.safetensors").write_bytes(b"w" * 1000)
     assert fingerprint(model) == before
+
+
+def test_differences_are_named_by_their_place() -> None:
+    digest = "a" * 64
+    assert differences({"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [1, 2]}}) == []
+    assert differences({"a": {"b": 1}}, {"a": {"b": None}}) == ["a.b (1, now none)"]
+    assert differences({"m": [{"files": digest}]}, {"m": [{"files": "b" * 64}]}) == ["m.files (other content)"]
+    assert differences({"m": digest}, {}) == ["m (other content)"]
+    assert differences([1], [1, 2], "x") == ["x ([1], now [1, 2])"]
 
 
 class Counting:
