@@ -24,7 +24,7 @@ from distill_lab.formatting import times
 def token_cost(model: ModelConfig, prompts: Path, completions: Path, *, thinking: bool | None) -> Cost:
     """Tokens per answer: every prompt that has a completion as `model`'s chat template writes it, and that completion.
 
-    The seconds are left open. Raises ModelError where the tokenizer cannot be loaded.
+    The seconds are left open. Raises ModelError if the tokenizer cannot be loaded.
     """
     from distill_lab.chat import prompt_ids
     from distill_lab.models.loading import load_tokenizer

@@ -106,13 +106,13 @@ def _eval_row(graded: Graded) -> EvalRow:
 
 
 def cut_share(completions: Path) -> float:
-    """Share of the completions in a file that the token limit cut; 0 where there are none."""
+    """Share of the completions in a file that the token limit cut; 0 if it has none."""
     reasons = Counter(row["finish_reason"] for row in read_jsonl(completions))
     return reasons["length"] / max(reasons.total(), 1)
 
 
 def read_score(path: Path) -> Score:
-    """The Score of an eval file. Raises UserError where it holds none."""
+    """The Score of an eval file. Raises UserError if it holds none."""
     totals: dict[str, tuple[float, int]] = {}
     reasons, statuses, num_tokens = Counter[str](), Counter[str](), 0
     bad: dict[str, None] = {}

@@ -46,7 +46,7 @@ class LabelError:
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """How often texts of one gold label were labelled right."""
+    """How often texts of one gold label were labeled right."""
 
     label: str
     correct: int

@@ -3,7 +3,7 @@
     best_of_k(Path("graded.jsonl"), (1, 4)).pass_at[4]
 
 pass@k is the chance that at least one of k samples is right: Chen et al. 2021 (arXiv:2107.03374), equation 1, the
-estimator without bias. The majority vote is self-consistency (Wang et al. 2022): the answer most samples give.
+estimator without bias. The majority vote is self-consistency (Wang et al. 2022): the answer that occurs most often.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def majority_answer(answers: Sequence[str | None]) -> int | None:
-    """Index of the first sample with the answer that most samples give; of several such answers, the earliest.
+    """Index of the first sample with the answer that occurs most often; of several such answers, the earliest.
 
-    Numbers that are equal are one answer however they are written. None where no sample has an answer.
+    Numbers that are equal are one answer however they are written. None if no sample has an answer.
     """
     votes: dict[str, list[int]] = {}
     for index, answer in enumerate(answers):

@@ -1,4 +1,4 @@
-"""The most memory a model takes: models + prompts -> bytes, each loaded and asked in a process of its own.
+"""The most memory a model takes: models + prompts -> bytes, each loaded and asked in a separate process.
 
     peak_memory({"teacher": teacher, "student": student}, prompts, sampling=SamplingConfig())
 
@@ -33,7 +33,7 @@ def peak_memory(
     sampling: SamplingConfig,
     budget_s: float = MEMORY_BUDGET_S,
 ) -> dict[str, int | None]:
-    """Peak memory in bytes of each model loading and answering `prompts` as one batch, each in a process of its own.
+    """Peak memory in bytes of each model loading and answering `prompts` as one batch, each in a separate process.
 
     One after another, with what this process does not need given back before. budget_s: seconds for the batch of each,
     which has fewer prompts and tokens where that is too short. See `Speed.peak_memory_bytes`. Raises ModelError, with what
@@ -42,7 +42,7 @@ def peak_memory(
     free_memory()
     found = {}
     for name, model in models.items():
-        with activity.doing(f"measuring the memory of {model.model} in a process of its own"):
+        with activity.doing(f"measuring the memory of {model.model} in a separate process"):
             found[name] = _peak_in_process(model, _job(model, prompts, sampling) | {"budget_s": budget_s})
     return found
 

@@ -4,7 +4,7 @@ r"""Whether an answer reasons in several steps before its final answer. In: answ
     count_steps(run.path("test.jsonl"), run.path("eval/student.jsonl"))                        -> Steps(0.97, n=361, ...)
 
 The rule: the thinking and the answer are cut into sentences and lines. The final answer is the last one that states an
-answer (`distill_lab.answers`), else the last one. A step is what stands before it and says something, three words or an
+answer (`distill_lab.answers`), else the last one. A step is what comes before it and says something, three words or an
 equation, and was not said before. Two steps are several. An answer that was cut or failed has none.
 """
 
@@ -34,7 +34,7 @@ class Steps:
     """How many of a model's answers reason in several steps."""
 
     share: float
-    """Of the prompts that take several steps, in [0, 1]; 0 where there is none."""
+    """Of the prompts that take several steps, in [0, 1]; 0 if there is none."""
     n: int
     """Prompts that take several steps: all but those whose own worked solution, where the data has one, takes fewer."""
     ci95: Interval | None = None
@@ -42,7 +42,7 @@ class Steps:
 
 
 def num_steps(content: str, thinking: str | None = None) -> int:
-    """Steps before the final answer of a whole answer; 0 where it has no answer apart from its thinking."""
+    """Steps before the final answer of a whole answer; 0 if it has no answer apart from its thinking."""
     if thinking is None:
         thinking, content = split_thinking(content)
     parts = _parts(content)
@@ -76,6 +76,6 @@ def _parts(text: str) -> list[str]:
 
 
 def _said(part: str) -> str:
-    """What a sentence says, without the mark of a list; empty where that is nothing: a heading, a single word."""
+    """What a sentence says, without the mark of a list; empty if that is nothing: a heading, a single word."""
     said = _LABEL.sub("", part, count=1).strip()
     return said if len(_WORDS.findall(said)) >= 3 or _EQUATION.search(said) else ""

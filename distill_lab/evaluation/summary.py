@@ -177,7 +177,7 @@ def _terser(ratios: Speedups | None) -> list[str]:
 
 
 def latency_kpi(num_tokens: int) -> str:
-    """The name of the goal for answers of so many tokens; they are a key of LATENCY_GOALS_S."""
+    """The name of the goal for answers of `num_tokens`, a key of LATENCY_GOALS_S."""
     return f"p95 < {LATENCY_GOALS_S[num_tokens]:g} s per {num_tokens} tokens"
 
 

@@ -105,7 +105,7 @@ def evaluate_models(
     """Score and time the models ("teacher", "base", "student") on `test`; returns what summary.json holds.
 
     grader: a name; auto: exact if every prompt has a gold answer, else overlap. labels: those a reference answer must be
-    one of. teacher_is_reference: the teacher's answers are the gold answers, and it has no score of its own; None: if the
+    one of. teacher_is_reference: the teacher's answers are the gold answers, and it has no score; None: if the
     grader compares texts and no reference texts are known. several_steps: also the share of answers that reason in
     several steps before their final answer; latency is then that of answers twice as long. Raises NoData if the teacher
     was said to be the reference and gave no readable answer.

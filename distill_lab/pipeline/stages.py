@@ -137,7 +137,7 @@ class Pipeline:
     ) -> Path:
         """Prompts -> completions of `model`, resumed row by row after an interruption.
 
-        The sampling that results from `sampling.from_model` is part of the stage's key, and stands in run.json.
+        The sampling that results from `sampling.from_model` is part of the stage's key, and is in run.json.
         """
         sampling = self.sampled(model, sampling)
         model = self.resolve(model)
@@ -221,7 +221,7 @@ class Pipeline:
     def training_set(
         self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"
     ) -> Path:
-        """Prompts and completions (the data's own where None) -> `train.jsonl`. Raises NoData where nothing is left."""
+        """Prompts and completions (None: the data's own) -> `train.jsonl`. Raises NoData if nothing is left."""
         rows = self.run.stage(
             "training set",
             "train.jsonl",
@@ -317,7 +317,7 @@ class Pipeline:
         return counts
 
     def warn(self, text: str) -> None:
-        """A note, where there is a text."""
+        """A note, if there is a text."""
         if text:
             self.watch.note(text)
 

@@ -3,7 +3,7 @@
     check_before(config, out={"student": student_path(config.out)}, run=run)      a recipe's settings, before its first stage
     check_training(config.student, config.train)                                  for `distill train`
 
-Loads only tokenizers and configs, generates nothing, and sends nothing to servers. Where possible, it asks the library that
+Loads only tokenizers and configs, generates nothing, and sends nothing to servers. If possible, it asks the library that
 uses a setting, so that both agree.
 """
 
@@ -114,7 +114,7 @@ def check_generation(
 
 
 def check_server_settings(models: Sequence[ModelConfig], engine: EngineConfig) -> None:
-    """Reject prices and batches where no model is on a server."""
+    """Reject prices and batches if no model is on a server."""
     if any(api_engine(model.model) for model in models):
         return
     where = f"{models[0].model} runs here" if models else "no model is asked"

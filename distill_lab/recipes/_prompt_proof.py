@@ -1,7 +1,7 @@
 """Proof of a prompt distillation: the teacher under its prompt against the student without it, and what an answer costs.
 
 The teacher answers under its system prompt, as it samples; base student and student get the bare text. Without gold answers
-the teacher's are the reference, and it has no score of its own.
+the teacher's are the reference, and it has no score.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def _write(run: Run, summary: Summary) -> Summary:
 
 
 def training_losses(run: Run, student: ModelConfig | None) -> tuple[float, float] | None:
-    """Validation loss before and after the training of `student`, nats per token; None where none was taken."""
+    """Validation loss before and after the training of `student`, nats per token; None if none was taken."""
     if student is None:
         return None
     for folder in (Path(student.model).parent, run.directory):

@@ -17,7 +17,7 @@ from distill_lab.report.elements import head, row_head, table
 from distill_lab.report.figure import LABELS, inline_svg
 
 ROW, TOP, BARS = 92, 30, 54
-"""Heights in a figure: a model's row, what stands above the first, and the highest bar."""
+"""Heights in a figure: a model's row, what is above the first, and the highest bar."""
 LEFT = 100
 
 

@@ -6,7 +6,7 @@
     passes.remove()
 
 Weights, gradients, the residual stream, norms, softmax and loss stay in fp32; products are in bf16 with sums in fp32. What
-is not recognised is left to autocast, which computes the same in more time.
+is not recognized is left to autocast, which computes the same in more time.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where it is exactly as it was sealed."""
+    """What is wrong with a checkpoint, or None if it is exactly as it was sealed."""
     if not (checkpoint / SEAL).is_file():
         return "the process ended while it was written"
     files = read_json(checkpoint / SEAL)
@@ -86,7 +86,7 @@ def keep_only(out: Path, key: str) -> list[str]:
     """Make the work directory of `out`, without checkpoints unless they belong to `key`; returns what was removed, as
     sentences.
 
-    Raises UserError where a directory of its name is not the lab's.
+    Raises UserError if a directory of its name is not the lab's.
     """
     work = work_folder(out)
     old = read_json(work / KEY)
@@ -136,7 +136,7 @@ def _newest_first(work: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, None where it is damaged or missing."""
+    """What a JSON file holds, None if it is damaged or missing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

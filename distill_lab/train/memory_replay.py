@@ -111,7 +111,7 @@ class ReplayingTrainer(Trainer):
         return total
 
     def _halve(self) -> None:
-        """Split micro-batches into twice as many parts. Raises UserError if that is no remedy."""
+        """Split micro-batches into twice as many parts. Raises UserError if that does not help."""
         for weight in self._trained():
             weight.grad = None
         free_memory()

@@ -91,7 +91,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token a student learns to end its answers with; the tokenizer's own where there is no template to say it."""
+    """The token a student learns to end its answers with; the tokenizer's own if no template says it."""
     own = tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
     try:
         return inspect_template(tokenizer).end_id if tokenizer.chat_template else own
@@ -185,7 +185,7 @@ def _end_ids(
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, end: int | None) -> int | None:
-    """A token to pad with that is not the end of a turn; the end where there is no other.
+    """A token to pad with that is not the end of a turn; the end if there is no other.
 
     A collator that leaves padding out of the loss would leave out the end as well, and the next student never stop.
     """

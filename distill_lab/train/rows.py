@@ -59,7 +59,7 @@ def read_rows(
 
     max_length: in tokens; a row with a longer sequence is dropped and counted, never cut. So is a row that the chat template
     refuses, because one row must not stop a training whose teacher is paid already. validation_fraction: share of the
-    rows held out, none where there are fewer than MIN_ROWS_TO_SPLIT. Raises DataError naming a malformed row's line,
+    rows held out, none if there are fewer than MIN_ROWS_TO_SPLIT. Raises DataError naming a malformed row's line,
     NoData where nothing is left to train on, UserError for a missing file.
     """
     sequences: list[list[Row]] = []

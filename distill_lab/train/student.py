@@ -66,7 +66,7 @@ def train_student(
     way, which a CPU saves as they are and a GPU in what it computed in. With `config.lora` only adapters are trained, on
     frozen weights that
     may be quantized; `out` then holds the adapters, or with `lora.merge` a plain model and the adapters in adapter/. Raises
-    UserError (NoData, DataError, ModelError) for what the user can mend: unusable rows, quantized weights without adapters,
+    UserError (NoData, DataError, ModelError) for what the user can fix: unusable rows, quantized weights without adapters,
     a loss that is not a number, too little memory.
     """
     load_objective(config.objective, config.objective_settings)  # a wrong name costs no loading
@@ -177,7 +177,7 @@ def capture_teacher(
 
 
 def load_student(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """All weights to be trained, or frozen weights (quantized where asked) and the adapters to be trained."""
+    """All weights to be trained, or frozen weights (quantized if requested) and the adapters to be trained."""
     if not config.lora.r:
         if student.quantization in ("4bit", "8bit"):
             raise UserError(

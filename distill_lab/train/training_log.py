@@ -39,7 +39,7 @@ def log_beside(out: Path) -> Path:
 
 
 def check_is_log(path: Path) -> None:
-    """Raise UserError if a file stands at `path` that no training wrote: it would be overwritten."""
+    """Raise UserError if there is a file at `path` that no training wrote: it would be overwritten."""
     if not path.exists():
         return
     try:
@@ -49,7 +49,7 @@ def check_is_log(path: Path) -> None:
     except (OSError, ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:
-        raise UserError(f"{path} exists and is no training log; move it, or choose another place for the student")
+        raise UserError(f"{path} exists and is not a training log; move it, or choose another place for the student")
 
 
 class TrainingLog:

@@ -4,7 +4,7 @@ r"""The four files of chain-of-thought distillation, written from the lab's own:
     test_questions.jsonl   {"question", "answer"}        predictions.jsonl    {"question", "generated_text", "prediction",
                                                                                "gold_answer"}
 
-`answer` and `gold_answer` are null where there is no gold answer. Read back (the adapter `question`) they are prompts again.
+`answer` and `gold_answer` are null without a gold answer. Read back (the adapter `question`) they are prompts again.
 """
 
 from __future__ import annotations
@@ -122,5 +122,7 @@ def _asked(
     questions: Mapping[str, tuple[str, str | None]], row: Mapping[str, Any], file: Path
 ) -> tuple[str, str | None]:
     if row["id"] not in questions:
-        raise DataError(str(file), None, f"an answer to {row['id']!r}, which is none of the prompts; generate it again")
+        raise DataError(
+            str(file), None, f"an answer to {row['id']!r}, which is not one of the prompts; generate it again"
+        )
     return questions[row["id"]]

@@ -5,8 +5,8 @@ write_unread(asked, completions, path, labels=labels)               those prompt
 write_answered(prompts, first, retry, path, labels=labels)          prompts with the answer to learn, rules and thinking gone
 write_messages(answered, path)                                      {"messages": [...]}, what every trainer reads
 
-An answer is read when it ended by itself and, where there are labels, names exactly one of them; what is learned then is
-the label as it is spelled in the list. Without labels every answer with something in it is read, as it stands.
+An answer is read when it ended by itself and, if there are labels, names exactly one of them; what is learned then is
+the label as it is spelled in the list. Without labels every answer with something in it is read, as it is.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def read_system_prompt(path: str) -> str:
         raise UserError("which prompt is to be distilled? give --prompt-file rules.txt")
     text = _read(path, "the prompt that is to be distilled")
     if not text.strip():
-        raise UserError(f"{path}: the prompt file is empty, so there is nothing to distil")
+        raise UserError(f"{path}: the prompt file is empty, so there is nothing to distill")
     return text.strip()
 
 
 def read_labels(given: str, system: str) -> tuple[str, ...]:
     """The labels: `given` as a list with commas or as a file with one per line, else what `system` lists after `Labels:`.
 
-    Empty where there are none: answers are free text. Raises UserError for a list of one, and for double labels.
+    Empty if there are none: answers are free text. Raises UserError for a list of one, and for double labels.
     """
     if given:
         is_file = "," not in given and Path(given).expanduser().is_file()
@@ -68,7 +68,7 @@ def read_labels(given: str, system: str) -> tuple[str, ...]:
     double = [label for label, number in Counter(map(normalize_label, labels)).items() if number > 1]
     if given and (double or len(labels) < 2):
         raise UserError(
-            f"--labels {given}: {f'{double[0]!r} stands in it twice' if double else 'fewer than two labels'}; "
+            f"--labels {given}: {f'{double[0]!r} is in it twice' if double else 'fewer than two labels'}; "
             "give every label once"
         )
     return tuple(labels) if len(labels) > 1 and not double else ()
@@ -121,7 +121,7 @@ def with_system(messages: Sequence[Message], system: str) -> list[Message]:
 
 
 def read_answer(completion: Completion, labels: Sequence[str]) -> str | None:
-    """The answer after the thinking: a label of the list, or the whole text; None where it cannot be read."""
+    """The answer after the thinking: a label of the list, or the whole text; None if it cannot be read."""
     if completion.finish_reason != "stop":
         return None
     if labels:
@@ -141,7 +141,7 @@ def write_unread(asked: Path, completions: Path, path: Path, *, labels: Sequence
 def write_answered(prompts: Path, *files: Path, labels: Sequence[str]) -> Counts:
     """Write `prompts` with the first readable answer as their completion to the last of `files`.
 
-    The others are completions, in the order they were asked for. Left out, by the reason that their last answer gives:
+    The others are completions, in the order of their requests. Left out, by the reason that their last answer gives:
     failed, cut, empty, and unparseable, which is an answer that names no label, or several.
     """
     *completions, path = files
@@ -180,7 +180,7 @@ def write_references(prompts: Path, completions: Path, path: Path, *, labels: Se
 def tokens_per_batch(student: ModelConfig, rows: Path, *, num_rows: int, thinking: bool | None) -> int:
     """The tokens of a micro-batch that holds about `num_rows` rows of a training set, by their mean length.
 
-    Raises ModelError where the student's tokenizer cannot be loaded.
+    Raises ModelError if the student's tokenizer cannot be loaded.
     """
     from distill_lab.chat import encode
     from distill_lab.models.loading import load_tokenizer

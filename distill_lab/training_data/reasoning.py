@@ -40,10 +40,10 @@ class UnexpectedSchema(UserError):
 
 
 def reasoning_data(data: DataConfig, *, answered: bool) -> DataConfig:
-    """`data`, with the adapter that reads its first row as a question and, where `answered`, its reasoning.
+    """`data`, with the adapter that reads its first row as a question and, if `answered`, its reasoning.
 
-    A flat row's `answer` is its reasoning where it has no other field for that, as in the requirements; else it is the
-    gold answer. Raises UnexpectedSchema where that row has no question or, where `answered`, nothing that could be
+    A flat row's `answer` is its reasoning if it has no other field for that, as in the requirements; else it is the
+    gold answer. Raises UnexpectedSchema if that row has no question or, if `answered`, nothing that could be
     reasoning. What else may be wrong with rows shows when they are read.
     """
     row = first_row(data)
@@ -66,7 +66,7 @@ def reasoning_data(data: DataConfig, *, answered: bool) -> DataConfig:
 
 
 def add_instruction(prompts: Path, path: Path, instruction: str) -> Counts:
-    """Write `prompts` with `instruction` on a line of its own after each user's last message; the rest stays."""
+    """Write `prompts` with `instruction` on a separate line after each user's last message; the rest stays."""
 
     def asked(row: dict[str, Any]) -> dict[str, Any]:
         messages = [dict(message) for message in row["messages"]]
@@ -79,7 +79,7 @@ def add_instruction(prompts: Path, path: Path, instruction: str) -> Counts:
 
 
 def threshold_note(rv_min: float, cd_min: float) -> str:
-    """What thresholds mean: `0.6 -> level 6 of 9`. Raises UserError for one that is none."""
+    """What thresholds mean: `0.6 -> level 6 of 9`. Raises UserError for one that is not one."""
     told = [f"{name} at least {value:g} -> level {minimum_level(value)} of {MAX_LEVEL}" for name, value in (
         ("RV", rv_min), ("CD", cd_min))]  # fmt: skip
     return ", ".join(told)

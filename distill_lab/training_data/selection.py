@@ -29,7 +29,7 @@ from distill_lab.training_data.training_set import DUPLICATE, EMPTY, ERROR
 from distill_lab.types import Counts, Message, Prompt
 
 Keep = Literal["all", "shortest"] | int
-"""How many solutions of a question stay: all, the shortest one, or the first so many."""
+"""How many solutions of a question stay: all, the shortest one, or the first N."""
 BudgetBy = Literal["all", "level", "type", "question"]
 
 WRONG, UNREADABLE, TIMED_OUT = "wrong", "no readable answer", "the grader timed out"
@@ -42,7 +42,7 @@ def write_correct(prompts: Path, graded: Path, path: Path, *, min_score: float =
     """Write the completions that were graded correct to `path` (.parquet), each text of a question once.
 
     min_score: in (0, 1], the grade from which a completion is correct. Two texts that differ in white space only are one;
-    the first stays. Left out, by reason: cut, failed, empty, unreadable, timed out, wrong, duplicate. The rows stand in
+    the first stays. Left out, by reason: cut, failed, empty, unreadable, timed out, wrong, duplicate. The rows are in
     the order of `graded`, which must be that of `prompts` (grading/grade.py writes it so). Raises DataError for a row
     that is not graded or not of these prompts.
     """
@@ -126,7 +126,7 @@ def select(
 
 
 def token_limits(rows: Sequence[dict[str, Any]], *, budget: float, budget_by: BudgetBy) -> dict[str, float]:
-    """Group ("" for all, else a level, type or question's id) -> most tokens of a solution: at 0.5 the median."""
+    """Group ("" for all, else a level, type or question's id) -> maximum tokens of a solution: at 0.5 the median."""
     groups: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         groups[_group(row, budget_by)].append(row["num_tokens"])
@@ -138,7 +138,7 @@ def _group(row: dict[str, Any], budget_by: BudgetBy) -> str:
 
 
 def take_side(rows: Path, validation: Path, path: Path, *, side: Literal["training", "validation"]) -> Counts:
-    """Write the rows whose question stands in `validation` (prompts.jsonl), or those whose does not, to `path`."""
+    """Write the rows whose question is in `validation` (prompts.jsonl), or those whose does not, to `path`."""
     held_out = {_key(prompt.messages) for prompt in read_prompts(validation)}
     num_rows = 0
 
@@ -158,7 +158,7 @@ def shuffle_answers(rows: Path, path: Path, *, seed: int = 0) -> Counts:
     """Write the rows of `rows` with their solutions moved to wrong questions, as a control: no question has its own.
 
     Questions and solutions stay the same, so that whatever a student gains from them is not how to solve the questions.
-    Raises NoData where one question has half of the rows or more: there is nowhere to move them.
+    Raises NoData if one question has half of the rows or more: there is nowhere to move them.
     """
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_selection(rows):

@@ -1,7 +1,7 @@
 """Prompts and completions joined into training rows.
 
 Data in: prompts.jsonl and completions.jsonl (or the completions that the data set brought along, in prompts.jsonl).
-Data out: rows `{"prompt": [messages], "completion": [messages]}`, JSONL, or Parquet where the path ends so.
+Data out: rows `{"prompt": [messages], "completion": [messages]}`, JSONL, or Parquet if the path says so.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class _Answers:
 
 
 def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
-    """The prompts and the rows they stand in. Raises DataError for rows that are none and ids that come twice."""
+    """The prompts and the rows they are in. Raises DataError for rows that are not prompts and ids that come twice."""
     seen = IdIndex()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

@@ -123,7 +123,7 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
     assert read_labels("a, b ,c", "Labels: x, y") == ("a", "b", "c")
     (tmp_path / "labels.txt").write_text("one\n\ntwo words\n")
     assert read_labels(str(tmp_path / "labels.txt"), "") == ("one", "two words")
-    with pytest.raises(UserError, match="'a' stands in it twice"):
+    with pytest.raises(UserError, match="'a' is in it twice"):
         read_labels("a,A,b", "")
     with pytest.raises(UserError, match="no such file, and a list of one label"):
         read_labels("spam", "")

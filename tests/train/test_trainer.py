@@ -212,7 +212,7 @@ def test_short_trainings_log_often_enough_and_the_first_step(student: ModelConfi
 def test_no_file_but_a_training_log_is_overwritten(student: ModelConfig, rows: Path, tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     log.write_text("my notes\n")
-    with pytest.raises(UserError, match=r"log\.jsonl exists and is no training log"):
+    with pytest.raises(UserError, match=r"log\.jsonl exists and is not a training log"):
         train_student(student, rows, tmp_path / "student", FAST, log_file=log)
     assert log.read_text() == "my notes\n"
     assert not (tmp_path / "student.work").exists()
