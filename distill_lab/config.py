@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -283,6 +283,15 @@ STEP_BY_STEP = "Please think step by step and explain your reasoning before givi
 """The instruction that System 2 adds to each question, for teacher and student alike."""
 
 
+class Asked(NamedTuple):
+    """A model that a recipe's proof lets answer the test prompts."""
+
+    stage: str
+    """As a forecast names it."""
+    role: Literal["teacher", "base", "student"]
+    sampling: SamplingConfig
+
+
 class RecipeConfig(Config):
     """Settings of every recipe; a recipe adds its own and sets the defaults."""
 
@@ -317,6 +326,14 @@ class RecipeConfig(Config):
     def train_settings(self, teacher: ModelConfig) -> TrainConfig:
         """How the student is trained, with what a recipe adds to `train`. teacher: as it is on this machine."""
         return self.train
+
+    def proof(self) -> tuple[Asked, ...]:
+        """Who answers the test prompts in the recipe's proof."""
+        return (
+            Asked("test of the teacher", "teacher", self.test_sampling),
+            Asked("test of the base student", "base", self.test_sampling),
+            Asked("test of the student", "student", self.test_sampling),
+        )
 
     @model_validator(mode="before")
     @classmethod
