@@ -20,6 +20,12 @@ def times(ratio: float, sign: str = "×") -> str:
     return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}{sign}"
 
 
+def rounded_up(number: int) -> int:
+    """A number rounded up to two digits, as estimates are shown."""
+    step = 10 ** max(len(str(number)) - 2, 0)
+    return -(-number // step) * step
+
+
 def clean(text: str) -> str:
     """`text` without control characters, direction marks and lone surrogates; keeps line breaks and joiners."""
     return "".join(
