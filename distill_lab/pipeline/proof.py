@@ -212,8 +212,10 @@ def _reference(pipeline: Pipeline, test: Path, answers: Path, labels: Sequence[s
     return found.path
 
 
-def measure_speeds(pipeline: Pipeline, found: Evaluation, test: Path, *, long_answers: bool) -> Speeds:
-    """Speeds of teacher and student, in turns on the same prompts, each as it is asked."""
+def measure_speeds(
+    pipeline: Pipeline, found: Evaluation, test: Path, before: Callable[[], None] = lambda: None, *, long_answers: bool
+) -> Speeds:
+    """Speeds of teacher and student, in turns on the same prompts, each as it is asked; `before` is called first."""
     watch, budget_s = pipeline.watch, pipeline.engine.measure_budget_s
     timed: dict[str, ModelConfig] = {}
     for name, setup in found.setups.items():
@@ -234,6 +236,7 @@ def measure_speeds(pipeline: Pipeline, found: Evaluation, test: Path, *, long_an
     settings: dict[str, Any] = {"latency_tokens": num_tokens, "budget_s": budget_s, "rounds": NUM_ROUNDS}
 
     def work(path: Path) -> None:
+        before()
         watch.note(timing_note(len(timed), budget_s))
         asked = _same_prompts(files)
         timing = partial(measure, timed, asked, sampling=samplings, latency_tokens=num_tokens, budget_s=budget_s)
