@@ -1,7 +1,7 @@
 r"""Whether an answer reasons in several steps before its final answer. In: answers and eval files. Out: shares in [0, 1].
 
     num_steps(Completion(..., content="12 + 5 = 17.\n17 * 2 = 34.\nFinal Answer: 34", ...))   -> 2
-    count_steps(run.path("test.jsonl"), run.path("eval/student.jsonl"))                        -> Steps(0.97, n=361, ...)
+    count_steps(run.path("test.jsonl"), {"student": run.path("eval/student.jsonl")})["student"]   -> Steps(0.97, n=361, ...)
 
 The rule: the thinking and the answer are cut into sentences and lines. The final answer is the last one that states an
 answer (`distill_lab.answers`), else the last one. A step is what comes before it and says something, three words or an
@@ -11,6 +11,7 @@ equation, and was not said before. Two steps are several. An answer that was cut
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,13 @@ def num_steps(content: str, thinking: str | None = None) -> int:
     return len({step for step in map(_said, _parts(thinking or "") + parts[:final]) if step})
 
 
-def count_steps(prompts: Path, items: Path) -> Steps:
-    """The Steps of an eval file (see evaluate.py) of `prompts`; several samples of a prompt share its weight."""
+def count_steps(prompts: Path, results: Mapping[str, Path]) -> dict[str, Steps]:
+    """The Steps of each model's eval file (see evaluate.py) of `prompts`; several samples of a prompt share its weight."""
     needed = {row["id"] for row in read_jsonl(prompts) if _takes_several(row)}
+    return {name: _steps(needed, path) for name, path in results.items()}
+
+
+def _steps(needed: Collection[str], items: Path) -> Steps:
     found: dict[str, list[bool]] = {}
     for row in read_eval_rows(items):
         if row.id in needed:

@@ -42,7 +42,7 @@ MODEL_FILE = re.compile(
 """Matches the files in a model directory that are needed to load it, by relative path."""
 
 _known: dict[str, list[Any]] = {}
-"""Path -> `_state` of a large file when it was read, and its digest."""
+"""Path -> `_state` of a file when this process read it, and its digest; those of large files are also stored."""
 _loaded: str | None = None
 """The file from which `_known` was loaded."""
 
@@ -117,8 +117,8 @@ def _file_digest(path: Path) -> str:
     large = state[0] >= LARGE
     if large:
         _recall()
-        if (known := _known.get(real_path)) and known[:-1] == state:
-            return known[-1]
+    if (known := _known.get(real_path)) and known[:-1] == state:
+        return known[-1]
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -127,8 +127,11 @@ def _file_digest(path: Path) -> str:
                 activity.report(f"checking {path.name}, MB", file.tell() >> 20, state[0] >> 20)
     if large:
         activity.over()
-    if large and state == _state(path) and time.time() - max(state[1:3]) / 1e9 > SETTLED_S:
-        _remember(real_path, [*state, digest.hexdigest()])
+    if state == _state(path) and time.time() - max(state[1:3]) / 1e9 > SETTLED_S:
+        if large:
+            _remember(real_path, [*state, digest.hexdigest()])
+        elif len(_known) < MAX_REMEMBERED:
+            _known[real_path] = [*state, digest.hexdigest()]
     return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ from distill_lab.evaluation.steps import count_steps
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.token_stats import with_tokens
-from distill_lab.files.jsonl import read_jsonl, write_json
+from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import cut_warning
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.grading.choose_grader import default_grader, has_references
@@ -111,7 +111,7 @@ def evaluate_models(
     was said to be the reference and gave no readable answer.
     """
     run = pipeline.run
-    if next(read_jsonl(test), None) is None:
+    if not test.stat().st_size:
         run.watch.note("no test rows: no scores (give --test, or more data)")
         found = Evaluation(setups, {}, {}, {}, {}, grader, None)
     else:
@@ -132,7 +132,7 @@ def evaluate_models(
         retention_ci95 = retention_interval(results["teacher"], results["student"], same_system=alike)
     likeness = found.metric is None or found.metric.similarity
     right = outcomes(results["teacher"], results["student"]) if retained and not likeness else None
-    steps = {name: count_steps(test, results[name]) for name in scores if several_steps}
+    steps = count_steps(test, results) if several_steps else {}
     losses = training_losses(run, setups["student"].model if "student" in setups else None)
     groups = group_scores(test, results, by_label=found.metric is not None and found.metric.grader == "label")
     num_scored = next((score.n for score in scores.values()), 0)
