@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import unicodedata
 from html import escape
-from typing import Any
 
 KEPT = "\n\u200c\u200d"
 """Line breaks, and the zero-width joiners that Persian, Hindi and emoji need."""
@@ -41,7 +40,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def shown(text: Any) -> str:
+def shown(text: object) -> str:
     """Like `clean`, escaped for HTML; keeps tabs too."""
     return escape("\t".join(clean(part) for part in str(text).split("\t")))
 
