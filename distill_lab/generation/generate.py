@@ -16,13 +16,13 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 from types import TracebackType
-from typing import Any, overload
+from typing import overload
 
 from distill_lab.config import SamplingConfig
 from distill_lab.data.prompts import is_kept, read_prompts
@@ -34,7 +34,7 @@ from distill_lab.generation.completions import checked_completion
 from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.progress import Progress, Tracker
 from distill_lab.generation.request_cache import KEY_BYTES, RequestCache
-from distill_lab.types import Completion, Counts, Prompt
+from distill_lab.types import Completion, Counts, Fields, Prompt
 
 LOOKUP_BATCH = 256
 """Prompts per cache lookup."""
@@ -134,7 +134,7 @@ class _File(JsonlAppender):
         with writing(path):
             super().__init__(path)
 
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def append(self, rows: Iterable[Fields]) -> None:
         with writing(self.path):
             super().append(rows)
 
@@ -271,7 +271,7 @@ class _Todo:
             dropped["other errors"] = sum(number for _, number in reasons[MAX_REASONS:])
         return Counts(self.total, self.total - len(self._reasons), dropped or {"error": 0})
 
-    def _index(self, prompt_id: Any, sample: Any) -> int | None:
+    def _index(self, prompt_id: object, sample: object) -> int | None:
         if type(prompt_id) is not str or type(sample) is not int or not 0 <= sample < self._num_samples:
             return None
         number = self._numbers.get(prompt_id)
