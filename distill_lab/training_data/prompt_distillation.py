@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.graders.label import normalize_label, read_label
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
-from distill_lab.types import Completion, Counts, Message
+from distill_lab.types import Completion, Counts, JsonObject, Message
 
 TINY_LABELS = "tiny:labels"
 UNPARSEABLE = "unparseable after all retries"
@@ -88,7 +87,7 @@ def write_gold(prompts: Path, path: Path, *, gold: str) -> Counts:
             f"{gold}: no gold answer in line {answers.index('') + 1}, which is blank; give one line per row"
         )
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for row in read_jsonl(prompts):
             number = int(row["id"].rpartition("-")[2])
             if number >= len(answers):
@@ -102,7 +101,7 @@ def write_gold(prompts: Path, path: Path, *, gold: str) -> Counts:
 def write_asked(prompts: Path, path: Path, *, system: str, labels: Sequence[str]) -> Counts:
     """Write `prompts` as a model is asked: the system prompt in front (a row's own after it), the labels in its meta."""
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for row in read_jsonl(prompts):
             meta = (row.get("meta") or {}) | ({"labels": list(labels)} if labels else {})
             yield row | {"messages": with_system(row["messages"], system), "meta": meta}
@@ -148,7 +147,7 @@ def write_answered(prompts: Path, *files: Path, labels: Sequence[str]) -> Counts
     rounds = [_answers(file) for file in completions]
     dropped: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for row in read_jsonl(prompts):
             found = [answers[row["id"]] for answers in rounds if row["id"] in answers]
             read = next((answer for each in found if (answer := read_answer(each, labels)) is not None), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from distill_lab.files.id_index import IdIndex
 from distill_lab.files.jsonl import atomic_path, parse_json_object, read_jsonl, write_json, write_jsonl
 from distill_lab.generation.completions import read_completions
 from distill_lab.generation.cut_answers import CUT
-from distill_lab.types import Completion, Counts, Message, Prompt
+from distill_lab.types import Completion, Counts, Fields, JsonObject, Message, Prompt
 
 NO_COMPLETION, ERROR, EMPTY = "no completion", "error", "empty"
 NO_PROMPT, DUPLICATE = "no prompt", "duplicate"
@@ -139,7 +139,7 @@ def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
             yield prompt, row
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: object) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
@@ -156,22 +156,22 @@ def _plain(message: Message, thinking: Literal["keep", "drop"]) -> Message:
     return {key: value for key, value in message.items() if key != "thinking"}
 
 
-def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def _write_parquet(path: Path, rows: Iterable[Fields]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text = pa.string()
     messages = pa.list_(pa.struct([("role", text), ("content", text), ("thinking", text), ("weight", pa.int8())]))
     schema = pa.schema([("prompt", messages), ("completion", messages)])
-    number, rows = 0, iter(rows)
+    number, left = 0, iter(rows)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        while batch := list(islice(rows, PARQUET_BATCH_ROWS)):
+        while batch := list(islice(left, PARQUET_BATCH_ROWS)):
             writer.write_table(pa.Table.from_pylist([dict(row) for row in batch], schema=schema))
             number += len(batch)
     return number
 
 
-def instruction_row(messages: Sequence[Message], output: str) -> dict[str, Any]:
+def instruction_row(messages: Sequence[Message], output: str) -> JsonObject:
     """A conversation and its answer as `{"instruction", "input", "output"}`; an input has become part of the instruction,
     because EasyDistill reads that alone.
 
