@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
@@ -23,7 +22,7 @@ from distill_lab.evaluation.eval_rows import BAD_GOLD, first_samples
 from distill_lab.files.jsonl import whole_rows
 from distill_lab.grading.graders import BadGoldError
 from distill_lab.grading.graders.label import grade, normalize_label
-from distill_lab.types import Completion, Grade
+from distill_lab.types import Completion, Grade, JsonObject
 
 OTHER, UNREAD = "other", "?"
 NUM_WORST = 5
@@ -123,7 +122,7 @@ class LabelReport:
             worst=tuple(worst),
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object; the matrix both as a table by name, zeros left out, and as rows and columns."""
         by_name = {
             gold: {said: number for said, number in zip(self.columns, counts, strict=True) if number}
@@ -197,7 +196,7 @@ def label_report(items: Path, labels: Sequence[str] = ()) -> LabelReport:
     )
 
 
-def predictions(items: Path) -> list[dict[str, Any]]:
+def predictions(items: Path) -> list[JsonObject]:
     """Every item of an eval file as `{"id", "text", "prediction", "gold", "correct", "output"}`."""
     return [
         {

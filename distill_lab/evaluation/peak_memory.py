@@ -16,14 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from distill_lab import activity
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.device import free_memory
 from distill_lab.errors import ModelError
 from distill_lab.evaluation.speed_plan import MEMORY_BUDGET_S, batch_within
-from distill_lab.types import Prompt
+from distill_lab.types import Fields, JsonObject, Prompt
 
 
 def peak_memory(
@@ -47,7 +46,7 @@ def peak_memory(
     return found
 
 
-def _peak_in_process(model: ModelConfig, job: Mapping[str, Any]) -> int | None:
+def _peak_in_process(model: ModelConfig, job: Fields) -> int | None:
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
@@ -69,7 +68,7 @@ def _peak_in_process(model: ModelConfig, job: Mapping[str, Any]) -> int | None:
         child.wait()
 
 
-def _job(model: ModelConfig, prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
+def _job(model: ModelConfig, prompts: Sequence[Prompt], sampling: SamplingConfig) -> JsonObject:
     return {
         "model": model.model_dump(mode="json"),
         "prompts": [prompt.to_json() for prompt in prompts],

@@ -11,10 +11,9 @@ equation, and was not said before. Two steps are several. An answer that was cut
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.answers import MAX_CHARS, stated_answer
 from distill_lab.control_tokens import split_thinking
@@ -22,6 +21,7 @@ from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.statistics import score_interval
 from distill_lab.files.jsonl import read_jsonl
+from distill_lab.types import Message
 
 SEVERAL = 2
 _ENDS = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
@@ -55,7 +55,7 @@ def num_steps(content: str, thinking: str | None = None) -> int:
 
 def count_steps(prompts: Path, results: Mapping[str, Path]) -> dict[str, Steps]:
     """The Steps of each model's eval file (see evaluate.py) of `prompts`; several samples of a prompt share its weight."""
-    needed = {row["id"] for row in read_jsonl(prompts) if _takes_several(row)}
+    needed = {row["id"] for row in read_jsonl(prompts) if _takes_several(row.get("completion") or [])}
     return {name: _steps(needed, path) for name, path in results.items()}
 
 
@@ -69,8 +69,7 @@ def _steps(needed: Collection[str], items: Path) -> Steps:
     return Steps(sum(shares) / max(len(shares), 1), len(shares), score_interval(shares) if shares else None)
 
 
-def _takes_several(row: dict[str, Any]) -> bool:
-    completion = row.get("completion")
+def _takes_several(completion: Sequence[Message]) -> bool:
     if not completion or completion[0].get("thinking"):
         return True
     return num_steps(completion[0]["content"]) >= SEVERAL

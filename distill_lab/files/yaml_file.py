@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
@@ -60,9 +61,9 @@ def _check_names(data: Mapping[object, object], path: Path) -> None:
             _check_names(value, path)
 
 
-def merge_settings(base: Fields, change: Fields) -> JsonObject:
+def merge_settings(base: Fields, change: Fields) -> dict[str, Any]:
     """`base` updated with the values of `change`; nested mappings are merged recursively."""
-    result = dict(base)
+    result: dict[str, Any] = dict(base)
     for key, value in change.items():
         old = result.get(key)
         result[key] = merge_settings(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from distill_lab import activity
 from distill_lab.config import ModelConfig
@@ -59,7 +59,7 @@ def measure_drafts(
         rows[kind], counts[kind] = answer_rows(prompts, path, tokenizer, thinking=thinking)
         if not rows[kind]:
             raise NoData(f"the target gave no answer that a draft could be compared on ({counts[kind]}); see {path}")
-    models: dict[str, Any] = {}
+    models: dict[str, PreTrainedModel] = {}
     heads = {ALONE: _head_rows(model)}
     names = token_bytes(tokenizer)
     for name, config in drafts.items():
@@ -116,7 +116,7 @@ def measure_drafts(
     )
 
 
-def _head_rows(model: Any) -> int:
+def _head_rows(model: PreTrainedModel) -> int:
     return decoder_and_head(model)[1].linear.out_features
 
 

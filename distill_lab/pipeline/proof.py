@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.data.prompts import read_prompts
@@ -41,7 +40,7 @@ from distill_lab.pipeline.stages import Pipeline
 from distill_lab.report.overlap import overlap_note
 from distill_lab.report.publish import Speeds, published, training_losses
 from distill_lab.training_data.prompt_distillation import write_references
-from distill_lab.types import Prompt
+from distill_lab.types import JsonObject, Prompt
 
 AUTO = "auto"
 TITLES = {"teacher": "the teacher", "base": "the base student", "student": "the student"}
@@ -233,7 +232,7 @@ def measure_speeds(
         name: model_inputs(model) | {"prompts": files[name], "sampling": samplings[name].model_dump()}
         for name, model in timed.items()
     }
-    settings: dict[str, Any] = {"latency_tokens": num_tokens, "budget_s": budget_s, "rounds": NUM_ROUNDS}
+    settings: JsonObject = {"latency_tokens": num_tokens, "budget_s": budget_s, "rounds": NUM_ROUNDS}
 
     def work(path: Path) -> None:
         before()

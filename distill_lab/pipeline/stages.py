@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
 from distill_lab.data import splits
@@ -36,7 +36,7 @@ from distill_lab.pipeline.fitting import fit, resolve_model
 from distill_lab.run import Run, Stage
 from distill_lab.training_data.reasoning import add_instruction
 from distill_lab.training_data.training_set import write_training_set
-from distill_lab.types import Counts
+from distill_lab.types import Counts, JsonObject
 
 MANY_OVERLAPS = 0.1
 """Share of training prompts that overlap with the test, from which on a note says so."""
@@ -64,7 +64,7 @@ class Pipeline:
         tokens = config.sampling.max_new_tokens
         return fit(self.run, config.student, config.train, self.engine, teacher=config.teacher, new_tokens=tokens)
 
-    def step(self, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: Any) -> Stage:
+    def step(self, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: object) -> Stage:
         """A stage that reads files and writes one: `work(*files, output, **settings)`, once."""
         inputs = {**{str(number): file for number, file in enumerate(files)}, **settings}
         return self.run.stage(name, output, inputs=inputs, work=lambda path: work(*files, path, **settings))
@@ -327,6 +327,6 @@ class Pipeline:
             self.watch.note(line)
 
 
-def teacher_inputs(train: TrainConfig) -> dict[str, Any]:
+def teacher_inputs(train: TrainConfig) -> JsonObject:
     """What a stage depends on if a teacher's distributions are part of the loss."""
     return {"teacher": model_inputs(train.teacher)} if train.teacher.model else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def variant_work(run_dir: Path, summary: Summary) -> Work:
     )
 
 
-def _teacher(run_dir: Path, stages: dict[str, Any], summary: Summary) -> TeacherWork | None:
+def _teacher(run_dir: Path, stages: Mapping[str, Any], summary: Summary) -> TeacherWork | None:
     name = next((name for name in TEACHER_STAGES if name in stages), None)
     if name is None:
         return None
