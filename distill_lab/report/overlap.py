@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import shown
@@ -43,16 +42,16 @@ def overlap_section(found: Counts | None, pairs: Path) -> str:
     )
 
 
-def first_of_each(rows: Iterable[Mapping[str, Any]], field: str, number: int) -> Iterator[Mapping[str, Any]]:
+def first_of_each(rows: Iterable[Mapping[str, str]], field: str, number: int) -> Iterator[Mapping[str, str]]:
     """The first `number` rows of each value of `field`, in their order."""
-    seen: Counter[Any] = Counter()
+    seen: Counter[str] = Counter()
     for row in rows:
         seen[row[field]] += 1
         if seen[row[field]] <= number:
             yield row
 
 
-def overlap_pairs(rows: Iterable[Mapping[str, Any]], *, titles: tuple[str, str] = ("Training", "Test")) -> str:
+def overlap_pairs(rows: Iterable[Mapping[str, str]], *, titles: tuple[str, str] = ("Training", "Test")) -> str:
     """A card for each pair: `text` and `test_text` of the row next to each other, with the reason and both ids."""
     return "".join(
         f'<article class="card example"><div class="top"><span>{badge(shown(row["reason"]), "")}</span>'

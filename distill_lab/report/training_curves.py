@@ -80,7 +80,7 @@ def _checked(row: Mapping[str, Any], path: Path, number: int) -> Mapping[str, An
     return row
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or isinstance(value, (int, float))
 
 

@@ -15,7 +15,7 @@ digest, rows are dealt to shards in their order, and a shard is always computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from distill_lab.train.objectives._chunked_head import CHUNK_ELEMENTS, MAX_CHUNK
 from distill_lab.train.packing import Row, choose_width, collate, pack, split_batch
 from distill_lab.train.teacher_cache import TABLE, TeacherCache
 from distill_lab.train.teachers import LiveTeacher
+from distill_lab.train.training_log import OnLog
 
 SHARD_POSITIONS = 1 << 15
 """Loss positions of a shard: what a kill loses at most."""
@@ -57,7 +58,7 @@ def capture(
     cache: TeacherCache,
     *,
     tokens_per_batch: int,
-    on_log: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_log: OnLog = lambda row: None,
 ) -> Captured:
     """Add the rows that the cache lacks. Raises UserError if another process is adding to it."""
     busy = f"{cache.folder} is in use by another process; wait for it or choose another folder"

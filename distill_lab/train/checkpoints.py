@@ -14,7 +14,6 @@ import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.outputs import MARK, PARTIAL, remove_work, work_folder
@@ -135,7 +134,7 @@ def _newest_first(work: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> object:
     """What a JSON file holds, None if it is damaged or missing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -143,7 +142,7 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def _is_sealed(state: Any) -> bool:
+def _is_sealed(state: object) -> bool:
     return isinstance(state, list) and len(state) == 2 and all(type(number) is int for number in state)
 
 

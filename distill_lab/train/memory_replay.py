@@ -5,7 +5,6 @@ A micro-batch -> its gradients, in one part or several. The loss is a sum, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +19,8 @@ from distill_lab.train.metric_sums import MetricSums
 from distill_lab.train.objectives import LossBatch
 from distill_lab.train.packing import Row, split_batch
 from distill_lab.train.rounds import Rounds
+from distill_lab.train.training_log import OnLog
 
-OnLog = Callable[[dict[str, Any]], None]
-"""Called with `{"step", "num_steps", "epoch", ...}` and `loss`, `grad_norm`, `learning_rate`, `tokens_per_s` and, if the
-objective has some, `metrics`, or with `validation_loss`, or with `note`: a sentence for the user."""
 SMALLER_PASSES = (
     "lower --train.tokens-per-batch or --train.max-length, or use --train.gradient-checkpointing, --train.lora.r 16, "
     "--student.quantization 4bit"

@@ -23,13 +23,13 @@ from distill_lab.errors import UserError
 from distill_lab.train import loss_module, saving
 from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.hooks import Hooks
-from distill_lab.train.memory_replay import OnLog, ReplayingTrainer
+from distill_lab.train.memory_replay import ReplayingTrainer
 from distill_lab.train.metric_sums import MetricSums
 from distill_lab.train.objectives import LossBatch, LossOutput, Objective
 from distill_lab.train.packing import Row, collate
 from distill_lab.train.rounds import Rounds
 from distill_lab.train.teachers import Teacher
-from distill_lab.train.training_log import TrainingLog
+from distill_lab.train.training_log import OnLog, TrainingLog
 from distill_lab.train.validation import Validation
 
 VALIDATION_LOSS = "validation_loss"
