@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 from distill_lab import activity
 from distill_lab.activity import ProgressReporter
@@ -57,10 +57,49 @@ class Stage:
         return self.counts.kept
 
 
+class CountsRecord(TypedDict):
+    """`Counts` in run.json."""
+
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]
+
+
+class _StageRecord(TypedDict):
+    key: str
+    at: str
+    status: str
+    """running or done."""
+    seconds: float
+
+
+class StageRecord(_StageRecord, total=False):
+    """A stage in run.json."""
+
+    inputs: JsonObject
+    output: str
+    """Fingerprint of what a finished stage wrote."""
+    files: list[str]
+    counts: CountsRecord | None
+    sampling: JsonObject
+
+
+class Manifest(TypedDict):
+    """A run.json."""
+
+    recipe: str
+    config: dict[str, Any]
+    date: str
+    versions: dict[str, str]
+    models: dict[str, JsonObject]
+    """What `Run.record` stored, by model."""
+    stages: dict[str, StageRecord]
+
+
 class Run:
     """One execution of a recipe in its directory. Open it with `Run.open`, which rejects a second process."""
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], lock: TextIO, watch: ProgressReporter) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, lock: TextIO, watch: ProgressReporter) -> None:
         self.directory, self.watch, self._manifest, self._lock = directory, watch, manifest, lock
         self.recipe: str = manifest["recipe"]
         self.skipped: list[str] = []
@@ -83,7 +122,7 @@ class Run:
         try:
             _check_place(directory)
             stages, models = _old_stages(directory / "run.json", recipe)
-            manifest = {
+            manifest: Manifest = {
                 "recipe": recipe,
                 "config": dict(config),
                 "date": first_date(recorded_in(directory / "run.json")),
@@ -146,7 +185,15 @@ class Run:
             remove_work(path)
             last = None
         seconds = last["seconds"] if last else 0.0
-        stages[name] = {"key": key, "at": output, "status": "running", "seconds": seconds, "inputs": inputs, **about}
+        begun: dict[str, Any] = {
+            "key": key,
+            "at": output,
+            "status": "running",
+            "seconds": seconds,
+            "inputs": inputs,
+            **about,
+        }
+        stages[name] = StageRecord(**begun)
         self._save()
         self.watch.stage(name)
         if why:
@@ -173,7 +220,7 @@ class Run:
         if path.exists() and not (last and self._is_at(last, output)):
             raise UserError(f"{path} already exists and was not created by this run; remove it or choose another path")
 
-    def _is_at(self, stage: Fields, output: str) -> bool:
+    def _is_at(self, stage: StageRecord, output: str) -> bool:
         # The path as given, so that a run directory can be moved; earlier versions wrote absolute paths.
         return stage["at"] in (output, str(self.path(output).absolute()))
 
@@ -215,7 +262,7 @@ class Run:
         self._lock.close()
 
 
-def _why_again(last: Fields | None, key: str, inputs: object) -> str:
+def _why_again(last: StageRecord | None, key: str, inputs: object) -> str:
     """Why a finished stage runs again; empty if it never ran, or if the reason is unknown."""
     if last is None:
         return ""
@@ -236,7 +283,7 @@ def _check_place(directory: Path) -> None:
             )
 
 
-def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _old_stages(path: Path, recipe: str) -> tuple[dict[str, StageRecord], dict[str, JsonObject]]:
     """The stages and models that an earlier execution recorded in `run.json`; empty if there was none."""
     if not path.exists() and not path.is_symlink():
         return {}, {}
@@ -252,7 +299,7 @@ def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]
     return old["stages"], old["models"]
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> Manifest:
     """The content of a run.json, with a `recipe`, `stages` and `models` of the right form. Raises DataError if damaged."""
     try:
         manifest = {"models": {}, **read_record(path)}
@@ -269,7 +316,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         reason = next((f"stage {name!r}: {problem}" for name, problem in problems if problem), "")
     if reason:
         raise DataError(str(path), None, f"not the run.json of a run: {reason}")
-    return manifest
+    return manifest_of(manifest)
+
+
+def manifest_of(found: Mapping[str, Any]) -> Manifest:
+    """A run.json that was read. Raises KeyError if it has no recipe."""
+    return Manifest(
+        recipe=found["recipe"],
+        config=found.get("config", {}),
+        date=found.get("date", ""),
+        versions=found.get("versions", {}),
+        models=found.get("models", {}),
+        stages=found.get("stages", {}),
+    )
 
 
 def _wrong_in(stage: Fields) -> str:

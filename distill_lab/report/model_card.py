@@ -141,7 +141,7 @@ def _head(base: ModelConfig, config: Mapping[str, Any], recipe: str, kind: str) 
 def _about(run: Mapping[str, Any], summary: Mapping[str, Any], base: ModelConfig, teacher: str) -> str:
     if not run:
         return f"An export of {_cell(short_name(base.model))} made with Qwen Distillation Lab {__version__}.\n"
-    config, plan = run["config"], fitted(dict(run))
+    config, plan = run["config"], fitted(run)
     data, train = config.get("data") or {}, plan.get("train") or config.get("train") or {}
     rows = ((run["stages"].get("training set") or {}).get("counts") or {}).get("kept")
     facts = {

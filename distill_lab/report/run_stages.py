@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.summary_parts import Paid
@@ -12,17 +11,18 @@ from distill_lab.formatting import seconds_text, shown
 from distill_lab.generation.prices import Spending, money
 from distill_lab.report.elements import head, row_head, table
 from distill_lab.report.numbers import DASH
+from distill_lab.run import Manifest, StageRecord
 
 
-def stages_section(stages: Mapping[str, Any]) -> str:
+def stages_section(stages: Mapping[str, StageRecord]) -> str:
     """Rows in, kept and dropped of every stage; empty without stages."""
 
-    def cells(name: str, stage: Mapping[str, Any]) -> Iterator[str]:
-        counts = stage.get("counts") or {}
-        dropped = {reason: number for reason, number in counts.get("dropped", {}).items() if number}
+    def cells(name: str, stage: StageRecord) -> Iterator[str]:
+        counts = stage.get("counts")
+        dropped = {reason: number for reason, number in counts["dropped"].items() if number} if counts else {}
         yield f'<th scope="row">{shown(name)}</th>'
-        for key in ("rows_in", "kept"):
-            yield f"<td>{counts[key]:,}</td>" if counts else f"<td>{DASH}</td>"
+        for number in (counts["rows_in"], counts["kept"]) if counts else (None, None):
+            yield f"<td>{DASH if number is None else f'{number:,}'}</td>"
         reasons = "<br>".join(f"{number:,} {shown(reason)}" for reason, number in dropped.items())
         yield f"<td>{reasons or ('0' if counts else DASH)}</td>"
         yield f"<td>{seconds_text(stage['seconds'])}{'' if stage['status'] == 'done' else ' (unfinished)'}</td>"
@@ -34,7 +34,7 @@ def stages_section(stages: Mapping[str, Any]) -> str:
     return f"<h2>Every row accounted for</h2>{table('Rows of every stage', heads, body)}"
 
 
-def took_section(stages: Mapping[str, Any], summary: Summary) -> str:
+def took_section(stages: Mapping[str, StageRecord], summary: Summary) -> str:
     """Seconds, tokens and money of every stage, and of all; empty without stages."""
     if not stages:
         return ""
@@ -67,7 +67,7 @@ def took_section(stages: Mapping[str, Any], summary: Summary) -> str:
     )
 
 
-def settings_section(run: Mapping[str, Any]) -> str:
+def settings_section(run: Manifest) -> str:
     """Versions, the configuration, and the command that takes it."""
     versions = ", ".join(f"{shown(name)}&nbsp;{shown(version)}" for name, version in run["versions"].items())
     config = shown(json.dumps(run["config"], ensure_ascii=False, indent=2))
