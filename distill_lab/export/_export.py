@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from distill_lab import activity
@@ -76,7 +77,7 @@ def export_student(
     return rows
 
 
-def _write(module: Any, source: Source, out: Path, options: Options, num_prompts: int, on_note: Note) -> None:
+def _write(module: ModuleType, source: Source, out: Path, options: Options, num_prompts: int, on_note: Note) -> None:
     work = work_folder(out)
     partial = work / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)

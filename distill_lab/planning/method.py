@@ -29,6 +29,7 @@ from distill_lab.planning.memory_estimate import (
     training_memory,
 )
 from distill_lab.planning.model_shape import Shape, shape_of
+from distill_lab.types import JsonObject
 
 RANK, ALPHA = 16, 32
 """Rank and alpha of adapters chosen automatically."""
@@ -58,7 +59,7 @@ class Method:
     changed: bool
     """Whether it differs from the requested settings."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The entry in run.json."""
         return {
             "student": self.student.model_dump(),

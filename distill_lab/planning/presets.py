@@ -14,6 +14,7 @@ from typing import Any
 
 from distill_lab.config import Config, DataConfig
 from distill_lab.errors import UserError
+from distill_lab.types import Fields, JsonObject
 
 FIELDS = {"teacher": "model", "student": "model", "data": "path", "test": "path", "prompt_file": ""}
 """Settings that name a model or data, and the field of the group that contains the name."""
@@ -24,7 +25,7 @@ def is_tiny(name: str) -> bool:
     return name.startswith("tiny:")
 
 
-def given(yaml: Mapping[str, Any], flags: Sequence[str]) -> dict[str, str]:
+def given(yaml: Fields, flags: Sequence[str]) -> dict[str, str]:
     """Models and data in YAML settings and expanded flags (`--teacher.model M`): teacher, student, data, test -> name."""
     found: dict[str, str] = {}
     for role, field in FIELDS.items():
@@ -53,7 +54,7 @@ def start(
     data, notes = given.get("data"), []
     if data and data != base.data.path:
         test, own = base.test.path, not is_tiny(data)
-        changes: dict[str, Any] = {}
+        changes: JsonObject = {}
         if own:
             changes["data"] = DataConfig(path=data)  # no slice of other data
         if test and "test" not in given:

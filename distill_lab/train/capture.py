@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +130,7 @@ def _captured(teacher: LiveTeacher, bins: list[list[Row]], cache: TeacherCache) 
     batch = collate(bins).to(best_device())
     signal = teacher.signal(batch)
     uniform_N = np.concatenate([uniform(row, identity.seed) for row in rows])
-    pieces: list[tuple[Any, ...]] = []
+    pieces: list[tuple[np.ndarray, ...]] = []
     sums: list[tuple[torch.Tensor, torch.Tensor]] = []
     size = min(max(CHUNK_ELEMENTS // identity.num_ids, MIN_CHUNK), MAX_CHUNK)
     for start in range(0, max(1, len(batch.labels_N)), size):

@@ -45,7 +45,9 @@ class ReplayingTrainer(Trainer):
         """The batch of these bins, on this process's device."""
         raise NotImplementedError
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Forward and backward of one micro-batch, split smaller if the memory does not take it whole.
 
         A failed backward pass leaves gradients half added: the step's earlier micro-batches are computed again with it.
@@ -101,7 +103,7 @@ class ReplayingTrainer(Trainer):
             f"Checkpoints of earlier steps are in {self.args.output_dir}"
         )
 
-    def _in_parts(self, model: nn.Module, number: int, num_items_in_batch: Any) -> torch.Tensor:
+    def _in_parts(self, model: nn.Module, number: int, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         for part in split_batch(self.rounds.batch(number), self.parts):
             total += super().training_step(model, {"batch": self.collate(part)}, num_items_in_batch)

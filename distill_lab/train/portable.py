@@ -78,7 +78,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         }
         for token, text in sorted(tokenizer.added_tokens_decoder.items())
     }
-    template: Any = tokenizer.chat_template
+    template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
     if template:

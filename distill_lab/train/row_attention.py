@@ -62,7 +62,7 @@ def use(decoder: Any, name: str = NAME) -> str:
     return before
 
 
-def boundaries(lengths: tuple[int, ...] | list[int]) -> dict[str, Any]:
+def boundaries(lengths: tuple[int, ...] | list[int]) -> dict[str, torch.Tensor | int]:
     """The arguments that tell transformers' models where rows begin; the names are FlashAttention's."""
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(lengths), "max_length_k": max(lengths)}
@@ -77,7 +77,7 @@ def _forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls; returns [1, T, H, D]."""
     if cu_seq_lens_q is None or attention_mask is not None or len(query_1HTD) > 1:
