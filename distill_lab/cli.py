@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from distill_lab.config import Config
 
+C = TypeVar("C", bound="BaseModel")
 PACKAGES = {"recipes": "a whole method in one command", "commands": "single steps and helpers"}
 GLOBAL_HELP = """\
 In addition to the flags below:
@@ -284,7 +285,7 @@ def _plain(error: ErrorDetails) -> str:
     return "no such setting" if error["type"] == "extra_forbidden" else error["msg"]
 
 
-def _flags(kind: type[BaseModel], base: Config | None, arguments: list[str], *, prog: str, description: str) -> Any:
+def _flags(kind: type[C], base: C | None, arguments: list[str], *, prog: str, description: str) -> C:
     """The settings with the flags applied. tyro prints errors in flags itself and exits with 2."""
     import tyro
 

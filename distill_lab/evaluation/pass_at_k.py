@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import BAD_GOLD
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.graders._number import read_number
 from distill_lab.grading.graders.math import normalize_formula
+from distill_lab.types import Grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,7 @@ def best_of_k(graded: Path, ks: Sequence[int] | None = None, *, threshold: float
     ks: each at most the number of samples; None: 1, 2, 4, ... and all of them. threshold: the grade from which a sample is
     right. Raises UserError for a file without rows and for a k beyond the samples of some question.
     """
-    every = (list(rows) for rows in _questions(graded))
-    questions = [rows for rows in every if all(row["grade"]["status"] != BAD_GOLD for row in rows)]
+    questions = [grades for grades in _questions(graded) if all(grade.status != BAD_GOLD for grade in grades)]
     if not questions:
         raise UserError(f"{graded}: no completions in it; generate and grade some first")
     fewest = min(map(len, questions))
@@ -77,15 +76,16 @@ def best_of_k(graded: Path, ks: Sequence[int] | None = None, *, threshold: float
         ks = [1 << power for power in range(fewest.bit_length()) if 1 << power < fewest] + [fewest]
     if any(not 1 <= k <= fewest for k in ks):
         raise UserError(f"{graded}: pass@{max(ks)} needs so many samples of each question; one has {fewest}")
-    rights = [[row["grade"]["score"] >= threshold for row in rows] for rows in questions]
+    rights = [[grade.score >= threshold for grade in grades] for grades in questions]
     voted = 0
-    for rows, right in zip(questions, rights, strict=True):
-        choice = majority_answer([row["grade"]["answer"] for row in rows])
+    for grades, right in zip(questions, rights, strict=True):
+        choice = majority_answer([grade.answer for grade in grades])
         voted += choice is not None and right[choice]
     pass_at = {k: sum(pass_at_k(len(right), sum(right), k) for right in rights) / len(rights) for k in ks}
     return BestOfK(len(questions), fewest, pass_at, voted / len(questions))
 
 
-def _questions(graded: Path) -> Iterator[Iterator[dict[str, Any]]]:
-    slim = ({"id": row["id"], "grade": row["grade"]} for row in read_jsonl(graded))
-    return (rows for _, rows in groupby(slim, key=lambda row: row["id"]))
+def _questions(graded: Path) -> Iterator[list[Grade]]:
+    """The grades of each question's samples."""
+    slim = ((row["id"], Grade(**row["grade"])) for row in read_jsonl(graded))
+    return ([grade for _, grade in rows] for _, rows in groupby(slim, key=lambda row: row[0]))

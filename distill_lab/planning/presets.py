@@ -9,10 +9,9 @@ set, rows of the data are held out for the test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-from distill_lab.config import Config, DataConfig
+from distill_lab.config import DataConfig, RecipeConfig
 from distill_lab.errors import UserError
 from distill_lab.types import Fields, JsonObject
 
@@ -42,15 +41,19 @@ def given(yaml: Fields, flags: Sequence[str]) -> dict[str, str]:
 
 
 def start(
-    presets: Mapping[str, Config], defaults: type[Config], *, preset: str | None, given: Mapping[str, str]
-) -> tuple[Config, str, list[str]]:
+    presets: Mapping[str, RecipeConfig],
+    defaults: Callable[[], RecipeConfig],
+    *,
+    preset: str | None,
+    given: Mapping[str, str],
+) -> tuple[RecipeConfig, str, list[str]]:
     """The initial settings, their name with the reason, and notes for the user.
 
     presets: those of the recipe, may be empty. defaults: the recipe's settings. preset: the requested one. given: the
     result of the function `given`. Raises UserError for an unknown preset.
     """
     name, why = _choose(presets, preset, given)
-    base: Any = presets[name] if name else defaults()
+    base = presets[name] if name else defaults()
     data, notes = given.get("data"), []
     if data and data != base.data.path:
         test, own = base.test.path, not is_tiny(data)
@@ -64,7 +67,9 @@ def start(
     return base, f"preset {name} ({why})" if name else why, notes
 
 
-def _choose(presets: Mapping[str, Config], preset: str | None, given: Mapping[str, str]) -> tuple[str | None, str]:
+def _choose(
+    presets: Mapping[str, RecipeConfig], preset: str | None, given: Mapping[str, str]
+) -> tuple[str | None, str]:
     if preset is not None:
         if preset not in presets:
             raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(presets) or 'none at all'}")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab.chat import answer_text
 from distill_lab.errors import DataError
@@ -51,8 +51,7 @@ def write_training_set(
 
 
 def _own(prompts: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], list[Message]]]:
-    for prompt, row in _prompts(prompts):
-        completion: list[Message] = list(row.get("completion") or [])
+    for prompt, completion in _prompts(prompts):
         while completion and completion[-1]["role"] != "assistant":
             completion.pop()
         if not completion:
@@ -121,8 +120,8 @@ class _Answers:
         return offsets[::-1]
 
 
-def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
-    """The prompts and the rows they are in. Raises DataError for rows that are not prompts and ids that come twice."""
+def _prompts(path: Path) -> Iterator[tuple[Prompt, list[Message]]]:
+    """The prompts and the data's own completions. Raises DataError for rows that are not prompts and ids that come twice."""
     seen = IdIndex()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -136,7 +135,7 @@ def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
             prompt = Prompt.from_json(row)
             if not seen.add(prompt.id, number):
                 raise DataError(str(path), number, f"the id {prompt.id!r} comes twice; every prompt needs its own")
-            yield prompt, row
+            yield prompt, list(row.get("completion") or [])
 
 
 def _is_conversation(value: object) -> bool:
