@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from distill_lab import activity
 from distill_lab.config import TrainConfig
@@ -79,7 +80,7 @@ class ReplayingTrainer(Trainer):
             self._halve()
             again = self.running
 
-    def train(self, *arguments: Any, **settings: Any) -> Any:
+    def train(self, *arguments: Any, **settings: Any) -> TrainOutput:
         """As the base class; memory that runs out between the passes is a UserError that says what to do."""
         try:
             return super().train(*arguments, **settings)

@@ -8,12 +8,10 @@ width of its bin. Here every row is a causal attention without a mask, over its 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from distill_lab.generation.decoding.attention import UNSUPPORTED_ARGUMENTS, Unsuitable
 
@@ -25,7 +23,7 @@ TRIAL = (7, 5)
 
 
 @torch.no_grad()
-def is_suitable(decoder: Any, *, tolerance: float = TOLERANCE) -> bool:
+def is_suitable(decoder: PreTrainedModel, *, tolerance: float = TOLERANCE) -> bool:
     """Whether the rows of a packed batch have the same hidden states with this attention. Tried, not looked up.
 
     tolerance: largest relative difference; a decoder in 16 bits rounds more than one in fp32.
@@ -54,7 +52,7 @@ def is_suitable(decoder: Any, *, tolerance: float = TOLERANCE) -> bool:
     return bool((found.float() - expected.float()).norm() < tolerance * expected.float().norm())
 
 
-def use(decoder: Any, name: str = NAME) -> str:
+def use(decoder: PreTrainedModel, name: str = NAME) -> str:
     """Let the decoder's layers call the attention `name`; returns the name of the one before."""
     config = decoder.config.get_text_config(decoder=True)
     before = config._attn_implementation
