@@ -26,6 +26,7 @@ from distill_lab.types import Completion, JsonObject, Prompt
 if TYPE_CHECKING:
     from distill_lab.export import Exported
     from distill_lab.generation.engines import Engine
+    from distill_lab.report.model_card import ExportRow
 
 NUM_TOKENS = 64
 """Tokens per answer for a model without a run."""
@@ -138,7 +139,7 @@ def same_tokens(engine: Any, prompts: Sequence[Prompt], sampling: SamplingConfig
     return alike
 
 
-def exported_json(exported: Exported, check: Check | None, folder: Path) -> JsonObject:
+def exported_json(exported: Exported, check: Check | None, folder: Path) -> ExportRow:
     """The entry of export.json, which the model card reads. folder: what the file's name is relative to."""
     name = exported.path.relative_to(folder).as_posix()
     return {

@@ -16,6 +16,7 @@ from distill_lab.files.locks import take_lock
 from distill_lab.report.model_card import short_name, training_text
 from distill_lab.report.run_student import fitted
 from distill_lab.run import Manifest, StageRecord, read_manifest
+from distill_lab.types import Fields
 
 DONE = "done"
 
@@ -94,12 +95,12 @@ def _training(plan: Mapping[str, Any], train: Any) -> str:
         return ""  # of a version that recorded other settings
 
 
-def _part(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _part(of: Fields, name: str) -> Fields:
     found = of.get(name)
     return found if isinstance(found, dict) else {}
 
 
-def _model(config: Mapping[str, Any], role: str) -> str:
+def _model(config: Fields, role: str) -> str:
     name = _part(config, role).get("model")
     return short_name(str(name)) if name else ""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_lab.chat import inspect_template
 from distill_lab.errors import UserError
+from distill_lab.types import JsonObject
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -144,7 +145,7 @@ def _old_rope(settings: dict[str, Any]) -> dict[str, Any]:
     return old
 
 
-def _rope_read(settings: dict[str, Any]) -> Any:
+def _rope_read(settings: JsonObject) -> object:
     """The rotary embedding that transformers 5 reads from a config; None for a kind of model it does not know."""
     from logging import CRITICAL
 
@@ -231,5 +232,5 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write(path: Path, settings: dict[str, Any]) -> None:
+def _write(path: Path, settings: JsonObject) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
