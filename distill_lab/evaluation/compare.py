@@ -36,9 +36,9 @@ def compare_models(
 ) -> list[Comparison]:
     """Send every prompt to every model, greedily, each as one user message, one model in memory at a time.
 
-    models: label -> path or name; None leaves that label out. step_by_step: labels of the models that are asked to think
-    step by step, with their thinking as part of the answer; the others answer at once. A model that cannot be found is
-    listed in `missing` and skipped. Raises ModelError if a model is found but does not load.
+    models: label -> path or name; None leaves that label out. step_by_step: labels of the models that get the instruction
+    to think step by step, with their thinking as part of the answer; the others answer at once. A model that cannot be
+    found is listed in `missing` and skipped. Raises ModelError if a model is found but does not load.
     """
     from distill_lab.device import memory_returned
     from distill_lab.generation.engines import complete, load_engine

@@ -119,5 +119,5 @@ def _questions(prompts: Path) -> dict[str, tuple[str, str | None]]:
 
 def _asked(questions: Mapping[str, tuple[str, str | None]], name: str, file: Path) -> tuple[str, str | None]:
     if name not in questions:
-        raise DataError(str(file), None, f"an answer to {name!r}, which is not one of the prompts; generate it again")
+        raise DataError(str(file), None, f"an answer to {name!r}, which is not a prompt; generate them again")
     return questions[name]
