@@ -42,7 +42,7 @@ test-fast: $(VENV)/installed-dev  ## the tests that take seconds, for while you 
 install-vllm: .venv-vllm/installed
 
 test-vllm: install-vllm  ## the engine vllm against a real vLLM on this CPU, in .venv-vllm (3 GB, Linux; about ten minutes)
-	.venv-vllm/bin/python -m pytest -rs tests/generation/engines/test_vllm.py
+	.venv-vllm/bin/python -m pytest -rs tests/generation/engines/test_vllm*.py
 
 .venv-interop/installed: constraints-interop.txt
 	@test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop

@@ -354,7 +354,8 @@ def compare_models(
     """Print every model's greedy answer to every prompt, one below the other, each with a label.
 
     Give a model loaded, with its tokenizer, or by path or name (None skips it; without a model there, this prints
-    `Model not found at <path>`); these are loaded one at a time. The System 2 student is told to think step by step.
+    `Model not found at <path>`); these are loaded one at a time. The System 2 student is asked to think step by
+    step.
     """
     from distill_lab import device
     from distill_lab.evaluation.compare import Comparison, with_thinking

@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+
+from distill_lab.types import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,5 +124,5 @@ class ProgressReporter:
     def doing(self, activity: Activity | None) -> None:
         """What is being done within or between stages (loading, reading prompts, saving); None: it has ended."""
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: JsonObject) -> None:
         """One row of training metrics (`step`, `loss`, `learning_rate`, ...)."""

@@ -17,11 +17,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
     from distill_lab.config import Config
 
+C = TypeVar("C", bound="BaseModel")
 PACKAGES = {"recipes": "a whole method in one command", "commands": "single steps and helpers"}
 GLOBAL_HELP = """\
 In addition to the flags below:
@@ -202,7 +208,7 @@ def _recipe(name: str, arguments: list[str]) -> int:
     return 0
 
 
-def _recipe_settings(name: str, arguments: list[str], *, prog: str) -> tuple[Any, Config, Path, list[str]]:
+def _recipe_settings(name: str, arguments: list[str], *, prog: str) -> tuple[ModuleType, Config, Path, list[str]]:
     """A recipe's module, its settings from preset, YAML and flags, its run directory, and notes on where they come from."""
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     options, rest = _take_options(arguments, ("preset", "config", "run"))
@@ -275,11 +281,11 @@ def _from_yaml(base: Config, path: str | None) -> Config:
         raise UserError("\n".join(problems)) from None
 
 
-def _plain(error: Any) -> str:
+def _plain(error: ErrorDetails) -> str:
     return "no such setting" if error["type"] == "extra_forbidden" else error["msg"]
 
 
-def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: str, description: str) -> Any:
+def _flags(kind: type[C], base: C | None, arguments: list[str], *, prog: str, description: str) -> C:
     """The settings with the flags applied. tyro prints errors in flags itself and exits with 2."""
     import tyro
 
@@ -290,7 +296,7 @@ def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: 
     return tyro.cli(kind, args=arguments, prog=prog, description=description, default=base)
 
 
-def _reject_empty_paths(kind: type[Any], arguments: list[str]) -> None:
+def _reject_empty_paths(kind: type[BaseModel], arguments: list[str]) -> None:
     """Raise UserError for `--out ""`, which would mean the folder the user is in."""
     from distill_lab.errors import UserError
 
@@ -303,7 +309,7 @@ def _reject_empty_paths(kind: type[Any], arguments: list[str]) -> None:
             raise UserError(f"{flag} is empty; give a path")
 
 
-def _spell_out(kind: type[Any], arguments: list[str]) -> list[str]:
+def _spell_out(kind: type[BaseModel], arguments: list[str]) -> list[str]:
     """Expand `--teacher M` to `--teacher.model M` (a group's name sets its first field) and `--dtype D` to every dtype."""
     from pydantic import BaseModel
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -28,6 +28,7 @@ from distill_lab.settings.overlap import OverlapWords
 from distill_lab.settings.price import PriceConfig as PriceConfig
 from distill_lab.settings.response_format import response_format
 from distill_lab.settings.teacher_cache import TeacherCacheConfig as TeacherCacheConfig
+from distill_lab.types import JsonObject
 
 FULL_LEARNING_RATE, ADAPTER_LEARNING_RATE = 2e-5, 2e-4
 Quantization = Literal["none", "8bit", "4bit", "auto"]
@@ -77,7 +78,7 @@ class DataConfig(Config):
 
     @field_validator("columns", mode="before")
     @classmethod
-    def _columns_as_text(cls, value: Any) -> Any:
+    def _columns_as_text(cls, value: object) -> object:
         """A mapping, as YAML has it, is the same as the text."""
         return (
             ",".join(f"{target}={column}" for target, column in value.items()) if isinstance(value, Mapping) else value
@@ -116,7 +117,7 @@ class SamplingConfig(Config):
 
     @field_validator("response_format", mode="before")
     @classmethod
-    def _read_response_format(cls, given: Any) -> str:
+    def _read_response_format(cls, given: object) -> str:
         return response_format(given)
 
     @model_serializer(mode="wrap")
@@ -125,7 +126,7 @@ class SamplingConfig(Config):
         return _without(write(self), self, "response_format")
 
 
-def _without(values: dict[str, Any], config: Config, *names: str) -> dict[str, Any]:
+def _without(values: JsonObject, config: Config, *names: str) -> JsonObject:
     """A dump without the fields of these names that have their default."""
     fields = type(config).model_fields
     return {
@@ -238,7 +239,7 @@ class TrainConfig(Config):
 
     @field_validator("objective_settings", mode="before")
     @classmethod
-    def _read_objective_settings(cls, given: Any) -> Any:
+    def _read_objective_settings(cls, given: object) -> object:
         """NAME=NUMBER, each name once, in the order of the names: the same settings are written in one way."""
         if not isinstance(given, (Mapping, list, tuple)):
             return given
@@ -283,6 +284,15 @@ STEP_BY_STEP = "Please think step by step and explain your reasoning before givi
 """The instruction that System 2 adds to each question, for teacher and student alike."""
 
 
+class Asked(NamedTuple):
+    """A model that a recipe's proof lets answer the test prompts."""
+
+    stage: str
+    """As a forecast names it."""
+    role: Literal["teacher", "base", "student"]
+    sampling: SamplingConfig
+
+
 class RecipeConfig(Config):
     """Settings of every recipe; a recipe adds its own and sets the defaults."""
 
@@ -318,9 +328,17 @@ class RecipeConfig(Config):
         """How the student is trained, with what a recipe adds to `train`. teacher: as it is on this machine."""
         return self.train
 
+    def proof(self) -> tuple[Asked, ...]:
+        """Who answers the test prompts in the recipe's proof."""
+        return (
+            Asked("test of the teacher", "teacher", self.test_sampling),
+            Asked("test of the base student", "base", self.test_sampling),
+            Asked("test of the student", "student", self.test_sampling),
+        )
+
     @model_validator(mode="before")
     @classmethod
-    def _hold_out_of_given_data(cls, values: Any) -> Any:
+    def _hold_out_of_given_data(cls, values: object) -> object:
         """The default test set goes with the default data; without a test set, other data is tested on held-out rows."""
         if isinstance(values, dict) and values.get("test", {}) in ("", None):
             values = {**values, "test": {"path": ""}}

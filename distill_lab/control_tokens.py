@@ -53,7 +53,7 @@ class _Control:
     """Matches any of them, as one group; None if there are none."""
 
 
-_found: WeakKeyDictionary[Any, _Control] = WeakKeyDictionary()
+_found: WeakKeyDictionary[PreTrainedTokenizerBase, _Control] = WeakKeyDictionary()
 
 
 def _control(tokenizer: PreTrainedTokenizerBase) -> _Control:

@@ -155,7 +155,7 @@ def free_memory() -> None:
 def memory_returned() -> Iterator[None]:
     """A block that holds a model: free unused memory before it, and the block's own memory after it.
 
-    PyTorch keeps freed GPU memory for itself, where no other process can use it, and reference cycles keep their tensors
+    PyTorch keeps freed GPU memory for itself, so that no other process can use it, and reference cycles keep their tensors
     until the garbage collector runs.
     """
     free_memory()

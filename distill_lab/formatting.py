@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import unicodedata
 from html import escape
-from typing import Any
 
 KEPT = "\n\u200c\u200d"
 """Line breaks, and the zero-width joiners that Persian, Hindi and emoji need."""
@@ -18,6 +17,12 @@ def times(ratio: float, sign: str = "×") -> str:
     digits = 10 if ratio >= 1 else 100
     # The margin keeps floating-point rounding from turning 4.1 into 4.0.
     return f"{math.floor(ratio * digits + 1e-9) / digits:.{1 if digits == 10 else 2}f}{sign}"
+
+
+def rounded_up(number: int) -> int:
+    """A number rounded up to two digits, as estimates are shown."""
+    step = 10 ** max(len(str(number)) - 2, 0)
+    return -(-number // step) * step
 
 
 def clean(text: str) -> str:
@@ -35,7 +40,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def shown(text: Any) -> str:
+def shown(text: object) -> str:
     """Like `clean`, escaped for HTML; keeps tabs too."""
     return escape("\t".join(clean(part) for part in str(text).split("\t")))
 

@@ -18,18 +18,25 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, TypedDict
 
 from distill_lab import activity
 from distill_lab.activity import ProgressReporter
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.bookkeeping import read_record
-from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, files_of, fingerprint, path_fingerprint, plain
+from distill_lab.files.fingerprints import (
+    MAX_DIFFERENCES,
+    differences,
+    files_of,
+    fingerprint,
+    path_fingerprint,
+    plain_object,
+)
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked, take_lock
 from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
 from distill_lab.settings.template_date import first_date, frozen, recorded_in
-from distill_lab.types import Counts
+from distill_lab.types import Counts, Fields, JsonObject
 
 VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")
 
@@ -50,10 +57,49 @@ class Stage:
         return self.counts.kept
 
 
+class CountsRecord(TypedDict):
+    """`Counts` in run.json."""
+
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]
+
+
+class _StageRecord(TypedDict):
+    key: str
+    at: str
+    status: str
+    """running or done."""
+    seconds: float
+
+
+class StageRecord(_StageRecord, total=False):
+    """A stage in run.json."""
+
+    inputs: JsonObject
+    output: str
+    """Fingerprint of what a finished stage wrote."""
+    files: list[str]
+    counts: CountsRecord | None
+    sampling: JsonObject
+
+
+class Manifest(TypedDict):
+    """A run.json."""
+
+    recipe: str
+    config: dict[str, Any]
+    date: str
+    versions: dict[str, str]
+    models: dict[str, JsonObject]
+    """What `Run.record` stored, by model."""
+    stages: dict[str, StageRecord]
+
+
 class Run:
     """One execution of a recipe in its directory. Open it with `Run.open`, which rejects a second process."""
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], lock: Any, watch: ProgressReporter) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, lock: TextIO, watch: ProgressReporter) -> None:
         self.directory, self.watch, self._manifest, self._lock = directory, watch, manifest, lock
         self.recipe: str = manifest["recipe"]
         self.skipped: list[str] = []
@@ -63,9 +109,7 @@ class Run:
         self._heard.enter_context(frozen(manifest["date"]))
 
     @classmethod
-    def open(
-        cls, directory: str | Path, *, recipe: str, config: Mapping[str, Any], watch: ProgressReporter | None = None
-    ) -> Run:
+    def open(cls, directory: str | Path, *, recipe: str, config: Fields, watch: ProgressReporter | None = None) -> Run:
         """Create or reopen `directory`. Raises UserError if another process uses it, another recipe created it, or it
         contains files of the user that the run would overwrite."""
         directory = Path(directory)
@@ -78,7 +122,7 @@ class Run:
         try:
             _check_place(directory)
             stages, models = _old_stages(directory / "run.json", recipe)
-            manifest = {
+            manifest: Manifest = {
                 "recipe": recipe,
                 "config": dict(config),
                 "date": first_date(recorded_in(directory / "run.json")),
@@ -103,9 +147,9 @@ class Run:
         name: str,
         output: str,
         *,
-        inputs: Mapping[str, Any],
+        inputs: Fields,
         work: Callable[[Path], Counts | None],
-        about: Mapping[str, Any] | None = None,
+        about: Fields | None = None,
     ) -> Stage:
         """Create `output` (a file or directory of this run) by calling `work(path)` once.
 
@@ -117,12 +161,12 @@ class Run:
         run again.
         """
         with self._locked(output):
-            path = self._stage(name, output, plain(inputs), work, about or {})
+            path = self._stage(name, output, plain_object(inputs), work, about or {})
         counts = self._manifest["stages"][name].get("counts")
         return Stage(path, Counts(**counts) if counts else None)
 
     def _stage(
-        self, name: str, output: str, inputs: Any, work: Callable[[Path], Counts | None], about: Mapping[str, Any]
+        self, name: str, output: str, inputs: JsonObject, work: Callable[[Path], Counts | None], about: Fields
     ) -> Path:
         path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
         last = stages.get(name)
@@ -141,7 +185,15 @@ class Run:
             remove_work(path)
             last = None
         seconds = last["seconds"] if last else 0.0
-        stages[name] = {"key": key, "at": output, "status": "running", "seconds": seconds, "inputs": inputs, **about}
+        begun: dict[str, Any] = {
+            "key": key,
+            "at": output,
+            "status": "running",
+            "seconds": seconds,
+            "inputs": inputs,
+            **about,
+        }
+        stages[name] = StageRecord(**begun)
         self._save()
         self.watch.stage(name)
         if why:
@@ -168,15 +220,15 @@ class Run:
         if path.exists() and not (last and self._is_at(last, output)):
             raise UserError(f"{path} already exists and was not created by this run; remove it or choose another path")
 
-    def _is_at(self, stage: Mapping[str, Any], output: str) -> bool:
+    def _is_at(self, stage: StageRecord, output: str) -> bool:
         # The path as given, so that a run directory can be moved; earlier versions wrote absolute paths.
         return stage["at"] in (output, str(self.path(output).absolute()))
 
-    def recorded(self, model: str) -> dict[str, Any] | None:
+    def recorded(self, model: str) -> JsonObject | None:
         """Settings that `record` stored for a model in this run, in this execution or an earlier one."""
         return self._manifest["models"].get(model)
 
-    def record(self, model: str, settings: Mapping[str, Any]) -> None:
+    def record(self, model: str, settings: Fields) -> None:
         """Store in run.json how this run loads a model."""
         self._manifest["models"][model] = dict(settings)
         self._save()
@@ -210,7 +262,7 @@ class Run:
         self._lock.close()
 
 
-def _why_again(last: Mapping[str, Any] | None, key: str, inputs: Any) -> str:
+def _why_again(last: StageRecord | None, key: str, inputs: object) -> str:
     """Why a finished stage runs again; empty if it never ran, or if the reason is unknown."""
     if last is None:
         return ""
@@ -231,7 +283,7 @@ def _check_place(directory: Path) -> None:
             )
 
 
-def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _old_stages(path: Path, recipe: str) -> tuple[dict[str, StageRecord], dict[str, JsonObject]]:
     """The stages and models that an earlier execution recorded in `run.json`; empty if there was none."""
     if not path.exists() and not path.is_symlink():
         return {}, {}
@@ -247,7 +299,7 @@ def _old_stages(path: Path, recipe: str) -> tuple[dict[str, Any], dict[str, Any]
     return old["stages"], old["models"]
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> Manifest:
     """The content of a run.json, with a `recipe`, `stages` and `models` of the right form. Raises DataError if damaged."""
     try:
         manifest = {"models": {}, **read_record(path)}
@@ -264,10 +316,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
         reason = next((f"stage {name!r}: {problem}" for name, problem in problems if problem), "")
     if reason:
         raise DataError(str(path), None, f"not the run.json of a run: {reason}")
-    return manifest
+    return manifest_of(manifest)
 
 
-def _wrong_in(stage: Mapping[str, Any]) -> str:
+def manifest_of(found: Mapping[str, Any]) -> Manifest:
+    """A run.json that was read. Raises KeyError if it has no recipe."""
+    return Manifest(
+        recipe=found["recipe"],
+        config=found.get("config", {}),
+        date=found.get("date", ""),
+        versions=found.get("versions", {}),
+        models=found.get("models", {}),
+        stages=found.get("stages", {}),
+    )
+
+
+def _wrong_in(stage: Fields) -> str:
     """What is wrong with the record of a stage; empty if it is as `Run.stage` writes it."""
     seconds, status = stage.get("seconds"), stage.get("status")
     if status not in ("running", "done"):
@@ -283,6 +347,8 @@ def _wrong_in(stage: Mapping[str, Any]) -> str:
     counts = stage.get("counts")
     if counts is None:
         return ""
+    if not isinstance(counts, dict):
+        return "`counts` are not counts of rows"
     try:
         dropped = counts["dropped"]
         numbers = [counts["rows_in"], counts["kept"], *dropped.values()]

@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakMethod, WeakSet, finalize, ref
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -29,6 +29,7 @@ from distill_lab import activity
 from distill_lab.activity import BY_PACE, Activity, ProgressReporter
 from distill_lab.formatting import clean, duration
 from distill_lab.generation.progress import Progress as Generated
+from distill_lab.types import JsonObject
 
 if TYPE_CHECKING:
     from distill_lab.evaluation.eval_rows import EvalRow
@@ -100,7 +101,7 @@ class Terminal(ProgressReporter):
         """Print an indented line."""
         self.print(Text(f"  {clean(text)}"))
 
-    def print(self, what: Any) -> None:
+    def print(self, what: RenderableType) -> None:
         """Print text (cleaned), or a rich renderable as it is."""
         with self._lock:
             self.console.print(Text(clean(what)) if isinstance(what, str) else what)
@@ -146,15 +147,16 @@ class Terminal(ProgressReporter):
         """Show progress of generation."""
         self.progress(progress.done, progress.total, detail=progress.detail, seconds_left=progress.seconds_left)
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: JsonObject) -> None:
         """Show training metrics as progress, and the trainer's notes as notes."""
+        step, total, loss, metrics = (row.get(name) for name in ("step", "num_steps", "loss", "metrics"))
         if "note" in row:
-            self.note(row["note"])
-        elif "step" in row and "num_steps" in row:
-            if "loss" in row:
-                apart = "".join(f", {name} {value:.3f}" for name, value in row.get("metrics", {}).items())
-                self._loss = f"loss {row['loss']:.3f}{apart}"
-            self.progress(row["step"], row["num_steps"], detail=self._loss)
+            self.note(str(row["note"]))
+        elif isinstance(step, int) and isinstance(total, int):
+            if isinstance(loss, (int, float)):
+                parts = metrics.items() if isinstance(metrics, dict) else ()
+                self._loss = f"loss {loss:.3f}{''.join(f', {name} {value:.3f}' for name, value in parts)}"
+            self.progress(step, total, detail=self._loss)
 
     def tick(self) -> None:
         """Without a terminal: print a status line if something is running and the last line is old enough."""
@@ -210,7 +212,9 @@ class Terminal(ProgressReporter):
         """The status line that the terminal updates in place."""
         count, line = self._count, Table.grid(padding=(0, 1))
         life = Text(self._life(), no_wrap=True, overflow="ellipsis")
-        bar: Any = Spinner("dots") if count is None else ProgressBar(count.total, count.done, width=BAR_WIDTH)
+        bar: RenderableType = (
+            Spinner("dots") if count is None else ProgressBar(count.total, count.done, width=BAR_WIDTH)
+        )
         line.add_row(" ", bar, life)
         return line
 

@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+JsonObject = dict[str, object]
+"""What a JSON object holds by name; a value is narrowed before it is used."""
+Fields = Mapping[str, object]
+"""A row of data, or another JSON object, that is only read."""
 Message = dict[str, Any]
 """One chat turn: `{"role": "system" | "user" | "assistant" | "tool", "content": str}` plus, for assistants, an optional
 `"thinking": str` (the reasoning trace, separate from the content) and `"weight": 0` for a turn that is not trained."""

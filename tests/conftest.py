@@ -31,6 +31,48 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def load(shared_data: Path) -> Any:
+    """`load("qwen3")` -> that tokenizer; "tiny" is the lab's own."""
+    from transformers import AutoTokenizer
+
+    loaded: dict[str, Any] = {}
+
+    def tokenizer(name: str) -> Any:
+        if name not in loaded:
+            family = ROOT / "distill_lab" / "tiny" / "family"
+            folder = family / "teacher" if name == "tiny" else shared_data / "tokenizers" / name
+            loaded[name] = AutoTokenizer.from_pretrained(folder)
+        return loaded[name]
+
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def with_template(shared_data: Path) -> Any:
+    """The smallest real tokenizer with another model's template and the special tokens that template writes."""
+    from transformers import PreTrainedTokenizerFast
+
+    special = {
+        "deepseekv3": ["<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"],
+        "gemma3": ["<end_of_turn>", "<start_of_turn>"],
+        "llama3": ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
+        "llama3_1": ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"],
+        "phi3": ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"],
+    }
+
+    def tokenizer(template: str) -> Any:
+        made = PreTrainedTokenizerFast.from_pretrained(shared_data / "tokenizers" / "minimind")
+        made.add_special_tokens({"bos_token": "<s>"})
+        if template in special:
+            made.add_special_tokens({"additional_special_tokens": special[template]})
+            made.eos_token = special[template][0]
+        made.chat_template = (shared_data / "chat_templates" / f"{template}.jinja").read_text(encoding="utf-8")
+        return made
+
+    return tokenizer
+
+
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`random_model(hidden=32, layers=2, seed=0, **config)` -> directory of a random Qwen3 with the tiny tokenizer."""

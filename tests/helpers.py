@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import (
-    AutoTokenizer,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill_lab.chat import prompt_ids
 from distill_lab.config import ModelConfig, SamplingConfig, TeacherCacheConfig, TrainConfig
@@ -137,6 +136,35 @@ def base_model(folder: Path, **generation: Any) -> ModelConfig:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end, "pad_token_id": end, **generation}))
+    return ModelConfig(model=str(folder))
+
+
+ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "plain": ("Qwen2Config", "Qwen2ForCausalLM", {}),
+    "untied head": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": False}),
+    "sliding window": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"sliding_window": 8, "head_dim": 16}),
+    "experts": (
+        "Qwen3MoeConfig",
+        "Qwen3MoeForCausalLM",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
+    ),
+}
+
+
+def other_architecture(
+    kind: str, tokenizer: PreTrainedTokenizerBase, folder: Path, *, more_rows: int = 0, **changes: Any
+) -> ModelConfig:
+    """A random model of one of ARCHITECTURES in `folder`, with this tokenizer. more_rows: of the head, without a token."""
+    config, model, settings = ARCHITECTURES[kind]
+    common = {
+        "vocab_size": len(tokenizer) + more_rows, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**(common | settings | changes)))
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return ModelConfig(model=str(folder))
 
 

@@ -16,6 +16,7 @@ from distill_lab.evaluation.speedups import Speed
 from distill_lab.evaluation.statistics import outcomes, paired, retention_interval
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import write_summary
+from distill_lab.evaluation.summary_parts import Generated
 from distill_lab.evaluation.token_stats import with_tokens
 from distill_lab.files.jsonl import write_json
 from distill_lab.grading.graders import metric_of
@@ -113,7 +114,7 @@ def made_run(
         outcomes=None if metric_of(grader).similarity else outcomes(files["teacher"], files["student"]),
     )
     summary = with_tokens(summary, folder / "eval")
-    generated = {"teacher answers": {"answers": 800, "tokens": 9600}}
+    generated = {"teacher answers": Generated(800, 9600)}
     groups = group_scores(folder / "test.jsonl", files, by_label=grader == "label")
     write_summary(
         folder / "summary.json",

@@ -1,10 +1,8 @@
-"""run.py: files that survive a kill, the lock, and stages that are skipped, redone or gone on with."""
+"""run.py: the lock, and stages that are skipped, redone or gone on with."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import shutil
 import signal
@@ -17,161 +15,12 @@ import pytest
 
 from distill_lab.activity import ProgressReporter
 from distill_lab.config import ModelConfig
-from distill_lab.errors import DataError, UserError
-from distill_lab.files import fingerprints
-from distill_lab.files.jsonl import JsonlAppender, atomic_path, read_jsonl, write_json, write_jsonl
+from distill_lab.errors import UserError
+from distill_lab.files.jsonl import JsonlAppender, read_jsonl, write_jsonl
 from distill_lab.generation.model_identity import model_inputs
-from distill_lab.run import Run, fingerprint
+from distill_lab.run import Run
 from distill_lab.types import Counts
 from tests.helpers import model_folder
-
-ROWS = [{"id": "a", "text": "你好 🙂\u2028\n"}, {"id": "b", "n": 1.5}]
-
-
-# --- atomic writes
-
-
-def test_rows_come_back_as_written(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "rows.jsonl"
-    assert write_jsonl(path, ROWS) == 2
-    assert list(read_jsonl(path)) == ROWS
-    assert path.read_bytes().count(b"\n") == 2
-    assert [file.name for file in path.parent.iterdir()] == ["rows.jsonl"]
-
-
-def test_half_an_emoji_comes_back(tmp_path: Path) -> None:
-    row = {"text": "cut \ud83d"}
-    write_jsonl(tmp_path / "rows.jsonl", [row])
-    with JsonlAppender(tmp_path / "rows.jsonl") as appender:
-        appender.append([row])
-    assert list(read_jsonl(tmp_path / "rows.jsonl")) == [row, row]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, ROWS)
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_jsonl(path, [{"a": 1}, {"a": math.nan}])
-    with pytest.raises(UnicodeEncodeError), atomic_path(path) as temporary:
-        temporary.write_text("half\ud83d", encoding="utf-8")
-    assert list(read_jsonl(path)) == ROWS
-    assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
-
-
-def test_nan_is_not_appended(tmp_path: Path) -> None:
-    with JsonlAppender(tmp_path / "rows.jsonl") as appender:
-        appender.append(ROWS)
-        with pytest.raises(ValueError, match="JSON compliant"):
-            appender.append([{"a": 1}, {"a": math.inf}])
-    assert list(read_jsonl(tmp_path / "rows.jsonl")) == ROWS
-
-
-def test_json_is_readable_and_replaced_whole(tmp_path: Path) -> None:
-    write_json(tmp_path / "x.json", {"a": "é"})
-    write_json(tmp_path / "x.json", {"b": 1})
-    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"b": 1}
-
-
-# --- reading
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b'{"a": 1', "not a JSON object"),
-        (b'{"a": NaN}', "NaN is not JSON"),
-        (b'{"a": -Infinity}', "-Infinity is not JSON"),
-        (b"[1]", "expected a JSON object, found list"),
-        (b'{"a": "\xff"}', "not UTF-8"),
-        (b"[" * 100_000, "not a JSON object"),
-    ],
-)
-def test_a_malformed_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a": 0}\r\n\n' + line + b"\n")
-    rows = read_jsonl(path)
-    assert next(rows) == {"a": 0}
-    with pytest.raises(DataError, match=reason) as caught:
-        next(rows)
-    assert (caught.value.source, caught.value.line) == (str(path), 3)
-
-
-# --- resuming an appended file
-
-
-@pytest.mark.parametrize("torn", [b"", b'{"id"', b"\x00" * 70_000, b'{"id": "' + "é".encode() * 100_000])
-@pytest.mark.parametrize("whole", [0, 1, 2])
-def test_a_torn_last_line_is_cut_off(tmp_path: Path, whole: int, torn: bytes) -> None:
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, ROWS[:whole])
-    with path.open("ab") as file:
-        file.write(torn)
-    with JsonlAppender(path) as appender:
-        assert list(read_jsonl(path)) == ROWS[:whole]
-        appender.append([{"id": "z"}])
-    assert list(read_jsonl(path)) == [*ROWS[:whole], {"id": "z"}]
-
-
-def test_every_cut_through_a_file_resumes(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, ROWS)
-    data = path.read_bytes()
-    for length in range(len(data) + 1):
-        path.write_bytes(data[:length])
-        with JsonlAppender(path) as appender:
-            appender.append([{"id": "z"}])
-        assert list(read_jsonl(path)) == [*ROWS[: data[:length].count(b"\n")], {"id": "z"}]
-
-
-def test_appended_rows_are_on_disk_after_a_kill(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    code = """
-import sys
-from pathlib import Path
-from distill_lab.files.jsonl import JsonlAppender
-appender = JsonlAppender(Path(sys.argv[1]))
-number = 0
-while True:
-    appender.append([{"n": number}])
-    print(number, flush=True)
-    number += 1
-"""
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = [int(process.stdout.readline()) for _ in range(20)]
-        process.kill()
-    with JsonlAppender(path) as appender:
-        appender.append([{"n": -1}])
-    found = [row["n"] for row in read_jsonl(path)]
-    assert said == list(range(20))
-    assert found[:20] == said
-    assert found == [*range(len(found) - 1), -1]
-
-
-# --- fingerprints
-
-
-def test_fingerprints_tell_apart_what_differs(tmp_path: Path) -> None:
-    file, folder = tmp_path / "file", tmp_path / "folder"
-    file.write_bytes(b"x" * 3_000_000)
-    folder.mkdir()
-    values: list[Any] = [{}, [], None, 0, "0", {"a": 1, "b": 2}, {"a": 1}, {"a": [1]}, file, folder, tmp_path / "none"]
-    assert len({fingerprint(value) for value in values}) == len(values)
-    assert fingerprint({"a": 1, "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": 1})
-    assert fingerprint({"epochs": 4}) == fingerprint({"epochs": 4.0}) != fingerprint({"epochs": 4.5})
-    assert (
-        fingerprint(file)
-        == hashlib.sha256(json.dumps(hashlib.sha256(file.read_bytes()).hexdigest()).encode()).hexdigest()
-    )
-
-    before = fingerprint(file), fingerprint(folder)
-    file.touch()
-    assert fingerprint(file) == before[0]
-    file.write_bytes(b"x" * 2_999_999 + b"y")
-    (folder / "new").write_text("1")
-    assert fingerprint(file) != before[0]
-    assert fingerprint(folder) != before[1]
-
 
 # --- the lock
 
@@ -415,88 +264,6 @@ def test_another_place_that_holds_something_else_is_never_removed(tmp_path: Path
     assert (tmp_path / "first" / "model").exists()
 
 
-# --- directories count by content
-
-
-def test_a_copy_with_other_times_is_the_same_directory(tmp_path: Path) -> None:
-    model = model_folder(tmp_path / "model")
-    copied = Path(shutil.copytree(model, tmp_path / "copied", copy_function=shutil.copyfile))
-    for path in copied.iterdir():
-        os.utime(path, (1, 1))
-    assert fingerprint(copied) == fingerprint(model)
-    other = model_folder(tmp_path / "other", b"w" * 999 + b"v")
-    stat = (model / "model.safetensors").stat()
-    os.utime(other / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert fingerprint(other) != fingerprint(model)
-
-
-def test_what_is_no_part_of_a_model_does_not_change_its_fingerprint(tmp_path: Path) -> None:
-    model = model_folder(tmp_path / "model")
-    before = fingerprint(model)
-    for name in ("student-q4.gguf", "notes.txt", "README.md", ".key.json", "mine.py"):
-        (model / name).write_text("1")
-    (model / "adapter").mkdir()
-    (model / "adapter" / "adapter_model.safetensors").write_text("1")
-    assert fingerprint(model) == before
-    for name in ("chat_template.jinja", "generation_config.json", "added_tokens.json", "model-2.safetensors"):
-        (model / name).write_text("1")
-        changed = fingerprint(model)
-        assert changed != before, name
-        before = changed
-    (model / "config.json").write_text('{"auto_map": {"AutoModel": "mine.Model"}}')
-    before = fingerprint(model)
-    (model / "mine.py").write_text("2")
-    assert fingerprint(model) != before
-
-
-def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISTILL_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fingerprints, "LARGE", 1000)
-    monkeypatch.setattr(fingerprints, "SETTLED_S", -1.0)
-    monkeypatch.setattr(fingerprints, "_known", {})
-    monkeypatch.setattr(fingerprints, "_loaded", None)
-    model = model_folder(tmp_path / "model")
-    before = fingerprint(model)
-    read: list[str] = []
-    monkeypatch.setattr(fingerprints.hashlib, "sha256", Counting(hashlib.sha256, read))
-    assert fingerprint(model) == before
-    assert "w" * 1000 not in read
-    monkeypatch.setattr(fingerprints, "_known", {})  # as in another process
-    monkeypatch.setattr(fingerprints, "_loaded", None)
-    assert fingerprint(model) == before
-    assert "w" * 1000 not in read
-    stat = (model / "model.safetensors").stat()
-    (model / "model.safetensors").write_bytes(b"v" * 1000)
-    os.utime(model / "model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert fingerprint(model) != before
-    assert "v" * 1000 in read
-    (tmp_path / "cache" / "digests.json").write_text("[1")
-    monkeypatch.setattr(fingerprints, "_known", {})
-    monkeypatch.setattr(fingerprints, "_loaded", None)
-    (model / "model.safetensors").write_bytes(b"w" * 1000)
-    assert fingerprint(model) == before
-
-
-class Counting:
-    """A hash function that notes what it is given."""
-
-    def __init__(self, function: Any, read: list[str]) -> None:
-        self.function, self.read = function, read
-
-    def __call__(self, content: bytes = b"") -> Any:
-        counting, inner = self, self.function(content)
-
-        class Noting:
-            def update(self, block: bytes) -> None:
-                counting.read.append(block.decode())
-                inner.update(block)
-
-            def hexdigest(self) -> str:
-                return inner.hexdigest()
-
-        return Noting()
-
-
 def test_a_run_that_was_copied_does_not_train_again(tmp_path: Path) -> None:
     made: list[int] = []
 
@@ -578,21 +345,3 @@ def test_two_runs_do_not_write_one_student(tmp_path: Path) -> None:
     with open_run(tmp_path / "a") as first:
         first.stage("student", str(out), inputs={}, work=other)
     assert not list(tmp_path.glob(".*.lock"))
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
-@pytest.mark.parametrize("umask", [0o077, 0o022, 0o000])
-def test_new_files_are_their_owners_only_and_replaced_ones_keep_their_permissions(umask: int, tmp_path: Path) -> None:
-    before = os.umask(umask)
-    try:
-        write_json(tmp_path / "a.json", {})
-        write_jsonl(tmp_path / "b.jsonl", ROWS)
-        with JsonlAppender(tmp_path / "c.jsonl") as appender:
-            appender.append(ROWS)
-        write_json(tmp_path / "shared.json", {})
-        (tmp_path / "shared.json").chmod(0o640)
-        write_json(tmp_path / "shared.json", {"new": 1})
-    finally:
-        os.umask(before)
-    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
-    assert modes == {"a.json": "0o600", "b.jsonl": "0o600", "c.jsonl": "0o600", "shared.json": "0o640"}

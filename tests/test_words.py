@@ -66,53 +66,10 @@ WORDS = (
 
 STILL_OPEN = frozenset(
     """
-    benchmarks/RESULTS.md
-    distill_app.py
-    distill_lab/device.py
-    distill_lab/evaluation/speed_plan.py
-    distill_lab/evaluation/_timing.py
-    distill_lab/evaluation/compare.py
-    distill_lab/evaluation/cost.py
-    distill_lab/evaluation/evaluate.py
-    distill_lab/evaluation/labels.py
-    distill_lab/evaluation/pass_at_k.py
-    distill_lab/evaluation/peak_memory.py
-    distill_lab/evaluation/statistics.py
-    distill_lab/evaluation/steps.py
-    distill_lab/evaluation/summary.py
-    distill_lab/evaluation/verdict.py
-    distill_lab/generation/engines/_stop_strings.py
     distill_lab/grading/graders/judge.py
-    distill_lab/pipeline/proof.py
-    distill_lab/pipeline/stages.py
-    distill_lab/planning/memory_estimate.py
-    distill_lab/planning/preflight.py
-    distill_lab/recipes/_prompt_proof.py
     distill_lab/recipes/_traces.py
-    distill_lab/recipes/system2.py
     distill_lab/recipes/verified.py
-    distill_lab/report/figure.py
-    distill_lab/report/publish.py
-    distill_lab/report/side_by_side.py
-    distill_lab/report/tokens.py
-    distill_lab/train/bf16_passes.py
-    distill_lab/train/checkpoints.py
-    distill_lab/train/lora.py
-    distill_lab/train/memory_replay.py
-    distill_lab/train/merge.py
     distill_lab/train/objectives/_chunked_head.py
-    distill_lab/train/packing.py
-    distill_lab/train/plan.py
-    distill_lab/train/portable.py
-    distill_lab/train/result.py
-    distill_lab/train/rows.py
-    distill_lab/train/student.py
-    distill_lab/train/training_log.py
-    distill_lab/training_data/cot_files.py
-    distill_lab/training_data/prompt_distillation.py
-    distill_lab/training_data/reasoning.py
-    distill_lab/training_data/selection.py
-    distill_lab/training_data/training_set.py
     docs/hardware.md
     docs/requirements.md
     """.split()

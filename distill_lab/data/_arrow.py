@@ -8,12 +8,31 @@ converted is `Unusable` and does not stop the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 from distill_lab.data._row_types import Unusable
+from distill_lab.types import Fields, JsonObject
 
-Convert = Callable[[Any], Any]
+Convert = Callable[[Any], object]
+"""From a value that is not null, of the type that Arrow has for it."""
+
+
+class Scalar(Protocol):
+    """A value of a pyarrow column."""
+
+    def as_py(self) -> object: ...
+
+
+class Batch(Protocol):
+    """A pyarrow record batch or table."""
+
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def schema(self) -> Any: ...
+    def column(self, i: str, /) -> Iterable[Scalar]: ...
+    def to_pylist(self) -> list[JsonObject]: ...
 
 
 class Converter:
@@ -27,21 +46,21 @@ class Converter:
             if convert is not None:
                 self.converters[field.name] = convert
 
-    def rows(self, batch: Any) -> Iterator[dict[str, Any]]:
+    def rows(self, batch: Batch) -> Iterator[JsonObject]:
         """The rows of a record batch or table."""
         for row in _pylist(batch):
             yield self.row(row)
 
-    def row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, row: Fields) -> JsonObject:
         """One row whose values are Python's already."""
         return {name: _converted(self.converters.get(name), value) for name, value in row.items()}
 
 
-def _converted(convert: Convert | None, value: Any) -> Any:
+def _converted(convert: Convert | None, value: object) -> object:
     return value if value is None or convert is None or isinstance(value, Unusable) else convert(value)
 
 
-def _pylist(batch: Any) -> list[dict[str, Any]]:
+def _pylist(batch: Batch) -> list[JsonObject]:
     try:
         return batch.to_pylist()
     except Exception:
@@ -50,14 +69,14 @@ def _pylist(batch: Any) -> list[dict[str, Any]]:
         return [{name: column[number] for name, column in columns.items()} for number in range(batch.num_rows)]
 
 
-def _value(scalar: Any) -> Any:
+def _value(scalar: Scalar) -> object:
     try:
         return scalar.as_py()
     except Exception as error:  # whatever the library for this type raises is the reason
         return Unusable(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
-def _features(schema: Any) -> dict[str, Any]:
+def _features(schema: Any) -> JsonObject:
     """The features of `datasets` in a schema's metadata; empty if there are none."""
     try:
         stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -67,7 +86,7 @@ def _features(schema: Any) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _converter(kind: Any, feature: Any) -> Convert | None:
+def _converter(kind: Any, feature: object) -> Convert | None:
     """How to convert a value of an Arrow type; None if it stays as it is."""
     import pyarrow.types as types
 
@@ -91,8 +110,8 @@ def _converter(kind: Any, feature: Any) -> Convert | None:
     return None
 
 
-def _label(names: list[Any]) -> Convert:
-    def name(value: Any) -> Any:
+def _label(names: list[object]) -> Convert:
+    def name(value: object) -> object:
         if not isinstance(value, int):
             return value
         return str(names[value]) if 0 <= value < len(names) else None  # -1 means that there is no label
@@ -107,13 +126,13 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _inner(feature: Any) -> Any:
+def _inner(feature: object) -> object:
     if isinstance(feature, list):
         return feature[0] if feature else None
     return feature.get("feature") if isinstance(feature, dict) else None
 
 
-def _child(feature: Any, name: str) -> Any:
+def _child(feature: object, name: str) -> object:
     """The feature of a struct's field; the old Sequence of a dict of features is stored as a struct of lists."""
     if not isinstance(feature, dict):
         return None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distill_lab.data._row_types import Row
 from distill_lab.errors import UserError
+from distill_lab.types import Fields, JsonObject
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 HUB_TIMEOUT_S = 10.0
 """Timeout in seconds for asking the hub whether it has a data set."""
@@ -17,7 +21,7 @@ class Hub:
 
     def __init__(self, id: str, name: str | None) -> None:
         self.id, self.name = id, name
-        self._datasets: dict[str, Any] = {}
+        self._datasets: dict[str, IterableDataset] = {}
 
     def num_rows(self, split: str) -> int:
         """How many rows there are; see Source."""
@@ -36,7 +40,7 @@ class Hub:
         except _hub_failures() as error:
             raise UserError(f"{self.id}: the download failed ({_cause(error)}); run the same command again") from error
 
-    def _dataset(self, split: str) -> Any:
+    def _dataset(self, split: str) -> IterableDataset:
         if split not in self._datasets:
             self._check()
             import datasets
@@ -73,13 +77,13 @@ class Hub:
             ) from error
 
 
-def num_examples(dataset: Any, split: str) -> int | None:
+def num_examples(dataset: IterableDataset, split: str) -> int | None:
     """The length of a split from a streamed data set's card; None if the card does not state it."""
     splits = dataset.info.splits
     return splits[split].num_examples if splits and split in splits else None
 
 
-def stream(dataset: Any, start: int, stop: int | None) -> Iterator[Row]:
+def stream(dataset: IterableDataset, start: int, stop: int | None) -> Iterator[Row]:
     """The rows of a `datasets.IterableDataset`; with its features, values are those of a Parquet file with them."""
     from distill_lab.data._arrow import Converter
 
@@ -90,12 +94,12 @@ def stream(dataset: Any, start: int, stop: int | None) -> Iterator[Row]:
         yield Row(index, None, converter.row(fields) if converter else _without_padding(dict(fields)))
 
 
-def _without_padding(fields: dict[str, Any]) -> dict[str, Any]:
+def _without_padding(fields: Fields) -> JsonObject:
     """Rows of JSON files come through a table, too, so that nested objects are filled up with nulls."""
     return {name: _strip(value) for name, value in fields.items()}
 
 
-def _strip(value: Any) -> Any:
+def _strip(value: object) -> object:
     if isinstance(value, dict):
         return {name: _strip(item) for name, item in value.items() if item is not None}
     return [_strip(item) for item in value] if isinstance(value, list) else value

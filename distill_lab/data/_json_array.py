@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
 from distill_lab.errors import DataError
+from distill_lab.types import JsonObject
 
 BLOCK_CHARS = 1 << 18
 MAX_ROW_CHARS = 64 * 2**20
@@ -20,7 +21,7 @@ SLACK_CHARS = 16
 """An error this close to the end of the text means that more text is needed (half a literal, half an escape)."""
 SPACE = " \t\r\n"
 
-Element = tuple[int, dict[str, Any] | None, str]
+Element = tuple[int, JsonObject | None, str]
 """(1-based line where it starts, the object or None, the reason if it is None)."""
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from distill_lab.data import adapters
 from distill_lab.data._folders import split_word
@@ -22,6 +22,7 @@ from distill_lab.data._json_array import json_array
 from distill_lab.data._row_types import Reader, Row
 from distill_lab.data._text import open_text
 from distill_lab.errors import DataError
+from distill_lab.types import JsonObject
 
 MAX_DOCUMENT_CHARS = 1 << 30
 """Maximum length of a file that is one JSON object."""
@@ -85,7 +86,7 @@ class JsonArray:
 class Loaded:
     """Rows that are in memory."""
 
-    items: Sequence[Any]
+    items: Sequence[object]
 
     def num_rows(self) -> int:
         """How many rows there are."""
@@ -94,10 +95,10 @@ class Loaded:
     def rows(self, start: int, stop: int | None) -> Iterator[Row]:
         """The rows of a slice; see Reader."""
         for index, item in islice(enumerate(self.items), start, stop):
-            known = isinstance(item, dict)
-            yield Row(
-                index, None, item if known else None, "" if known else f"expected a JSON object, found {_kind(item)}"
-            )
+            if isinstance(item, dict):
+                yield Row(index, None, item)
+            else:
+                yield Row(index, None, None, f"expected a JSON object, found {_kind(item)}")
 
 
 def json_readers(path: Path, encoding: str = "") -> dict[str, Reader]:
@@ -123,22 +124,24 @@ def json_readers(path: Path, encoding: str = "") -> dict[str, Reader]:
     return {split: Loaded(items) for split, items in found.items()}
 
 
-def rows_of(document: dict[str, Any]) -> dict[str, Sequence[Any]]:
+def rows_of(document: JsonObject) -> dict[str, Sequence[object]]:
     """The rows in one JSON object, by split. Raises ValueError if it may mean several things."""
     values = list(document.values())
     names, data = document.get("columns"), document.get("data")
     if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
         return {"": [dict(zip(map(str, names), row, strict=False)) if len(row) == len(names) else row for row in data]}
-    if values and all(isinstance(value, dict) for value in values):
-        return {"": _pandas(document)}
-    if len(values) > 1 and all(isinstance(value, list) for value in values):
-        lengths = {len(value) for value in values}
-        scalars = any(not isinstance(item, dict) for value in values for item in value)
+    objects = {name: value for name, value in document.items() if isinstance(value, dict)}
+    if values and len(objects) == len(values):
+        return {"": _pandas(objects)}
+    columns = [value for value in values if isinstance(value, list)]
+    if len(values) > 1 and len(columns) == len(values):
+        lengths = {len(column) for column in columns}
+        scalars = any(not isinstance(item, dict) for column in columns for item in column)
         if len(lengths) == 1 and scalars:
-            return {"": [dict(zip(document, row, strict=True)) for row in zip(*values, strict=True)]}
+            return {"": [dict(zip(document, row, strict=True)) for row in zip(*columns, strict=True)]}
     if adapters.choose(document) is not None or any(map(_is_conversation, values)):
         return {"": [document]}
-    lists: dict[str, Sequence[Any]] = {
+    lists: dict[str, Sequence[object]] = {
         name: value
         for name, value in document.items()
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
@@ -154,14 +157,14 @@ def rows_of(document: dict[str, Any]) -> dict[str, Sequence[Any]]:
     return lists or {"": [document]}
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: object) -> bool:
     """Whether a value is a list of turns, which is a field of one row and not the rows of a file."""
     return isinstance(value, list) and any(
         isinstance(item, dict) and ("role" in item or "from" in item) for item in value
     )
 
 
-def _pandas(document: Mapping[str, dict[str, Any]]) -> Sequence[Any]:
+def _pandas(document: Mapping[str, JsonObject]) -> Sequence[object]:
     """`DataFrame.to_json()`: columns of {row: value}, or with orient="index" rows of {column: value}."""
     first, *others = document.values()
     same = all(column.keys() == first.keys() for column in others)
@@ -172,7 +175,7 @@ def _pandas(document: Mapping[str, dict[str, Any]]) -> Sequence[Any]:
     return [document]
 
 
-def _documents(path: Path, encoding: str) -> list[dict[str, Any]]:
+def _documents(path: Path, encoding: str) -> list[JsonObject]:
     """The objects that follow each other in a file, each over several lines; empty if that is not what the file is."""
     with open_text(path, encoding) as file:
         text = file.read(MAX_DOCUMENT_CHARS + 1)
@@ -200,7 +203,7 @@ def _filled(file: TextIO) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _object(line: str) -> dict[str, Any] | None:
+def _object(line: str) -> JsonObject | None:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -219,5 +222,5 @@ def _parsed(index: int, number: int, line: str) -> Row:
     return Row(index, number, row)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     return type(value).__name__

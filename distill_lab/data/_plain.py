@@ -12,9 +12,9 @@ import math
 import tokenize
 import uuid
 from collections.abc import Mapping
-from typing import Any
 
 from distill_lab.data._row_types import Unusable
+from distill_lab.types import JsonObject
 
 STRUCTURED = frozenset(
     """
@@ -27,9 +27,9 @@ TEXTS_TOO = ("prompt", "completion", "chosen", "rejected")
 """Fields that are text in others, so that only a list of turns is read from it."""
 
 
-def plain_row(fields: Mapping[Any, Any]) -> dict[str, Any]:
+def plain_row(fields: Mapping[str, object]) -> JsonObject:
     """The row with plain values; what has no JSON form is `Unusable`. Raises ValueError for a name that is broken text."""
-    row: dict[str, Any] = {}
+    row: JsonObject = {}
     for name, value in fields.items():
         name = str(plain(name if isinstance(name, str) else str(name), str(name)))
         try:
@@ -41,7 +41,7 @@ def plain_row(fields: Mapping[Any, Any]) -> dict[str, Any]:
     return row
 
 
-def plain(value: Any, field: str) -> Any:
+def plain(value: object, field: str) -> object:
     """Convert a value to plain JSON data: NaN, which tables use for missing values, is None; dates and decimals are text.
 
     Raises ValueError naming the field if the value has no JSON form.
@@ -89,7 +89,7 @@ def _text_of(value: bytes, field: str) -> str:
     return text
 
 
-def unpacked(row: dict[str, Any]) -> dict[str, Any]:
+def unpacked(row: JsonObject) -> JsonObject:
     """The row, with lists and objects in place of the text that holds them: JSON, or as Python prints them."""
     for name in row.keys() & STRUCTURED:
         value = row[name]
@@ -100,7 +100,7 @@ def unpacked(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -115,6 +115,6 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: object) -> bool:
     turns = value if isinstance(value, list) else [value]
     return bool(turns) and all(isinstance(turn, dict) and ({"role", "from"} & turn.keys()) for turn in turns)

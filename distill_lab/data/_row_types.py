@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
+
+from distill_lab.types import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Row:
     """0-based position among the source's rows; counts malformed rows but not blank lines."""
     line: int | None
     """1-based line where the row starts, in text files."""
-    fields: dict[str, Any] | None
+    fields: JsonObject | None
     reason: str = ""
     file: str = ""
     """The file it is from, if the source has several."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distill_lab.data._arrow import Converter
 from distill_lab.data._row_types import Row
 from distill_lab.data._text import LFS_START
 from distill_lab.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import RecordBatch
+    from pyarrow.parquet import ParquetFile
 
 BATCH_ROWS = 256
 """Rows to decode at once."""
@@ -49,7 +54,7 @@ class Parquet:
                 reason = f"row {index} and the rest of the file cannot be read ({_cause(error)}); download it again"
                 raise DataError(str(self.path), None, reason) from error
 
-    def _open(self) -> Any:
+    def _open(self) -> ParquetFile:
         import pyarrow
         import pyarrow.parquet
 
@@ -74,7 +79,7 @@ class Saved:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._dataset: Any = None
+        self._dataset: Dataset | None = None
 
     def num_rows(self) -> int:
         """How many rows there are."""
@@ -99,7 +104,7 @@ class Saved:
             reason = f"row {index} and the rest of the folder cannot be read ({_cause(error)}); save it again"
             raise DataError(str(self.folder), None, reason) from error
 
-    def _open(self) -> Any:
+    def _open(self) -> Dataset:
         if self._dataset is None:
             import datasets
 
@@ -136,7 +141,7 @@ class ArrowFile:
             if stop is not None and index >= stop:
                 return
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Iterator[RecordBatch]:
         import pyarrow
 
         try:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from distill_lab.data._row_types import Unusable
 from distill_lab.errors import UserError
+from distill_lab.types import Fields, JsonObject
 
 IGNORE = "ignore"
 TARGETS = (
@@ -66,14 +66,14 @@ class Columns:
                     listed = ", ".join(sorted(known)) or "none"
                     raise UserError(f"{path}: no column {name!r} for --data.columns; the columns found are {listed}")
 
-    def apply(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def apply(self, fields: Fields) -> JsonObject:
         """The row with its columns renamed; a column that only has a target's name is kept as `NAME (not mapped)`."""
         if not self.sources:
             return dict(fields)
         taken = {
             name if name in fields else name.partition(".")[0] for names in self.sources.values() for name in names
         }
-        row: dict[str, Any] = {}
+        row: JsonObject = {}
         for target, names in self.sources.items():
             values = [value for value in (_value(fields, name) for name in names) if value is not None]
             if target != IGNORE and values:
@@ -84,7 +84,7 @@ class Columns:
         return row
 
 
-def _value(fields: Mapping[str, Any], name: str) -> Any:
+def _value(fields: Fields, name: str) -> object:
     """A column, or what a dotted name leads to inside of it; None if there is nothing."""
     if name in fields:
         return fields[name]
@@ -95,10 +95,11 @@ def _value(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _joined(target: str, values: list[Any]) -> Any:
+def _joined(target: str, values: list[object]) -> object:
     if target not in TEXTS or any(isinstance(value, Unusable) for value in values):
         return next((value for value in values if isinstance(value, Unusable)), values[0])
-    texts = [str(value) if isinstance(value, (int, float)) else value for value in values]
-    if len(texts) == 1 or not all(isinstance(text, str) for text in texts):
-        return texts[0] if len(texts) == 1 else texts
+    given = [str(value) if isinstance(value, (int, float)) else value for value in values]
+    texts = [text for text in given if isinstance(text, str)]
+    if len(given) == 1 or len(texts) < len(given):
+        return given[0] if len(given) == 1 else given
     return "\n\n".join(text for text in texts if text.strip())

@@ -34,7 +34,7 @@ from typing import Any
 
 from distill_lab.data.words import one_text, width, words
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
-from distill_lab.types import Counts, Message
+from distill_lab.types import Counts, JsonObject, Message
 
 NUM_WORDS = 8
 """Words in a row that count as shared, unless set otherwise."""
@@ -85,7 +85,7 @@ class Overlap:
     test_id: str
     test_text: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSONL row."""
         return {"reason": self.reason, "text": self.text, "test_id": self.test_id, "test_text": self.test_text}
 
@@ -310,7 +310,7 @@ def find_overlaps(rows: Path, test: Path, path: Path, *, num_words: int = NUM_WO
         for row in read_jsonl(rows):
             tests.count(row)
 
-    def found() -> Iterator[dict[str, Any]]:
+    def found() -> Iterator[JsonObject]:
         for number, row in enumerate(read_jsonl(rows)):
             if len(tests) and (overlap := tests.find(row)):
                 yield {"id": row.get("id", number), **overlap.to_json()}
@@ -323,7 +323,7 @@ def remove_overlaps(rows: Path, overlaps: Path, path: Path) -> Counts:
     reasons = {row["id"]: row["reason"] for row in read_jsonl(overlaps)}
     dropped: Counter[str] = Counter()
 
-    def kept() -> Iterator[dict[str, Any]]:
+    def kept() -> Iterator[JsonObject]:
         for number, row in enumerate(read_jsonl(rows)):
             if reason := reasons.get(row.get("id", number)):
                 dropped[reason] += 1

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 from distill_lab.data.contamination import Overlap, TestPrompts, question_text
 from distill_lab.data.words import one_text, words
-from distill_lab.types import Prompt
+from distill_lab.types import JsonObject, Prompt
 
 MAX_COMPARED = 10_000
 """Near duplicates are looked for among this many different prompts, the first ones; each takes about 10 kB of memory."""
@@ -31,7 +30,7 @@ class Duplicates:
         """Id of the first of them, and the earlier prompt."""
         self._seen: set[bytes] = set()
         self._first: dict[bytes, tuple[str, str]] = {}
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[JsonObject] = []
 
     @property
     def num_compared(self) -> int:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_lab.chat import encode_turns, prompt_ids
 from distill_lab.config import DataConfig
@@ -27,7 +27,7 @@ from distill_lab.data.sources import Row
 from distill_lab.data.words import width, words
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
-from distill_lab.types import Counts, Message, Record
+from distill_lab.types import Counts, JsonObject, Message, Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -156,7 +156,7 @@ def profile(
         if test:
             found.test, found.num_test = test.path, write_prompts(test, tests).kept
 
-        def rows() -> Any:
+        def rows() -> Iterator[JsonObject]:
             for record in records:
                 _look(found, record, tokenizer, thinking)
                 yield record.prompt.to_json() | ({"completion": record.completion} if record.completion else {})

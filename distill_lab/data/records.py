@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import DataConfig
 from distill_lab.data import adapters
@@ -22,7 +21,7 @@ from distill_lab.data.columns import Columns
 from distill_lab.data.sources import Row, Source, Unusable, open_source
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import write_jsonl
-from distill_lab.types import Counts, Record
+from distill_lab.types import Counts, JsonObject, Record
 
 MAX_KEPT_ERRORS = 100
 MAX_REASONS = 20
@@ -136,7 +135,7 @@ class Records:
         name, fields = self._adapter(_prepared(row.fields, self._columns))
         return adapters.load(name).record(fields, f"{self._slice.name}-{row.index}")
 
-    def _adapter(self, fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _adapter(self, fields: JsonObject) -> tuple[str, JsonObject]:
         """The adapter for a row, and the row with field names as the adapter spells them."""
         if self.config.adapter != adapters.AUTO:
             return self.config.adapter, fields
@@ -157,7 +156,7 @@ class Records:
         return name or self.adapter, fields
 
 
-def first_row(config: DataConfig) -> dict[str, Any] | None:
+def first_row(config: DataConfig) -> JsonObject | None:
     """The fields of a slice's first row as adapters get them; None if there is no row, or none that is well-formed."""
     part = Slice.parse(config.split)
     source = open_source(config.path, delimiter=config.delimiter, encoding=config.encoding)
@@ -170,7 +169,7 @@ def first_row(config: DataConfig) -> dict[str, Any] | None:
         return None  # reading the rows says why
 
 
-def _prepared(fields: dict[str, Any], columns: Columns) -> dict[str, Any]:
+def _prepared(fields: JsonObject, columns: Columns) -> JsonObject:
     """A row with plain values and its columns renamed. Raises ValueError for a value without a JSON form that is read."""
     row = unpacked(columns.apply(plain_row(fields)))
     for name, value in row.items():
@@ -192,7 +191,7 @@ def write_prompts(config: DataConfig, path: Path) -> Counts:
     return records.counts
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record) -> JsonObject:
     row = record.prompt.to_json()
     return row if record.completion is None else row | {"completion": record.completion}
 

@@ -26,12 +26,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.control_tokens import split_thinking
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
-from distill_lab.types import Counts, Message
+from distill_lab.types import Counts, Fields, JsonObject, Message
 
 MAX_LEVEL = 9
 QUESTION = ("question", "instruction", "input", "problem")
@@ -64,7 +63,7 @@ class Trace:
     """Whether a judge found it correct; None if it was not verified."""
     teacher: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object."""
         return dataclasses.asdict(self)
 
@@ -85,20 +84,22 @@ def _floor(threshold: float) -> float:
     return threshold * MAX_LEVEL if threshold <= 1 else threshold
 
 
-def read_traces(row: Mapping[str, Any]) -> tuple[str, list[Trace]]:
+def read_traces(row: Fields) -> tuple[str, list[Trace]]:
     """A row's question and traces. Raises ValueError naming the field for a row in another format."""
-    if isinstance(row.get("reasoning"), list) and isinstance(row.get("question"), str):
-        return row["question"], [_nested(item, f"reasoning[{n}]") for n, item in enumerate(row["reasoning"])]
-    question, answer = answer_fields(row)
+    asked, reasoning = row.get("question"), row.get("reasoning")
+    if isinstance(reasoning, list) and isinstance(asked, str):
+        return asked, [_nested(item, f"reasoning[{n}]") for n, item in enumerate(reasoning)]
+    texts = [None if name is None else row[name] for name in answer_fields(row)]
+    question, answer = (text if isinstance(text, str) else None for text in texts)
     if question is None or answer is None:
         raise ValueError(SCHEMA.format(fields=", ".join(row) or "(none)"))
-    thinking, solution = split_thinking(row[answer])
+    thinking, solution = split_thinking(answer)
     rv = _score_level(row, "rv_score") if row.get("rv_score") is not None else _level(row, "reasoning_verbosity")
     cd = _score_level(row, "cd_score") if row.get("cd_score") is not None else _level(row, "cognitive_difficulty")
-    return row[question], [Trace(thinking, solution, rv, cd, _truth(row, "logical_correctness"))]
+    return question, [Trace(thinking, solution, rv, cd, _truth(row, "logical_correctness"))]
 
 
-def read_generations(row: Mapping[str, Any]) -> list[Trace]:
+def read_generations(row: Fields) -> list[Trace]:
     """A row's `generations` as traces, each verified by math-verify's verdict, else by the judge's.
 
     A generation that did not end counts as not verified. Raises ValueError for lists of different lengths.
@@ -124,11 +125,11 @@ def read_generations(row: Mapping[str, Any]) -> list[Trace]:
     return traces
 
 
-def answer_fields(row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def answer_fields(row: Fields) -> tuple[str | None, str | None]:
     """Names of the fields of a flat row with its question and its trace; None for a missing one."""
 
     def filled(names: Sequence[str]) -> str | None:
-        return next((name for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
+        return next((name for name in names if isinstance(text := row.get(name), str) and text.strip()), None)
 
     return filled(QUESTION), filled(ANSWER)
 
@@ -180,7 +181,7 @@ def select_traces(
         minimum_level(threshold)  # rejects an invalid one before anything is read
     dropped: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for number, row in enumerate(read_jsonl(prompts), start=1):
             meta = dict(row.get("meta") or {})
             try:
@@ -214,7 +215,7 @@ def select_traces(
     return Counts(kept + dropped.total(), kept, dict(dropped))
 
 
-def _nested(item: Any, field: str) -> Trace:
+def _nested(item: object, field: str) -> Trace:
     if not isinstance(item, Mapping):
         raise ValueError(f"{field} is {type(item).__name__}, expected an object")
     for name in ("thought", "solution", "full_response", "teacher"):
@@ -240,7 +241,7 @@ def _bare(thinking: str) -> str | None:
     return inside or outside.strip("\n") or None
 
 
-def _level(row: Mapping[str, Any], name: str, *, field: str = "") -> float | None:
+def _level(row: Fields, name: str, *, field: str = "") -> float | None:
     """A level from 0 to 9, given as a number or text; None if it is missing."""
     value = row.get(name)
     if isinstance(value, str) and value.strip().isdigit():
@@ -252,17 +253,17 @@ def _level(row: Mapping[str, Any], name: str, *, field: str = "") -> float | Non
     return value
 
 
-def _score_level(row: Mapping[str, Any], name: str) -> float | None:
+def _score_level(row: Fields, name: str) -> float | None:
     """A score from 0 to 1 converted to a level; above 1 it is already a level."""
     level = _level(row, name)
     return level if level is None or level > 1 else level * MAX_LEVEL
 
 
-def _truth(row: Mapping[str, Any], name: str, *, field: str = "") -> bool | None:
+def _truth(row: Fields, name: str, *, field: str = "") -> bool | None:
     """A true or false value, also given as text; None if it is missing."""
     value = row.get(name)
     if isinstance(value, str):
-        known = {"true": True, "yes": True, "false": False, "no": False, "": None}
+        known: dict[str, object] = {"true": True, "yes": True, "false": False, "no": False, "": None}
         value = known.get(value.strip().lower(), value)
     if value is not None and not isinstance(value, bool):
         if value not in (0, 1):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PROBE_ROWS, PROBE_TOKENS = 8, 8
 """Prompts and tokens of the short batch that shows a model's pace."""
 SLOW_READING_S = 10.0
-"""A model that takes longer to read two prompts is asked for a batch of two."""
+"""A model that takes longer to read two prompts gets a batch of two."""
 
 
 def spread(prompts: Sequence[Prompt], number: int) -> list[Prompt]:

@@ -24,13 +24,11 @@ import numpy as np
 import torch
 
 from distill_lab import activity
+from distill_lab.evaluation.draft_figures import MAX_DRAFTED, Acceptance, Rate
 from distill_lab.evaluation.intervals import TAIL, Interval
 from distill_lab.train.objectives._chunked_head import CHUNK_ELEMENTS, MAX_CHUNK, MIN_CHUNK
 from distill_lab.train.packing import Row, collate
 from distill_lab.train.teachers import LiveTeacher
-
-MAX_DRAFTED = 8
-"""Drafted tokens per pass of the target: 1 to this many are judged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,29 +41,6 @@ class RowAcceptance:
     """min(1, q(x) / p(x)) for the token x at this place."""
     agrees_N: np.ndarray
     """bool; whether the draft's most likely token is the target's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How often one way of decoding accepts a drafted token."""
-
-    rate: float
-    """Mean over all tokens, in [0, 1]."""
-    ci95: Interval | None
-    """Student's t over the answers, whose tokens are not independent; None from fewer than two."""
-    tokens_per_pass: tuple[float, ...]
-    """Expected tokens from one pass of the target with 1, 2, ... MAX_DRAFTED drafted tokens, its own one included."""
-    num_answers: int
-    num_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Acceptance:
-    """What a draft is worth to a target."""
-
-    sampled: Rate
-    """At temperature 1."""
-    greedy: Rate
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from distill_lab import activity
@@ -43,8 +43,8 @@ class AssistedTimes:
 
 @torch.inference_mode()
 def time_assisted(
-    target: Any,
-    drafts: Mapping[str, Any],
+    target: PreTrainedModel,
+    drafts: Mapping[str, PreTrainedModel],
     prompts: Sequence[Sequence[int]],
     *,
     drafted: Mapping[str, int],
@@ -92,7 +92,7 @@ def time_assisted(
 
 
 @torch.inference_mode()
-def token_seconds(model: Any, ids: Sequence[int], *, number: int = 8) -> float:
+def token_seconds(model: PreTrainedModel, ids: Sequence[int], *, number: int = 8) -> float:
     """Median seconds of `number` single tokens after the prompt `ids`: what a pass of the model costs here."""
     given = torch.tensor([list(ids)], device=model.device)
     out = model(given, use_cache=True)

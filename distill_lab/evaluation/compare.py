@@ -36,9 +36,9 @@ def compare_models(
 ) -> list[Comparison]:
     """Send every prompt to every model, greedily, each as one user message, one model in memory at a time.
 
-    models: label -> path or name; None leaves that label out. step_by_step: labels of the models that are told to think
-    step by step, with their thinking as part of the answer; the others answer at once. A model that cannot be found is
-    listed in `missing` and skipped. Raises ModelError if a model is found but does not load.
+    models: label -> path or name; None leaves that label out. step_by_step: labels of the models that get the instruction
+    to think step by step, with their thinking as part of the answer; the others answer at once. A model that cannot be
+    found is listed in `missing` and skipped. Raises ModelError if a model is found but does not load.
     """
     from distill_lab.device import memory_returned
     from distill_lab.generation.engines import complete, load_engine
@@ -69,6 +69,6 @@ def compare_models(
 
 
 def with_thinking(answer: Completion) -> Completion:
-    """The answer with its thinking at the start of its content: the steps are what a System 2 student is asked for."""
+    """The answer with its thinking at the start of its content: the steps are what a System 2 student has to show."""
     parts = (part.strip() for part in (answer.thinking or "", answer.content) if part.strip())
     return replace(answer, content="\n".join(parts))

@@ -14,6 +14,7 @@ from itertools import groupby
 
 from distill_lab.evaluation.experiment import Difference, VariantResult
 from distill_lab.evaluation.goals import num_to_settle
+from distill_lab.formatting import rounded_up
 
 LIKENESS = "the likeness to the reference text"
 
@@ -87,7 +88,7 @@ def next_steps(differences: Sequence[Difference], variants: Sequence[VariantResu
         if needed and needed > step.n:
             lines.append(
                 f"A difference as large as that between {step.first} and {step.second} on `{step.prompts}` would take about "
-                f"{_rounded(needed):,} prompts to settle; there were {step.n:,}."
+                f"{rounded_up(needed):,} prompts to settle; there were {step.n:,}."
             )
     if ordered and len(variants) > 1:
         lines += _further(differences, (variants[-2].name, variants[-1].name))
@@ -116,11 +117,6 @@ def _further(differences: Sequence[Difference], ends: tuple[str, str]) -> list[s
 
 def _named(each: Difference) -> str:
     return f"{LIKENESS if each.similarity else 'the score'} on `{each.prompts}`"
-
-
-def _rounded(number: int) -> int:
-    step = 10 ** max(len(str(number)) - 2, 0)
-    return -(-number // step) * step
 
 
 def limits(differences: Sequence[Difference], *, seeds: int) -> list[str]:

@@ -8,42 +8,23 @@ The seconds are those of `speed.measure`, for which each model gets the prompts 
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.data.prompts import read_prompts
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.summary_parts import Cost, CostComparison, CostRatio
 from distill_lab.evaluation.verdict import percent
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import times
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one answer takes, on average over prompts."""
-
-    prompt_tokens: float
-    """Tokens the model reads: system prompt, question, chat template."""
-    completion_tokens: float
-    """Tokens it writes, thinking and end token included."""
-    seconds: float | None = None
-    """One answer at a time; None where it was not measured."""
-
-    @property
-    def tokens(self) -> float:
-        """Tokens processed."""
-        return self.prompt_tokens + self.completion_tokens
-
-
 def token_cost(model: ModelConfig, prompts: Path, completions: Path, *, thinking: bool | None) -> Cost:
     """Tokens per answer: every prompt that has a completion as `model`'s chat template writes it, and that completion.
 
-    The seconds are left open. Raises ModelError where the tokenizer cannot be loaded.
+    The seconds are left open. Raises ModelError if the tokenizer cannot be loaded.
     """
     from distill_lab.chat import prompt_ids
     from distill_lab.models.loading import load_tokenizer
@@ -58,44 +39,41 @@ def token_cost(model: ModelConfig, prompts: Path, completions: Path, *, thinking
     return Cost(mean(read) if read else 0.0, mean(written.values()) if written else 0.0)
 
 
-def compare_costs(costs: Mapping[str, Cost], scores: Mapping[str, float]) -> dict[str, Any]:
-    """summary.json's `cost`: the costs of "teacher" and "student", and how many times more the teacher takes.
-
-    `accuracy` is the student's score over the teacher's; ratios with something unknown in them are null.
-    """
-    teacher, student = costs["teacher"], costs["student"]
-    return {
-        **{name: dataclasses.asdict(cost) | {"tokens": cost.tokens} for name, cost in costs.items()},
-        "ratio": {
-            "accuracy": scores["student"] / scores["teacher"] if scores.get("teacher") else None,
-            "tokens": teacher.tokens / student.tokens if student.tokens else None,
-            "seconds": teacher.seconds / student.seconds if teacher.seconds and student.seconds else None,
-        },
-    }
+def compare_costs(teacher: Cost, student: Cost, scores: Mapping[str, float]) -> CostComparison:
+    """Both costs, and how many times more the teacher takes. scores: by model, for the ratio of accuracy."""
+    return CostComparison(
+        teacher=teacher,
+        student=student,
+        ratio=CostRatio(
+            accuracy=scores["student"] / scores["teacher"] if scores.get("teacher") else None,
+            tokens=teacher.tokens / student.tokens if student.tokens else None,
+            seconds=teacher.seconds / student.seconds if teacher.seconds and student.seconds else None,
+        ),
+    )
 
 
 def render_costs(summary: Summary) -> str:
     """The comparison as plain text: the teacher with prompt and thinking next to the student without."""
     assert summary.cost is not None, "a summary without costs"
-    cost, ratio = summary.cost, summary.cost["ratio"]
+    ratio = summary.cost.ratio
     lines = [f"{'per answer':<22}{'teacher + prompt':>18}{'student alone':>16}{'ratio':>9}"]
 
-    def line(title: str, values: list[float | None], shape: str, shown: str) -> None:
+    def line(title: str, values: Sequence[float | None], shape: str, shown: str) -> None:
         cells = [format(value, shape) if value is not None else "-" for value in values]
         lines.append(f"{title:<22}{cells[0]:>18}{cells[1]:>16}{shown:>9}")
 
-    def shown(of: str) -> str:
-        return "-" if ratio[of] is None else times(ratio[of], "x")
+    def shown(ratio: float | None) -> str:
+        return "-" if ratio is None else times(ratio, "x")
 
-    both = [cost["teacher"], cost["student"]]
+    both = (summary.cost.teacher, summary.cost.student)
     models = [summary.models.get(name) for name in ("teacher", "student")]
     metric = summary.metric.short if summary.metric else "score"
-    kept = percent(ratio["accuracy"]) if ratio["accuracy"] is not None else "-"
+    kept = percent(ratio.accuracy) if ratio.accuracy is not None else "-"
     if summary.metric and summary.metric.similarity:
         kept = "-"
     line(metric, [model.score if model else None for model in models], ".1%", kept)
-    line("prompt tokens", [each["prompt_tokens"] for each in both], ",.1f", "-")
-    line("completion tokens", [each["completion_tokens"] for each in both], ",.1f", "-")
-    line("tokens processed", [each["tokens"] for each in both], ",.1f", shown("tokens"))
-    line("seconds, one at a time", [each["seconds"] for each in both], ".4f", shown("seconds"))
+    line("prompt tokens", [each.prompt_tokens for each in both], ",.1f", "-")
+    line("completion tokens", [each.completion_tokens for each in both], ",.1f", "-")
+    line("tokens processed", [each.tokens for each in both], ",.1f", shown(ratio.tokens))
+    line("seconds, one at a time", [each.seconds for each in both], ".4f", shown(ratio.seconds))
     return "\n".join(lines)

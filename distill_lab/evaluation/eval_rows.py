@@ -10,7 +10,7 @@ from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl
-from distill_lab.types import Grade, Message
+from distill_lab.types import Grade, JsonObject, Message
 
 BAD_GOLD = "bad_gold"
 """`status` of a row whose gold answer the grader cannot read; it does not count."""
@@ -49,7 +49,7 @@ class EvalRow:
         """The last message without the instruction that follows it."""
         return self.text.removesuffix(f"\n{instruction}") if instruction else self.text
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSONL row."""
         return dataclasses.asdict(self)
 
@@ -90,7 +90,7 @@ def _check(row: EvalRow) -> None:
             raise TypeError(f"its {name} is not what it should be")
 
 
-def _is_message(message: Any) -> bool:
+def _is_message(message: object) -> bool:
     return isinstance(message, dict) and isinstance(message.get("content"), str)
 
 

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import BAD_GOLD, MISSING, EvalRow, read_eval_rows
@@ -23,6 +22,7 @@ from distill_lab.evaluation.statistics import is_binary, score_interval
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.grade import NUM_NAMED, Answers, Graded, OnNote, OnProgress, no_note, write_resumable
 from distill_lab.grading.graders import Grader, load_grader
+from distill_lab.types import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Score:
     bad_gold_ids: tuple[str, ...] = ()
     """The first of those prompts."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object."""
         return dataclasses.asdict(self)
 
@@ -81,7 +81,7 @@ def evaluate(
     grader = load_grader(grader) if isinstance(grader, str) else grader
     answers = Answers(prompts, completions)
 
-    def rows(skip: int) -> Iterator[dict[str, Any]]:
+    def rows(skip: int) -> Iterator[JsonObject]:
         return (_eval_row(graded).to_json() for graded in answers.graded(grader, skip=skip, missing=True))
 
     total = answers.num_prompts * answers.num_samples
@@ -106,13 +106,13 @@ def _eval_row(graded: Graded) -> EvalRow:
 
 
 def cut_share(completions: Path) -> float:
-    """Share of the completions in a file that the token limit cut; 0 where there are none."""
+    """Share of the completions in a file that the token limit cut; 0 if it has none."""
     reasons = Counter(row["finish_reason"] for row in read_jsonl(completions))
     return reasons["length"] / max(reasons.total(), 1)
 
 
 def read_score(path: Path) -> Score:
-    """The Score of an eval file. Raises UserError where it holds none."""
+    """The Score of an eval file. Raises UserError if it holds none."""
     totals: dict[str, tuple[float, int]] = {}
     reasons, statuses, num_tokens = Counter[str](), Counter[str](), 0
     bad: dict[str, None] = {}

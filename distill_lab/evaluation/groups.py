@@ -8,10 +8,9 @@ A grouping of which every prompt has the same value says nothing and is left out
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from distill_lab.data.prompts import read_prompts
 from distill_lab.evaluation.eval_rows import BAD_GOLD, read_eval_rows
 from distill_lab.evaluation.statistics import score_interval
 from distill_lab.evaluation.summary_file import Group, Grouping, GroupScore
-from distill_lab.types import Message
+from distill_lab.types import Fields, Message
 
 FIELDS = ("level", "type", "category", "subject", "source", "task")
 """Fields of `Prompt.meta` that test sets group their rows by."""
@@ -55,7 +54,7 @@ def group_scores(test: Path, results: Mapping[str, Path], *, by_label: bool) -> 
     return tuple(filter(None, found))
 
 
-def fields_of(meta: Mapping[str, Any]) -> dict[str, str]:
+def fields_of(meta: Fields) -> dict[str, str]:
     """The fields of a row that name a group: field -> its value as text."""
     values = {name: meta.get(name) for name in FIELDS}
     return {
@@ -107,7 +106,7 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
 
-def _grouping(by: str, items: Iterable[_Item], *, sort: Any) -> Grouping | None:
+def _grouping(by: str, items: Iterable[_Item], *, sort: Callable[[Iterable[str]], list[str]]) -> Grouping | None:
     members: dict[str, list[_Item]] = defaultdict(list)
     without = 0
     for item in items:

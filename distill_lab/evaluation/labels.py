@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import UserError
@@ -23,7 +22,7 @@ from distill_lab.evaluation.eval_rows import BAD_GOLD, first_samples
 from distill_lab.files.jsonl import whole_rows
 from distill_lab.grading.graders import BadGoldError
 from distill_lab.grading.graders.label import grade, normalize_label
-from distill_lab.types import Completion, Grade
+from distill_lab.types import Completion, Grade, JsonObject
 
 OTHER, UNREAD = "other", "?"
 NUM_WORST = 5
@@ -46,7 +45,7 @@ class LabelError:
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """How often texts of one gold label were labelled right."""
+    """How often texts of one gold label were labeled right."""
 
     label: str
     correct: int
@@ -58,6 +57,31 @@ class LabelScore:
     def accuracy(self) -> float:
         """In [0, 1]."""
         return self.correct / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMatrix:
+    """A confusion matrix; see `LabelReport`."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    array: tuple[tuple[int, ...], ...]
+    """`array[row][column]`, counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSummary:
+    """How a model labels, as summary.json has it."""
+
+    parse_rate: float
+    """In [0, 1]."""
+    per_label: dict[str, float]
+    """Accuracy by gold label, worst first."""
+    totals: dict[str, int]
+    """Texts by gold label."""
+    matrix: LabelMatrix
+    worst: tuple[LabelScore, ...]
+    """The first errors of the worst labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,29 +111,18 @@ class LabelReport:
         """In [0, 1]."""
         return self.parsed / self.n
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> LabelSummary:
         """What summary.json holds: all counts, and the first errors of the worst labels."""
-        return {
-            "parse_rate": self.parse_rate,
-            "per_label": {score.label: score.accuracy for score in self.per_label},
-            "totals": {score.label: score.total for score in self.per_label},
-            "matrix": {
-                "rows": list(self.rows),
-                "columns": list(self.columns),
-                "array": [list(counts) for counts in self.matrix],
-            },
-            "worst": [
-                {
-                    "label": score.label,
-                    "correct": score.correct,
-                    "total": score.total,
-                    "errors": [dataclasses.asdict(error) for error in score.errors[:NUM_EXAMPLES]],
-                }
-                for score in self.per_label[:NUM_WORST]
-            ],
-        }
+        worst = (dataclasses.replace(each, errors=each.errors[:NUM_EXAMPLES]) for each in self.per_label[:NUM_WORST])
+        return LabelSummary(
+            parse_rate=self.parse_rate,
+            per_label={score.label: score.accuracy for score in self.per_label},
+            totals={score.label: score.total for score in self.per_label},
+            matrix=LabelMatrix(self.rows, self.columns, self.matrix),
+            worst=tuple(worst),
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object; the matrix both as a table by name, zeros left out, and as rows and columns."""
         by_name = {
             gold: {said: number for said, number in zip(self.columns, counts, strict=True) if number}
@@ -183,7 +196,7 @@ def label_report(items: Path, labels: Sequence[str] = ()) -> LabelReport:
     )
 
 
-def predictions(items: Path) -> list[dict[str, Any]]:
+def predictions(items: Path) -> list[JsonObject]:
     """Every item of an eval file as `{"id", "text", "prediction", "gold", "correct", "output"}`."""
     return [
         {

@@ -3,24 +3,23 @@
     best_of_k(Path("graded.jsonl"), (1, 4)).pass_at[4]
 
 pass@k is the chance that at least one of k samples is right: Chen et al. 2021 (arXiv:2107.03374), equation 1, the
-estimator without bias. The majority vote is self-consistency (Wang et al. 2022): the answer most samples give.
+estimator without bias. The majority vote is self-consistency (Wang et al. 2022): the answer that occurs most often.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import BAD_GOLD
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.grading.graders._number import read_number
 from distill_lab.grading.graders.math import normalize_formula
+from distill_lab.types import Grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +33,6 @@ class BestOfK:
     """k -> chance in [0, 1] that one of k samples is right."""
     majority: float
     """Share of the questions whose most frequent answer is right, in [0, 1]."""
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object, whose names are text: the k of `pass_at` too."""
-        return dataclasses.asdict(self) | {"pass_at": {str(k): share for k, share in self.pass_at.items()}}
 
     def __str__(self) -> str:
         passes = ", ".join(f"pass@{k} {share:.1%}" for k, share in self.pass_at.items())
@@ -55,9 +50,9 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def majority_answer(answers: Sequence[str | None]) -> int | None:
-    """Index of the first sample with the answer that most samples give; of several such answers, the earliest.
+    """Index of the first sample with the answer that occurs most often; of several such answers, the earliest.
 
-    Numbers that are equal are one answer however they are written. None where no sample has an answer.
+    Numbers that are equal are one answer however they are written. None if no sample has an answer.
     """
     votes: dict[str, list[int]] = {}
     for index, answer in enumerate(answers):
@@ -73,8 +68,7 @@ def best_of_k(graded: Path, ks: Sequence[int] | None = None, *, threshold: float
     ks: each at most the number of samples; None: 1, 2, 4, ... and all of them. threshold: the grade from which a sample is
     right. Raises UserError for a file without rows and for a k beyond the samples of some question.
     """
-    every = (list(rows) for rows in _questions(graded))
-    questions = [rows for rows in every if all(row["grade"]["status"] != BAD_GOLD for row in rows)]
+    questions = [grades for grades in _questions(graded) if all(grade.status != BAD_GOLD for grade in grades)]
     if not questions:
         raise UserError(f"{graded}: no completions in it; generate and grade some first")
     fewest = min(map(len, questions))
@@ -82,15 +76,16 @@ def best_of_k(graded: Path, ks: Sequence[int] | None = None, *, threshold: float
         ks = [1 << power for power in range(fewest.bit_length()) if 1 << power < fewest] + [fewest]
     if any(not 1 <= k <= fewest for k in ks):
         raise UserError(f"{graded}: pass@{max(ks)} needs so many samples of each question; one has {fewest}")
-    rights = [[row["grade"]["score"] >= threshold for row in rows] for rows in questions]
+    rights = [[grade.score >= threshold for grade in grades] for grades in questions]
     voted = 0
-    for rows, right in zip(questions, rights, strict=True):
-        choice = majority_answer([row["grade"]["answer"] for row in rows])
+    for grades, right in zip(questions, rights, strict=True):
+        choice = majority_answer([grade.answer for grade in grades])
         voted += choice is not None and right[choice]
     pass_at = {k: sum(pass_at_k(len(right), sum(right), k) for right in rights) / len(rights) for k in ks}
     return BestOfK(len(questions), fewest, pass_at, voted / len(questions))
 
 
-def _questions(graded: Path) -> Iterator[Iterator[dict[str, Any]]]:
-    slim = ({"id": row["id"], "grade": row["grade"]} for row in read_jsonl(graded))
-    return (rows for _, rows in groupby(slim, key=lambda row: row["id"]))
+def _questions(graded: Path) -> Iterator[list[Grade]]:
+    """The grades of each question's samples."""
+    slim = ((row["id"], Grade(**row["grade"])) for row in read_jsonl(graded))
+    return ([grade for _, grade in rows] for _, rows in groupby(slim, key=lambda row: row[0]))

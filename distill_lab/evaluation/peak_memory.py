@@ -1,4 +1,4 @@
-"""The most memory a model takes: models + prompts -> bytes, each loaded and asked in a process of its own.
+"""The most memory a model takes: models + prompts -> bytes, each loaded and asked in a separate process.
 
     peak_memory({"teacher": teacher, "student": student}, prompts, sampling=SamplingConfig())
 
@@ -16,14 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from distill_lab import activity
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.device import free_memory
 from distill_lab.errors import ModelError
 from distill_lab.evaluation.speed_plan import MEMORY_BUDGET_S, batch_within
-from distill_lab.types import Prompt
+from distill_lab.types import Fields, JsonObject, Prompt
 
 
 def peak_memory(
@@ -33,7 +32,7 @@ def peak_memory(
     sampling: SamplingConfig,
     budget_s: float = MEMORY_BUDGET_S,
 ) -> dict[str, int | None]:
-    """Peak memory in bytes of each model loading and answering `prompts` as one batch, each in a process of its own.
+    """Peak memory in bytes of each model loading and answering `prompts` as one batch, each in a separate process.
 
     One after another, with what this process does not need given back before. budget_s: seconds for the batch of each,
     which has fewer prompts and tokens where that is too short. See `Speed.peak_memory_bytes`. Raises ModelError, with what
@@ -42,12 +41,12 @@ def peak_memory(
     free_memory()
     found = {}
     for name, model in models.items():
-        with activity.doing(f"measuring the memory of {model.model} in a process of its own"):
+        with activity.doing(f"measuring the memory of {model.model} in a separate process"):
             found[name] = _peak_in_process(model, _job(model, prompts, sampling) | {"budget_s": budget_s})
     return found
 
 
-def _peak_in_process(model: ModelConfig, job: Mapping[str, Any]) -> int | None:
+def _peak_in_process(model: ModelConfig, job: Fields) -> int | None:
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
@@ -69,7 +68,7 @@ def _peak_in_process(model: ModelConfig, job: Mapping[str, Any]) -> int | None:
         child.wait()
 
 
-def _job(model: ModelConfig, prompts: Sequence[Prompt], sampling: SamplingConfig) -> dict[str, Any]:
+def _job(model: ModelConfig, prompts: Sequence[Prompt], sampling: SamplingConfig) -> JsonObject:
     return {
         "model": model.model_dump(mode="json"),
         "prompts": [prompt.to_json() for prompt in prompts],

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -98,8 +98,8 @@ def measure(
     samplings = {name: one.model_copy(update={"num_samples": 1}) for name, one in _each(models, sampling).items()}
     memory: dict[str, int | None] = {}
     for name, model in models.items():
-        limits: dict[str, Any] = {"sampling": samplings[name], "budget_s": MEMORY_SHARE * budget_s}
-        memory |= peak_memory({name: model}, asked[name], **limits)
+        limit_s = MEMORY_SHARE * budget_s
+        memory |= peak_memory({name: model}, asked[name], sampling=samplings[name], budget_s=limit_s)
     engines = {name: load_to_time(model) for name, model in models.items()} if together else {}
     start, loading_s, paces, refused = time.perf_counter(), 0.0, list[Pace](), dict[int, str]()
     for name, model in models.items():
@@ -249,7 +249,7 @@ def _speed(work: _Work, name: str, *, memory: int | None, together: tuple[str, .
 def _dtype(engine: TransformersEngine) -> str:
     """What a model computes in, and how many bits its weights have where they are quantized."""
     name = DTYPE_NAMES.get(str(engine.model.dtype), str(engine.model.dtype))
-    how: Any = getattr(engine.model.config, "quantization_config", None)
+    how = getattr(engine.model.config, "quantization_config", None)
     bits = [each for each in ("4bit", "8bit") if getattr(how, f"load_in_{each}", False)]
     return f"{name} with {bits[0]} weights" if bits else name
 

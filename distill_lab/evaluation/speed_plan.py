@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NUM_BATCHED = 64
-"""Most prompts of a round in batches."""
+"""Maximum number of prompts of a round in batches."""
 NUM_SINGLE = 8
-"""Most prompts of a round one at a time."""
+"""Maximum number of prompts of a round one at a time."""
 MAX_TOKENS = 256
 """Answers are cut at so many tokens while they are timed: longer ones take longer and say no more of the pace."""
 FEWEST_TOKENS, FEWEST_PROMPTS, FEWEST_SINGLE = 16, 8, 4
@@ -22,7 +22,7 @@ FEWEST_TOKENS, FEWEST_PROMPTS, FEWEST_SINGLE = 16, 8, 4
 BATCHED_SHARE, SINGLE_SHARE, LATENCY_SHARE = 0.4, 0.3, 0.3
 """Of the budget."""
 MEMORY_BUDGET_S = 36.0
-"""Seconds for the batch that shows a model's memory, where no budget is given."""
+"""Seconds for the batch that shows a model's memory, if no budget is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Plan:
 def make_plan(
     paces: Sequence[Pace], *, budget_s: float, num_prompts: int, max_tokens: int, rounds: int, latency_tokens: int
 ) -> Plan:
-    """The largest plan within `budget_s`, seconds for all models together; the smallest one where there is none."""
+    """The largest plan within `budget_s`, seconds for all models together; the smallest one without a budget."""
     number, tokens, times = min(num_prompts, NUM_BATCHED), min(max_tokens, MAX_TOKENS), rounds
 
     def batched_s() -> float:

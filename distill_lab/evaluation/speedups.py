@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from distill_lab.evaluation.goals import Figure
 from distill_lab.evaluation.intervals import log_mean_variance, log_normal, percentile_95
 from distill_lab.evaluation.speed_plan import MAX_TOKENS, NUM_BATCHED
+from distill_lab.types import Fields, JsonObject
 
 LATENCY_TOKENS, REASONING_TOKENS = 128, 256
 """Of a latency answer, and of one that reasons."""
@@ -75,12 +75,12 @@ class Speed:
     latencies_s: tuple[float, ...] = ()
     """Of each latency answer."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Speed:
+    def from_json(cls, row: Fields) -> Speed:
         """What `to_json` made, also in a version that recorded less. Raises ValueError for another form."""
         from pydantic import TypeAdapter
 

@@ -164,7 +164,7 @@ def _digest(row: EvalRow, *, same_system: bool) -> bytes:
 def _check_same(first: Path, second: Path, old: Mapping[str, _Item], new: Mapping[str, _Item]) -> None:
     """Raise UserError unless both files hold the same prompts with the same gold answers, and some."""
     what, odd = "prompts", sorted(old.keys() ^ new.keys())
-    how = f"{len(odd)} stand in one only"
+    how = f"{len(odd)} are in only one"
     if not odd:
         odd = [name for name in old if old[name].prompt != new[name].prompt]
         how = f"{len(odd)} differ under the same id"

@@ -1,19 +1,19 @@
 r"""Whether an answer reasons in several steps before its final answer. In: answers and eval files. Out: shares in [0, 1].
 
     num_steps(Completion(..., content="12 + 5 = 17.\n17 * 2 = 34.\nFinal Answer: 34", ...))   -> 2
-    count_steps(run.path("test.jsonl"), run.path("eval/student.jsonl"))                        -> Steps(0.97, n=361, ...)
+    count_steps(run.path("test.jsonl"), {"student": run.path("eval/student.jsonl")})["student"]   -> Steps(0.97, n=361, ...)
 
 The rule: the thinking and the answer are cut into sentences and lines. The final answer is the last one that states an
-answer (`distill_lab.answers`), else the last one. A step is what stands before it and says something, three words or an
+answer (`distill_lab.answers`), else the last one. A step is what comes before it and says something, three words or an
 equation, and was not said before. Two steps are several. An answer that was cut or failed has none.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.answers import MAX_CHARS, stated_answer
 from distill_lab.control_tokens import split_thinking
@@ -21,6 +21,7 @@ from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.statistics import score_interval
 from distill_lab.files.jsonl import read_jsonl
+from distill_lab.types import Message
 
 SEVERAL = 2
 _ENDS = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
@@ -34,7 +35,7 @@ class Steps:
     """How many of a model's answers reason in several steps."""
 
     share: float
-    """Of the prompts that take several steps, in [0, 1]; 0 where there is none."""
+    """Of the prompts that take several steps, in [0, 1]; 0 if there is none."""
     n: int
     """Prompts that take several steps: all but those whose own worked solution, where the data has one, takes fewer."""
     ci95: Interval | None = None
@@ -42,7 +43,7 @@ class Steps:
 
 
 def num_steps(content: str, thinking: str | None = None) -> int:
-    """Steps before the final answer of a whole answer; 0 where it has no answer apart from its thinking."""
+    """Steps before the final answer of a whole answer; 0 if it has no answer apart from its thinking."""
     if thinking is None:
         thinking, content = split_thinking(content)
     parts = _parts(content)
@@ -52,9 +53,13 @@ def num_steps(content: str, thinking: str | None = None) -> int:
     return len({step for step in map(_said, _parts(thinking or "") + parts[:final]) if step})
 
 
-def count_steps(prompts: Path, items: Path) -> Steps:
-    """The Steps of an eval file (see evaluate.py) of `prompts`; several samples of a prompt share its weight."""
-    needed = {row["id"] for row in read_jsonl(prompts) if _takes_several(row)}
+def count_steps(prompts: Path, results: Mapping[str, Path]) -> dict[str, Steps]:
+    """The Steps of each model's eval file (see evaluate.py) of `prompts`; several samples of a prompt share its weight."""
+    needed = {row["id"] for row in read_jsonl(prompts) if _takes_several(row.get("completion") or [])}
+    return {name: _steps(needed, path) for name, path in results.items()}
+
+
+def _steps(needed: Collection[str], items: Path) -> Steps:
     found: dict[str, list[bool]] = {}
     for row in read_eval_rows(items):
         if row.id in needed:
@@ -64,8 +69,7 @@ def count_steps(prompts: Path, items: Path) -> Steps:
     return Steps(sum(shares) / max(len(shares), 1), len(shares), score_interval(shares) if shares else None)
 
 
-def _takes_several(row: dict[str, Any]) -> bool:
-    completion = row.get("completion")
+def _takes_several(completion: Sequence[Message]) -> bool:
     if not completion or completion[0].get("thinking"):
         return True
     return num_steps(completion[0]["content"]) >= SEVERAL
@@ -76,6 +80,6 @@ def _parts(text: str) -> list[str]:
 
 
 def _said(part: str) -> str:
-    """What a sentence says, without the mark of a list; empty where that is nothing: a heading, a single word."""
+    """What a sentence says, without the mark of a list; empty if that is nothing: a heading, a single word."""
     said = _LABEL.sub("", part, count=1).strip()
     return said if len(_WORDS.findall(said)) >= 3 or _EQUATION.search(said) else ""

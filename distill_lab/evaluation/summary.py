@@ -94,20 +94,20 @@ def summarize(
         test=gain.test if gain else None,
         speedup=both.value,
         speedup_ci95=both.ci95,
-        **_speedup_fields(ratios),
+        speedup_batched=ratios.batched.value if ratios else None,
+        speedup_batched_ci95=ratios.batched.ci95 if ratios else None,
+        speedup_single=ratios.single.value if ratios else None,
+        speedup_single_ci95=ratios.single.ci95 if ratios else None,
+        speedup_per_token_batched=ratios.per_token_batched.value if ratios else None,
+        speedup_per_token_batched_ci95=ratios.per_token_batched.ci95 if ratios else None,
+        speedup_per_token_single=ratios.per_token_single.value if ratios else None,
+        speedup_per_token_single_ci95=ratios.per_token_single.ci95 if ratios else None,
         no_interval=_reasons(found.retention, retention_ci95, ratios, both, speeds),
         kpis=found.kpis | _speed_kpis(ratios, both, speeds.get("student")) | _steps_kpi(steps.get("student")),
         notes=(*found.notes, *_terser(ratios)),
         advice=found.advice,
         outcomes=dict(outcomes) if outcomes is not None else None,
     )
-
-
-def _speedup_fields(ratios: Speedups | None) -> dict[str, Any]:
-    names = ("batched", "single", "per_token_batched", "per_token_single")
-    figures: dict[str, Figure] = {name: getattr(ratios, name) if ratios else Figure(None) for name in names}
-    values = {f"speedup_{name}": figure.value for name, figure in figures.items()}
-    return values | {f"speedup_{name}_ci95": figure.ci95 for name, figure in figures.items()}
 
 
 def _reasons(
@@ -177,7 +177,7 @@ def _terser(ratios: Speedups | None) -> list[str]:
 
 
 def latency_kpi(num_tokens: int) -> str:
-    """The name of the goal for answers of so many tokens; they are a key of LATENCY_GOALS_S."""
+    """The name of the goal for answers of `num_tokens`, a key of LATENCY_GOALS_S."""
     return f"p95 < {LATENCY_GOALS_S[num_tokens]:g} s per {num_tokens} tokens"
 
 

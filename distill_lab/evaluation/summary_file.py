@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
+from distill_lab.evaluation.draft_figures import DraftReport
 from distill_lab.evaluation.goals import Kpi
 from distill_lab.evaluation.intervals import Interval
+from distill_lab.evaluation.labels import LabelSummary
+from distill_lab.evaluation.pass_at_k import BestOfK
 from distill_lab.evaluation.ratings import RatingSummary
+from distill_lab.evaluation.summary_parts import (
+    CostComparison,
+    Generated,
+    Paid,
+    RoundSummary,
+    TokenHistogram,
+    TokenStats,
+)
 from distill_lab.files.jsonl import write_json
 from distill_lab.grading.graders import Metric
 from distill_lab.train.rollout_stats import OnPolicyStats
+from distill_lab.types import Counts, JsonObject
 
 VERSION = 2
 """Of summary.json; 1 had no version, no intervals of speed, and KPIs that were true or false."""
@@ -157,32 +168,31 @@ class Summary:
     """Who is right -> number of prompts, for teacher and student."""
     reference: str | None = None
     """Prompt distillation: whose answers are the gold ones, "gold" or "teacher"."""
-    test_overlap: dict[str, Any] | None = None
-    """Counts of the training prompts, and of those left out because they overlap with the test; see `Counts`."""
-    spending: dict[str, Any] | None = None
+    test_overlap: Counts | None = None
+    """Training prompts, and those left out because they overlap with the test."""
+    spending: Paid | None = None
     """What servers were paid: requests, tokens and cost of each stage; None if no server was asked."""
-    generated: dict[str, dict[str, int]] | None = None
-    """Stage that generated -> `answers` and `tokens`; answers from the lab's cache are among them."""
+    generated: dict[str, Generated] | None = None
+    """By stage that generated; answers from the lab's cache are among them."""
     groups: tuple[Grouping, ...] = ()
     """Scores by level, type, label and length, if the test prompts differ in them."""
-    cost: dict[str, Any] | None = None
-    """Prompt distillation: what an answer costs; see `cost.compare_costs`."""
-    labels: dict[str, Any] | None = None
-    """Prompt distillation: per model, accuracy per label and confusion matrix; see `LabelReport.summary`."""
-    tokens: dict[str, Any] | None = None
-    """Verified distillation: tokens of the correct solutions; see `token_stats.stats_json`."""
-    token_histogram: dict[str, Any] | None = None
-    """Tokens per answer of each model; see `token_stats.histograms`."""
+    cost: CostComparison | None = None
+    """Prompt distillation: what an answer costs."""
+    labels: dict[str, LabelSummary] | None = None
+    """Prompt distillation: accuracy per label and confusion matrix, by model."""
+    tokens: dict[str, dict[str, TokenStats]] | None = None
+    """Verified distillation: tokens of the correct solutions; see `token_stats.read_stats`."""
+    token_histogram: TokenHistogram | None = None
     token_ratio: float | None = None
     """Mean tokens of student over base student."""
     size_ratio: float | None = None
     """Parameters of teacher over student."""
-    best_of_k: dict[str, Any] | None = None
-    """Verified distillation: what several samples of the teacher are worth; see `pass_at_k.BestOfK`."""
-    iterations: tuple[dict[str, Any], ...] = field(default_factory=tuple)
-    """Verified distillation: a row for each round."""
-    draft: dict[str, Any] | None = None
-    """Draft models: acceptance and wall time of each draft; see `draft_proof.DraftReport`."""
+    best_of_k: BestOfK | None = None
+    """Verified distillation: what several samples of the teacher are worth."""
+    iterations: tuple[RoundSummary, ...] = ()
+    """Verified distillation: the rounds."""
+    draft: DraftReport | None = None
+    """Draft models: acceptance and wall time of each draft."""
     on_policy: OnPolicyStats | None = None
     """On-policy distillation: rounds, tokens generated, share of truncated rollouts, and own text before and after."""
     student: str | None = None
@@ -190,9 +200,9 @@ class Summary:
     ratings: RatingSummary | None = None
     """What a person's blind ratings say; see `distill rate`."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"cost": self.cost.to_json() if self.cost else None}
 
 
 def write_summary(path: Path, summary: Summary) -> None:

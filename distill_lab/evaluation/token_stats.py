@@ -10,40 +10,17 @@ import dataclasses
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
-from typing import Any
 
 from distill_lab.evaluation.eval_rows import read_eval_rows
 from distill_lab.evaluation.summary_file import ModelSummary, Summary
+from distill_lab.evaluation.summary_parts import TokenHistogram, TokenStats
 from distill_lab.formatting import times
 
 BY = ("level", "type")
 NUM_BINS = 30
 """Of a histogram of tokens, at most."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenStats:
-    """Tokens per solution, thinking and end token included."""
-
-    num: int
-    """Solutions."""
-    mean: float
-    median: float
-    shortest: int
-    longest: int
-
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
-        return dataclasses.asdict(self)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.num:,} solutions, tokens: mean {self.mean:.1f}, median {self.median:g}, "
-            f"{self.shortest} to {self.longest}"
-        )
 
 
 def token_stats(tokens: Sequence[int]) -> TokenStats:
@@ -66,11 +43,6 @@ def read_stats(selection: Path) -> dict[str, dict[str, TokenStats]]:
             if row[by] is not None:
                 groups[by][row[by]].append(row["num_tokens"])
     return {by: {name: token_stats(tokens) for name, tokens in sorted(found.items())} for by, found in groups.items()}
-
-
-def stats_json(stats: Mapping[str, Mapping[str, TokenStats]]) -> dict[str, Any]:
-    """As JSON objects."""
-    return {by: {name: each.to_json() for name, each in found.items()} for by, found in stats.items()}
 
 
 def read_tokens(items: Path) -> list[int]:
@@ -105,16 +77,16 @@ def _ratio(over: float | None, under: float | None) -> float | None:
     return over / under if over and under else None
 
 
-def histograms(tokens: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
-    """Tokens per answer of each model, in bins of one `width`: `shares[model][i]` have [i width, (i + 1) width) tokens."""
+def histograms(tokens: Mapping[str, Sequence[int]]) -> TokenHistogram | None:
+    """Tokens per answer of each model, in at most NUM_BINS bins; None without answers."""
     if not tokens:
         return None
     width = max(1, math.ceil((max(map(max, tokens.values())) + 1) / NUM_BINS))
     shares = {}
     for name, found in tokens.items():
         counts = Counter(number // width for number in found)
-        shares[name] = [counts[place] / len(found) for place in range(max(counts) + 1)]
-    return {"width": width, "shares": shares}
+        shares[name] = tuple(counts[place] / len(found) for place in range(max(counts) + 1))
+    return TokenHistogram(width, shares)
 
 
 def render_models(summary: Summary) -> str:

@@ -6,7 +6,7 @@
 
 Decided here once; summary.json holds it, and page, picture and terminal show it. Nothing is claimed that the scores do not
 support: likeness to a reference text is never "kept", neither is a goal that lies inside the interval, a goal that the base
-student reaches is no achievement of the training, and a student below its base is called so.
+student reaches is not due to the training, and a student below its base is called so.
 """
 
 from __future__ import annotations

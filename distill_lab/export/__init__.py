@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_lab.config import Dtype
 from distill_lab.errors import UserError
@@ -85,9 +85,8 @@ def target_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
-def load_target(name: str) -> Any:
+def load_target(name: str) -> ModuleType:
     """The module of a target. Raises UserError for an unknown one."""
     if name not in target_names():
         raise UserError(f"--to {name}: no such target; choose from {', '.join(target_names())}")
-    module: ModuleType = importlib.import_module(f"{__name__}.{name}")
-    return module
+    return importlib.import_module(f"{__name__}.{name}")

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from distill_lab.config import SamplingConfig
 from distill_lab.evaluation.eval_rows import first_samples
-from distill_lab.evaluation.evaluate import evaluate
+from distill_lab.evaluation.evaluate import Score, evaluate
 from distill_lab.export._questions import QUESTIONS
 from distill_lab.export._source import Source
 from distill_lab.files.jsonl import write_jsonl
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, JsonObject, Prompt
 
 if TYPE_CHECKING:
     from distill_lab.export import Exported
     from distill_lab.generation.engines import Engine
+    from distill_lab.report.model_card import ExportRow
 
 NUM_TOKENS = 64
 """Tokens per answer for a model without a run; first tokens of an answer whose choice is compared."""
@@ -63,7 +64,7 @@ class Check:
         """Share of prompts with the same answer."""
         return self.same / self.n
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object."""
         return asdict(self)
 
@@ -110,7 +111,7 @@ def compare(
     length = sum(len(own) for own, _ in texts.values())
     shared = sum(_same_start(own, other) for own, other in texts.values())
     grader = _grader(source, prompts)
-    scores: list[Any] = [None, None]
+    scores: list[Score | None] = [None, None]
     if grader is not None:
         write_jsonl(folder / "prompts.jsonl", (prompt.to_json() for prompt in prompts))
         for place, (name, rows) in enumerate((("export", found), ("student", expected))):
@@ -177,7 +178,7 @@ def _first_choices(engine: Any, ids: list[int], start: int) -> list[int]:
     return [int(token) for token in logits_1LV[0, start - 1 : -1].argmax(-1)]
 
 
-def exported_json(exported: Exported, check: Check | None, folder: Path) -> dict[str, Any]:
+def exported_json(exported: Exported, check: Check | None, folder: Path) -> ExportRow:
     """The entry of export.json, which the model card reads. folder: what the file's name is relative to."""
     name = exported.path.relative_to(folder).as_posix()
     return {

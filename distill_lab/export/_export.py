@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from distill_lab import activity
 from distill_lab.config import EngineConfig
@@ -31,7 +31,7 @@ from distill_lab.files.jsonl import write_json
 from distill_lab.files.outputs import PARTIAL, remove_output, remove_work, work_folder
 from distill_lab.generation.model_identity import model_inputs, shown_name
 from distill_lab.models.names import resolve
-from distill_lab.report.model_card import read_exports, write_card, write_run_card
+from distill_lab.report.model_card import ExportRow, read_exports, write_card, write_run_card
 from distill_lab.types import Completion, Prompt
 
 NOT_IN_KEY = ("private", "dry_run", "repo")
@@ -50,7 +50,7 @@ def export_student(
     num_prompts: int,
     overwrite: bool = False,
     on_note: Note = lambda text: None,
-) -> list[dict[str, Any]]:
+) -> list[ExportRow]:
     """Write the student to `out` as `target`; returns the entries of export.json. The same call again does nothing.
 
     num_prompts: to compare on; 0: no check. Raises UserError for options, models and places that do not work, before
@@ -85,7 +85,7 @@ def export_student(
     return rows
 
 
-def _write(module: Any, source: Source, out: Path, options: Options, num_prompts: int, on_note: Note) -> None:
+def _write(module: ModuleType, source: Source, out: Path, options: Options, num_prompts: int, on_note: Note) -> None:
     work = work_folder(out)
     partial = work / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)

@@ -8,6 +8,7 @@ the wrong one the same text becomes other tokens.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from distill_lab.chat import end_token_ids
@@ -54,13 +55,13 @@ def add_vocabulary(
     first = tokenizer("a").input_ids[:1]
     writer.add_add_bos_token(first == [tokenizer.bos_token_id])
     if tokenizer.chat_template:
-        template: Any = tokenizer.chat_template
+        template = tokenizer.chat_template
         if isinstance(template, dict):
             template = [{"name": name, "template": text} for name, text in template.items()]
         writer.add_chat_template(template)
 
 
-def pre_tokenizer(backend: dict[str, Any], name: str) -> str:
+def pre_tokenizer(backend: Mapping[str, Any], name: str) -> str:
     """llama.cpp's name for how a `tokenizer.json` splits text before merges. Raises UserError for one it has no name for."""
     steps = backend.get("pre_tokenizer") or {}
     steps = steps.get("pretokenizers", [steps])

@@ -183,7 +183,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _weights(folder: Path, names: dict[str, str]) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _weights(folder: Path, names: dict[str, str]) -> Iterator[tuple[str, np.ndarray]]:
     """The tensors in fp32, in the order of `names`, which is that of the files."""
     from safetensors import safe_open
 
@@ -220,7 +220,7 @@ def _num_bytes(shape: tuple[int, ...], raw: Any) -> int:
     return number // block * size
 
 
-def _packed(weight: np.ndarray[Any, Any], raw: Any, name: str) -> np.ndarray[Any, Any]:
+def _packed(weight: np.ndarray, raw: Any, name: str) -> np.ndarray:
     import gguf
     import numpy as np
 

@@ -98,7 +98,7 @@ def go_template(family: Family, *, thinking: bool | None) -> str:
 
 
 def modelfile(
-    tokenizer: PreTrainedTokenizerBase, file: str, settings: Mapping[str, Any], *, thinking: bool | None
+    tokenizer: PreTrainedTokenizerBase, file: str, settings: Mapping[str, float], *, thinking: bool | None
 ) -> str:
     """The text of a Modelfile next to the GGUF file `file`.
 

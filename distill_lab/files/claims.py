@@ -16,16 +16,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab import __version__
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.bookkeeping import read_record
-from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, path_fingerprint, plain
+from distill_lab.files.fingerprints import MAX_DIFFERENCES, differences, path_fingerprint, plain_object
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked
-from distill_lab.files.outputs import check_removable, check_work, has_work, record, remove_output, remove_work, writing
+from distill_lab.files.outputs import (
+    FileState,
+    check_removable,
+    check_work,
+    has_work,
+    record,
+    remove_output,
+    remove_work,
+    writing,
+)
 from distill_lab.settings.template_date import first_date, frozen
+from distill_lab.types import Fields, JsonObject
 
 MADE_BY = "qwen-distillation-lab"
 REMEDY = "choose another output name, or move the existing file elsewhere"
@@ -39,6 +48,21 @@ class Claim:
     """Whether an earlier execution with the same inputs finished and its files are unchanged."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What a key file holds."""
+
+    inputs: JsonObject
+    files: dict[str, FileState | None]
+    shown: JsonObject
+    status: object
+    date: object
+
+
+def _names(state: FileState | None) -> list[str] | None:
+    return state.get("names") if state else None
+
+
 def key_path(out: Path) -> Path:
     """Path of an output's key file."""
     return out.with_name(out.name + ".key.json")
@@ -49,7 +73,7 @@ def claim(
     out: Path,
     command: str,
     *,
-    inputs: Mapping[str, Any],
+    inputs: Fields,
     files: Sequence[Path],
     appended: Sequence[Path] = (),
     reads: Sequence[Path] = (),
@@ -68,23 +92,23 @@ def claim(
             for path in sorted({_real(path) for path in files}):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(path))
-            now = {"command": command, **plain(inputs)}
+            now: JsonObject = {"command": command, **plain_object(inputs)}
             old = _read_key(key_path(out))
-            same = old is not None and old["inputs"] == now
+            same = old is not None and old.inputs == now
             begun = any(_holds_something(path) for path in (out, *appended)) or has_work(out)
             if old is not None and not same and begun and not overwrite:
                 raise UserError(_other_key(out, old, now, shown or {}))
-            made: dict[str, Any] = old["files"] if old else {}
+            made = dict(old.files) if old else {}
             for path in files:
                 check_work(path)
                 _check_ours(path, made, changes=path in appended or not same, key=key_path(out))
             if old is not None and not same:
                 for path in files:
-                    remove_output(path, (made.get(_name(path, out)) or {}).get("names"))
+                    remove_output(path, _names(made.get(_name(path, out))))
                     remove_work(path)
                 made = {}
-            done = same and old is not None and old["status"] == "done" and all(path.exists() for path in files)
-            date = first_date(old.get("date") if old and same else None)
+            done = same and old is not None and old.status == "done" and all(path.exists() for path in files)
+            date = first_date(old.date if old and same else None)
             content = {
                 "made_by": MADE_BY,
                 "version": __version__,
@@ -114,13 +138,13 @@ def claim(
                     key_path(out).unlink()
 
 
-def _other_key(out: Path, old: Mapping[str, Any], now: Mapping[str, Any], shown: Mapping[str, str]) -> str:
-    was = old["shown"]
+def _other_key(out: Path, old: _Key, now: Fields, shown: Mapping[str, str]) -> str:
+    was = old.shown
     renamed = {name for name in shown if name in was and was[name] != shown[name]}
     found = [f"{name} ({was[name]}, now {shown[name]})" for name in sorted(renamed)]
-    for name in [*now, *(name for name in old["inputs"] if name not in now)]:
+    for name in [*now, *(name for name in old.inputs if name not in now)]:
         if name not in renamed:
-            found += differences(old["inputs"].get(name), now.get(name), name)
+            found += differences(old.inputs.get(name), now.get(name), name)
     more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
     return (
         f"{out} was made with other settings: {', '.join(found[:MAX_DIFFERENCES])}{more}. Choose another output name, "
@@ -147,7 +171,7 @@ def _check_names(files: Sequence[Path], reads: Sequence[Path]) -> None:
                 raise UserError(f"{path}: this file is also an input; choose another output name")
 
 
-def _check_ours(path: Path, made: Mapping[str, Any], *, changes: bool, key: Path) -> None:
+def _check_ours(path: Path, made: Mapping[str, FileState | None], *, changes: bool, key: Path) -> None:
     """Raise UserError if something at `path` was not written by the lab or, unless `changes`, was changed since."""
     if not path.exists() and not path.is_symlink():
         return
@@ -164,12 +188,12 @@ def _check_ours(path: Path, made: Mapping[str, Any], *, changes: bool, key: Path
     if path.is_dir() != ("names" in state):
         raise UserError(f"{path} is not what this lab wrote there; {REMEDY}")
     if changes:
-        check_removable(path, state.get("names"))
+        check_removable(path, _names(state))
     elif path_fingerprint(path) != state["digest"]:
         raise UserError(f"{path} was changed after this lab wrote it and would be overwritten; {REMEDY}")
 
 
-def _read_key(path: Path) -> dict[str, Any] | None:
+def _read_key(path: Path) -> _Key | None:
     if not path.exists() and not path.is_symlink():
         return None
     with suppress(DataError):
@@ -178,11 +202,11 @@ def _read_key(path: Path) -> dict[str, Any] | None:
             isinstance(key.get(e), dict) for e in ("inputs", "files", "shown")
         )
         if right and all(map(_is_state, key["files"].values())):
-            return key
+            return _Key(key["inputs"], key["files"], key["shown"], key["status"], key.get("date"))
     raise UserError(f"{path} should record the inputs of the output next to it, but does not; move both elsewhere")
 
 
-def _is_state(state: Any) -> bool:
+def _is_state(state: object) -> bool:
     """Whether a file's state in a key is as `record` makes it; None: unfinished, or a file that grows."""
     if not isinstance(state, dict):
         return state is None

@@ -18,10 +18,10 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab import activity
 from distill_lab.files.cache_folder import cache_folder, is_off
+from distill_lab.types import Fields, JsonObject
 
 LARGE = 1 << 26
 """Minimum size in bytes of files whose digest is stored; smaller ones are quick to read."""
@@ -41,29 +41,34 @@ MODEL_FILE = re.compile(
 )
 """Matches the files in a model directory that are needed to load it, by relative path."""
 
-_known: dict[str, list[Any]] = {}
-"""Path -> `_state` of a large file when it was read, and its digest."""
+_known: dict[str, tuple[list[int], str]] = {}
+"""Path -> `_state` of a file when this process read it, and its digest; those of large files are also stored."""
 _loaded: str | None = None
 """The file from which `_known` was loaded."""
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """SHA-256 of a JSON-like value. Paths in it count by content."""
     text = json.dumps(plain(value), ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()  # names of files may be other than UTF-8
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """`value` as plain JSON data, each Path replaced by the digest of its content."""
     if isinstance(value, Path):
         return path_fingerprint(value)
     if isinstance(value, Mapping):
-        return {str(key): plain(value[key]) for key in sorted(value, key=str)}
+        return plain_object(value)
     if isinstance(value, (list, tuple)):
         return [plain(element) for element in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)  # 4 and 4.0 are the same number
     return value
+
+
+def plain_object(values: Fields) -> JsonObject:
+    """`plain` of a JSON object: its names are text, and sorted."""
+    return {str(key): plain(values[key]) for key in sorted(values, key=str)}
 
 
 def path_fingerprint(path: Path) -> str:
@@ -88,7 +93,7 @@ def counts(folder: Path, name: str) -> bool:
     return MODEL_FILE.fullmatch(name) is not None
 
 
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
+def differences(old: object, new: object, name: str = "") -> list[str]:
     """List the differences between two JSON values, each as `name (old, now new)`; digests as "other content"."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         found = []
@@ -103,11 +108,11 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [f"{name} ({how})"]
 
 
-def _is_digest(value: Any) -> bool:
+def _is_digest(value: object) -> bool:
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
@@ -117,8 +122,8 @@ def _file_digest(path: Path) -> str:
     large = state[0] >= LARGE
     if large:
         _recall()
-        if (known := _known.get(real_path)) and known[:-1] == state:
-            return known[-1]
+    if (known := _known.get(real_path)) and known[0] == state:
+        return known[1]
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -127,8 +132,11 @@ def _file_digest(path: Path) -> str:
                 activity.report(f"checking {path.name}, MB", file.tell() >> 20, state[0] >> 20)
     if large:
         activity.over()
-    if large and state == _state(path) and time.time() - max(state[1:3]) / 1e9 > SETTLED_S:
-        _remember(real_path, [*state, digest.hexdigest()])
+    if state == _state(path) and time.time() - max(state[1:3]) / 1e9 > SETTLED_S:
+        if large or len(_known) < MAX_REMEMBERED:
+            _known[real_path] = state, digest.hexdigest()
+        if large:
+            _store(real_path)
     return digest.hexdigest()
 
 
@@ -155,26 +163,27 @@ def _recall() -> None:
     _known.update({**_read(store), **_known})
 
 
-def _read(store: Path) -> dict[str, list[Any]]:
+def _read(store: Path) -> dict[str, tuple[list[int], str]]:
     try:
         found = json.loads(store.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     rows = found.items() if isinstance(found, dict) else ()
-    return {key: row for key, row in rows if isinstance(row, list) and len(row) == 6 and isinstance(row[-1], str)}
+    whole = {key: row for key, row in rows if isinstance(row, list) and len(row) == 6 and isinstance(row[-1], str)}
+    return {key: (row[:-1], row[-1]) for key, row in whole.items()}
 
 
-def _remember(path: str, row: list[Any]) -> None:
-    _known[path] = row
+def _store(path: str) -> None:
+    """Add the digest of a large file to the user's cache folder."""
     store = _digest_file()
     if store is None:
         return
     # Another process may have added entries. If two add at the same moment, one entry is lost and computed again later.
-    rows = list({**_read(store), path: row}.items())[-MAX_REMEMBERED:]
+    rows = list({**_read(store), path: _known[path]}.items())[-MAX_REMEMBERED:]
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=store.parent, suffix=".json", delete=False, encoding="utf-8") as file:
-            json.dump(dict(rows), file)
+            json.dump({name: [*state, digest] for name, (state, digest) in rows}, file)
         os.replace(file.name, store)
     except OSError:  # a full disk or no permission: storing digests only saves time
         return

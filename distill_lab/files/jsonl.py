@@ -7,12 +7,13 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import DataError
+from distill_lab.types import Fields
 
 
 def private(path: str, flags: int) -> int:
@@ -41,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: object) -> None:
     """Write `data` as indented JSON, atomically."""
     try:
         content = json.dumps(data, ensure_ascii=False, indent=2).encode()
@@ -96,7 +97,7 @@ def parse_json_object(line: bytes, source: str, number: int) -> dict[str, Any]:
     return row
 
 
-def json_line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Fields) -> bytes:
     """One JSONL line including its newline. Raises ValueError for NaN and Infinity, which are not JSON."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     try:
@@ -106,7 +107,7 @@ def json_line(row: Mapping[str, Any]) -> bytes:
         return json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def write_jsonl(path: Path, rows: Iterable[Fields]) -> int:
     """Write `rows` as JSONL, atomically; return their number."""
     number = 0
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -139,7 +140,7 @@ class JsonlAppender:
             self._file.truncate(keep)
         self._file.seek(0, os.SEEK_END)
 
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def append(self, rows: Iterable[Fields]) -> None:
         """Append `rows`; they are on disk when this returns."""
         self._file.write(b"".join(json_line(row) for row in rows))
         self._file.flush()

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import private
@@ -20,7 +20,7 @@ BUSY = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
 """What a system says if another process has the lock; anything else means that the disk has no locks."""
 
 
-def take_lock(file: Path, *, busy: str) -> Any:
+def take_lock(file: Path, *, busy: str) -> TextIO:
     """Take an exclusive lock, held while the returned file is open. Raises UserError(busy) if another process has it."""
     held = open(file, "a+", opener=private)  # noqa: SIM115 (held open by the caller)
     try:
@@ -62,7 +62,7 @@ def locked(output: Path) -> Iterator[None]:
                 file.unlink()
 
 
-def _is_the_same(held: Any, file: Path) -> bool:
+def _is_the_same(held: TextIO, file: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(held.fileno()), file.stat())
     except FileNotFoundError:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from distill_lab.errors import UserError
 from distill_lab.files.fingerprints import MODEL_FILE, files_of, path_fingerprint
@@ -27,6 +27,16 @@ MARK = ".distill-lab"
 PARTIAL = "partial"
 """Subfolder of a work folder in which an output directory is prepared before it is moved into place."""
 MAX_NAMED = 3
+
+
+class _Digest(TypedDict):
+    digest: str
+
+
+class FileState(_Digest, total=False):
+    """An output as a key file records it: its digest and, for a directory, the names of its files."""
+
+    names: list[str]
 
 
 @contextmanager
@@ -54,12 +64,14 @@ def _concerns(file: str, path: Path) -> bool:
     return found in (output, *output.parents) or output in found.parents or output.name[:40] in found.name
 
 
-def record(path: Path) -> dict[str, Any] | None:
+def record(path: Path) -> FileState | None:
     """The digest of `path` and, for a directory, the names of all files in it; None if there is nothing."""
     if not path.exists():
         return None
-    names = {"names": files_of(path)} if path.is_dir() else {}
-    return {"digest": path_fingerprint(path), **names}
+    state: FileState = {"digest": path_fingerprint(path)}
+    if path.is_dir():
+        state["names"] = files_of(path)
+    return state
 
 
 def foreign(path: Path, names: Sequence[str] | None) -> list[str]:

@@ -11,6 +11,7 @@ from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from distill_lab.errors import UserError
+from distill_lab.types import Fields, JsonObject
 
 
 class _Constructor(SafeConstructor):
@@ -20,7 +21,7 @@ class _Constructor(SafeConstructor):
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: node.value)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> JsonObject:
     """The settings in a YAML file. Raises UserError with file and line for anything that is not a mapping of settings."""
     try:
         yaml = YAML(typ="safe", pure=True)
@@ -51,7 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _check_names(data: Mapping[Any, Any], path: Path) -> None:
+def _check_names(data: Mapping[object, object], path: Path) -> None:
     """Raise UserError if the name of a setting is not text."""
     for name, value in data.items():
         if not isinstance(name, str):
@@ -60,9 +61,9 @@ def _check_names(data: Mapping[Any, Any], path: Path) -> None:
             _check_names(value, path)
 
 
-def merge_settings(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(base: Fields, change: Fields) -> dict[str, Any]:
     """`base` updated with the values of `change`; nested mappings are merged recursively."""
-    result = dict(base)
+    result: dict[str, Any] = dict(base)
     for key, value in change.items():
         old = result.get(key)
         result[key] = merge_settings(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value

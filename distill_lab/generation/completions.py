@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from distill_lab.errors import DataError
 from distill_lab.files.jsonl import parse_json_object
-from distill_lab.types import Completion
+from distill_lab.types import Completion, Fields
 
 MAX_SAMPLES = 100_000
 """Largest number of samples of a prompt (`SamplingConfig.num_samples`)."""
@@ -35,7 +35,7 @@ def read_completions(path: Path) -> Iterator[Located]:
             offset += len(line)
 
 
-def checked_completion(row: Mapping[str, Any], path: Path, number: int) -> Completion:
+def checked_completion(row: Fields, path: Path, number: int) -> Completion:
     """The completion in row `number` of a file. Raises DataError if the row is not one."""
     try:
         completion = Completion.from_json(row)

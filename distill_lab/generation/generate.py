@@ -3,8 +3,8 @@
     counts = generate(Path("prompts.jsonl"), Path("completions.jsonl"), lambda: load_engine(model, config), sampling)
 
 It resumes after a kill: answers (prompt id, sample) in the file are never generated again, error completions are, and the
-engine is loaded only if something is missing in both the file and the cache. Prompts stay on disk until they are needed;
-memory holds a digest of each id and a few bytes.
+engine is loaded only if something is missing in both the file and the cache. Prompts of a large file stay on disk until they
+are needed; memory holds a digest of each id and a few bytes.
 
 An engine answers whole prompts: if only some samples of a prompt are missing, all are generated, and those already there
 are dropped. After a kill this happens only for prompts that were in progress.
@@ -16,16 +16,16 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 from types import TracebackType
-from typing import Any, overload
+from typing import overload
 
 from distill_lab.config import SamplingConfig
-from distill_lab.data.prompts import read_prompts
+from distill_lab.data.prompts import is_kept, read_prompts
 from distill_lab.errors import UserError
 from distill_lab.files.id_index import IdIndex
 from distill_lab.files.jsonl import JsonlAppender, read_jsonl, whole_rows, write_jsonl
@@ -34,7 +34,7 @@ from distill_lab.generation.completions import checked_completion
 from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.progress import Progress, Tracker
 from distill_lab.generation.request_cache import KEY_BYTES, RequestCache
-from distill_lab.types import Completion, Counts, Prompt
+from distill_lab.types import Completion, Counts, Fields, Prompt
 
 LOOKUP_BATCH = 256
 """Prompts per cache lookup."""
@@ -134,7 +134,7 @@ class _File(JsonlAppender):
         with writing(path):
             super().__init__(path)
 
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def append(self, rows: Iterable[Fields]) -> None:
         with writing(self.path):
             super().append(rows)
 
@@ -185,10 +185,15 @@ class _Todo:
         self._prompts, self._num_samples = prompts, num_samples
         self._numbers = IdIndex()
         self._offsets = array("Q")
-        for prompt, offset in zip(read_prompts(prompts), _line_offsets(prompts), strict=True):
-            self._numbers.add(prompt.id, len(self._offsets))
-            self._offsets.append(offset)
-        self.total = len(self._offsets) * num_samples
+        self._kept = list(read_prompts(prompts)) if is_kept(prompts) else None
+        if self._kept is None:
+            for prompt, offset in zip(read_prompts(prompts), _line_offsets(prompts), strict=True):
+                self._numbers.add(prompt.id, len(self._offsets))
+                self._offsets.append(offset)
+        else:
+            for number, prompt in enumerate(self._kept):
+                self._numbers.add(prompt.id, number)
+        self.total = len(self._numbers) * num_samples
         self.done = 0
         """Samples that need no (new) completion."""
         self.twice = False
@@ -227,10 +232,12 @@ class _Todo:
         self._states[index] = failed if completion.finish_reason == "error" else ANSWERED
         self.done += self._states[index] in (FAILED, ANSWERED)
 
-    def missing(self) -> _Prompts:
+    def missing(self) -> Sequence[Prompt]:
         """Prompts that still need completions."""
         size = self._num_samples
-        numbers = (n for n in range(len(self._offsets)) if min(self._states[n * size : (n + 1) * size]) < FAILED)
+        numbers = (n for n in range(len(self._numbers)) if min(self._states[n * size : (n + 1) * size]) < FAILED)
+        if self._kept is not None:
+            return [self._kept[number] for number in numbers]
         return _Prompts(self._prompts, array("Q", (self._offsets[number] for number in numbers)))
 
     def is_missing(self, prompt_id: str, sample: int) -> bool:
@@ -264,7 +271,7 @@ class _Todo:
             dropped["other errors"] = sum(number for _, number in reasons[MAX_REASONS:])
         return Counts(self.total, self.total - len(self._reasons), dropped or {"error": 0})
 
-    def _index(self, prompt_id: Any, sample: Any) -> int | None:
+    def _index(self, prompt_id: object, sample: object) -> int | None:
         if type(prompt_id) is not str or type(sample) is not int or not 0 <= sample < self._num_samples:
             return None
         number = self._numbers.get(prompt_id)

@@ -7,13 +7,13 @@ model_inputs(ModelConfig(model="openai:gpt"), engine)   -> inputs for the key of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError
 from distill_lab.files.fingerprints import plain
 from distill_lab.generation.engines import resolve_engine_precision
 from distill_lab.models.names import api_engine
+from distill_lab.types import JsonObject
 
 NOT_IN_KEY = {
     "base_url", "extra_body", "max_concurrency", "timeout_s", "max_retries",  # of servers
@@ -23,7 +23,7 @@ NOT_IN_KEY = {
 """Engine settings that do not affect a local model's completions. Others are part of a key unless they are the default."""
 
 
-def model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> dict[str, Any]:
+def model_inputs(model: ModelConfig, engine: EngineConfig | None = None) -> JsonObject:
     """The properties of a model that a result depends on. A server's model stays the same at another address.
 
     engine: for a model that generates; then its dtype and quantization on this machine count too.
@@ -50,7 +50,7 @@ def resolve_local_precision(model: ModelConfig, engine: EngineConfig) -> ModelCo
         return model  # unreadable; loading it will raise the error
 
 
-def requested_model_inputs(model: ModelConfig, engine: EngineConfig) -> dict[str, Any]:
+def requested_model_inputs(model: ModelConfig, engine: EngineConfig) -> JsonObject:
     """Like `model_inputs`, but with dtype and quantization as requested (`auto` stays `auto`).
 
     For the output of a command, which does not know what an earlier execution chose.
@@ -60,12 +60,12 @@ def requested_model_inputs(model: ModelConfig, engine: EngineConfig) -> dict[str
     return {"model": weights_of(model), "engine": engine_settings(engine)}
 
 
-def answer_inputs(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> dict[str, Any]:
+def answer_inputs(model: ModelConfig, engine: EngineConfig, sampling: SamplingConfig) -> JsonObject:
     """Everything a model's answers depend on besides the prompts."""
     return {**requested_model_inputs(model, engine), "sampling": sampling.model_dump()}
 
 
-def engine_settings(engine: EngineConfig) -> dict[str, Any]:
+def engine_settings(engine: EngineConfig) -> JsonObject:
     """The engine settings that a local model's answers depend on, without those at their default."""
     return engine.model_dump(exclude=NOT_IN_KEY, exclude_defaults=True)
 
@@ -82,7 +82,7 @@ def shown_name(model: ModelConfig) -> str:
     return f"{location}@{model.revision}" if model.revision else location
 
 
-def weights_of(model: ModelConfig) -> list[dict[str, Any]]:
+def weights_of(model: ModelConfig) -> list[JsonObject]:
     """A model's settings and content, followed by those of its base model if it is an adapter.
 
     A directory or file counts by content (`fingerprints`), wherever it is; a hub id by the id and its commit. Raises

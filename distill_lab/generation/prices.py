@@ -10,9 +10,8 @@ Costs are in the currency of the prices. Answers from the cache cost nothing: an
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import PriceConfig, SamplingConfig
 from distill_lab.files.jsonl import whole_rows
@@ -84,9 +83,18 @@ class Spending:
             (self.cost or 0.0) + cost(usage, price) if price.known else None,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """As in summary.json."""
-        return asdict(self)
+    def __add__(self, other: Spending) -> Spending:
+        """Of both, at the same prices."""
+        costs = [each.cost for each in (self, other) if each.cost is not None]
+        return Spending(
+            self.requests + other.requests,
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+            self.batched + other.batched,
+            self.estimated + other.estimated,
+            sum(costs) if costs else None,
+        )
 
     def __str__(self) -> str:
         text = f"{self.requests:,} requests, {self.input_tokens:,} prompt and {self.output_tokens:,} answer tokens"

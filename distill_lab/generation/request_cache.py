@@ -18,13 +18,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.errors import DataError
@@ -34,7 +33,7 @@ from distill_lab.files.jsonl import json_line, private
 from distill_lab.generation.completions import checked_completion
 from distill_lab.generation.model_identity import engine_settings, resolve_local_precision, shown_name, weights_of
 from distill_lab.models.names import api_engine
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, Fields, JsonObject, Prompt
 
 FILE = "requests.sqlite"
 VERSION = 2
@@ -111,13 +110,13 @@ class RequestCache:
         """Compute the model's digest; repeat after loading, which may fetch a newer commit."""
         self._name, self._digest = model_key(self._model, self._engine)
 
-    def find(self, keys: Sequence[bytes]) -> dict[bytes, dict[str, Any]]:
+    def find(self, keys: Sequence[bytes]) -> dict[bytes, JsonObject]:
         """Rows of cached completions by key, without id and sample. Raises ModelError."""
         if not self.on:
             return {}
         if not self._digest:
             self.identify()
-        found: dict[bytes, dict[str, Any]] = {}
+        found: dict[bytes, JsonObject] = {}
         with self._guarded():
             self._path = self._path or cache_path()
             self._file = self._file or CacheFile(self._path)
@@ -221,7 +220,7 @@ class CacheFile:
                 self._execute(TABLE)
                 self._execute(f"PRAGMA user_version={VERSION}")
 
-    def _execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
         except UnicodeDecodeError:  # of a message that repeats what is in the damaged file
@@ -241,7 +240,7 @@ class CacheFile:
             self._db.rollback()
             raise
 
-    def read(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    def read(self, keys: Sequence[bytes]) -> Iterator[tuple[bytes, JsonObject]]:
         """Yield key and row of the keys found, in any order. Damaged rows count as missing."""
         for start in range(0, len(keys), MAX_KEYS):
             part = keys[start : start + MAX_KEYS]
@@ -250,7 +249,7 @@ class CacheFile:
                 if (row := _row(answer)) is not None:
                     yield key, row
 
-    def write(self, model: str, rows: Iterable[tuple[bytes, dict[str, Any]]]) -> None:
+    def write(self, model: str, rows: Iterable[tuple[bytes, JsonObject]]) -> None:
         """Store rows of `model`; a new row replaces one with the same key."""
         now = time.time()
         values = [(key, model, now, json_line(row)) for key, row in rows]
@@ -303,7 +302,7 @@ class CacheFile:
         self.close()
 
 
-def _row(answer: Any) -> dict[str, Any] | None:
+def _row(answer: str | bytes) -> JsonObject | None:
     """The JSON object that was stored; None if it is damaged."""
     try:
         row = json.loads(answer)
@@ -312,7 +311,7 @@ def _row(answer: Any) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _is_answer(row: Mapping[str, Any]) -> bool:
+def _is_answer(row: Fields) -> bool:
     """Whether a row is that of a completion without error; whatever else is in the file is not handed out."""
     try:
         completion = checked_completion({**row, "id": "", "sample": 0}, Path(FILE), 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.models.names import api_engine
-from distill_lab.types import Message, Prompt
+from distill_lab.types import Fields, Message, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +89,12 @@ class LocalSpeaker:
             thread.join()
 
     def _generate(
-        self, ids: list[int], limit: int, sampling: SamplingConfig, pieces: Queue[Any], stopped: Event
+        self,
+        ids: list[int],
+        limit: int,
+        sampling: SamplingConfig,
+        pieces: Queue[list[int] | Exception | None],
+        stopped: Event,
     ) -> None:
         import torch
         from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -100,7 +105,7 @@ class LocalSpeaker:
 
             prompt = True
 
-            def put(self, value: Any) -> None:
+            def put(self, value: torch.Tensor) -> None:
                 if not self.prompt:
                     pieces.put(value.reshape(-1).tolist())
                 self.prompt = False
@@ -111,7 +116,7 @@ class LocalSpeaker:
         class Stopped(StoppingCriteria):
             """True for every row once the reader has gone."""
 
-            def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
                 return torch.full((input_ids.shape[0],), stopped.is_set(), device=input_ids.device)
 
         sample = {"do_sample": False}
@@ -168,7 +173,7 @@ class ServerSpeaker:
                         self.model, redact(f"HTTP {answer.status_code}: {one_line(_reason(text, error_message))}")
                     )
                 if "event-stream" not in answer.headers.get("content-type", ""):
-                    yield redact(_whole(read_json(answer.read())))
+                    yield redact(_whole(_object(read_json(answer.read()))))
                     return
                 opened = False
                 for line in answer.iter_lines():
@@ -188,15 +193,16 @@ class ServerSpeaker:
             raise ModelError(self.model, redact(f"its server does not answer ({one_line(str(error))})")) from None
 
 
-def _delta(data: Any) -> tuple[str, str]:
+def _delta(data: object) -> tuple[str, str]:
     """Thinking and text in one event."""
     choices = data.get("choices") if isinstance(data, dict) else None
-    delta = (choices[0].get("delta") or {}) if choices else {}
+    first = choices[0] if isinstance(choices, list) and choices else None
+    delta = (first.get("delta") if isinstance(first, dict) else None) or {}
     thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
     return str(thought), str(delta.get("content") or "")
 
 
-def _whole(data: Any) -> str:
+def _whole(data: Fields) -> str:
     """The answer of a server that does not stream."""
     from distill_lab.chat import answer_text
     from distill_lab.generation.engines._chat_completions import RequestRejected
@@ -209,7 +215,11 @@ def _whole(data: Any) -> str:
     return answer_text(completion.content, completion.thinking)
 
 
-def _reason(text: str, error_message: Any) -> str:
+def _object(data: object) -> Fields:
+    return data if isinstance(data, dict) else {}
+
+
+def _reason(text: str, error_message: Callable[[object], str]) -> str:
     try:
         return error_message(json.loads(text)) or text
     except (ValueError, RecursionError):

@@ -14,7 +14,7 @@ from distill_lab.grading.graders.numeric import worked_answer
 
 def default_grader(prompts: Path) -> str:
     """`exact` if every prompt has a gold answer, otherwise `overlap` with the completion from the data."""
-    return "exact" if all(row.get("answer") for row in read_jsonl(prompts)) else "overlap"
+    return "exact" if all(prompt.answer for prompt in read_prompts(prompts)) else "overlap"
 
 
 def has_references(*files: Path) -> bool:

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from distill_lab import activity
 from distill_lab.data.prompts import read_prompts
@@ -37,7 +36,7 @@ from distill_lab.grading.graders import (
     replies_path,
 )
 from distill_lab.run import fingerprint
-from distill_lab.types import Completion, Grade, Prompt
+from distill_lab.types import Completion, Grade, JsonObject, Prompt
 
 NUM_AT_ONCE = 256
 """Number of completions to grade and write at a time."""
@@ -198,7 +197,7 @@ def grade(
     grader = load_grader(grader) if isinstance(grader, str) else grader
     answers = Answers(prompts, completions)
 
-    def rows(skip: int) -> Iterator[dict[str, Any]]:
+    def rows(skip: int) -> Iterator[JsonObject]:
         for item in answers.graded(grader, skip=skip, missing=False):
             assert item.completion is not None
             yield item.completion.to_json() | {"grade": dataclasses.asdict(item.grade)}
@@ -256,8 +255,8 @@ def check_golds(prompts: Path, grader: Grader, *, source: str = "") -> list[str]
 
 def write_resumable(
     path: Path,
-    inputs: Any,
-    rows: Callable[[int], Iterable[dict[str, Any]]],
+    inputs: object,
+    rows: Callable[[int], Iterable[JsonObject]],
     *,
     total: int,
     on_progress: OnProgress | None = None,

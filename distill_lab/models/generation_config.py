@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.errors import DataError, ModelError, UserError
 from distill_lab.files.bookkeeping import read_record
 from distill_lab.models.names import api_engine
+from distill_lab.types import Fields
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -31,10 +32,10 @@ FIELDS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of SamplingConfig that have the same name in a generation_config."""
 
 
-def settings_in(generation: GenerationConfig | Mapping[str, Any]) -> dict[str, Any]:
+def settings_in(generation: GenerationConfig | Fields) -> dict[str, float]:
     """The sampling settings of a generation_config that differ from the lab's defaults, in the order of FIELDS."""
     found = generation if isinstance(generation, Mapping) else generation.to_dict()
-    values = {name: found[name] for name in FIELDS if found.get(name) is not None}
+    values = {name: value for name in FIELDS if isinstance(value := found.get(name), (int, float))}
     if not found.get("do_sample"):
         values = {name: value for name, value in values.items() if name == "repetition_penalty"}
     else:
@@ -42,7 +43,7 @@ def settings_in(generation: GenerationConfig | Mapping[str, Any]) -> dict[str, A
     return {name: value for name, value in values.items() if value != SamplingConfig.model_fields[name].default}
 
 
-def generation_settings(model: ModelConfig) -> dict[str, Any]:
+def generation_settings(model: ModelConfig) -> dict[str, float]:
     """Like `settings_in`, for the model's generation_config file; {} if it has none, and for a server's model."""
     if api_engine(model.model):
         return {}
@@ -60,7 +61,7 @@ def generation_settings(model: ModelConfig) -> dict[str, Any]:
         if not file.is_file():
             return {}
         try:
-            found: Any = read_record(file)
+            found = read_record(file)
         except DataError as error:
             raise ModelError(model.model, f"{FILE}: {error.reason}; {REMEDY}") from None
     else:
@@ -72,7 +73,7 @@ def generation_settings(model: ModelConfig) -> dict[str, Any]:
     return settings_in(found)
 
 
-def _check(found: Mapping[str, Any], name: str) -> None:
+def _check(found: Fields, name: str) -> None:
     """Raise ModelError if a generation_config has a value of another kind than it must have."""
     for field in FIELDS:
         value = found.get(field)
@@ -86,7 +87,7 @@ def _check(found: Mapping[str, Any], name: str) -> None:
         raise ModelError(name, f"{FILE}: eos_token_id contains null; {REMEDY}")
 
 
-def with_generation_config(sampling: SamplingConfig, own: Mapping[str, Any]) -> SamplingConfig:
+def with_generation_config(sampling: SamplingConfig, own: Mapping[str, float]) -> SamplingConfig:
     """`sampling` with the model's settings applied if `from_model` is set. The result has `from_model=False`."""
     if not sampling.from_model:
         return sampling

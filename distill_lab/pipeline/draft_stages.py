@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig
+from distill_lab.config import Asked, ModelConfig, RecipeConfig, SamplingConfig
 from distill_lab.errors import UserError
+from distill_lab.evaluation.draft_figures import DraftReport
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.loading import without_weights
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.train.loss_module import decoder_and_head
 
-if TYPE_CHECKING:
-    from distill_lab.pipeline.draft_proof import DraftReport
-
 ASKED: dict[str, dict[str, float]] = {"sampled": {"temperature": 1.0}, "greedy": {"temperature": 0.0}}
 """Sampling of the target's answers that drafts are compared on, by their kind."""
+
+
+def draft_proof(sampling: SamplingConfig) -> tuple[Asked, ...]:
+    """The answers of the target that drafts are compared on. sampling: of the test, without a temperature."""
+    return tuple(
+        Asked(
+            f"{name} test answers of the target", "teacher", SamplingConfig.model_validate(sampling.model_dump() | own)
+        )
+        for name, own in ASKED.items()
+    )
 
 
 def check_draft_sampling(sampling: SamplingConfig, flag: str) -> None:
@@ -64,13 +71,12 @@ def measured(
 
     num_timed: see `measure_drafts`. Raises NoData if the target has no answer that could be compared.
     """
-    from distill_lab.pipeline.draft_proof import DraftReport, measure_drafts
+    from distill_lab.pipeline.draft_proof import measure_drafts
 
     sampling, answers = config.test_sampling, dict[str, Path]()
-    for name, changes in ASKED.items():
-        asked = SamplingConfig.model_validate(sampling.model_dump() | changes)
-        title = f"{name} test answers of the target"
-        answers[name] = pipeline.answers(title, config.teacher, test, asked, output=f"eval/{name}.completions.jsonl")
+    for name, asked in zip(ASKED, draft_proof(sampling), strict=True):
+        output = f"eval/{name}.completions.jsonl"
+        answers[name] = pipeline.answers(asked.stage, config.teacher, test, asked.sampling, output=output)
     target = pipeline.resolve(config.teacher)
 
     def work(path: Path) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import ModelConfig, SamplingConfig
 from distill_lab.data.prompts import read_prompts
@@ -31,7 +30,7 @@ from distill_lab.evaluation.steps import count_steps
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.token_stats import with_tokens
-from distill_lab.files.jsonl import read_jsonl, write_json
+from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import cut_warning
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.grading.choose_grader import default_grader, has_references
@@ -41,7 +40,7 @@ from distill_lab.pipeline.stages import Pipeline
 from distill_lab.report.overlap import overlap_note
 from distill_lab.report.publish import Speeds, published, training_losses
 from distill_lab.training_data.prompt_distillation import write_references
-from distill_lab.types import Prompt
+from distill_lab.types import JsonObject, Prompt
 
 AUTO = "auto"
 TITLES = {"teacher": "the teacher", "base": "the base student", "student": "the student"}
@@ -105,13 +104,13 @@ def evaluate_models(
     """Score and time the models ("teacher", "base", "student") on `test`; returns what summary.json holds.
 
     grader: a name; auto: exact if every prompt has a gold answer, else overlap. labels: those a reference answer must be
-    one of. teacher_is_reference: the teacher's answers are the gold answers, and it has no score of its own; None: if the
+    one of. teacher_is_reference: the teacher's answers are the gold answers, and it has no score; None: if the
     grader compares texts and no reference texts are known. several_steps: also the share of answers that reason in
     several steps before their final answer; latency is then that of answers twice as long. Raises NoData if the teacher
     was said to be the reference and gave no readable answer.
     """
     run = pipeline.run
-    if next(read_jsonl(test), None) is None:
+    if not test.stat().st_size:
         run.watch.note("no test rows: no scores (give --test, or more data)")
         found = Evaluation(setups, {}, {}, {}, {}, grader, None)
     else:
@@ -132,7 +131,7 @@ def evaluate_models(
         retention_ci95 = retention_interval(results["teacher"], results["student"], same_system=alike)
     likeness = found.metric is None or found.metric.similarity
     right = outcomes(results["teacher"], results["student"]) if retained and not likeness else None
-    steps = {name: count_steps(test, results[name]) for name in scores if several_steps}
+    steps = count_steps(test, results) if several_steps else {}
     losses = training_losses(run, setups["student"].model if "student" in setups else None)
     groups = group_scores(test, results, by_label=found.metric is not None and found.metric.grader == "label")
     num_scored = next((score.n for score in scores.values()), 0)
@@ -147,9 +146,8 @@ def evaluate_models(
         ratings = summarize_ratings(run.path(RATINGS), results, judge=judge_name(found.grader)) if results else None
         summary = dataclasses.replace(summary, spending=paid, generated=generated, groups=groups, ratings=ratings)
         if pipeline.overlap:
-            left_out = pipeline.overlap.to_json()
-            notes = (*summary.notes, *filter(None, [overlap_note(left_out)]))
-            summary = dataclasses.replace(summary, test_overlap=left_out, notes=notes)
+            notes = (*summary.notes, *filter(None, [overlap_note(pipeline.overlap)]))
+            summary = dataclasses.replace(summary, test_overlap=pipeline.overlap, notes=notes)
         return extend(summary, found, speeds) if extend else summary
 
     timing = None
@@ -213,8 +211,10 @@ def _reference(pipeline: Pipeline, test: Path, answers: Path, labels: Sequence[s
     return found.path
 
 
-def measure_speeds(pipeline: Pipeline, found: Evaluation, test: Path, *, long_answers: bool) -> Speeds:
-    """Speeds of teacher and student, in turns on the same prompts, each as it is asked."""
+def measure_speeds(
+    pipeline: Pipeline, found: Evaluation, test: Path, before: Callable[[], None] = lambda: None, *, long_answers: bool
+) -> Speeds:
+    """Speeds of teacher and student, in turns on the same prompts, each as it is asked; `before` is called first."""
     watch, budget_s = pipeline.watch, pipeline.engine.measure_budget_s
     timed: dict[str, ModelConfig] = {}
     for name, setup in found.setups.items():
@@ -232,9 +232,10 @@ def measure_speeds(pipeline: Pipeline, found: Evaluation, test: Path, *, long_an
         name: model_inputs(model) | {"prompts": files[name], "sampling": samplings[name].model_dump()}
         for name, model in timed.items()
     }
-    settings: dict[str, Any] = {"latency_tokens": num_tokens, "budget_s": budget_s, "rounds": NUM_ROUNDS}
+    settings: JsonObject = {"latency_tokens": num_tokens, "budget_s": budget_s, "rounds": NUM_ROUNDS}
 
     def work(path: Path) -> None:
+        before()
         watch.note(timing_note(len(timed), budget_s))
         asked = _same_prompts(files)
         timing = partial(measure, timed, asked, sampling=samplings, latency_tokens=num_tokens, budget_s=budget_s)

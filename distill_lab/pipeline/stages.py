@@ -14,19 +14,21 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
 from distill_lab.data import splits
 from distill_lab.data.contamination import NUM_WORDS, OVERLAPS, find_overlaps, remove_overlaps
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import NoData
-from distill_lab.files.jsonl import read_jsonl, write_json
+from distill_lab.evaluation.summary_parts import Generated, Paid
+from distill_lab.files.jsonl import write_json
+from distill_lab.generation.completions import read_completions
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.engines import Engine, ServerEngine
 from distill_lab.generation.generate import Progress, generate
 from distill_lab.generation.model_identity import model_inputs
-from distill_lab.generation.prices import spending
+from distill_lab.generation.prices import Spending, spending
 from distill_lab.generation.request_cache import RequestCache
 from distill_lab.grading.grade import grade
 from distill_lab.grading.graders import grading, judge_model, replies_path
@@ -34,7 +36,7 @@ from distill_lab.pipeline.fitting import fit, resolve_model
 from distill_lab.run import Run, Stage
 from distill_lab.training_data.reasoning import add_instruction
 from distill_lab.training_data.training_set import write_training_set
-from distill_lab.types import Counts
+from distill_lab.types import Counts, JsonObject
 
 MANY_OVERLAPS = 0.1
 """Share of training prompts that overlap with the test, from which on a note says so."""
@@ -50,6 +52,8 @@ class Pipeline:
         self._said: set[str] = set()
         self._answers: dict[str, Path] = {}
         """Completions, and the replies of judges, by the name of their stage, as far as the recipe has come."""
+        self._counted: dict[str, tuple[Generated, Spending]] = {}
+        """What those files hold, by the name of their stage: each is read once, at the end of the recipe."""
 
     def resolve(self, model: ModelConfig) -> ModelConfig:
         """`model` with its dtype and quantization on this machine; see `fitting.resolve_model`."""
@@ -60,7 +64,7 @@ class Pipeline:
         tokens = config.sampling.max_new_tokens
         return fit(self.run, config.student, config.train, self.engine, teacher=config.teacher, new_tokens=tokens)
 
-    def step(self, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: Any) -> Stage:
+    def step(self, name: str, output: str, work: Callable[..., Counts], *files: Path, **settings: object) -> Stage:
         """A stage that reads files and writes one: `work(*files, output, **settings)`, once."""
         inputs = {**{str(number): file for number, file in enumerate(files)}, **settings}
         return self.run.stage(name, output, inputs=inputs, work=lambda path: work(*files, path, **settings))
@@ -133,7 +137,7 @@ class Pipeline:
     ) -> Path:
         """Prompts -> completions of `model`, resumed row by row after an interruption.
 
-        The sampling that results from `sampling.from_model` is part of the stage's key, and stands in run.json.
+        The sampling that results from `sampling.from_model` is part of the stage's key, and is in run.json.
         """
         sampling = self.sampled(model, sampling)
         model = self.resolve(model)
@@ -195,27 +199,29 @@ class Pipeline:
     def _others(self, path: Path) -> list[Path]:
         return [other for other in self._answers.values() if other != path]
 
-    def spending(self) -> dict[str, Any] | None:
-        """summary.json's `spending`: requests, tokens and cost of each stage that asked a server; None if no stage did."""
-        stages = {name: spending([path], self.engine.price) for name, path in self._answers.items()}
-        stages = {name: found for name, found in stages.items() if found.requests}
-        if not stages:
-            return None
-        total = spending([self._answers[name] for name in stages], self.engine.price)
-        return {"stages": {name: found.to_json() for name, found in stages.items()}, "total": total.to_json()}
+    def spending(self) -> Paid | None:
+        """The summary's `spending`: requests, tokens and cost of each stage that asked a server; None if no stage did."""
+        stages = {name: spent for name, (_, spent) in self._counts().items() if spent.requests}
+        return Paid(stages, sum(stages.values(), Spending())) if stages else None
 
-    def generated(self) -> dict[str, dict[str, int]]:
-        """summary.json's `generated`: answers and tokens of each stage that generated."""
-        found: dict[str, dict[str, int]] = {}
-        for name, path in self._answers.items():
-            tokens = [row["num_tokens"] for row in read_jsonl(path)]
-            found[name] = {"answers": len(tokens), "tokens": sum(tokens)}
-        return found
+    def generated(self) -> dict[str, Generated]:
+        """The summary's `generated`: answers and tokens of each stage that generated."""
+        return {name: generated for name, (generated, _) in self._counts().items()}
+
+    def _counts(self) -> dict[str, tuple[Generated, Spending]]:
+        for name in self._answers.keys() - self._counted.keys():
+            path, answers, tokens, spent = self._answers[name], 0, 0, Spending()
+            for completion, _, _ in read_completions(path) if path.exists() else ():
+                answers, tokens = answers + 1, tokens + completion.num_tokens
+                if completion.usage:
+                    spent = spent.plus(completion.usage, self.engine.price)
+            self._counted[name] = Generated(answers, tokens), spent
+        return {name: self._counted[name] for name in self._answers}
 
     def training_set(
         self, prompts: Path, completions: Path | None, *, thinking: Literal["keep", "drop"] = "keep"
     ) -> Path:
-        """Prompts and completions (the data's own where None) -> `train.jsonl`. Raises NoData where nothing is left."""
+        """Prompts and completions (None: the data's own) -> `train.jsonl`. Raises NoData if nothing is left."""
         rows = self.run.stage(
             "training set",
             "train.jsonl",
@@ -311,7 +317,7 @@ class Pipeline:
         return counts
 
     def warn(self, text: str) -> None:
-        """A note, where there is a text."""
+        """A note, if there is a text."""
         if text:
             self.watch.note(text)
 
@@ -321,6 +327,6 @@ class Pipeline:
             self.watch.note(line)
 
 
-def teacher_inputs(train: TrainConfig) -> dict[str, Any]:
+def teacher_inputs(train: TrainConfig) -> JsonObject:
     """What a stage depends on if a teacher's distributions are part of the loss."""
     return {"teacher": model_inputs(train.teacher)} if train.teacher.model else {}

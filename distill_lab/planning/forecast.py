@@ -128,7 +128,9 @@ def _stages(
 ) -> Iterator[StageForecast]:
     asks, tests = volume.num_answers > 0, volume.test_rows > 0
     if asks:
-        yield _answers("teacher answers", config.teacher, config.sampling, volume, machine, problems, training=True)
+        yield _answers(
+            "teacher answers", config.teacher, config.sampling, volume, machine, problems, teacher=True, training=True
+        )
     if method and (rollouts := num_rollouts(config, volume)):
         epochs: float = getattr(config, "warm_up_epochs", 0.0)
         if epochs:
@@ -142,14 +144,14 @@ def _stages(
     elif method:
         yield _training(volume, method, machine)
     if tests:
-        models = {"test of the teacher": config.teacher, "test of the base student": config.student}
-        if method:
-            models["test of the student"] = method.student
-        for name, model in models.items():
-            shared = name == "test of the teacher" and volume.shared_tokens > 0
-            sampling = config.sampling if shared else config.test_sampling
-            yield _answers(name, model, sampling, volume, machine, problems)
-        if config.measure and not api_engine(config.teacher.model):
+        proof = config.proof()
+        for stage, role, sampling in proof:
+            model = {"teacher": config.teacher, "base": config.student, "student": method and method.student}[role]
+            if model:
+                teacher = role == "teacher"
+                yield _answers(stage, model, sampling, volume, machine, problems, teacher=teacher)
+        timed = config.measure and any(each.role == "student" for each in proof)
+        if timed and not api_engine(config.teacher.model):
             yield _speeds(config, volume, [config.teacher, method.student if method else config.student], machine)
 
 
@@ -161,6 +163,7 @@ def _answers(
     machine: Machine,
     problems: list[str],
     *,
+    teacher: bool = False,
     training: bool = False,
     number: int = 0,
 ) -> StageForecast:
@@ -168,7 +171,6 @@ def _answers(
     prompts = number or (volume.rows if training else volume.test_rows)
     number = number or (volume.num_answers if training else volume.test_rows * sampling.num_samples)
     generated = number * min(volume.answer.mean, sampling.max_new_tokens)
-    teacher = "teacher" in name
     read = prompts * volume.prompt.mean + (volume.shared_tokens if teacher else 0)
     if api_engine(model.model):
         # A server reads the shared part for every prompt, and is paid for it.
@@ -178,7 +180,7 @@ def _answers(
         shape = shape_of(model)
     except ModelError:
         return StageForecast(name, None, read, generated, None, "not known before the download")
-    if training or teacher:
+    if teacher:
         try:
             check_answering(
                 model, machine=machine, new_tokens=sampling.max_new_tokens, role="teacher", num_gpus=machine.num_gpus
@@ -330,7 +332,7 @@ def _warnings(config: RecipeConfig, volume: Volume) -> Iterator[str]:
             f"about {share:.0%} of the rows are longer than train.max_length {config.train.max_length} and would be "
             f"dropped; --train.max-length {_next_length(volume)} keeps them"
         )
-    if volume.overlap is not None and (note := overlap_note(volume.overlap.to_json())):
+    if volume.overlap is not None and (note := overlap_note(volume.overlap)):
         yield note
     if volume.counted and volume.complete and volume.rows < 100:
         yield f"only {volume.rows} prompts to learn from; expect a small gain, and wide intervals"

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from distill_lab.config import ModelConfig, TrainConfig
+from distill_lab.config import ModelConfig, RecipeConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.planning.machine import Machine
 from distill_lab.planning.memory_estimate import WEIGHT_BYTES, gigabytes
@@ -80,7 +79,7 @@ def _presets() -> Iterator[str]:
                     yield f"| {card.name} | {recipe} {name} | {' | '.join(_row(card, recipe, config))} |"
 
 
-def _row(card: Card, recipe: str, config: Any) -> tuple[str, str, str, str]:
+def _row(card: Card, recipe: str, config: RecipeConfig) -> tuple[str, str, str, str]:
     train = config.train
     if card.machine.num_gpus > 1:
         train = train.model_copy(update={"num_processes": card.machine.num_gpus})
@@ -96,7 +95,7 @@ def _row(card: Card, recipe: str, config: Any) -> tuple[str, str, str, str]:
     return teacher, name, text, _time(_seconds(card, recipe, config, method, held, shape))
 
 
-def _teacher(card: Card, config: Any) -> tuple[str, ModelConfig | None, Shape]:
+def _teacher(card: Card, config: RecipeConfig) -> tuple[str, ModelConfig | None, Shape]:
     shape, name = shape_of(config.teacher), config.teacher.model.partition("/")[2]
     tokens = config.sampling.max_new_tokens
     held, need = answering(shape, config.teacher, card.machine, new_tokens=tokens)
@@ -110,7 +109,9 @@ def _teacher(card: Card, config: Any) -> tuple[str, ModelConfig | None, Shape]:
     return f"{name} {bits}, {gigabytes(need.total)}", held, shape
 
 
-def _seconds(card: Card, recipe: str, config: Any, method: Method, teacher: ModelConfig, shape: Shape) -> float:
+def _seconds(
+    card: Card, recipe: str, config: RecipeConfig, method: Method, teacher: ModelConfig, shape: Shape
+) -> float:
     """Seconds for the teacher's answers, training, and the answers of three models to the test prompts."""
     rows = _num_rows(config.data.split)
     test = _num_rows(config.test.split) if config.test.path else config.num_test

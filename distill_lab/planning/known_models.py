@@ -5,7 +5,7 @@ A hub id -> the fields of its config.json that determine its size, as published 
 
 from __future__ import annotations
 
-from typing import Any
+from distill_lab.types import JsonObject
 
 _QWEN25 = {"model_type": "qwen2", "vocab_size": 151_936, "max_position_embeddings": 32_768, "use_sliding_window": False}
 _QWEN3 = {
@@ -18,8 +18,8 @@ _QWEN3 = {
 
 
 def _sizes(
-    family: dict[str, Any], hidden: int, inner: int, layers: int, heads: int, kv_heads: int, *, tied: bool, **more: Any
-) -> dict[str, Any]:
+    family: JsonObject, hidden: int, inner: int, layers: int, heads: int, kv_heads: int, *, tied: bool, **more: object
+) -> JsonObject:
     return {
         **family,
         "hidden_size": hidden,
@@ -52,7 +52,7 @@ _BY_SIZE = {
     ),
 }  # fmt: skip
 _LONG = {"max_position_embeddings": 262_144}
-_CONFIGS: dict[str, dict[str, Any]] = {
+_CONFIGS: dict[str, JsonObject] = {
     **{
         f"Qwen/{size}{kind}": fields for size, fields in _BY_SIZE.items() for kind in ("", "-Instruct") if "2.5" in size
     },
@@ -69,7 +69,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_of(name: str) -> dict[str, Any] | None:
+def config_of(name: str) -> JsonObject | None:
     """The fields of a known model's config, including `model_type`; None for any other name."""
     found = _CONFIGS.get(name)
     return dict(found) if found is not None else None

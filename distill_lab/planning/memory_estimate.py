@@ -28,7 +28,7 @@ STATE_BYTES = {"adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2, "sgd
 CHUNK_ELEMENTS, MIN_CHUNK, MAX_CHUNK = 1 << 25, 64, 4096
 """Logits in memory at once, as in `objectives/_chunked_head.py`; a test checks that they are equal."""
 PACKED_WIDTH = 1.5
-"""Width of a bin in maximum row lengths; `packing.choose_width` takes 1 to 4, wide bins only if most rows are short."""
+"""Width of a bin in maximum row lengths; `packing.choose_width` takes 1 to 4, wide bins only if the typical row is short."""
 MLP_TENSORS = {True: 4, False: 2}
 """Tensors of width I that an MLP keeps for its backward pass, with a gate (gate, activation, up, product) and without."""
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
-from distill_lab.config import ModelConfig, Quantization, TrainConfig
+from distill_lab.config import ModelConfig, Quantization, RecipeConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.models.names import api_engine
 from distill_lab.planning.machine import Machine
@@ -29,6 +28,7 @@ from distill_lab.planning.memory_estimate import (
     training_memory,
 )
 from distill_lab.planning.model_shape import Shape, shape_of
+from distill_lab.types import JsonObject
 
 RANK, ALPHA = 16, 32
 """Rank and alpha of adapters chosen automatically."""
@@ -58,7 +58,7 @@ class Method:
     changed: bool
     """Whether it differs from the requested settings."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The entry in run.json."""
         return {
             "student": self.student.model_dump(),
@@ -329,7 +329,7 @@ def still_fits(student: ModelConfig, train: TrainConfig, *, machine: Machine) ->
     return None if need.total <= machine.usable and need.host <= _host(machine) else need
 
 
-def preset_for(presets: Mapping[str, Any], machine: Machine) -> tuple[str, str]:
+def preset_for(presets: Mapping[str, RecipeConfig], machine: Machine) -> tuple[str, str]:
     """Name of the recipe's default preset for this machine, and why: tiny if real sizes do not fit."""
     name = next(name for name in presets if name != "tiny")
     if machine.device == "cpu":

@@ -13,10 +13,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.planning.known_models import config_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 LINEAR_KINDS = ("Linear", "Conv1D")
 """Class names of linear layers (Conv1D is GPT-2's, with transposed weights)."""
@@ -118,11 +121,11 @@ def _known_shape(name: str) -> Shape:
     assert config is not None
     from transformers import AutoConfig
 
-    kind = config.pop("model_type")
+    kind = str(config.pop("model_type"))
     return measure(AutoConfig.for_model(kind, **config), name=name)
 
 
-def measure(config: Any, *, name: str, trust_remote_code: bool = False) -> Shape:
+def measure(config: PreTrainedConfig, *, name: str, trust_remote_code: bool = False) -> Shape:
     """The shape of the model for a transformers config."""
     import torch
     from transformers import AutoModelForCausalLM

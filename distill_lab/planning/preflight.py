@@ -3,7 +3,7 @@
     check_before(config, out={"student": student_path(config.out)}, run=run)      a recipe's settings, before its first stage
     check_training(config.student, config.train)                                  for `distill train`
 
-Loads only tokenizers and configs, generates nothing, and sends nothing to servers. Where possible, it asks the library that
+Loads only tokenizers and configs, generates nothing, and sends nothing to servers. If possible, it asks the library that
 uses a setting, so that both agree.
 """
 
@@ -12,9 +12,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import EngineConfig, ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.files.claims import check_is_name
 from distill_lab.files.outputs import writing
@@ -34,7 +33,7 @@ OFF = ("none", "all")
 """Values of report_to that are not trackers."""
 
 
-def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str) -> None:
+def check_before(config: RecipeConfig, *, run: Run, out: Mapping[str, str], example: str) -> None:
     """Reject settings of a recipe that cannot work, before anything is generated or trained.
 
     config: has teacher, student, data, test, sampling, test_sampling, grader, engine and train. out: stage -> its output
@@ -65,12 +64,12 @@ def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str)
         check_engine(config.student, config.engine)
 
 
-def asks_teacher(config: Any) -> bool:
+def asks_teacher(config: RecipeConfig) -> bool:
     """Whether a recipe needs the teacher for its training set."""
     return getattr(config, "relabel", True) or getattr(config, "thinking", "") == "summarise"
 
 
-def check_test(test: Path, config: Any) -> None:
+def check_test(test: Path, config: RecipeConfig) -> None:
     """If there are test prompts, reject a missing teacher and gold answers that the grader cannot use."""
     if not test.stat().st_size:
         return
@@ -114,7 +113,7 @@ def check_generation(
 
 
 def check_server_settings(models: Sequence[ModelConfig], engine: EngineConfig) -> None:
-    """Reject prices and batches where no model is on a server."""
+    """Reject prices and batches if no model is on a server."""
     if any(api_engine(model.model) for model in models):
         return
     where = f"{models[0].model} runs here" if models else "no model is asked"
@@ -229,7 +228,7 @@ def _check_optimizer(train: TrainConfig) -> None:
         except (ImportError, ValueError, RuntimeError) as error:
             raise UserError(f"--train.optim {train.optim}: {error}") from None
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    extra: Any = {"min_lr_rate": train.min_lr_rate} if "min_lr" in train.lr_scheduler_type else None
+    extra = {"min_lr_rate": train.min_lr_rate} if "min_lr" in train.lr_scheduler_type else None
     try:
         get_scheduler(
             train.lr_scheduler_type,

@@ -9,11 +9,11 @@ set, rows of the data are held out for the test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-from distill_lab.config import Config, DataConfig
+from distill_lab.config import DataConfig, RecipeConfig
 from distill_lab.errors import UserError
+from distill_lab.types import Fields, JsonObject
 
 FIELDS = {"teacher": "model", "student": "model", "data": "path", "test": "path", "prompt_file": ""}
 """Settings that name a model or data, and the field of the group that contains the name."""
@@ -24,7 +24,7 @@ def is_tiny(name: str) -> bool:
     return name.startswith("tiny:")
 
 
-def given(yaml: Mapping[str, Any], flags: Sequence[str]) -> dict[str, str]:
+def given(yaml: Fields, flags: Sequence[str]) -> dict[str, str]:
     """Models and data in YAML settings and expanded flags (`--teacher.model M`): teacher, student, data, test -> name."""
     found: dict[str, str] = {}
     for role, field in FIELDS.items():
@@ -41,19 +41,23 @@ def given(yaml: Mapping[str, Any], flags: Sequence[str]) -> dict[str, str]:
 
 
 def start(
-    presets: Mapping[str, Config], defaults: type[Config], *, preset: str | None, given: Mapping[str, str]
-) -> tuple[Config, str, list[str]]:
+    presets: Mapping[str, RecipeConfig],
+    defaults: Callable[[], RecipeConfig],
+    *,
+    preset: str | None,
+    given: Mapping[str, str],
+) -> tuple[RecipeConfig, str, list[str]]:
     """The initial settings, their name with the reason, and notes for the user.
 
     presets: those of the recipe, may be empty. defaults: the recipe's settings. preset: the requested one. given: the
     result of the function `given`. Raises UserError for an unknown preset.
     """
     name, why = _choose(presets, preset, given)
-    base: Any = presets[name] if name else defaults()
+    base = presets[name] if name else defaults()
     data, notes = given.get("data"), []
     if data and data != base.data.path:
         test, own = base.test.path, not is_tiny(data)
-        changes: dict[str, Any] = {}
+        changes: JsonObject = {}
         if own:
             changes["data"] = DataConfig(path=data)  # no slice of other data
         if test and "test" not in given:
@@ -63,7 +67,9 @@ def start(
     return base, f"preset {name} ({why})" if name else why, notes
 
 
-def _choose(presets: Mapping[str, Config], preset: str | None, given: Mapping[str, str]) -> tuple[str | None, str]:
+def _choose(
+    presets: Mapping[str, RecipeConfig], preset: str | None, given: Mapping[str, str]
+) -> tuple[str | None, str]:
     if preset is not None:
         if preset not in presets:
             raise UserError(f"--preset {preset}: no such preset; choose from {', '.join(presets) or 'none at all'}")

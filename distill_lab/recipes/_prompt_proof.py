@@ -1,7 +1,7 @@
 """Proof of a prompt distillation: the teacher under its prompt against the student without it, and what an answer costs.
 
 The teacher answers under its system prompt, as it samples; base student and student get the bare text. Without gold answers
-the teacher's are the reference, and it has no score of its own.
+the teacher's are the reference, and it has no score.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import ModelConfig, RecipeConfig
-from distill_lab.evaluation.cost import Cost, compare_costs, render_costs, token_cost
-from distill_lab.evaluation.labels import item_lines, label_report, predictions, render_label_report
+from distill_lab.evaluation.cost import compare_costs, render_costs, token_cost
+from distill_lab.evaluation.labels import LabelSummary, item_lines, label_report, predictions, render_label_report
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.summary_parts import Cost
 from distill_lab.files.jsonl import write_json
 from distill_lab.grading.choose_grader import default_grader
 from distill_lab.models.names import api_engine
@@ -56,7 +56,7 @@ def evaluate_prompt(
         "student": EvalSetup(models["student"], config.test_sampling, alone),
     }
     costs: dict[str, Cost] = {}
-    found_labels: dict[str, Any] = {}
+    found_labels: dict[str, LabelSummary] = {}
 
     def extend(summary: Summary, found: Evaluation, speeds: Speeds) -> Summary:
         if not found.scores:
@@ -72,7 +72,9 @@ def evaluate_prompt(
         return replace(
             summary,
             reference="gold" if gold else "teacher",
-            cost=compare_costs(timed, {name: score.score for name, score in found.scores.items()}),
+            cost=compare_costs(
+                timed["teacher"], timed["student"], {name: score.score for name, score in found.scores.items()}
+            ),
             labels=found_labels or None,
         )
 
@@ -94,7 +96,7 @@ def _cost(found: Evaluation, name: str) -> Cost:
 
 def _label_results(
     pipeline: Pipeline, models: Mapping[str, ModelConfig], results: Mapping[str, Path], labels: Sequence[str]
-) -> dict[str, Any]:
+) -> dict[str, LabelSummary]:
     """Print every item of the student and its report, write evaluation_results.json; returns the summary's `labels`."""
     reports = {name: label_report(path, labels) for name, path in results.items()}
     pipeline.tell("\n".join(item_lines(results["student"])))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -18,7 +18,8 @@ from distill_lab.data import splits
 from distill_lab.errors import NoData
 from distill_lab.evaluation.evaluate import evaluate
 from distill_lab.evaluation.pass_at_k import best_of_k
-from distill_lab.evaluation.token_stats import read_stats, stats_json
+from distill_lab.evaluation.summary_parts import RoundSummary
+from distill_lab.evaluation.token_stats import read_stats
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.grading.graders import grading
@@ -72,15 +73,15 @@ class _Round:
         """What is appended to the names of the round's stages."""
         return f" {self.number}" if self.number > 1 else ""
 
-    def stage(self, name: str, output: str, work: Callable[[Path], Counts], **inputs: Any) -> Stage:
+    def stage(self, name: str, output: str, work: Callable[[Path], Counts], **inputs: object) -> Stage:
         """A stage of this round."""
         return self.pipeline.run.stage(f"{name}{self.suffix}", f"{self.folder}{output}", inputs=inputs, work=work)
 
 
 def best_round(
     pipeline: Pipeline, config: RoundsConfig, student: ModelConfig, train: TrainConfig, prompts: Path, grader: str
-) -> tuple[ModelConfig, dict[str, Any]]:
-    """Run the rounds; returns the student with the best validation score and the summary's entries on all rounds.
+) -> tuple[ModelConfig, dict[str, object]]:
+    """Run the rounds; returns the student with the best validation score and the summary's fields on all rounds.
 
     Each is trained from the base student on what the student before it solved (as in ReST-EM, Singh et al. 2023); the
     first whose score on the validation questions does not rise is the last. Raises NoData without correct solutions.
@@ -95,40 +96,50 @@ def best_round(
     )
     if config.iterations > 1 and not validation.kept:
         raise NoData("iterations are compared on a tenth of the questions; give at least 10, or --iterations 1")
-    done: list[dict[str, Any]] = []
+    done: list[RoundSummary] = []
+    students: list[ModelConfig] = []
     for number in range(1, config.iterations + 1):
-        teacher = done[-1]["student"] if done else config.teacher
+        teacher = students[-1] if students else config.teacher
         one = _Round(pipeline, config, student, train, prompts, validation.path, grader, number, teacher)
         try:
-            done.append(_run_round(one))
+            student_config, row = _run_round(one)
         except NoData as error:
             if number == 1:
                 raise
             pipeline.watch.note(f"iteration {number}: {error}; iterations end")
             break
-        if number > 1 and done[-1]["validation_score"] <= done[-2]["validation_score"]:
+        done.append(row)
+        students.append(student_config)
+        if number > 1 and _score(done[-1]) <= _score(done[-2]):
             pipeline.watch.note(f"iteration {number} scores no higher on the validation questions: iterations end")
             break
-    best = max(done, key=lambda each: each["validation_score"] or 0.0)["student"]
+    best = students[max(range(len(done)), key=lambda number: _score(done[number]))]
     return best, {
-        "best_of_k": best_of_k(run.path("graded.jsonl"), threshold=config.min_score).to_json(),
-        "tokens": stats_json(read_stats(run.path("correct.parquet"))),
-        "iterations": tuple(each | {"student": each["student"].model} for each in done),
+        "best_of_k": best_of_k(run.path("graded.jsonl"), threshold=config.min_score),
+        "tokens": read_stats(run.path("correct.parquet")),
+        "iterations": tuple(done),
         "student": best.model,
     }
 
 
-def _run_round(one: _Round) -> dict[str, Any]:
-    """Solve, grade, select, train and, if there are several rounds, score: a row of the summary's `iterations`."""
+def _score(row: RoundSummary) -> float:
+    """Of a round whose student may not have been scored."""
+    return row.validation_score or 0.0
+
+
+def _run_round(one: _Round) -> tuple[ModelConfig, RoundSummary]:
+    """Solve, grade, select, train and, if there are several rounds, score: the student and the round's figures."""
     pipeline, config, prompts = one.pipeline, one.config, one.prompts
     output = f"{one.folder}completions.jsonl"
     solutions = pipeline.answers(f"teacher solutions{one.suffix}", one.teacher, prompts, config.sampling, output=output)
     output = f"{one.folder}graded.jsonl"
     graded = pipeline.graded(f"grades{one.suffix}", prompts, solutions, one.grader, output=output)
     pipeline.watch.note(f"the teacher: {best_of_k(graded, threshold=config.min_score)}")
-    threshold: dict[str, Any] = {"min_score": config.min_score}
-    work = partial(write_correct, prompts, graded, **threshold)
-    correct = one.stage("correct solutions", "correct.parquet", work, prompts=prompts, graded=graded, **threshold)
+    min_score = config.min_score
+    work = partial(write_correct, prompts, graded, min_score=min_score)
+    correct = one.stage(
+        "correct solutions", "correct.parquet", work, prompts=prompts, graded=graded, min_score=min_score
+    )
     assert correct.counts is not None
     if not correct.kept:
         raise NoData(
@@ -152,24 +163,24 @@ def _run_round(one: _Round) -> dict[str, Any]:
             paid = pipeline.paid_beside(f"grades of {title}", one.grader, results)
             score = evaluate(one.validation, answers, results, loaded, paid=paid, on_note=pipeline.watch.note)
         pipeline.watch.note(f"iteration {one.number}: {score.score:.1%} of {score.n} validation questions")
-    return {
-        "iteration": one.number,
-        "teacher": one.teacher.model,
-        "student": student,
-        "num_rows": rows.kept,
-        "mean_row_tokens": read_stats(rows.path)["all"][""].mean,
-        "validation_score": score.score if score else None,
-        "validation_tokens": score.mean_tokens if score else None,
-    }
+    return student, RoundSummary(
+        iteration=one.number,
+        teacher=one.teacher.model,
+        student=student.model,
+        num_rows=rows.kept,
+        mean_row_tokens=read_stats(rows.path)["all"][""].mean,
+        validation_score=score.score if score else None,
+        validation_tokens=score.mean_tokens if score else None,
+    )
 
 
 def _training_rows(one: _Round, correct: Path) -> Stage:
     """The chosen correct solutions of the training questions. Raises NoData if all are of validation questions."""
     config, validation = one.config, one.validation
-    choice: dict[str, Any] = {"keep": config.keep, "budget": config.budget, "budget_by": config.budget_by}
-    work = partial(select, correct, **choice)
+    choice = {"keep": config.keep, "budget": config.budget, "budget_by": config.budget_by}
+    work = partial(select, correct, keep=config.keep, budget=config.budget, budget_by=config.budget_by)
     selected = one.stage("selection", "selected.parquet", work, correct=correct, **choice).path
-    sides: dict[str, Any] = {"selected": selected, "validation": validation}
+    sides = {"selected": selected, "validation": validation}
     work = partial(take_side, selected, validation, side="training")
     rows = one.stage("training set", "train.parquet", work, **sides)
     work = partial(take_side, selected, validation, side="validation")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_lab.config import RecipeConfig
+from distill_lab.config import Asked, RecipeConfig
 from distill_lab.errors import UserError
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.pipeline.stages import Pipeline
@@ -26,6 +26,12 @@ class PromptConfig(RecipeConfig):
     """The labels, as a,b,c or as a file with one per line; empty: those the prompt lists after "Labels:"."""
     max_retries: Annotated[int, Field(ge=0)] = 3
     """Retries, each with another seed, if an answer of the teacher cannot be read; then the text is dropped and counted."""
+
+    def proof(self) -> tuple[Asked, ...]:
+        """The teacher answers the test as it answered the training texts."""
+        return tuple(
+            each._replace(sampling=self.sampling) if each.role == "teacher" else each for each in super().proof()
+        )
 
 
 def check_settings(config: RecipeConfig) -> None:

@@ -18,11 +18,11 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_lab.activity import ProgressReporter
-from distill_lab.config import DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import Asked, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import Summary
-from distill_lab.pipeline.draft_stages import check_draft_sampling, draft_base, measured
+from distill_lab.pipeline.draft_stages import check_draft_sampling, draft_base, draft_proof, measured
 from distill_lab.pipeline.fitting import base_model_config, student_path, trained_model_config
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before
@@ -47,6 +47,10 @@ class Config(WhiteBoxConfig):
     """Only auto: a draft gets no score."""
     num_timed: Annotated[int, Field(ge=0)] = 16
     """Test prompts whose wall time is taken with and without the draft; 0 or --no-measure: none."""
+
+    def proof(self) -> tuple[Asked, ...]:
+        """The target answers; the drafts are compared on what it wrote."""
+        return draft_proof(self.test_sampling)
 
 
 PRESETS = {
@@ -105,8 +109,8 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
             summarize(run.recipe, report.num_answers, scores={}),
             result=report.sentence(),
             notes=tuple(report.lines()),
-            test_overlap=pipeline.overlap.to_json() if pipeline.overlap else None,
+            test_overlap=pipeline.overlap,
             generated=pipeline.generated(),
-            draft=report.to_json(),
+            draft=report,
         )
         return published(run, lambda speeds: summary, None)

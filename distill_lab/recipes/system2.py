@@ -83,7 +83,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
     Raises UserError `Unexpected OmniThought schema, please inspect omni[0]` and that row for data without questions and
-    reasoning, NoData where no row is left, ModelError for a student that does not exist, all before anything is trained.
+    reasoning, NoData if no row is left, ModelError for a student that does not exist, all before anything is trained.
     """
     source = reasoning_data(config.data, answered=not config.relabel)
     with Run.open(directory, recipe="system2", config=config.model_dump(), watch=watch) as run:

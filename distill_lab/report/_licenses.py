@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab.models.names import HUB_ID, api_engine
+from distill_lab.types import JsonObject
 
 UNKNOWN = "unknown, check"
 OWN = "apache-2.0"
@@ -33,7 +34,7 @@ def is_on_hub(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name)) and "/" in name and not api_engine(name) and not Path(name).exists()
 
 
-def card_head(text: str) -> dict[str, Any]:
+def card_head(text: str) -> JsonObject:
     """The YAML at the start of a card; {} if there is none or it cannot be read."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError

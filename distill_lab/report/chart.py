@@ -52,6 +52,16 @@ class Row:
     dots: Sequence[float] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A line to compare the rows with."""
+
+    text: str
+    value: float
+    kind: str
+    """Its class in the style sheet."""
+
+
 def line_panel(title: str, lines: Sequence[Line], *, x_title: str, from_zero: bool = False) -> Panel | None:
     """Curves over one pair of axes, with a legend; None if there is nothing to draw."""
     lines = [line for line in lines if any(map(_finite, line.points))]
@@ -94,12 +104,18 @@ def line_panel(title: str, lines: Sequence[Line], *, x_title: str, from_zero: bo
 
 
 def interval_panel(
-    title: str, rows: Sequence[Row], *, ticks: Sequence[tuple[float, str]], goal: float | None = None, left: int = 120
+    title: str,
+    rows: Sequence[Row],
+    *,
+    ticks: Sequence[tuple[float, str]],
+    goal: float | None = None,
+    references: Sequence[Reference] = (),
+    left: int = 120,
 ) -> Panel | None:
     """A row for each value: a dot with its interval, or several dots; None without rows.
 
-    ticks: place and text; the first and the last are the ends of the axis. goal: where a dashed line is. left: the room for
-    the names.
+    ticks: place and text; the first and the last are the ends of the axis. goal: where a dashed line is. references: other
+    lines, whose names are below the axis. left: the room for the names.
     """
     if not rows:
         return None
@@ -116,6 +132,10 @@ def interval_panel(
         parts.append(f'<text class="note mid" x="{x(value)}" y="{bottom + 16}">{escape(text)}</text>')
     if goal is not None:
         parts.append(f'<line class="goal" x1="{x(goal)}" y1="{top}" x2="{x(goal)}" y2="{bottom}"/>')
+    for place, each in enumerate(references):
+        at = x(each.value)
+        parts.append(f'<line class="{each.kind}" x1="{at}" y1="{top}" x2="{at}" y2="{bottom}"/>')
+        parts.append(f'<text class="note" x="{left + place * 130}" y="{bottom + 34}">{escape(each.text)}</text>')
     for number, row in enumerate(rows):
         middle = top + ROW * number + ROW // 2
         parts.append(f'<text x="0" y="{middle + 4}">{shown(shortened(row.name, left // 8))}</text>')
@@ -128,7 +148,7 @@ def interval_panel(
         if row.value is not None:
             parts.append(f'<circle class="dot {row.kind}" cx="{x(row.value)}" cy="{middle}" r="5"/>')
         parts.append(f'<text class="value" x="{PANEL_WIDTH}" y="{middle + 4}">{shown(row.text)}</text>')
-    return "".join(parts), bottom + 24
+    return "".join(parts), bottom + (42 if references else 24)
 
 
 def _legend(lines: Sequence[Line]) -> tuple[str, int]:

@@ -16,12 +16,11 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab.files.jsonl import atomic_path
 from distill_lab.formatting import KEPT, shown
+from distill_lab.types import Fields
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -40,7 +39,7 @@ POLICY = (
 )
 
 
-def document(title: str, body: str, *, style: str, script: str = "", data: Mapping[str, Any] | None = None) -> str:
+def document(title: str, body: str, *, style: str, script: str = "", data: Fields | None = None) -> str:
     """The page's text. body: HTML in which all text from outside is escaped. data: id of a block -> JSON value."""
     policy = POLICY.format(style=digest(style), script=f"'{digest(script)}'" if script else "'none'")
     blocks = "".join(
@@ -68,7 +67,7 @@ def digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def json_block(value: Any) -> str:
+def json_block(value: object) -> str:
     """JSON that ends no HTML element: `<`, `>`, `&` and the line separators of JavaScript are escaped in its texts."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":

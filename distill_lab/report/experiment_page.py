@@ -20,7 +20,7 @@ from distill_lab.evaluation.verdict import tenths
 from distill_lab.formatting import duration, p_value_text, seconds_text, shown
 from distill_lab.generation.prices import money
 from distill_lab.report.document import document, write_document
-from distill_lab.report.examples import badge
+from distill_lab.report.elements import badge, head, row_head, table
 from distill_lab.report.figure import STYLE, count
 from distill_lab.report.ratings import ratings_section
 from distill_lab.report.result_text import NAMES
@@ -29,6 +29,7 @@ from distill_lab.report.variant_plot import PLOT_STYLE, Point, dot_plot, line_pl
 
 RESULT, REPORT, INDEX = "experiment.json", "report.html", "index.html"
 DASH = "–"
+TOOK, DIFFERENCES = "What it took", "Differences"
 MAX_CHARS = 900
 """Characters shown of an answer; the eval files have all."""
 SMALL = (
@@ -179,7 +180,7 @@ def _table(result: ExperimentResult, prompts: str) -> str:
         note += " Single trainings: " + "; ".join(
             f"{v.name} {', '.join(map(tenths, _on(v, prompts).by_seed))}" for v in result.variants
         )
-    return f"<h2>{shown(prompts[:1].upper() + prompts[1:])}</h2>{_html_table(titles, rows)}{_small(note)}"
+    return f"<h2>{shown(prompts[:1].upper() + prompts[1:])}</h2>{_html_table(prompts, titles, rows)}{_small(note)}"
 
 
 def _score(each: OnPrompts, model: str) -> str:
@@ -229,7 +230,7 @@ def _work(result: ExperimentResult) -> str:
         "Spent here: seconds of the teacher in this experiment; what an earlier variant or run paid for takes none. All of "
         "them alone: what generating all of these answers takes at the teacher's measured speed in batches."
     )
-    return f"<h2>What it took</h2>{_html_table(titles, rows)}{_small(note) if asked else ''}"
+    return f"<h2>{TOOK}</h2>{_html_table(TOOK, titles, rows)}{_small(note) if asked else ''}"
 
 
 def _failures(result: ExperimentResult) -> str:
@@ -252,7 +253,7 @@ def _failures(result: ExperimentResult) -> str:
             whose = f"{variant.name}, " if len(result.variants) > 1 else ""
             title = f"{whose}{each.prompts}: {each.failed:,} of {each.answers:,} answers failed"
             parts.append(
-                f'<h3 class="after">{shown(title)}</h3>{_html_table(["Kind", "Answers", "Share of all"], rows)}'
+                f'<h3 class="after">{shown(title)}</h3>{_html_table(title, ["Kind", "Answers", "Share of all"], rows)}'
             )
             parts.append(
                 _small(f"Sorted by {each.judged_by}. An answer may be of several kinds; failed.jsonl has them all.")
@@ -275,7 +276,8 @@ def _differences(result: ExperimentResult) -> str:
         ]
         rows.append((f"{each.second} against {each.first}", cells))
     titles = ["Comparison", "Prompts", "Measure", "Difference [95%]", "p", "n", ""]
-    return f"<h2>Differences</h2>{_html_table(titles, rows, escaped=True)}{_small(SMALL)}" if rows else ""
+    found = _html_table(DIFFERENCES, titles, rows, escaped=True)
+    return f"<h2>{DIFFERENCES}</h2>{found}{_small(SMALL)}" if rows else ""
 
 
 def _examples(examples: Sequence[Example]) -> str:
@@ -307,24 +309,23 @@ def _setup(result: ExperimentResult) -> str:
         (variant.name, [shown(variant.about) or DASH, "<br>".join(map(_link, variant.runs))])
         for variant in result.variants
     ]
-    table = _html_table([result.axis, "Its settings", "Runs"], rows, escaped=True)
-    return f"<h2>Setup</h2>{lines}{table}<h2>What limits this</h2><ul>{notes}</ul>"
+    variants = _html_table("Setup", [result.axis, "Its settings", "Runs"], rows, escaped=True)
+    return f"<h2>Setup</h2>{lines}{variants}<h2>What limits this</h2><ul>{notes}</ul>"
 
 
 def _link(run: str) -> str:
     return f'<a href="../{shown(run)}/{REPORT}">{shown(run)}</a>'
 
 
-def _html_table(titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], *, escaped: bool = False) -> str:
-    """rows: a heading and cells; escaped: the cells are HTML already."""
-    heads = "".join(f'<th scope="col">{shown(title[:1].upper() + title[1:])}</th>' for title in titles)
-    body = "".join(
-        f'<tr><th scope="row">{shown(name)}</th>'
-        + "".join(f"<td>{cell if escaped else shown(cell)}</td>" for cell in cells)
-        + "</tr>"
+def _html_table(
+    label: str, titles: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], *, escaped: bool = False
+) -> str:
+    """label: what the table shows. rows: a heading and cells; escaped: the cells are HTML already."""
+    body = (
+        row_head(shown(name)) + "".join(f"<td>{cell if escaped else shown(cell)}</td>" for cell in cells)
         for name, cells in rows
     )
-    return f'<div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    return table(label, (head(title[:1].upper() + title[1:]) for title in titles), body)
 
 
 def _small(text: str) -> str:

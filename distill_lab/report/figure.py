@@ -54,7 +54,7 @@ class Bar:
     """One row of a panel."""
 
     kind: str
-    """teacher, base or student: the colour."""
+    """teacher, base or student: the color."""
     label: str
     value: float
     text: str
@@ -110,7 +110,7 @@ def headline(summary: Summary, *, short: bool = False) -> str:
 
 
 def score_panel(summary: Summary) -> Panel | None:
-    """SVG elements and height of the scores with their intervals; None where there are no scores."""
+    """SVG elements and height of the scores with their intervals; None if there are no scores."""
     bars = []
     for kind, label in LABELS.items():
         model = summary.models.get(kind)
@@ -127,7 +127,7 @@ def score_panel(summary: Summary) -> Panel | None:
 
 
 def speed_panel(summary: Summary) -> Panel | None:
-    """SVG elements and height of the speed against the teacher's; None where it was not measured."""
+    """SVG elements and height of the speed against the teacher's; None if it was not measured."""
     ways = [
         ("in batches", summary.speedup_batched, summary.speedup_batched_ci95),
         ("one at a time", summary.speedup_single, summary.speedup_single_ci95),

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import MISSING, EvalRow
@@ -23,6 +22,7 @@ from distill_lab.evaluation.statistics import RIGHT
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.report.document import fast_clean
 from distill_lab.report.figure import LABELS
+from distill_lab.types import JsonObject
 
 CHUNK = 200
 """Items of a chunk."""
@@ -32,7 +32,7 @@ LIMITS = (20_000, 8_000, 4_000, 2_000, 1_000, 500, 250)
 """Characters of one text: the first with which all fit."""
 MAX_VALUES = 60
 """Of a field that items can be filtered by."""
-Row = tuple[str, str | None, list[list[Any] | None]]
+Row = tuple[str, str | None, list[list[object] | None]]
 """Prompt, gold answer, and for each model: output, thinking, score, tokens, finish reason."""
 
 
@@ -116,7 +116,7 @@ class Items:
             similarity=similarity,
         )
 
-    def data(self) -> dict[str, Any]:
+    def data(self) -> JsonObject:
         """The page's JSON blocks."""
         kinds = [[kind.bit, kind.alike if self.similarity else kind.title] for kind in KINDS]
         counts = Counter(kind.bit for kinds in self.kinds for kind in KINDS if kinds & kind.bit)
@@ -180,7 +180,7 @@ def _row(rows: Mapping[str, EvalRow], models: Sequence[str], limit: int) -> Row:
         text = fast_clean(text)
         return text if len(text) <= limit else f"{text[:limit]} [… {len(text) - limit:,} more characters]"
 
-    def answer(row: EvalRow | None) -> list[Any] | None:
+    def answer(row: EvalRow | None) -> list[object] | None:
         if row is None:
             return None
         thinking = cut(row.thinking) if row.thinking else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab.evaluation.summary_file import Summary, read_summary
 from distill_lab.evaluation.verdict import tenths
@@ -27,6 +26,7 @@ from distill_lab.report.run_facts import facts_of
 from distill_lab.report.text_tables import TextTable, markdown_text
 from distill_lab.report.tokens import distribution_panel
 from distill_lab.report.training_curves import in_words, panels, training_logs
+from distill_lab.run import Manifest
 
 FIGURES = "figures"
 
@@ -79,7 +79,7 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^a-z]", "_", text.lower())
 
 
-def _figures(run_dir: Path, run: Mapping[str, Any], summary: Summary) -> Iterator[tuple[str, Panel | None, str]]:
+def _figures(run_dir: Path, run: Manifest, summary: Summary) -> Iterator[tuple[str, Panel | None, str]]:
     """Name, panel and words of every figure."""
     scores = [(label, summary.models.get(kind)) for kind, label in LABELS.items()]
     said = ", ".join(f"{label} {tenths(model.score)}" for label, model in scores if model and model.score is not None)
@@ -94,9 +94,7 @@ def _figures(run_dir: Path, run: Mapping[str, Any], summary: Summary) -> Iterato
         yield f"by_{plain_name(grouping.by)}", group_panel(grouping), group_words(grouping)
 
 
-def _lines(
-    run: Mapping[str, Any], summary: Summary, run_dir: Path, drawn: Mapping[str, tuple[Panel, str]]
-) -> Iterator[str]:
+def _lines(run: Manifest, summary: Summary, run_dir: Path, drawn: Mapping[str, tuple[Panel, str]]) -> Iterator[str]:
     yield f"# {markdown_text(headline(summary))}\n"
     known = facts_of(run, run_dir).in_words() | {"Score is": metric_name(summary), "Prompts": f"{summary.n:,}"}
     yield TextTable(("", ""), [(name, value) for name, value in known.items() if value]).markdown()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from distill_lab import __version__
 from distill_lab.config import ModelConfig
@@ -23,10 +23,23 @@ from distill_lab.models.names import base_of, is_adapter
 from distill_lab.report._licenses import UNKNOWN, is_on_hub, license_of_data, license_of_model
 from distill_lab.report.figure import LABELS
 from distill_lab.report.run_student import fitted, read_run, student_of
+from distill_lab.types import JsonObject
 
 NAME = "README.md"
 RELATIONS = {"adapter": "adapter", "plain": "finetune", "gguf": "quantized", "mlx": "quantized"}
 """Kind of the files a card is for -> the hub's word for how they relate to the base model."""
+
+
+class ExportRow(TypedDict):
+    """An exported file, as export.json has it."""
+
+    file: str
+    bytes: int
+    kind: str
+    weights: bool
+    """Whether the file holds a model's weights."""
+    check: NotRequired[JsonObject | None]
+    """What `Check.to_json` says of it; None if it was not checked."""
 
 
 def write_run_card(directory: Path) -> Path | None:
@@ -42,7 +55,7 @@ def write_run_card(directory: Path) -> Path | None:
     return write_card(student, directory, exports=found)
 
 
-def read_exports(folder: Path) -> list[dict[str, Any]]:
+def read_exports(folder: Path) -> list[ExportRow]:
     """The files that an export wrote to `folder`, and how each compares with the student; [] if it is not an export.
 
     Raises DataError if the list is damaged.
@@ -55,7 +68,7 @@ def read_exports(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_card(
-    folder: Path, directory: Path | None, *, model: str = "", kind: str = "", exports: Sequence[Mapping[str, Any]] = ()
+    folder: Path, directory: Path | None, *, model: str = "", kind: str = "", exports: Sequence[ExportRow] = ()
 ) -> Path | None:
     """Write README.md of the student, or of an export of it, in `folder`. None if somebody edited the one there.
 
@@ -74,7 +87,7 @@ def card(
     *,
     model: str = "",
     kind: str = "plain",
-    exports: Sequence[Mapping[str, Any]] = (),
+    exports: Sequence[ExportRow] = (),
 ) -> str:
     """The card's text. run, summary: the files of a run; both empty for a model that no run here made."""
     config = run.get("config", {})
@@ -141,7 +154,7 @@ def _head(base: ModelConfig, config: Mapping[str, Any], recipe: str, kind: str) 
 def _about(run: Mapping[str, Any], summary: Mapping[str, Any], base: ModelConfig, teacher: str) -> str:
     if not run:
         return f"An export of {_cell(short_name(base.model))} made with Qwen Distillation Lab {__version__}.\n"
-    config, plan = run["config"], fitted(dict(run))
+    config, plan = run["config"], fitted(run)
     data, train = config.get("data") or {}, plan.get("train") or config.get("train") or {}
     rows = ((run["stages"].get("training set") or {}).get("counts") or {}).get("kept")
     facts = {
@@ -207,7 +220,7 @@ def _conclusions(summary: Mapping[str, Any], metric: Mapping[str, Any]) -> Itera
         )
 
 
-def _usage(config: Mapping[str, Any], kind: str, exports: Sequence[Mapping[str, Any]]) -> str:
+def _usage(config: Mapping[str, Any], kind: str, exports: Sequence[ExportRow]) -> str:
     thinking = (config.get("test_sampling") or {}).get("thinking")
     setting = "" if thinking is None else f", enable_thinking={thinking}"
     if kind == "gguf":
@@ -235,7 +248,7 @@ def _usage(config: Mapping[str, Any], kind: str, exports: Sequence[Mapping[str, 
     )
 
 
-def _exports(exports: Sequence[Mapping[str, Any]]) -> str:
+def _exports(exports: Sequence[ExportRow]) -> str:
     exports = [row for row in exports if row["weights"]]
     if not exports:
         return ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from distill_lab.evaluation.summary import latency_tokens
 from distill_lab.evaluation.summary_file import Summary
@@ -32,7 +31,7 @@ def numbers_section(summary: Summary) -> str:
         if found:
             rows[title] = found
 
-    def column(key: str, show: Any) -> dict[str, str | None]:
+    def column(key: str, show: Callable[..., str]) -> dict[str, str | None]:
         values = {kind: getattr(model, key) for kind, model in models.items()}
         return {kind: show(value) if value is not None else None for kind, value in values.items()}
 

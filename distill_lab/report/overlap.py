@@ -9,28 +9,28 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.formatting import shown
 from distill_lab.report.elements import badge
+from distill_lab.types import Counts
 
 PAIRS_PER_REASON, MAX_CHARS = 3, 400
 """Pairs shown for each reason, and characters of each text."""
 
 
-def overlap_note(found: Mapping[str, Any] | None) -> str:
+def overlap_note(found: Counts | None) -> str:
     """One sentence for people on the stage's counts; empty if nothing was left out."""
-    if not found or not found["dropped"]:
+    if not found or not found.dropped:
         return ""
-    reasons = ", ".join(f"{reason} ({number:,})" for reason, number in found["dropped"].items() if number)
+    reasons = ", ".join(f"{reason} ({number:,})" for reason, number in found.dropped.items() if number)
     return (
-        f"{found['rows_in'] - found['kept']:,} of {found['rows_in']:,} training prompts overlap with the test and were "
+        f"{found.rows_in - found.kept:,} of {found.rows_in:,} training prompts overlap with the test and were "
         f"left out: {reasons}."
     )
 
 
-def overlap_section(found: Mapping[str, Any] | None, pairs: Path) -> str:
+def overlap_section(found: Counts | None, pairs: Path) -> str:
     """Counts by reason and the first pairs of each; empty if nothing was left out."""
     note = overlap_note(found)
     if not note:
@@ -42,16 +42,16 @@ def overlap_section(found: Mapping[str, Any] | None, pairs: Path) -> str:
     )
 
 
-def first_of_each(rows: Iterable[Mapping[str, Any]], field: str, number: int) -> Iterator[Mapping[str, Any]]:
+def first_of_each(rows: Iterable[Mapping[str, str]], field: str, number: int) -> Iterator[Mapping[str, str]]:
     """The first `number` rows of each value of `field`, in their order."""
-    seen: Counter[Any] = Counter()
+    seen: Counter[str] = Counter()
     for row in rows:
         seen[row[field]] += 1
         if seen[row[field]] <= number:
             yield row
 
 
-def overlap_pairs(rows: Iterable[Mapping[str, Any]], *, titles: tuple[str, str] = ("Training", "Test")) -> str:
+def overlap_pairs(rows: Iterable[Mapping[str, str]], *, titles: tuple[str, str] = ("Training", "Test")) -> str:
     """A card for each pair: `text` and `test_text` of the row next to each other, with the reason and both ids."""
     return "".join(
         f'<article class="card example"><div class="top"><span>{badge(shown(row["reason"]), "")}</span>'

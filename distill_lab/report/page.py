@@ -8,10 +8,8 @@ there. What models or data say is escaped, or set as text.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import EvalRow, first_samples
@@ -39,6 +37,7 @@ from distill_lab.report.style import PAGE_STYLE
 from distill_lab.report.tiles import tiles_section
 from distill_lab.report.tokens import tokens_section
 from distill_lab.report.training_curves import training_logs, training_section
+from distill_lab.run import Manifest, manifest_of
 
 VIEWER = Path(__file__).with_name("viewer.js")
 """The page's script."""
@@ -90,11 +89,11 @@ def write_report(run_dir: Path) -> Path:
     return path
 
 
-def read_run_json(path: Path) -> dict[str, Any]:
+def read_run_json(path: Path) -> Manifest:
     """The content of a run.json. Raises UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path} is missing, so there is nothing to report; let the run finish first")
-    return {"models": {}, "stages": {}, "versions": {}, "config": {}, **read_record(path)}
+    return manifest_of(read_record(path))
 
 
 def read_answers(run_dir: Path) -> dict[str, dict[str, EvalRow]]:
@@ -116,7 +115,7 @@ def gain_text(summary: Summary) -> str:
     )
 
 
-def _head(run: Mapping[str, Any], summary: Summary, run_dir: Path) -> str:
+def _head(run: Manifest, summary: Summary, run_dir: Path) -> str:
     lines = [text for text in (gain_text(summary),) if text]
     sizes = [model.num_parameters for kind in ("teacher", "student") if (model := summary.models.get(kind))]
     if len(sizes) == 2 and sizes[0] and sizes[1]:

@@ -1,8 +1,8 @@
 """A run's result, written: scores and speeds -> summary.json, report.html, report.md and the student's model card.
 
-All of it is written before speeds are taken, and again with them.
+Summary and page are also written before speeds are measured.
 
-    published(run, lambda speeds: summarize(..., speeds=speeds), timing=lambda: measure(...))
+    published(run, lambda speeds: summarize(..., speeds=speeds), timing=lambda before: measure(...))
 
 Speeds load every model once more. A process that is killed there, for the memory it takes, leaves the scores; speeds that
 cannot be taken are a note, not the end of the run.
@@ -23,23 +23,30 @@ from distill_lab.run import Run
 
 Speeds = Mapping[str, Speed]
 """Model ("teacher", "student") -> its Speed; empty if none was taken."""
+Timing = Callable[[Callable[[], None]], Speeds]
 
 
-def published(run: Run, summarized: Callable[[Speeds], Summary], timing: Callable[[], Speeds] | None) -> Summary:
-    """Write `summarized(speeds)` and its page without speeds and, if there is `timing`, with them; returns the last.
+def published(run: Run, summarized: Callable[[Speeds], Summary], timing: Timing | None) -> Summary:
+    """Write `summarized(speeds)` with its pages and the model card, and return it.
 
-    Memory is given back before and after `timing`. A UserError from it, or that it found too little memory, becomes a note.
+    timing: measures speeds, and calls its argument just before it does; None: no speeds. Memory is given back before and
+    after it. A UserError from it, or that it found too little memory, becomes a note.
     """
     from distill_lab.device import free_memory
+    from distill_lab.report.page import write_report
 
-    summary = _write(run, summarized({}))
     if timing is None:
-        return summary
+        return _write(run, summarized({}))
+
+    def before() -> None:
+        write_summary(run.path("summary.json"), summarized({}))
+        write_report(run.directory)
+
     speeds: Speeds = {}
     reason = ""
     free_memory()
     try:
-        speeds = timing()
+        speeds = timing(before)
     except (UserError, RuntimeError, MemoryError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         reason = f"Speed not measured: {lines[0]}"
@@ -64,7 +71,7 @@ def _write(run: Run, summary: Summary) -> Summary:
 
 
 def training_losses(run: Run, student: ModelConfig | None) -> tuple[float, float] | None:
-    """Validation loss before and after the training of `student`, nats per token; None where none was taken."""
+    """Validation loss before and after the training of `student`, nats per token; None if none was taken."""
     if student is None:
         return None
     for folder in (Path(student.model).parent, run.directory):

@@ -10,28 +10,26 @@ from collections.abc import Mapping
 
 from distill_lab.evaluation.ratings import Agreement, ModelRating, RatingGain, RatingSummary
 from distill_lab.formatting import p_value_text, shown
+from distill_lab.report.elements import head, row_head, table
 
 
 def ratings_section(found: RatingSummary | None, *, names: Mapping[str, str], prompts: str = "") -> str:
     """A table of mean ratings, and the agreement with the judge; empty without ratings. prompts: which, for the heading."""
     if found is None:
         return ""
-    body = "".join(
-        f'<tr><th scope="row">{shown(names.get(label, label))}</th><td>{each.mean:.2f}</td>'
-        f"<td>{each.ci95[0]:.2f} to {each.ci95[1]:.2f}</td><td>{each.n:,}</td></tr>"
+    body = (
+        row_head(shown(names.get(label, label)))
+        + f"<td>{each.mean:.2f}</td><td>{each.ci95[0]:.2f} to {each.ci95[1]:.2f}</td><td>{each.n:,}</td>"
         for label, each in found.models.items()
     )
-    heads = "".join(
-        f'<th scope="col">{title}</th>' for title in ("Rated blind, 1 to 5", "Mean", "95% interval", "Prompts")
-    )
+    heads = map(head, ("Rated blind, 1 to 5", "Mean", "95% interval", "Prompts"))
     people = "one person" if found.raters == 1 else f"{found.raters} people"
     lines = [f"{found.ratings:,} ratings of {people}, who did not see which model answered."]
     lines += [gain_text(found.gain)] if found.gain else []
     lines.append(agreement_text(found.agreement))
     title = f"Rated by people: {prompts}" if prompts else "Rated by people"
     return (
-        f'<h2>{shown(title)}</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>'
-        f'</table></div><p class="small muted after">{shown(" ".join(lines))}</p>'
+        f'<h2>{shown(title)}</h2>{table(title, heads, body)}<p class="small muted after">{shown(" ".join(lines))}</p>'
     )
 
 

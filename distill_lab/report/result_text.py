@@ -18,7 +18,7 @@ from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.summary import latency_tokens, no_p95, ran_on
 from distill_lab.evaluation.summary_file import ModelSummary, Summary
 from distill_lab.evaluation.verdict import percent
-from distill_lab.formatting import seconds_text, times
+from distill_lab.formatting import rounded_up, seconds_text, times
 from distill_lab.report.ratings import agreement_text, mean_text
 
 if TYPE_CHECKING:
@@ -78,12 +78,6 @@ def settle_text(kpi: Kpi) -> str:
     if kpi.to_settle is None:
         return kpi.why
     return f"about {rounded_up(kpi.to_settle):,} {kpi.counted} would settle it; this run has {kpi.n:,}"
-
-
-def rounded_up(number: int) -> int:
-    """A number rounded up to two digits, as estimates are shown."""
-    step = 10 ** max(len(str(number)) - 2, 0)
-    return -(-number // step) * step
 
 
 def kpi_text(kpi: Kpi) -> str:

@@ -15,7 +15,8 @@ from distill_lab.errors import UserError
 from distill_lab.files.locks import take_lock
 from distill_lab.report.model_card import short_name, training_text
 from distill_lab.report.run_student import fitted
-from distill_lab.run import read_manifest
+from distill_lab.run import Manifest, StageRecord, read_manifest
+from distill_lab.types import Fields
 
 DONE = "done"
 
@@ -64,10 +65,10 @@ def read_facts(directory: Path) -> RunFacts:
     return facts_of(read_manifest(path), directory)
 
 
-def facts_of(manifest: Mapping[str, Any], directory: Path) -> RunFacts:
+def facts_of(manifest: Manifest, directory: Path) -> RunFacts:
     """The facts in the content of a run.json."""
-    config, stages = _part(manifest, "config"), manifest["stages"]
-    data, plan = _part(config, "data"), fitted(dict(manifest))
+    config, stages = manifest["config"] if isinstance(manifest["config"], dict) else {}, manifest["stages"]
+    data, plan = _part(config, "data"), fitted(manifest)
     train = plan.get("train") or config.get("train") or {}
     counts = next((stages[name].get("counts") for name in ("training set", "shuffled answers") if name in stages), None)
     split = str(data.get("split", ""))
@@ -94,17 +95,17 @@ def _training(plan: Mapping[str, Any], train: Any) -> str:
         return ""  # of a version that recorded other settings
 
 
-def _part(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _part(of: Fields, name: str) -> Fields:
     found = of.get(name)
     return found if isinstance(found, dict) else {}
 
 
-def _model(config: Mapping[str, Any], role: str) -> str:
+def _model(config: Fields, role: str) -> str:
     name = _part(config, role).get("model")
     return short_name(str(name)) if name else ""
 
 
-def _state(stages: Mapping[str, Mapping[str, Any]], directory: Path) -> str:
+def _state(stages: Mapping[str, StageRecord], directory: Path) -> str:
     unfinished = [name for name, stage in stages.items() if stage["status"] != "done"]
     if not unfinished:
         return DONE if (directory / "summary.json").is_file() else "not finished"

@@ -6,6 +6,7 @@ student_of(Path("runs/demo/system1"))   -> ModelConfig(model="runs/demo/system1/
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,13 +14,13 @@ from distill_lab.config import ModelConfig, Quantization
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.bookkeeping import read_record
 from distill_lab.models.names import is_adapter
-from distill_lab.run import read_manifest
+from distill_lab.run import Manifest, read_manifest
 
 STAGE = re.compile(r"student( \d+)?")
 """Names of stages that train a student; a recipe with rounds has one for each."""
 
 
-def read_run(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_run(directory: Path) -> tuple[Manifest, dict[str, Any]]:
     """run.json and summary.json ({} if the run has no summary yet).
 
     Raises UserError if `directory` is not a run, DataError if one of the files is damaged.
@@ -55,7 +56,7 @@ def student_of(directory: Path) -> ModelConfig:
     return ModelConfig(model=str(path), quantization=quantization)
 
 
-def fitted(run: dict[str, Any]) -> dict[str, Any]:
+def fitted(run: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json records about the training: `student`, `train` and, in a sentence, `line`; {} if it does not."""
     found = [value for name, value in run.get("models", {}).items() if name.startswith("training {")]
     return found[-1] if found else {}
@@ -65,6 +66,6 @@ def _tail(directory: Path, at: str) -> tuple[str, ...]:
     return (directory / at).parts[-2:]
 
 
-def _trained_on(run: dict[str, Any]) -> Any:
+def _trained_on(run: Manifest) -> object:
     student = fitted(run).get("student") or run["config"].get("student") or {}
     return student.get("quantization", "none") if isinstance(student, dict) else None

@@ -18,7 +18,7 @@ NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 
 
 def render_comparison(comparisons: Sequence[Comparison], *, max_chars: Mapping[str, int] = NO_LIMITS) -> str:
-    """The comparison as plain text: per prompt a block, per model its label on a line of its own, then its answer.
+    """The comparison as plain text: per prompt a block, per model its label on a separate line, then its answer.
 
     max_chars: label -> maximum characters of that model's answers; a cut is marked. Each missing model has the line
     `Model not found at <path>`. Control characters in answers are left out.
@@ -45,7 +45,7 @@ def _answer_text(completion: Completion, *, most: int | None) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    """Indented lines; what a model says can neither look like one of our own lines nor steer a terminal."""
+    """Indented lines; what a model says can neither look like one of our lines nor steer a terminal."""
     lines: list[str] = []
     for line in clean(text.expandtabs(4)).split("\n"):
         lines += textwrap.wrap(line, LINE - 2, replace_whitespace=False, drop_whitespace=False) or [""]

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.evaluation.summary_parts import RoundSummary, TokenStats
 from distill_lab.evaluation.verdict import percent
 from distill_lab.formatting import shown, times
 from distill_lab.report.chart import PANEL_WIDTH
@@ -17,7 +17,7 @@ from distill_lab.report.elements import head, row_head, table
 from distill_lab.report.figure import LABELS, inline_svg
 
 ROW, TOP, BARS = 92, 30, 54
-"""Heights in a figure: a model's row, what stands above the first, and the highest bar."""
+"""Heights in a figure: a model's row, what is above the first, and the highest bar."""
 LEFT = 100
 
 
@@ -41,7 +41,7 @@ def distribution_panel(summary: Summary) -> tuple[str, int] | None:
     """
     if not summary.token_histogram:
         return None
-    width, shares = summary.token_histogram["width"], summary.token_histogram["shares"]
+    width, shares = summary.token_histogram.width, summary.token_histogram.shares
     highest = max(max(bins) for bins in shares.values())
     num_bins = max(map(len, shares.values()))
     step = (PANEL_WIDTH - LEFT) / num_bins
@@ -78,12 +78,12 @@ def _words(summary: Summary) -> str:
 
 
 def _sentences(summary: Summary) -> list[str]:
-    found = ((summary.tokens or {}).get("all") or {}).get("")
+    found = (summary.tokens or {}).get("all", {}).get("")
     lines = []
     if found:
         lines.append(
-            f"The teacher's {found['num']:,} correct solutions take {found['mean']:.1f} tokens on average, "
-            f"{found['median']:g} in the median, {found['shortest']:,} to {found['longest']:,}."
+            f"The teacher's {found.num:,} correct solutions take {found.mean:.1f} tokens on average, "
+            f"{found.median:g} in the median, {found.shortest:,} to {found.longest:,}."
         )
     if summary.token_ratio is not None:
         lines.append(f"The trained student writes {summary.token_ratio:.2f} times the base student's tokens.")
@@ -91,19 +91,19 @@ def _sentences(summary: Summary) -> list[str]:
         lines.append(f"It is {times(summary.size_ratio)} smaller than the teacher.")
     samples = summary.best_of_k
     if samples:
-        passes = ", ".join(f"pass@{k} {percent(share)}" for k, share in samples["pass_at"].items())
+        passes = ", ".join(f"pass@{k} {percent(share)}" for k, share in samples.pass_at.items())
         lines.append(
-            f"Of the teacher's samples: {passes}, majority vote {percent(samples['majority'])} "
-            f"({samples['num_questions']:,} questions)."
+            f"Of the teacher's samples: {passes}, majority vote {percent(samples.majority)} "
+            f"({samples.num_questions:,} questions)."
         )
     return lines
 
 
-def _group_table(by: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
+def _group_table(by: str, groups: Mapping[str, TokenStats]) -> str:
     if not groups:
         return ""
     rows = (
-        row_head(shown(name)) + f"<td>{each['num']:,}</td><td>{each['mean']:.1f}</td><td>{each['median']:g}</td>"
+        row_head(shown(name)) + f"<td>{each.num:,}</td><td>{each.mean:.1f}</td><td>{each.median:g}</td>"
         for name, each in groups.items()
     )
     title = f"Correct solutions by {by}"
@@ -112,14 +112,14 @@ def _group_table(by: str, groups: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _iterations(rows: Sequence[Mapping[str, Any]]) -> str:
+def _iterations(rows: Sequence[RoundSummary]) -> str:
     if len(rows) < 2:
         return ""
     titles = ("Iteration", "Training rows", "Tokens per row", "Validation score", "Tokens per answer")
     body = (
-        row_head(str(row["iteration"]))
-        + f"<td>{row['num_rows']:,}</td><td>{row['mean_row_tokens']:.1f}</td><td>{100 * row['validation_score']:.1f}%</td>"
-        + f"<td>{row['validation_tokens']:.1f}</td>"
+        row_head(str(row.iteration))
+        + f"<td>{row.num_rows:,}</td><td>{row.mean_row_tokens:.1f}</td>"
+        + f"<td>{100 * (row.validation_score or 0.0):.1f}%</td><td>{row.validation_tokens or 0.0:.1f}</td>"
         for row in rows
     )
     return f"<h2>Iterations</h2>{table('Iterations', map(head, titles), body)}"

@@ -19,6 +19,7 @@ from distill_lab.report.chart import Line, Panel, Point, line_panel
 from distill_lab.report.elements import head, row_head, table
 from distill_lab.report.figure import inline_svg
 from distill_lab.report.run_student import STAGE
+from distill_lab.run import StageRecord
 from distill_lab.train.training_log import NAME
 
 NUMBERS = ("epoch", "loss", "learning_rate", "grad_norm", "tokens_per_s", "validation_loss", "seconds")
@@ -51,7 +52,7 @@ class Log:
         return found
 
 
-def training_logs(directory: Path, stages: Mapping[str, Any]) -> list[Log]:
+def training_logs(directory: Path, stages: Mapping[str, StageRecord]) -> list[Log]:
     """The logs of all trainings of a run, in the order of its stages; a damaged one has its `problem` in place of rows."""
     names = [(name, str(stage["at"])) for name, stage in stages.items() if STAGE.fullmatch(name) and "at" in stage]
     found = []
@@ -80,7 +81,7 @@ def _checked(row: Mapping[str, Any], path: Path, number: int) -> Mapping[str, An
     return row
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or isinstance(value, (int, float))
 
 

@@ -15,11 +15,14 @@ from html import escape
 
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.verdict import tenths
+from distill_lab.report.chart import Reference, Row, interval_panel
+from distill_lab.report.figure import inline_svg
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 370, 40, 214
-ROW = 44
-DOT_LEFT, DOT_RIGHT = 150, 400
+DOT_LEFT = 150
+"""Room for the names of variants that are below one another."""
+SHARES = [(tick / 4, f"{25 * tick}%") for tick in range(5)]
 MAX_LABEL = 20
 """Characters of a variant's name in a plot."""
 REFERENCES = {"Teacher": "teacher", "Base student": "base"}
@@ -62,28 +65,12 @@ def line_plot(title: str, points: Sequence[Point], *, axis: str, lines: Mapping[
 
 def dot_plot(title: str, points: Sequence[Point], *, lines: Mapping[str, float]) -> str:
     """Variants below one another, each a point with its interval."""
-    bottom = TOP + ROW * len(points)
-
-    def x(value: float) -> float:
-        return round(DOT_LEFT + (DOT_RIGHT - DOT_LEFT) * min(max(value, 0.0), 1.0), 1)
-
-    parts = [_text(0, 18, title, "title")]
-    for tick in range(5):
-        parts.append(f'<line class="grid" x1="{x(tick / 4)}" y1="{TOP - 4}" x2="{x(tick / 4)}" y2="{bottom}"/>')
-        parts.append(_text(x(tick / 4), bottom + 16, f"{25 * tick}%", "note mid"))
-    for place, (name, value) in enumerate(lines.items()):
-        parts.append(
-            f'<line class="line-{REFERENCES[name]}" x1="{x(value)}" y1="{TOP - 4}" x2="{x(value)}" y2="{bottom}"/>'
-        )
-        parts.append(_text(DOT_LEFT + place * 150, bottom + 34, f"{name} {tenths(value)}", "note"))
-    for number, point in enumerate(points):
-        y, (low, high) = TOP + ROW * number + ROW // 2, map(x, point.ci95)
-        parts.append(f'<path class="interval" d="M{low} {y}H{high}M{low} {y - 5}V{y + 5}M{high} {y - 5}V{y + 5}"/>')
-        parts += [f'<circle class="one" cx="{x(each)}" cy="{y}" r="2.5"/>' for each in point.others]
-        parts.append(f'<circle class="student" cx="{x(point.y)}" cy="{y}" r="6"/>')
-        parts.append(_text(0, y + 4, _short(point.name), ""))
-        parts.append(_text(WIDTH - 20, y + 4, tenths(point.y), "value"))
-    return _svg(parts, bottom + (44 if lines else 26), _aria(title, points))
+    rows = [Row(each.name, "student", each.y, each.ci95, tenths(each.y), dots=each.others) for each in points]
+    references = [
+        Reference(f"{name} {tenths(value)}", value, f"line-{REFERENCES[name]}") for name, value in lines.items()
+    ]
+    panel = interval_panel(title, rows, ticks=SHARES, references=references, left=DOT_LEFT)
+    return inline_svg(panel, _aria(title, points)) if panel else ""
 
 
 PLOT_STYLE = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -25,7 +25,7 @@ class Config(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _check_sense(cls, value: Any) -> Any:
+    def _check_sense(cls, value: object) -> object:
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_COUNT:
             raise UserError(f"must be between -{MAX_COUNT:,} and {MAX_COUNT:,}")
         if isinstance(value, (str, Path)) and "\0" in str(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import ConfigDict, Field, FieldSerializationInfo, field_serializer, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from distill_lab.settings.address import check_base_url
 from distill_lab.settings.base import AS_GIVEN, Config
 from distill_lab.settings.price import PriceConfig
 from distill_lab.settings.secrets import secrets_in, without_secrets
+from distill_lab.types import JsonObject
 
 
 class EngineConfig(Config):
@@ -94,12 +95,12 @@ class EngineConfig(Config):
         return text if info.context == AS_GIVEN or not self.secrets else json.dumps(self.recorded_fields)
 
     @property
-    def extra_fields(self) -> dict[str, Any]:
+    def extra_fields(self) -> JsonObject:
         """The fields of `extra_body`."""
         return json.loads(self.extra_body or "{}")
 
     @property
-    def recorded_fields(self) -> dict[str, Any]:
+    def recorded_fields(self) -> JsonObject:
         """The fields of `extra_body` for files and result keys: a mark is in place of each key and password."""
         return without_secrets(self.extra_fields)
 

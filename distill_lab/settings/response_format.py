@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 
@@ -19,7 +18,7 @@ MAX_BYTES = 1 << 20
 KINDS = ("json_schema", "json_object", "text")
 
 
-def response_format(given: Any) -> str:
+def response_format(given: object) -> str:
     """The request's `response_format` as canonical JSON text; empty for nothing. Raises UserError.
 
     given: a mapping, JSON text, a file with it, or `json` for any JSON object.
@@ -47,7 +46,7 @@ def response_format(given: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def _read(given: Any) -> tuple[Any, str]:
+def _read(given: object) -> tuple[object, str]:
     """The JSON value, and what to call it in errors."""
     if not isinstance(given, str):
         return given or None, "it"
@@ -73,7 +72,7 @@ def _read(given: Any) -> tuple[Any, str]:
         raise UserError(f"response_format: {where} is not JSON ({error})") from None
 
 
-def _is_strict(schema: Any) -> bool:
+def _is_strict(schema: object) -> bool:
     """Whether a schema meets OpenAI's rules for strict mode: objects are closed and need all their properties."""
     if isinstance(schema, list):
         return all(_is_strict(part) for part in schema)

@@ -32,7 +32,7 @@ _FORM = re.compile(
 _WORD = re.compile(r"[^a-z0-9]+")
 
 
-def secrets_in(fields: Any) -> list[str]:
+def secrets_in(fields: object) -> list[str]:
     """The values that are secrets, each once, the longest first: a secret may be a part of another."""
     known = {os.environ.get(name, "").strip() for name in ENVIRONMENT}
     found = {value for value in _secrets(fields, known, hidden=False) if value.strip()}
@@ -41,12 +41,12 @@ def secrets_in(fields: Any) -> list[str]:
     return sorted(found, key=lambda value: (-len(value), value))
 
 
-def without_secrets(fields: Any) -> Any:
+def without_secrets(fields: object) -> Any:
     """The same fields with MARK in place of every secret; anything else is unchanged."""
     return _marked(fields, set(secrets_in(fields)))
 
 
-def _secrets(value: Any, known: set[str], *, hidden: bool) -> Iterator[str]:
+def _secrets(value: object, known: set[str], *, hidden: bool) -> Iterator[str]:
     if isinstance(value, dict):
         for name, below in value.items():
             yield from _secrets(below, known, hidden=hidden or bool(_NAME.search(_WORD.sub("", str(name).lower()))))
@@ -59,7 +59,7 @@ def _secrets(value: Any, known: set[str], *, hidden: bool) -> Iterator[str]:
         yield str(value)
 
 
-def _marked(value: Any, secrets: set[str]) -> Any:
+def _marked(value: object, secrets: set[str]) -> object:
     if isinstance(value, dict):
         return {_marked(name, secrets): _marked(below, secrets) for name, below in value.items()}
     if isinstance(value, list):

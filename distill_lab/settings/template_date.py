@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 
@@ -43,13 +42,13 @@ def dated(template: str) -> str:
     return CALL.sub(lambda call: json.dumps(now().strftime(call[2]), ensure_ascii=False), template)
 
 
-def first_date(recorded: Any) -> str:
+def first_date(recorded: object) -> str:
     """The date that an earlier execution recorded; the present one if it recorded none."""
     date = _date(recorded)
     return (date or now()).isoformat(timespec="seconds")
 
 
-def recorded_in(path: Path) -> Any:
+def recorded_in(path: Path) -> object:
     """The date in a JSON file of an earlier execution; None if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -72,8 +71,8 @@ def frozen(date: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def _date(text: Any) -> datetime | None:
+def _date(text: object) -> datetime | None:
     try:
-        return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        return datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
         return None

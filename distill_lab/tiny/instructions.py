@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
+
+from distill_lab.tiny.item import Item
 
 CATEGORIES = {
     "animals": "cat dog horse cow sheep fox bear wolf lion duck mouse frog".split(),
@@ -109,7 +110,7 @@ KINDS: dict[str, tuple[Callable[[random.Random], tuple[str, str]], str]] = {
 """Each kind of instruction: its generator, and the teacher's thinking before the answer if thinking is on."""
 
 
-def item(rng: random.Random) -> dict[str, Any]:
+def item(rng: random.Random) -> Item:
     """One instruction, its exact answer and its kind."""
     kind = rng.choice(list(KINDS))
     draw, thinking = KINDS[kind]

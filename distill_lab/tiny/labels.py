@@ -6,7 +6,8 @@ Sentences combine clauses, times and places that we wrote for each language, in 
 from __future__ import annotations
 
 import random
-from typing import Any
+
+from distill_lab.tiny.item import Item
 
 LABELS = ("ar", "de", "el", "en", "es", "fr", "hi", "ot", "ru", "tr", "ur", "vi", "zh")
 
@@ -135,7 +136,7 @@ def _languages() -> dict[str, list[tuple[str, str, list[str], list[str], list[st
 _LANGUAGES = _languages()
 
 
-def item(rng: random.Random) -> dict[str, Any]:
+def item(rng: random.Random) -> Item:
     """One sentence with its label; every class is equally likely."""
     label = rng.choice(LABELS)
     thinking, order, times, clauses, places = rng.choice(_LANGUAGES[label])

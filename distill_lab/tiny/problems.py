@@ -7,16 +7,16 @@ budgets have something to select.
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from distill_lab.tiny.instructions import NAMES
+from distill_lab.tiny.item import Item
 
 THINGS = "apples coins books marbles stamps pens shells cards cookies eggs stones tickets".split()
 MAX_NUMBER, MAX_CHANGE = 150, 20
 """Maximum of all numbers, and maximum that is added or subtracted at once."""
 
 
-def item(rng: random.Random) -> dict[str, Any]:
+def item(rng: random.Random) -> Item:
     """One problem: `output` is the worked solution ending in `Final Answer: N`, `thinking` has the same steps."""
     kind = rng.choices(list(KINDS), weights=[5, 1, 1, 1])[0]
     question, steps = KINDS[kind](rng)

@@ -17,10 +17,8 @@ from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.tiny import instructions, labels, problems, traces
+from distill_lab.tiny.item import Item
 from distill_lab.types import Message
-
-Item = dict[str, Any]
-"""`{"question", "output", "thinking", "answer", "meta"}`; a task's `item(rng)` generates one."""
 
 TASKS: dict[str, Callable[[random.Random], Item]] = {
     "instructions": instructions.item,

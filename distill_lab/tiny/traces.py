@@ -11,14 +11,15 @@ with the number of steps, and so does verbosity (RV), by three levels more if th
 
 from __future__ import annotations
 
-from typing import Any
+from distill_lab.tiny.item import Item
+from distill_lab.types import JsonObject
 
 MAX_LEVEL = 9
 
 
-def row(item: dict[str, Any]) -> dict[str, Any]:
+def row(item: Item) -> JsonObject:
     """A problem (see `problems.item`) as `{"question", "reasoning": [trace]}`."""
-    steps, full = item["meta"]["level"], item["meta"]["style"] == "full"
+    steps, full = int(item["meta"]["level"]), item["meta"]["style"] == "full"
     trace = {
         "thought": item["thinking"],
         "solution": item["output"],

@@ -7,7 +7,6 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from distill_lab import activity
 from distill_lab.activity import Activity
@@ -15,6 +14,7 @@ from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.train.launch import MARK
 from distill_lab.train.student import train_student
+from distill_lab.types import JsonObject
 
 
 def main(job: str) -> int:
@@ -22,11 +22,11 @@ def main(job: str) -> int:
     given = json.loads(job)
     is_first = os.environ["RANK"] == "0"
 
-    def tell(event: dict[str, Any]) -> None:
+    def tell(event: JsonObject) -> None:
         # With its line end in one piece: other processes write to the same pipe.
         print(f"{MARK}{json.dumps(event)}\n", end="", flush=True)
 
-    def on_log(row: dict[str, Any]) -> None:
+    def on_log(row: JsonObject) -> None:
         if is_first:
             tell({"log": row})
 

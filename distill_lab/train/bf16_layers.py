@@ -11,12 +11,13 @@ fp32 ones a cache's worth at a time, and elementwise work is done in fp32 on sli
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from distill_lab.train.autograd_context import Context
 from distill_lab.train.gradients import add_rounded
 
 SLICE = 1 << 17
@@ -36,26 +37,33 @@ def linear(
     in_place: the weight's gradient is added to `weight_OI.grad` (fp32) in the backward pass, and autograd gets none; for
     one process alone, as `loss_module.add_embedding_gradients_in_place`.
     """
-    result: Any = _Linear.apply(hidden_NI, weight_OI, bias_O, copy_OI, in_place)
+    result: torch.Tensor = _Linear.apply(hidden_NI, weight_OI, bias_O, copy_OI, in_place)
     return result
 
 
 def swiglu(gate_NI: torch.Tensor, up_NI: torch.Tensor) -> torch.Tensor:
     """`silu(gate) * up` (Shazeer 2020, "GLU Variants"), computed in fp32, in the inputs' type."""
-    result: Any = _SwiGLU.apply(gate_NI, up_NI)
+    result: torch.Tensor = _SwiGLU.apply(gate_NI, up_NI)
     return result
 
 
 def rms_norm(hidden_NH: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> torch.Tensor:
     """`weight * hidden / sqrt(mean(hidden^2) + epsilon)` (Zhang and Sennrich 2019), computed in fp32, in bf16."""
-    result: Any = _RMSNorm.apply(hidden_NH, weight_H, epsilon)
+    result: torch.Tensor = _RMSNorm.apply(hidden_NH, weight_H, epsilon)
     return result
+
+
+class _LinearContext(Context, Protocol):
+    dtype: torch.dtype
+    weight_OI: torch.Tensor
+    copy_OI: torch.Tensor
+    in_place: bool
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _LinearContext,
         hidden: torch.Tensor,
         weight_OI: torch.Tensor,
         bias_O: torch.Tensor | None,
@@ -70,7 +78,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: torch.Tensor
+        ctx: _LinearContext, *grads: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         (hidden,), weight_OI = ctx.saved_tensors, ctx.weight_OI
@@ -93,7 +101,7 @@ class _Linear(torch.autograd.Function):
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Context, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate, up)
         result = torch.empty(gate.shape, dtype=gate.dtype)
         for gate_, up_, out in _slices(gate, up, result):
@@ -103,7 +111,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: torch.Tensor
+        ctx: Context, *grads: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         grad_gate, grad_up = (torch.empty(each.shape, dtype=each.dtype) for each in (gate, up))
@@ -120,7 +128,7 @@ class _SwiGLU(torch.autograd.Function):
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> torch.Tensor:
+    def forward(ctx: Context, hidden: torch.Tensor, weight_H: torch.Tensor, epsilon: float) -> torch.Tensor:
         result = torch.empty(hidden.shape, dtype=torch.bfloat16)
         scale = torch.empty((*hidden.shape[:-1], 1))
         for hidden_, scale_, out in _slices(hidden, scale, result):
@@ -133,7 +141,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: torch.Tensor
+        ctx: Context, *grads: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         hidden, weight_H, scale = ctx.saved_tensors
         grad_hidden, grad_weight_H = torch.empty(hidden.shape, dtype=hidden.dtype), None

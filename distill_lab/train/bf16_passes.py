@@ -6,13 +6,13 @@
     passes.remove()
 
 Weights, gradients, the residual stream, norms, softmax and loss stay in fp32; products are in bf16 with sums in fp32. What
-is not recognised is left to autocast, which computes the same in more time.
+is not recognized is left to autocast, which computes the same in more time.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,7 +92,7 @@ class Bf16Passes:
             self._copies[weight] = weight.detach().to(torch.bfloat16)
         return self._copies[weight]
 
-    def _patch(self, module: nn.Module, forward: Any) -> None:
+    def _patch(self, module: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
         module.forward = forward
         self._patched.append(module)
 

@@ -9,7 +9,7 @@ Shapes: N loss positions of a batch, C of a chunk, M draws, K ids of a position,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from distill_lab.train.objectives import Draws, Head, LossBatch, Signal, TopK, s
 from distill_lab.train.packing import Row
 from distill_lab.train.teacher_cache import CacheIdentity, Found, TeacherCache, create
 from distill_lab.train.teachers import HeadSignal, LiveTeacher, refuse_foreign_tokens
+from distill_lab.train.training_log import OnLog
 
 FORMS = {"sampled": "draws", "top_k": "top_k", "hidden": "logits"}
 """What an objective must read (`signals_of`) to learn from a cache of each mode."""
@@ -172,7 +173,7 @@ def fill(
     folder: Path,
     *,
     student: PreTrainedTokenizerBase,
-    on_log: Callable[[dict[str, Any]], None],
+    on_log: OnLog,
 ) -> Captured:
     """Capture what the cache in `folder` lacks; loads the teacher only if something is. Raises UserError."""
     from distill_lab.device import memory_returned

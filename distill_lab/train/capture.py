@@ -15,9 +15,8 @@ digest, rows are dealt to shards in their order, and a shard is always computed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from distill_lab.train.objectives._chunked_head import CHUNK_ELEMENTS, MAX_CHUNK
 from distill_lab.train.packing import Row, choose_width, collate, pack, split_batch
 from distill_lab.train.teacher_cache import TABLE, TeacherCache
 from distill_lab.train.teachers import LiveTeacher
+from distill_lab.train.training_log import OnLog
 
 SHARD_POSITIONS = 1 << 15
 """Loss positions of a shard: what a kill loses at most."""
@@ -57,7 +57,7 @@ def capture(
     cache: TeacherCache,
     *,
     tokens_per_batch: int,
-    on_log: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_log: OnLog = lambda row: None,
 ) -> Captured:
     """Add the rows that the cache lacks. Raises UserError if another process is adding to it."""
     busy = f"{cache.folder} is in use by another process; wait for it or choose another folder"
@@ -130,7 +130,7 @@ def _captured(teacher: LiveTeacher, bins: list[list[Row]], cache: TeacherCache) 
     batch = collate(bins).to(best_device())
     signal = teacher.signal(batch)
     uniform_N = np.concatenate([uniform(row, identity.seed) for row in rows])
-    pieces: list[tuple[Any, ...]] = []
+    pieces: list[tuple[np.ndarray, ...]] = []
     sums: list[tuple[torch.Tensor, torch.Tensor]] = []
     size = min(max(CHUNK_ELEMENTS // identity.num_ids, MIN_CHUNK), MAX_CHUNK)
     for start in range(0, max(1, len(batch.labels_N)), size):

@@ -8,8 +8,6 @@ answer after a closed think block would then be asked something it has never see
 
 from __future__ import annotations
 
-from typing import Any
-
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.chat import prompt_ids
@@ -23,7 +21,7 @@ def leave_out_thinking(tokenizer: PreTrainedTokenizerBase) -> bool:
     ask: list[Message] = [{"role": "user", "content": "Hi"}]
     if not tokenizer.chat_template or prompt_ids(tokenizer, ask) == prompt_ids(tokenizer, ask, thinking=False):
         return False
-    template: Any = tokenizer.chat_template
+    template = tokenizer.chat_template
     named = isinstance(template, dict)  # several templates by name, as for tools
     tokenizer.chat_template = {name: DEFAULT + each for name, each in template.items()} if named else DEFAULT + template
     return True

@@ -14,7 +14,6 @@ import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.outputs import MARK, PARTIAL, remove_work, work_folder
@@ -50,7 +49,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None where it is exactly as it was sealed."""
+    """What is wrong with a checkpoint, or None if it is exactly as it was sealed."""
     if not (checkpoint / SEAL).is_file():
         return "the process ended while it was written"
     files = read_json(checkpoint / SEAL)
@@ -86,7 +85,7 @@ def keep_only(out: Path, key: str) -> list[str]:
     """Make the work directory of `out`, without checkpoints unless they belong to `key`; returns what was removed, as
     sentences.
 
-    Raises UserError where a directory of its name is not the lab's.
+    Raises UserError if a directory of its name is not the lab's.
     """
     work = work_folder(out)
     old = read_json(work / KEY)
@@ -135,15 +134,15 @@ def _newest_first(work: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, None where it is damaged or missing."""
+def read_json(path: Path) -> object:
+    """What a JSON file holds, None if it is damaged or missing."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def _is_sealed(state: Any) -> bool:
+def _is_sealed(state: object) -> bool:
     return isinstance(state, list) and len(state) == 2 and all(type(number) is int for number in state)
 
 

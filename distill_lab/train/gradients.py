@@ -7,11 +7,13 @@ For one process alone: DDP and FSDP wait for the gradients that autograd accumul
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from distill_lab.train.autograd_context import Context
 
 CPU_BLOCK = 1 << 20
 """Elements of a gradient in half precision that a CPU adds to the fp32 one at once: they stay in its cache."""
@@ -42,13 +44,18 @@ def add_product(total_OI: torch.Tensor, grad_CO: torch.Tensor, input_CI: torch.T
 
 def look_up(ids: torch.Tensor, weight_VH: torch.Tensor, padding: int | None) -> torch.Tensor:
     """`weight[ids]`. The backward pass adds to `weight.grad` row by row, except to the row `padding`."""
-    result: Any = _Lookup.apply(weight_VH, ids, padding)
+    result: torch.Tensor = _Lookup.apply(weight_VH, ids, padding)
     return result
+
+
+class _LookupContext(Context, Protocol):
+    weight_VH: torch.Tensor
+    padding: int | None
 
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight_VH: torch.Tensor, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
+    def forward(ctx: _LookupContext, weight_VH: torch.Tensor, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
         ctx.weight_VH, ctx.padding = weight_VH, padding
         ctx.save_for_backward(ids)
         return F.embedding(ids, weight_VH)
@@ -56,7 +63,7 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, *grads: torch.Tensor
+        ctx: _LookupContext, *grads: torch.Tensor
     ) -> tuple[None, None, None]:
         ids_T, grad_TH = ctx.saved_tensors[0].flatten(), grads[0].flatten(0, -2)
         if ctx.padding is not None:

@@ -20,9 +20,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameter numbers of glibc's mallopt(3)."""
@@ -59,7 +58,9 @@ class TrainingHeap(TrainerCallback):
         if (libc := _glibc()) is not None:
             libc.malloc_trim(0)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Look at the first steps, and keep freed memory from then on if there is enough."""
         self._steps += 1
         if self._steps == WATCHED_STEP - 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from distill_lab import activity
 from distill_lab.config import TrainConfig
@@ -47,7 +47,9 @@ class Hooks(TrainerCallback):
     def __init__(self, trainer: Hooked) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Begin the log, and take the first validation loss unless training goes on from a checkpoint."""
         self.trainer.begin_log()
         self.on_optimizer_step(args, state, control)  # weights may have come from a checkpoint
@@ -55,17 +57,23 @@ class Hooks(TrainerCallback):
             self.trainer.evaluate()
         self.trainer.start_clock()
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Know that memory which runs out from here on is the optimizer's."""
         self.trainer.in_optimizer = True
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Round the new weights for the passes that compute in bf16."""
         self.trainer.in_optimizer = False
         if self.trainer.bf16_passes is not None:
             self.trainer.bf16_passes.refresh()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         """Log before anything is saved, and write no checkpoint that nobody would read."""
         finished = state.global_step >= state.max_steps
         # A log window never spans a checkpoint: what was logged before an interruption and after it adds up.
@@ -79,7 +87,7 @@ class Hooks(TrainerCallback):
         if control.should_save:
             activity.report(f"saving a checkpoint after step {state.global_step}")
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
         """Seal the checkpoint when all processes have written theirs, and remove older ones."""
         self.trainer.accelerator.wait_for_everyone()
         if args.should_save:

@@ -11,13 +11,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_lab import activity
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
+from distill_lab.train.training_log import OnLog
 
 if TYPE_CHECKING:
     from distill_lab.train.result import TrainResult
@@ -40,7 +40,7 @@ def train_in_processes(
     config: TrainConfig,
     *,
     thinking: bool | None,
-    on_log: Callable[[dict[str, Any]], None],
+    on_log: OnLog,
     log_file: Path | None = None,
 ) -> TrainResult:
     """As `train_student`, in `config.num_processes` processes. Raises the UserError that one of them stopped with."""

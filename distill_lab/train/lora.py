@@ -34,7 +34,7 @@ def add_adapters(
     """`model` with fp32 adapters on `config.targets`, everything else frozen, in training mode.
 
     seed: of the adapters' first weights. name, revision: the base model that the adapters record (hub id, directory or
-    tiny: name). Raises UserError where a target is not a linear layer of the model, is its output head, or belongs to the
+    tiny: name). Raises UserError if a target is not a linear layer of the model, is its output head, or belongs to the
     experts or the router of a mixture.
     """
     targets = adapter_targets(model, config.targets, name=name)
@@ -63,7 +63,7 @@ def add_adapters(
 def merge_directory(adapter: ModelConfig, out: Path) -> None:
     """Put the adapters in the directory `adapter.model` onto their base and write the merged model to `out`.
 
-    Raises UserError where the directory holds no adapters.
+    Raises UserError if the directory holds no adapters.
     """
     path = resolve(adapter.model)
     if not is_adapter(path):
@@ -113,7 +113,7 @@ def save_merged(model: PeftModel, out: Path, *, dtype: torch.dtype | None = None
 def merged(model: PeftModel) -> PreTrainedModel:
     """The plain model that computes what `model` does: quantized weights unpacked, adapters added. `model` is used up.
 
-    Unpacked, not loaded anew in full precision: the adapters were trained on what the 4 or 8 bits stand for.
+    Unpacked, not loaded again in full precision: the adapters were trained on what the 4 or 8 bits stand for.
     """
     base: Any = model.get_base_model()
     if getattr(base, "is_quantized", False):

@@ -81,7 +81,7 @@ def install(
     *,
     teacher: SignalSource | None = None,
     head_copy: torch.Tensor | None = None,
-    outside: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    outside: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """Make `model(batch)` return the objective's `LossOutput` for a `LossBatch`, until `uninstall`; all else is as before.
 
@@ -123,7 +123,7 @@ def uninstall(model: nn.Module) -> None:
     decoder_and_head(model)[0].get_input_embeddings().__dict__.pop("forward", None)
 
 
-def _replace_forward(module: nn.Module, forward: Any) -> None:
+def _replace_forward(module: nn.Module, forward: Callable[..., object]) -> None:
     setattr(module, BEFORE, module.__dict__.get("forward"))
     module.forward = forward
 
@@ -139,9 +139,9 @@ def _uninstall_loss(model: nn.Module) -> None:
             module.forward = before
 
 
-def _within(outside: Callable[[], AbstractContextManager[Any]], own: Any) -> Any:
+def _within(outside: Callable[[], AbstractContextManager[object]], own: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(own)
-    def forward(*inputs: Any, **settings: Any) -> Any:
+    def forward(*inputs: object, **settings: object) -> object:
         with outside():
             return own(*inputs, **settings)
 
@@ -155,7 +155,7 @@ def add_embedding_gradients_in_place(model: nn.Module) -> None:
     GB in fp32 that is all zeros but for a few hundred rows. For one process alone: DDP and FSDP wait for torch's. If the
     embeddings do more than to look up, nothing changes.
     """
-    embedding: Any = decoder_and_head(model)[0].get_input_embeddings()
+    embedding = decoder_and_head(model)[0].get_input_embeddings()
     if type(embedding) is nn.Embedding and embedding.weight.requires_grad and embedding.max_norm is None:
         setattr(embedding, "forward", lambda ids: look_up(ids, embedding.weight, embedding.padding_idx))  # noqa: B010 - no method to types
 
@@ -176,8 +176,8 @@ def check_head(model: nn.Module) -> None:
     input_ids = _some_tokens(head, 8)
     was_training = model.training
     model.eval()
-    own: Any = model(input_ids=input_ids, use_cache=False)
-    hidden: Any = decoder(input_ids=input_ids, use_cache=False)
+    own = model(input_ids=input_ids, use_cache=False)
+    hidden = decoder(input_ids=input_ids, use_cache=False)
     model.train(was_training)
     logits = F.linear(hidden.last_hidden_state, head.linear.weight, head.linear.bias) * head.scale
     if head.softcap is not None:
@@ -196,8 +196,8 @@ def rows_stay_apart(model: nn.Module) -> bool:
     positions = torch.cat([torch.arange(7), torch.arange(5)])[None].to(input_ids.device)
     was_training = model.training
     model.eval()
-    packed: Any = decoder(input_ids=input_ids, position_ids=positions, use_cache=False)
-    alone: Any = decoder(input_ids=input_ids[:, 7:], use_cache=False)
+    packed = decoder(input_ids=input_ids, position_ids=positions, use_cache=False)
+    alone = decoder(input_ids=input_ids[:, 7:], use_cache=False)
     model.train(was_training)
     return not _differ(packed.last_hidden_state[:, 7:], alone.last_hidden_state)
 

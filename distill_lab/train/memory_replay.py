@@ -5,12 +5,12 @@ A micro-batch -> its gradients, in one part or several. The loss is a sum, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from distill_lab import activity
 from distill_lab.config import TrainConfig
@@ -20,10 +20,8 @@ from distill_lab.train.metric_sums import MetricSums
 from distill_lab.train.objectives import LossBatch
 from distill_lab.train.packing import Row, split_batch
 from distill_lab.train.rounds import Rounds
+from distill_lab.train.training_log import OnLog
 
-OnLog = Callable[[dict[str, Any]], None]
-"""Called with `{"step", "num_steps", "epoch", ...}` and `loss`, `grad_norm`, `learning_rate`, `tokens_per_s` and, if the
-objective has some, `metrics`, or with `validation_loss`, or with `note`: a sentence for the user."""
 SMALLER_PASSES = (
     "lower --train.tokens-per-batch or --train.max-length, or use --train.gradient-checkpointing, --train.lora.r 16, "
     "--student.quantization 4bit"
@@ -48,7 +46,9 @@ class ReplayingTrainer(Trainer):
         """The batch of these bins, on this process's device."""
         raise NotImplementedError
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         """Forward and backward of one micro-batch, split smaller if the memory does not take it whole.
 
         A failed backward pass leaves gradients half added: the step's earlier micro-batches are computed again with it.
@@ -80,7 +80,7 @@ class ReplayingTrainer(Trainer):
             self._halve()
             again = self.running
 
-    def train(self, *arguments: Any, **settings: Any) -> Any:
+    def train(self, *arguments: Any, **settings: Any) -> TrainOutput:
         """As the base class; memory that runs out between the passes is a UserError that says what to do."""
         try:
             return super().train(*arguments, **settings)
@@ -104,14 +104,14 @@ class ReplayingTrainer(Trainer):
             f"Checkpoints of earlier steps are in {self.args.output_dir}"
         )
 
-    def _in_parts(self, model: nn.Module, number: int, num_items_in_batch: Any) -> torch.Tensor:
+    def _in_parts(self, model: nn.Module, number: int, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         for part in split_batch(self.rounds.batch(number), self.parts):
             total += super().training_step(model, {"batch": self.collate(part)}, num_items_in_batch)
         return total
 
     def _halve(self) -> None:
-        """Split micro-batches into twice as many parts. Raises UserError if that is no remedy."""
+        """Split micro-batches into twice as many parts. Raises UserError if that does not help."""
         for weight in self._trained():
             weight.grad = None
         free_memory()

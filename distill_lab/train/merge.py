@@ -21,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 SHARD_BYTES = 1 << 30
-"""Most bytes of weights that wait in host memory until they are a file."""
+"""Maximum bytes of weights that wait in host memory until they are a file."""
 INDEX = "model.safetensors.index.json"
 
 

@@ -18,7 +18,6 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -35,7 +34,6 @@ from distill_lab.models.token_bytes import token_bytes
 from distill_lab.run import fingerprint
 from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.loss_module import causal_model, decoder_and_head
-from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import load_objective, signals_of
 from distill_lab.train.on_policy_rounds import OnPolicyRounds
 from distill_lab.train.packing import Row
@@ -48,7 +46,8 @@ from distill_lab.train.scoring_server import ScoringServer
 from distill_lab.train.server_teacher import ServerTeacher
 from distill_lab.train.student import load_student, train_model, training_inputs
 from distill_lab.train.teachers import check_teacher, known_ids, live_teacher
-from distill_lab.train.training_log import check_is_log
+from distill_lab.train.training_log import OnLog, check_is_log
+from distill_lab.types import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +169,14 @@ def train_on_policy(
         free_memory()
 
 
-def scoring_inputs(teacher: ModelConfig, server: EngineConfig) -> dict[str, Any]:
+def scoring_inputs(teacher: ModelConfig, server: EngineConfig) -> JsonObject:
     """What a teacher's scores depend on; with what requests have besides if it is on a server."""
     return {"teacher": model_inputs(teacher, server if api_engine(teacher.model) else None)}
 
 
 def on_policy_inputs(
     student: ModelConfig, prompts: Path, config: TrainConfig, settings: RolloutSettings, server: EngineConfig
-) -> dict[str, Any]:
+) -> JsonObject:
     """All that the trained student depends on."""
     inputs = training_inputs(student, prompts, config, thinking=settings.sampling.thinking)
     if api_engine(config.teacher.model):

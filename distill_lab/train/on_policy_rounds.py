@@ -22,7 +22,6 @@ from distill_lab.files.jsonl import write_json
 from distill_lab.generation.engines.transformers import TransformersEngine
 from distill_lab.train.checkpoints import OWN_TEXT
 from distill_lab.train.loss_module import causal_model
-from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import LossBatch
 from distill_lab.train.own_text import MAX_PROMPTS, Scorer, measure_own_text
 from distill_lab.train.packing import Row
@@ -30,6 +29,7 @@ from distill_lab.train.rollout_stats import OwnText, RoundStats
 from distill_lab.train.rollouts import Asked, Rollouts, RolloutSettings, RowMaker
 from distill_lab.train.rounds import Rounds, rounds_once
 from distill_lab.train.teachers import ReadingTeacher, Teacher
+from distill_lab.train.training_log import OnLog
 
 
 class OnPolicyRounds:

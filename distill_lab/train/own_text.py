@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from torch import nn
 
 from distill_lab import activity
 from distill_lab.config import SamplingConfig, TrainConfig
@@ -43,7 +43,7 @@ class Scorer:
 
 @torch.no_grad()
 def measure_own_text(
-    model: Any,
+    model: nn.Module,
     engine: TransformersEngine,
     prompts: Sequence[AskedPrompt],
     sampling: SamplingConfig,

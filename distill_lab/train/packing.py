@@ -71,7 +71,7 @@ _NOTHING = Row(np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, bool))
 def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
     """Bins of at most `width` tokens, as lists of indices into `lengths`: best fit decreasing, O(n log width).
 
-    Rows of equal length are taken in their order, so a shuffled input gives other neighbours. A row longer than `width`
+    Rows of equal length are taken in their order, so a shuffled input gives other neighbors. A row longer than `width`
     is the caller's mistake.
     """
     bins: list[list[int]] = []
@@ -153,7 +153,7 @@ def collate(bins: Sequence[Sequence[Row]], *, flat: bool = False) -> LossBatch:
     """The tensors of one batch.
 
     No attention mask: transformers separates rows at positions that restart, if it is given no mask and no cache. Padding
-    stands right of the rows, where causal attention does not look. A batch with one row per bin needs no separation at
+    is right of the rows, where causal attention does not look. A batch with one row per bin needs no separation at
     all; positions then go on through the padding, which lets attention run without any mask.
 
     A batch without rows is one token of padding without a loss position: if processes step together, none may stay away.

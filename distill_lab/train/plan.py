@@ -1,4 +1,4 @@
-"""A training laid out before it starts: which rows stand in which batch of which step, and the trainer's settings.
+"""A training laid out before it starts: which rows are in which batch of which step, and the trainer's settings.
 
 Row lengths and `TrainConfig` -> `Plan` and `TrainingArguments`. Because the plan is the same for the same input, an
 interrupted training goes on with exactly the batches it would have seen.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill_lab.chat import inspect_template
 from distill_lab.errors import UserError
+from distill_lab.types import JsonObject
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -78,7 +79,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         }
         for token, text in sorted(tokenizer.added_tokens_decoder.items())
     }
-    template: Any = tokenizer.chat_template
+    template = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
     if template:
@@ -91,7 +92,7 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token a student learns to end its answers with; the tokenizer's own where there is no template to say it."""
+    """The token a student learns to end its answers with; the tokenizer's own if no template says it."""
     own = tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None
     try:
         return inspect_template(tokenizer).end_id if tokenizer.chat_template else own
@@ -144,7 +145,7 @@ def _old_rope(settings: dict[str, Any]) -> dict[str, Any]:
     return old
 
 
-def _rope_read(settings: dict[str, Any]) -> Any:
+def _rope_read(settings: JsonObject) -> object:
     """The rotary embedding that transformers 5 reads from a config; None for a kind of model it does not know."""
     from logging import CRITICAL
 
@@ -185,7 +186,7 @@ def _end_ids(
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, end: int | None) -> int | None:
-    """A token to pad with that is not the end of a turn; the end where there is no other.
+    """A token to pad with that is not the end of a turn; the end if there is no other.
 
     A collator that leaves padding out of the loss would leave out the end as well, and the next student never stop.
     """
@@ -231,5 +232,5 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _write(path: Path, settings: dict[str, Any]) -> None:
+def _write(path: Path, settings: JsonObject) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

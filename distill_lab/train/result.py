@@ -20,7 +20,7 @@ class TrainResult:
     train_loss: float
     """Mean over the steps of the loss, in nats per trained token."""
     validation_loss_before: float | None
-    """In nats per trained token; None where no rows were held out."""
+    """In nats per trained token; None if no rows were held out."""
     validation_loss_after: float | None
     seconds: float
     """Of this call; an interrupted call before it is not counted."""

@@ -8,12 +8,10 @@ width of its bin. Here every row is a causal attention without a mask, over its 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from distill_lab.generation.decoding.attention import UNSUPPORTED_ARGUMENTS, Unsuitable
 
@@ -25,7 +23,7 @@ TRIAL = (7, 5)
 
 
 @torch.no_grad()
-def is_suitable(decoder: Any, *, tolerance: float = TOLERANCE) -> bool:
+def is_suitable(decoder: PreTrainedModel, *, tolerance: float = TOLERANCE) -> bool:
     """Whether the rows of a packed batch have the same hidden states with this attention. Tried, not looked up.
 
     tolerance: largest relative difference; a decoder in 16 bits rounds more than one in fp32.
@@ -54,7 +52,7 @@ def is_suitable(decoder: Any, *, tolerance: float = TOLERANCE) -> bool:
     return bool((found.float() - expected.float()).norm() < tolerance * expected.float().norm())
 
 
-def use(decoder: Any, name: str = NAME) -> str:
+def use(decoder: PreTrainedModel, name: str = NAME) -> str:
     """Let the decoder's layers call the attention `name`; returns the name of the one before."""
     config = decoder.config.get_text_config(decoder=True)
     before = config._attn_implementation
@@ -62,7 +60,7 @@ def use(decoder: Any, name: str = NAME) -> str:
     return before
 
 
-def boundaries(lengths: tuple[int, ...] | list[int]) -> dict[str, Any]:
+def boundaries(lengths: tuple[int, ...] | list[int]) -> dict[str, torch.Tensor | int]:
     """The arguments that tell transformers' models where rows begin; the names are FlashAttention's."""
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": max(lengths), "max_length_k": max(lengths)}
@@ -77,7 +75,7 @@ def _forward(
     scaling: float | None = None,
     dropout: float = 0.0,
     cu_seq_lens_q: torch.Tensor | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls; returns [1, T, H, D]."""
     if cu_seq_lens_q is None or attention_mask is not None or len(query_1HTD) > 1:

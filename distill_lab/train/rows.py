@@ -23,7 +23,7 @@ from distill_lab.files.jsonl import read_jsonl
 from distill_lab.files.parquet import read_parquet
 from distill_lab.generation.cut_answers import TOO_LONG
 from distill_lab.train.packing import Row
-from distill_lab.types import Message
+from distill_lab.types import Fields, Message
 
 MIN_ROWS_TO_SPLIT = 10
 REFUSED, UNTRAINED = "the chat template refuses it", "no message of the assistant is to be trained"
@@ -59,7 +59,7 @@ def read_rows(
 
     max_length: in tokens; a row with a longer sequence is dropped and counted, never cut. So is a row that the chat template
     refuses, because one row must not stop a training whose teacher is paid already. validation_fraction: share of the
-    rows held out, none where there are fewer than MIN_ROWS_TO_SPLIT. Raises DataError naming a malformed row's line,
+    rows held out, none if there are fewer than MIN_ROWS_TO_SPLIT. Raises DataError naming a malformed row's line,
     NoData where nothing is left to train on, UserError for a missing file.
     """
     sequences: list[list[Row]] = []
@@ -139,7 +139,7 @@ def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield from enumerate(read_jsonl(path), start=1)
 
 
-def _messages(row: dict[str, Any], field: str, path: Path, number: int) -> list[Message]:
+def _messages(row: Fields, field: str, path: Path, number: int) -> list[Message]:
     messages = row.get(field)
     if not isinstance(messages, list) or not messages:
         raise DataError(
@@ -156,7 +156,7 @@ def _messages(row: dict[str, Any], field: str, path: Path, number: int) -> list[
     return plain
 
 
-def _plain(message: dict[str, Any], path: Path, number: int) -> Message:
+def _plain(message: Message, path: Path, number: int) -> Message:
     """A message with `"weight": 0` if it is not trained, also in the form `"train": false`."""
     for field in ("weight", "train"):
         value = message.pop(field, None)

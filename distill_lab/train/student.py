@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from torch import nn
@@ -34,7 +33,6 @@ from distill_lab.train.capture import Captured
 from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
 from distill_lab.train.heap import TrainingHeap
-from distill_lab.train.memory_replay import OnLog
 from distill_lab.train.objectives import Objective, load_objective
 from distill_lab.train.plan import make_plan, trained_weights, training_arguments, with_dtype
 from distill_lab.train.result import TrainResult
@@ -42,7 +40,8 @@ from distill_lab.train.rounds import RoundSource, known_rows
 from distill_lab.train.rows import REFUSED, Rows, read_rows
 from distill_lab.train.teachers import Teacher, check_teacher, live_teacher
 from distill_lab.train.trainer import StudentTrainer
-from distill_lab.train.training_log import check_is_log, mean_loss
+from distill_lab.train.training_log import OnLog, check_is_log, mean_loss
+from distill_lab.types import JsonObject
 
 NOT_IN_KEY = {"logging_steps", "save_steps", "report_to"}
 """Settings that may change between an interruption and its resumption."""
@@ -66,7 +65,7 @@ def train_student(
     way, which a CPU saves as they are and a GPU in what it computed in. With `config.lora` only adapters are trained, on
     frozen weights that
     may be quantized; `out` then holds the adapters, or with `lora.merge` a plain model and the adapters in adapter/. Raises
-    UserError (NoData, DataError, ModelError) for what the user can mend: unusable rows, quantized weights without adapters,
+    UserError (NoData, DataError, ModelError) for what the user can fix: unusable rows, quantized weights without adapters,
     a loss that is not a number, too little memory.
     """
     load_objective(config.objective, config.objective_settings)  # a wrong name costs no loading
@@ -137,7 +136,7 @@ def _train_loaded(
     )
 
 
-def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> dict[str, Any]:
+def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> JsonObject:
     """All that a trained student depends on."""
     settings = config.model_dump(exclude=NOT_IN_KEY)
     settings.get("teacher_cache", {}).pop("folder", None)
@@ -145,7 +144,7 @@ def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, th
     return inputs | teacher_inputs(config)
 
 
-def teacher_inputs(config: TrainConfig) -> dict[str, Any]:
+def teacher_inputs(config: TrainConfig) -> JsonObject:
     """What a trained student depends on besides its settings if a teacher's distributions are part of the loss.
 
     A cache of the same teacher and settings has the same distributions wherever it is.
@@ -177,7 +176,7 @@ def capture_teacher(
 
 
 def load_student(student: ModelConfig, config: TrainConfig) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """All weights to be trained, or frozen weights (quantized where asked) and the adapters to be trained."""
+    """All weights to be trained, or frozen weights (quantized if requested) and the adapters to be trained."""
     if not config.lora.r:
         if student.quantization in ("4bit", "8bit"):
             raise UserError(

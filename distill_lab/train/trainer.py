@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from distill_lab.errors import UserError
 from distill_lab.train import loss_module, saving
 from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.hooks import Hooks
-from distill_lab.train.memory_replay import OnLog, ReplayingTrainer
+from distill_lab.train.memory_replay import ReplayingTrainer
 from distill_lab.train.metric_sums import MetricSums
 from distill_lab.train.objectives import LossBatch, LossOutput, Objective
 from distill_lab.train.packing import Row, collate
 from distill_lab.train.rounds import Rounds
 from distill_lab.train.teachers import Teacher
-from distill_lab.train.training_log import TrainingLog
+from distill_lab.train.training_log import OnLog, TrainingLog
 from distill_lab.train.validation import Validation
 
 VALIDATION_LOSS = "validation_loss"
@@ -110,7 +110,9 @@ class StudentTrainer(ReplayingTrainer):
         numbers: Any = self.train_dataset
         return self.accelerator.prepare(DataLoader(numbers, batch_size=1, collate_fn=self.data_collator))
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[object], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
         """The micro-batches of one step, and its loss positions over all of them and all processes.
 
         Rows become tensors here and not in the loader, which is a micro-batch ahead: rows may be made on the way.
@@ -149,7 +151,7 @@ class StudentTrainer(ReplayingTrainer):
         return (loss, {}) if return_outputs else loss
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = ""
+        self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = ""
     ) -> dict[str, float]:
         """The validation loss, in nats per loss position."""
         loss = self.validation.loss(self.model_wrapped, self.accelerator, flat=self.flat, error=self.out_of_memory)
@@ -195,7 +197,7 @@ class StudentTrainer(ReplayingTrainer):
             self.on_log({**logs, **shown, "step": step, "num_steps": self.rounds.num_steps})
 
     def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        summed: Any = self.accelerator.reduce(values, "sum")
+        summed: torch.Tensor = self.accelerator.reduce(values, "sum")
         return summed
 
     def _diverged(self, what: str, value: float, step: int) -> UserError:

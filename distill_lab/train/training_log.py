@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import JsonlAppender, write_jsonl
+from distill_lab.types import Fields, JsonObject
 
 NAME = "training_log.jsonl"
 FIELDS = (
@@ -33,13 +33,18 @@ FIELDS = (
 )
 
 
+OnLog = Callable[[JsonObject], None]
+"""Called with `{"step", "num_steps", "epoch", ...}` and `loss`, `grad_norm`, `learning_rate`, `tokens_per_s` and, if the
+objective has some, `metrics`, or with `validation_loss`, or with `note`: a sentence for the user."""
+
+
 def log_beside(out: Path) -> Path:
     """Where the log of a training goes whose student goes to `out`, outside of a run."""
     return out.with_name(f"{out.name}.{NAME}")
 
 
 def check_is_log(path: Path) -> None:
-    """Raise UserError if a file stands at `path` that no training wrote: it would be overwritten."""
+    """Raise UserError if there is a file at `path` that no training wrote: it would be overwritten."""
     if not path.exists():
         return
     try:
@@ -49,7 +54,7 @@ def check_is_log(path: Path) -> None:
     except (OSError, ValueError, AttributeError, RecursionError):
         ours = False
     if not ours:
-        raise UserError(f"{path} exists and is no training log; move it, or choose another place for the student")
+        raise UserError(f"{path} exists and is not a training log; move it, or choose another place for the student")
 
 
 class TrainingLog:
@@ -59,7 +64,7 @@ class TrainingLog:
         """path: of the file; None: nothing is written."""
         self.path = path
 
-    def begin(self, history: Sequence[dict[str, Any]]) -> None:
+    def begin(self, history: Sequence[Fields]) -> None:
         """Start the file with the lines of the steps before the checkpoint that training resumes from.
 
         They come from the checkpoint's own history: lines of later steps, which are about to be repeated, are replaced.
@@ -68,7 +73,7 @@ class TrainingLog:
             check_is_log(self.path)
             write_jsonl(self.path, filter(None, map(_line, history)))
 
-    def add(self, entry: dict[str, Any]) -> None:
+    def add(self, entry: Fields) -> None:
         """Append the line of one entry of the trainer's history, on disk when this returns."""
         line = _line(entry)
         if self.path and line:
@@ -76,21 +81,21 @@ class TrainingLog:
                 file.append([line])
 
 
-def _line(entry: dict[str, Any]) -> dict[str, Any] | None:
+def _line(entry: Fields) -> JsonObject | None:
     """None for entries that are no step's: the trainer ends with one that sums up."""
     if "loss" not in entry and "validation_loss" not in entry:
         return None
     return {name: _finite(entry[name]) for name in FIELDS if name in entry}
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """fp16 skips steps whose gradients overflow; infinity has no form in JSON."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}
-    return value if math.isfinite(value) else None
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def mean_loss(history: Sequence[dict[str, Any]]) -> float:
+def mean_loss(history: Sequence[Mapping[str, float]]) -> float:
     """Mean over the steps of the loss in a trainer's history, those before an interruption included."""
     total, last = 0.0, 0
     for row in history:

@@ -4,7 +4,7 @@ r"""The four files of chain-of-thought distillation, written from the lab's own:
     test_questions.jsonl   {"question", "answer"}        predictions.jsonl    {"question", "generated_text", "prediction",
                                                                                "gold_answer"}
 
-`answer` and `gold_answer` are null where there is no gold answer. Read back (the adapter `question`) they are prompts again.
+`answer` and `gold_answer` are null without a gold answer. Read back (the adapter `question`) they are prompts again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_lab.answers import after_thinking, stated_answer
 from distill_lab.chat import answer_text
@@ -20,7 +19,7 @@ from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
-from distill_lab.types import Counts, Prompt
+from distill_lab.types import Counts, JsonObject, Prompt
 
 
 def final_answer(text: str) -> str:
@@ -50,7 +49,7 @@ def write_cot_dataset(prompts: Path, completions: Path, path: Path) -> Counts:
     questions = _questions(prompts)
     dropped: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for row in read_jsonl(completions):
             reason = {"length": CUT, "error": ERROR}.get(row["finish_reason"]) or (
                 "" if row["content"].strip() else EMPTY
@@ -58,7 +57,7 @@ def write_cot_dataset(prompts: Path, completions: Path, path: Path) -> Counts:
             if reason:
                 dropped[reason] += 1
             else:
-                asked, _ = _asked(questions, row, completions)
+                asked, _ = _asked(questions, row["id"], completions)
                 yield {"question": asked, "cot": answer_text(row["content"], row["thinking"])}
 
     kept = write_jsonl(path, rows())
@@ -74,12 +73,12 @@ def write_predictions(prompts: Path, *files: Path) -> Counts:
     *answers, path = files
     questions = _questions(prompts)
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for file in answers:
             for row in read_jsonl(file):
                 if row["sample"]:
                     continue
-                asked, gold = _asked(questions, row, file)
+                asked, gold = _asked(questions, row["id"], file)
                 content = row["output"] if "output" in row else row["content"]
                 whole = row["finish_reason"] == "stop"
                 read = row.get("grade", {}).get("answer")
@@ -98,7 +97,7 @@ def take_gold(prompts: Path, path: Path, *, gold: bool) -> Counts:
     """Write the prompts that have a gold answer, or those that have none, to `path`, rows as they are."""
     num_rows = 0
 
-    def wanted() -> Iterator[Mapping[str, Any]]:
+    def wanted() -> Iterator[JsonObject]:
         nonlocal num_rows
         for row in read_jsonl(prompts):
             num_rows += 1
@@ -118,9 +117,7 @@ def _questions(prompts: Path) -> dict[str, tuple[str, str | None]]:
     return {prompt.id: (question(prompt), prompt.answer) for prompt in read_prompts(prompts)}
 
 
-def _asked(
-    questions: Mapping[str, tuple[str, str | None]], row: Mapping[str, Any], file: Path
-) -> tuple[str, str | None]:
-    if row["id"] not in questions:
-        raise DataError(str(file), None, f"an answer to {row['id']!r}, which is none of the prompts; generate it again")
-    return questions[row["id"]]
+def _asked(questions: Mapping[str, tuple[str, str | None]], name: str, file: Path) -> tuple[str, str | None]:
+    if name not in questions:
+        raise DataError(str(file), None, f"an answer to {name!r}, which is not a prompt; generate them again")
+    return questions[name]

@@ -5,8 +5,8 @@ write_unread(asked, completions, path, labels=labels)               those prompt
 write_answered(prompts, first, retry, path, labels=labels)          prompts with the answer to learn, rules and thinking gone
 write_messages(answered, path)                                      {"messages": [...]}, what every trainer reads
 
-An answer is read when it ended by itself and, where there are labels, names exactly one of them; what is learned then is
-the label as it is spelled in the list. Without labels every answer with something in it is read, as it stands.
+An answer is read when it ended by itself and, if there are labels, names exactly one of them; what is learned then is
+the label as it is spelled in the list. Without labels every answer with something in it is read, as it is.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.grading.graders.label import normalize_label, read_label
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
-from distill_lab.types import Completion, Counts, Message
+from distill_lab.types import Completion, Counts, JsonObject, Message
 
 TINY_LABELS = "tiny:labels"
 UNPARSEABLE = "unparseable after all retries"
@@ -45,14 +44,14 @@ def read_system_prompt(path: str) -> str:
         raise UserError("which prompt is to be distilled? give --prompt-file rules.txt")
     text = _read(path, "the prompt that is to be distilled")
     if not text.strip():
-        raise UserError(f"{path}: the prompt file is empty, so there is nothing to distil")
+        raise UserError(f"{path}: the prompt file is empty, so there is nothing to distill")
     return text.strip()
 
 
 def read_labels(given: str, system: str) -> tuple[str, ...]:
     """The labels: `given` as a list with commas or as a file with one per line, else what `system` lists after `Labels:`.
 
-    Empty where there are none: answers are free text. Raises UserError for a list of one, and for double labels.
+    Empty if there are none: answers are free text. Raises UserError for a list of one, and for double labels.
     """
     if given:
         is_file = "," not in given and Path(given).expanduser().is_file()
@@ -68,7 +67,7 @@ def read_labels(given: str, system: str) -> tuple[str, ...]:
     double = [label for label, number in Counter(map(normalize_label, labels)).items() if number > 1]
     if given and (double or len(labels) < 2):
         raise UserError(
-            f"--labels {given}: {f'{double[0]!r} stands in it twice' if double else 'fewer than two labels'}; "
+            f"--labels {given}: {f'{double[0]!r} is in it twice' if double else 'fewer than two labels'}; "
             "give every label once"
         )
     return tuple(labels) if len(labels) > 1 and not double else ()
@@ -88,7 +87,7 @@ def write_gold(prompts: Path, path: Path, *, gold: str) -> Counts:
             f"{gold}: no gold answer in line {answers.index('') + 1}, which is blank; give one line per row"
         )
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for row in read_jsonl(prompts):
             number = int(row["id"].rpartition("-")[2])
             if number >= len(answers):
@@ -102,7 +101,7 @@ def write_gold(prompts: Path, path: Path, *, gold: str) -> Counts:
 def write_asked(prompts: Path, path: Path, *, system: str, labels: Sequence[str]) -> Counts:
     """Write `prompts` as a model is asked: the system prompt in front (a row's own after it), the labels in its meta."""
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for row in read_jsonl(prompts):
             meta = (row.get("meta") or {}) | ({"labels": list(labels)} if labels else {})
             yield row | {"messages": with_system(row["messages"], system), "meta": meta}
@@ -121,7 +120,7 @@ def with_system(messages: Sequence[Message], system: str) -> list[Message]:
 
 
 def read_answer(completion: Completion, labels: Sequence[str]) -> str | None:
-    """The answer after the thinking: a label of the list, or the whole text; None where it cannot be read."""
+    """The answer after the thinking: a label of the list, or the whole text; None if it cannot be read."""
     if completion.finish_reason != "stop":
         return None
     if labels:
@@ -141,14 +140,14 @@ def write_unread(asked: Path, completions: Path, path: Path, *, labels: Sequence
 def write_answered(prompts: Path, *files: Path, labels: Sequence[str]) -> Counts:
     """Write `prompts` with the first readable answer as their completion to the last of `files`.
 
-    The others are completions, in the order they were asked for. Left out, by the reason that their last answer gives:
+    The others are completions, in the order of their requests. Left out, by the reason that their last answer gives:
     failed, cut, empty, and unparseable, which is an answer that names no label, or several.
     """
     *completions, path = files
     rounds = [_answers(file) for file in completions]
     dropped: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         for row in read_jsonl(prompts):
             found = [answers[row["id"]] for answers in rounds if row["id"] in answers]
             read = next((answer for each in found if (answer := read_answer(each, labels)) is not None), None)
@@ -180,7 +179,7 @@ def write_references(prompts: Path, completions: Path, path: Path, *, labels: Se
 def tokens_per_batch(student: ModelConfig, rows: Path, *, num_rows: int, thinking: bool | None) -> int:
     """The tokens of a micro-batch that holds about `num_rows` rows of a training set, by their mean length.
 
-    Raises ModelError where the student's tokenizer cannot be loaded.
+    Raises ModelError if the student's tokenizer cannot be loaded.
     """
     from distill_lab.chat import encode
     from distill_lab.models.loading import load_tokenizer

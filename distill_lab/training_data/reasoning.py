@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import DataConfig
 from distill_lab.data import adapters
@@ -21,7 +20,7 @@ from distill_lab.data.traces import MAX_LEVEL, answer_fields, minimum_level
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.training_data.training_set import CUT, EMPTY, ERROR
-from distill_lab.types import Completion, Counts, Message, Prompt
+from distill_lab.types import Completion, Counts, JsonObject, Message, Prompt
 
 SCHEMA = "Unexpected OmniThought schema, please inspect omni[0]"
 REASONS = {"length": CUT, "error": ERROR}
@@ -40,10 +39,10 @@ class UnexpectedSchema(UserError):
 
 
 def reasoning_data(data: DataConfig, *, answered: bool) -> DataConfig:
-    """`data`, with the adapter that reads its first row as a question and, where `answered`, its reasoning.
+    """`data`, with the adapter that reads its first row as a question and, if `answered`, its reasoning.
 
-    A flat row's `answer` is its reasoning where it has no other field for that, as in the requirements; else it is the
-    gold answer. Raises UnexpectedSchema where that row has no question or, where `answered`, nothing that could be
+    A flat row's `answer` is its reasoning if it has no other field for that, as in the requirements; else it is the
+    gold answer. Raises UnexpectedSchema if that row has no question or, if `answered`, nothing that could be
     reasoning. What else may be wrong with rows shows when they are read.
     """
     row = first_row(data)
@@ -66,20 +65,20 @@ def reasoning_data(data: DataConfig, *, answered: bool) -> DataConfig:
 
 
 def add_instruction(prompts: Path, path: Path, instruction: str) -> Counts:
-    """Write `prompts` with `instruction` on a line of its own after each user's last message; the rest stays."""
+    """Write `prompts` with `instruction` on a separate line after each user's last message; the rest stays."""
 
-    def asked(row: dict[str, Any]) -> dict[str, Any]:
-        messages = [dict(message) for message in row["messages"]]
+    def asked(given: Sequence[Message]) -> list[Message]:
+        messages = [dict(message) for message in given]
         if instruction and messages[-1]["role"] == "user":
             messages[-1]["content"] += f"\n{instruction}"
-        return row | {"messages": messages}
+        return messages
 
-    number = write_jsonl(path, map(asked, read_jsonl(prompts)))
+    number = write_jsonl(path, (row | {"messages": asked(row["messages"])} for row in read_jsonl(prompts)))
     return Counts(number, number)
 
 
 def threshold_note(rv_min: float, cd_min: float) -> str:
-    """What thresholds mean: `0.6 -> level 6 of 9`. Raises UserError for one that is none."""
+    """What thresholds mean: `0.6 -> level 6 of 9`. Raises UserError for one that is not one."""
     told = [f"{name} at least {value:g} -> level {minimum_level(value)} of {MAX_LEVEL}" for name, value in (
         ("RV", rv_min), ("CD", cd_min))]  # fmt: skip
     return ", ".join(told)
@@ -94,9 +93,9 @@ def summary_prompts(rows: Path, path: Path) -> Counts:
     """Write a prompt for each training row with thinking, which asks for a summary of it; its id is the row's number."""
     counts: Counter[str] = Counter()
 
-    def prompts() -> Iterator[dict[str, Any]]:
+    def prompts() -> Iterator[JsonObject]:
         for number, row in enumerate(read_jsonl(rows)):
-            thinking = _thinking(row)
+            thinking = _thinking(row["completion"])
             if thinking is None:
                 counts["no thinking"] += 1
                 continue
@@ -112,9 +111,9 @@ def with_summaries(rows: Path, summaries: Path, path: Path) -> Counts:
     found = {row["id"]: Completion.from_json(row) for row in read_jsonl(summaries)}
     dropped: Counter[str] = Counter()
 
-    def changed() -> Iterator[dict[str, Any]]:
+    def changed() -> Iterator[JsonObject]:
         for number, row in enumerate(read_jsonl(rows)):
-            if _thinking(row) is None:
+            if _thinking(row["completion"]) is None:
                 yield row
                 continue
             summary = found[str(number)]
@@ -128,5 +127,5 @@ def with_summaries(rows: Path, summaries: Path, path: Path) -> Counts:
     return Counts(kept + dropped.total(), kept, dict(dropped))
 
 
-def _thinking(row: dict[str, Any]) -> str | None:
-    return row["completion"][-1].get("thinking") or None
+def _thinking(completion: Sequence[Message]) -> str | None:
+    return completion[-1].get("thinking") or None

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,10 +26,10 @@ from distill_lab.files.jsonl import atomic_path, read_jsonl
 from distill_lab.files.parquet import read_parquet
 from distill_lab.generation.cut_answers import CUT
 from distill_lab.training_data.training_set import DUPLICATE, EMPTY, ERROR
-from distill_lab.types import Counts, Message, Prompt
+from distill_lab.types import Completion, Counts, Grade, JsonObject, Message, Prompt
 
 Keep = Literal["all", "shortest"] | int
-"""How many solutions of a question stay: all, the shortest one, or the first so many."""
+"""How many solutions of a question stay: all, the shortest one, or the first N."""
 BudgetBy = Literal["all", "level", "type", "question"]
 
 WRONG, UNREADABLE, TIMED_OUT = "wrong", "no readable answer", "the grader timed out"
@@ -38,17 +38,27 @@ OVER_BUDGET, ENOUGH = "over the token budget", "enough of this question"
 BATCH_ROWS = 1024
 
 
+class Size(NamedTuple):
+    """What a selection knows of a solution besides its text."""
+
+    id: str
+    """The question's."""
+    num_tokens: int
+    level: str | None
+    type: str | None
+
+
 def write_correct(prompts: Path, graded: Path, path: Path, *, min_score: float = 1.0) -> Counts:
     """Write the completions that were graded correct to `path` (.parquet), each text of a question once.
 
     min_score: in (0, 1], the grade from which a completion is correct. Two texts that differ in white space only are one;
-    the first stays. Left out, by reason: cut, failed, empty, unreadable, timed out, wrong, duplicate. The rows stand in
+    the first stays. Left out, by reason: cut, failed, empty, unreadable, timed out, wrong, duplicate. The rows are in
     the order of `graded`, which must be that of `prompts` (grading/grade.py writes it so). Raises DataError for a row
     that is not graded or not of these prompts.
     """
     dropped: Counter[str] = Counter()
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def rows() -> Iterator[JsonObject]:
         asked = read_prompts(prompts)
         prompt: Prompt | None = None
         seen = set[str]()
@@ -60,41 +70,42 @@ def write_correct(prompts: Path, graded: Path, path: Path, *, min_score: float =
                 if prompt is None:
                     reason = f"{row['id']!r} is not among the prompts that follow in {prompts}; grade them again"
                     raise DataError(str(graded), number, reason)
-            text = json.dumps([" ".join(part.split()) for part in (row["thinking"] or "", row["content"])])
-            reason = _why_not(row, min_score) or (DUPLICATE if text in seen else None)
+            answer, grade = Completion.from_json(row), Grade(**row["grade"])
+            text = json.dumps([" ".join(part.split()) for part in (answer.thinking or "", answer.content)])
+            reason = _why_not(answer, grade, min_score) or (DUPLICATE if text in seen else None)
             if reason:
                 dropped[reason] += 1
                 continue
             seen.add(text)
-            yield _row(prompt, row)
+            yield _row(prompt, answer)
 
     kept = write_parquet(path, rows())
     return Counts(kept + dropped.total(), kept, dict(dropped))
 
 
-def _why_not(row: dict[str, Any], min_score: float) -> str | None:
-    if row["finish_reason"] != "stop":
-        return CUT if row["finish_reason"] == "length" else ERROR
-    if row["grade"]["status"] != "ok":
-        return {"timeout": TIMED_OUT, "bad_gold": NO_GOLD}.get(row["grade"]["status"], UNREADABLE)
-    if row["grade"]["score"] < min_score:
+def _why_not(answer: Completion, grade: Grade, min_score: float) -> str | None:
+    if answer.finish_reason != "stop":
+        return CUT if answer.finish_reason == "length" else ERROR
+    if grade.status != "ok":
+        return {"timeout": TIMED_OUT, "bad_gold": NO_GOLD}.get(grade.status, UNREADABLE)
+    if grade.score < min_score:
         return WRONG
-    return None if row["content"].strip() else EMPTY
+    return None if answer.content.strip() else EMPTY
 
 
-def _row(prompt: Prompt, row: dict[str, Any]) -> dict[str, Any]:
-    answer: Message = {"role": "assistant", "content": row["content"]}
-    if row["thinking"]:
-        answer["thinking"] = row["thinking"]
+def _row(prompt: Prompt, answer: Completion) -> JsonObject:
+    message: Message = {"role": "assistant", "content": answer.content}
+    if answer.thinking:
+        message["thinking"] = answer.thinking
     level, kind = (prompt.meta.get(name) for name in ("level", "type"))
     return {
         "id": prompt.id,
-        "sample": row["sample"],
+        "sample": answer.sample,
         "question": prompt.messages[-1]["content"],
         "prompt": prompt.messages,
-        "completion": [answer],
+        "completion": [message],
         "answer": prompt.answer,
-        "num_tokens": row["num_tokens"],
+        "num_tokens": answer.num_tokens,
         "level": None if level is None else str(level),
         "type": None if kind is None else str(kind),
     }
@@ -109,40 +120,40 @@ def select(
     nothing). budget_by: whether the quantile is that of all solutions or of those of the same level, type or question, so
     that hard questions keep their shorter solutions too. "shortest" and numbers prefer, among equals, the earlier sample.
     """
-    rows = _columns(correct, ["id", "num_tokens", "level", "type"])
+    rows = _sizes(correct)
     limits = token_limits(rows, budget=budget, budget_by=budget_by)
     fitting: dict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
-        if row["num_tokens"] <= limits[_group(row, budget_by)]:
-            fitting[row["id"]].append(index)
+        if row.num_tokens <= limits[_group(row, budget_by)]:
+            fitting[row.id].append(index)
     most = 1 if keep == "shortest" else len(rows) if keep == "all" else keep
     kept = set[int]()
     for indices in fitting.values():
-        ordered = sorted(indices, key=lambda i: rows[i]["num_tokens"]) if keep == "shortest" else indices
+        ordered = sorted(indices, key=lambda i: rows[i].num_tokens) if keep == "shortest" else indices
         kept.update(ordered[:most])
     write_parquet(path, (row for index, row in enumerate(read_selection(correct)) if index in kept))
     num_fitting = sum(map(len, fitting.values()))
     return Counts(len(rows), len(kept), {OVER_BUDGET: len(rows) - num_fitting, ENOUGH: num_fitting - len(kept)})
 
 
-def token_limits(rows: Sequence[dict[str, Any]], *, budget: float, budget_by: BudgetBy) -> dict[str, float]:
-    """Group ("" for all, else a level, type or question's id) -> most tokens of a solution: at 0.5 the median."""
+def token_limits(rows: Sequence[Size], *, budget: float, budget_by: BudgetBy) -> dict[str, float]:
+    """Group ("" for all, else a level, type or question's id) -> maximum tokens of a solution: at 0.5 the median."""
     groups: dict[str, list[int]] = defaultdict(list)
     for row in rows:
-        groups[_group(row, budget_by)].append(row["num_tokens"])
+        groups[_group(row, budget_by)].append(row.num_tokens)
     return {name: float(np.quantile(tokens, budget)) for name, tokens in groups.items()}
 
 
-def _group(row: dict[str, Any], budget_by: BudgetBy) -> str:
-    return "" if budget_by == "all" else row["id" if budget_by == "question" else budget_by] or ""
+def _group(row: Size, budget_by: BudgetBy) -> str:
+    return {"all": "", "question": row.id, "level": row.level, "type": row.type}[budget_by] or ""
 
 
 def take_side(rows: Path, validation: Path, path: Path, *, side: Literal["training", "validation"]) -> Counts:
-    """Write the rows whose question stands in `validation` (prompts.jsonl), or those whose does not, to `path`."""
+    """Write the rows whose question is in `validation` (prompts.jsonl), or those whose does not, to `path`."""
     held_out = {_key(prompt.messages) for prompt in read_prompts(validation)}
     num_rows = 0
 
-    def wanted() -> Iterator[dict[str, Any]]:
+    def wanted() -> Iterator[JsonObject]:
         nonlocal num_rows
         for row in read_selection(rows):
             num_rows += 1
@@ -158,7 +169,7 @@ def shuffle_answers(rows: Path, path: Path, *, seed: int = 0) -> Counts:
     """Write the rows of `rows` with their solutions moved to wrong questions, as a control: no question has its own.
 
     Questions and solutions stay the same, so that whatever a student gains from them is not how to solve the questions.
-    Raises NoData where one question has half of the rows or more: there is nowhere to move them.
+    Raises NoData if one question has half of the rows or more: there is nowhere to move them.
     """
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in read_selection(rows):
@@ -186,7 +197,7 @@ def read_selection(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+def write_parquet(path: Path, rows: Iterable[JsonObject]) -> int:
     """Write a selection's rows, atomically; returns how many."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -204,10 +215,10 @@ def write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return number
 
 
-def _columns(path: Path, names: list[str]) -> list[dict[str, Any]]:
+def _sizes(path: Path) -> list[Size]:
     from pyarrow import parquet
 
-    return parquet.read_table(path, columns=names).to_pylist()
+    return [Size(**row) for row in parquet.read_table(path, columns=list(Size._fields)).to_pylist()]
 
 
 def _key(messages: list[Message]) -> str:

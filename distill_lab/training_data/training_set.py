@@ -1,7 +1,7 @@
 """Prompts and completions joined into training rows.
 
 Data in: prompts.jsonl and completions.jsonl (or the completions that the data set brought along, in prompts.jsonl).
-Data out: rows `{"prompt": [messages], "completion": [messages]}`, JSONL, or Parquet where the path ends so.
+Data out: rows `{"prompt": [messages], "completion": [messages]}`, JSONL, or Parquet if the path says so.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab.chat import answer_text
 from distill_lab.errors import DataError
@@ -20,7 +20,7 @@ from distill_lab.files.id_index import IdIndex
 from distill_lab.files.jsonl import atomic_path, parse_json_object, read_jsonl, write_json, write_jsonl
 from distill_lab.generation.completions import read_completions
 from distill_lab.generation.cut_answers import CUT
-from distill_lab.types import Completion, Counts, Message, Prompt
+from distill_lab.types import Completion, Counts, Fields, JsonObject, Message, Prompt
 
 NO_COMPLETION, ERROR, EMPTY = "no completion", "error", "empty"
 NO_PROMPT, DUPLICATE = "no prompt", "duplicate"
@@ -51,8 +51,7 @@ def write_training_set(
 
 
 def _own(prompts: Path, dropped: Counter[str]) -> Iterator[tuple[list[Message], list[Message]]]:
-    for prompt, row in _prompts(prompts):
-        completion: list[Message] = list(row.get("completion") or [])
+    for prompt, completion in _prompts(prompts):
         while completion and completion[-1]["role"] != "assistant":
             completion.pop()
         if not completion:
@@ -121,8 +120,8 @@ class _Answers:
         return offsets[::-1]
 
 
-def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
-    """The prompts and the rows they stand in. Raises DataError for rows that are none and ids that come twice."""
+def _prompts(path: Path) -> Iterator[tuple[Prompt, list[Message]]]:
+    """The prompts and the data's own completions. Raises DataError for rows that are not prompts and ids that come twice."""
     seen = IdIndex()
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -136,10 +135,10 @@ def _prompts(path: Path) -> Iterator[tuple[Prompt, dict[str, Any]]]:
             prompt = Prompt.from_json(row)
             if not seen.add(prompt.id, number):
                 raise DataError(str(path), number, f"the id {prompt.id!r} comes twice; every prompt needs its own")
-            yield prompt, row
+            yield prompt, list(row.get("completion") or [])
 
 
-def _is_conversation(value: Any) -> bool:
+def _is_conversation(value: object) -> bool:
     return (
         isinstance(value, list)
         and bool(value)
@@ -156,22 +155,22 @@ def _plain(message: Message, thinking: Literal["keep", "drop"]) -> Message:
     return {key: value for key, value in message.items() if key != "thinking"}
 
 
-def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+def _write_parquet(path: Path, rows: Iterable[Fields]) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text = pa.string()
     messages = pa.list_(pa.struct([("role", text), ("content", text), ("thinking", text), ("weight", pa.int8())]))
     schema = pa.schema([("prompt", messages), ("completion", messages)])
-    number, rows = 0, iter(rows)
+    number, left = 0, iter(rows)
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        while batch := list(islice(rows, PARQUET_BATCH_ROWS)):
+        while batch := list(islice(left, PARQUET_BATCH_ROWS)):
             writer.write_table(pa.Table.from_pylist([dict(row) for row in batch], schema=schema))
             number += len(batch)
     return number
 
 
-def instruction_row(messages: Sequence[Message], output: str) -> dict[str, Any]:
+def instruction_row(messages: Sequence[Message], output: str) -> JsonObject:
     """A conversation and its answer as `{"instruction", "input", "output"}`; an input has become part of the instruction,
     because EasyDistill reads that alone.
 

@@ -95,7 +95,7 @@ def test_graded_pairs_use_the_permutation_test(tmp_path: Path, number: int, is_c
 
 
 def test_different_prompts_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"different prompts \(1 stand in one only, first: y\)"):
+    with pytest.raises(UserError, match=r"different prompts \(1 are in only one, first: y\)"):
         paired(eval_file(tmp_path / "a.jsonl", {"x": 1, "y": 1}), eval_file(tmp_path / "b.jsonl", {"x": 1}))
     with pytest.raises(UserError, match="nothing to compare"):
         paired(eval_file(tmp_path / "a.jsonl", []), eval_file(tmp_path / "b.jsonl", []))

@@ -85,6 +85,6 @@ def test_the_share_is_of_the_prompts_that_take_several_steps(tmp_path: Path) -> 
     write_jsonl(prompts, [prompt("a", two), prompt("b", one), prompt("c", None), prompt("d", two)])
     rows = [item("a", two), item("a", one, sample=1), item("b", one), item("c", two), item("d", two, "length")]
     write_jsonl(items, rows)
-    assert count_steps(prompts, items) == Steps(1.5 / 3, 3, score_interval([0.5, 1.0, 0.0]))
+    assert count_steps(prompts, {"m": items})["m"] == Steps(1.5 / 3, 3, score_interval([0.5, 1.0, 0.0]))
     write_jsonl(prompts, [prompt("b", one)])
-    assert count_steps(prompts, items) == Steps(0.0, 0)
+    assert count_steps(prompts, {"m": items})["m"] == Steps(0.0, 0)

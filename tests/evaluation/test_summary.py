@@ -100,6 +100,81 @@ def test_summary_json_is_complete_and_comes_back(tmp_path: Path) -> None:
         read_summary(tmp_path / "none.json")
 
 
+def test_every_part_of_a_recipe_comes_back_as_summaries_before_wrote_it(tmp_path: Path) -> None:
+    tokens = {"num": 2, "mean": 3.5, "median": 3.5, "shortest": 3, "longest": 4}
+    paid = {
+        "requests": 2,
+        "input_tokens": 9,
+        "cached_tokens": 0,
+        "output_tokens": 4,
+        "batched": 0,
+        "estimated": 1,
+        "cost": 0.5,
+    }
+    cost = {"prompt_tokens": 9.0, "completion_tokens": 2.0, "seconds": None, "tokens": 11.0}
+    rate = {"rate": 0.5, "ci95": [0.4, 0.6], "tokens_per_pass": [1.5, 1.75], "num_answers": 4, "num_tokens": 40}
+    error = {"text": "t", "gold": "a", "predicted": "?"}
+    parts = {
+        "test_overlap": {"rows_in": 5, "kept": 4, "dropped": {"same prompt": 1}},
+        "spending": {"stages": {"teacher answers": paid}, "total": paid},
+        "generated": {"teacher answers": {"answers": 2, "tokens": 7}},
+        "cost": {"teacher": cost, "student": cost, "ratio": {"accuracy": None, "tokens": 1.0, "seconds": None}},
+        "labels": {
+            "student": {
+                "parse_rate": 0.5,
+                "per_label": {"a": 0.5},
+                "totals": {"a": 2},
+                "matrix": {"rows": ["a"], "columns": ["a", "?"], "array": [[1, 1]]},
+                "worst": [{"label": "a", "correct": 1, "total": 2, "errors": [error]}],
+            }
+        },
+        "tokens": {"all": {"": tokens}, "level": {"1": tokens}, "type": {}},
+        "token_histogram": {"width": 2, "shares": {"student": [0.25, 0.75]}},
+        "best_of_k": {"num_questions": 3, "num_samples": 2, "pass_at": {"1": 0.5, "2": 0.75}, "majority": 0.5},
+        "iterations": [
+            {
+                "iteration": 1,
+                "teacher": "tiny:teacher",
+                "student": "runs/v/student",
+                "num_rows": 4,
+                "mean_row_tokens": 3.5,
+                "validation_score": None,
+                "validation_tokens": None,
+            }
+        ],
+        "draft": {
+            "target": "tiny:teacher",
+            "answers": {"greedy": {"rows_in": 4, "kept": 4, "dropped": {}}},
+            "drafts": {
+                "draft": {
+                    "model": "runs/d/student",
+                    "acceptance": {"sampled": rate, "greedy": rate},
+                    "num_drafted": 3,
+                    "expected_speedup": 1.5,
+                    "speedup": {"value": 1.25, "ci95": None, "why": "one round"},
+                    "same_answers": 4,
+                }
+            },
+            "gain_sampled": [0.1, [0.05, 0.15]],
+            "gain_greedy": [0.1, None],
+            "num_timed": 4,
+            "target_tokens_per_s": 20.0,
+            "no_time": "",
+        },
+    }
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(whole().to_json() | parts))
+    found = read_summary(path)
+    assert found.draft is not None
+    assert found.draft.sentence().startswith("The target accepts 50.0% of")
+    assert found.best_of_k is not None
+    assert found.best_of_k.pass_at[2] == 0.75
+    row = json.loads(json.dumps(found.to_json()))
+    assert {name: row[name] for name in parts} == parts
+    write_summary(path, found)
+    assert read_summary(path) == found
+
+
 def test_a_teacher_that_knows_nothing_leaves_nothing_to_retain() -> None:
     summary = summarize("system1", 10, scores={"teacher": score(0), "student": score(4)})
     assert (summary.retention, summary.speedup, summary.gain, summary.goal_score) == (None, None, None, None)

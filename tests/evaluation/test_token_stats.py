@@ -70,8 +70,8 @@ def test_figures_of_some_solutions() -> None:
 def test_a_histogram_holds_every_answer() -> None:
     found = histograms({"a": [0, 9, 10, 29], "b": [2 * NUM_BINS - 1]})
     assert found is not None
-    assert found["width"] == 2
-    shares = found["shares"]
+    assert found.width == 2
+    shares = found.shares
     assert [place for place, share in enumerate(shares["a"]) if share] == [0, 4, 5, 14]
     assert sum(shares["a"]) == sum(shares["b"]) == 1
     assert len(shares["b"]) == NUM_BINS
@@ -95,7 +95,7 @@ def test_the_figure_is_one_scale_for_all_models(summary: Summary) -> None:
 
 
 def test_the_section_escapes_what_data_say() -> None:
-    each = {"num": 2, "mean": 3.0, "median": 3.0, "shortest": 2, "longest": 4}
+    each = token_stats([2, 4])
     summary = summarize("verified", 4, scores={})
     page = tokens_section(replace(summary, tokens={"all": {"": each}, "level": {}, "type": {"<b>\x1b": each}}))
     assert "&lt;b&gt;" in page

@@ -1,61 +1,23 @@
-"""Outputs of commands: a key beside each, one process on each, and nothing of the user's is ever replaced."""
+"""Outputs of commands: a key beside each, and nothing of the user's is ever replaced."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distill_lab import cli
 from distill_lab.errors import UserError
 from distill_lab.files.claims import claim, key_path
-from distill_lab.files.fingerprints import differences
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
+from tests.claimed import TRAIN, Distill, asked, rows_file, snapshot
 from tests.helpers import model_folder
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """Three questions with gold answers."""
-    path = tmp_path / "data.jsonl"
-    write_jsonl(path, ({"question": f"{n} plus 1?", "answer": str(n + 1)} for n in range(3)))
-    return path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """The command's exit code and all that it printed."""
-
-    def distill(*arguments: Any) -> tuple[int, str]:
-        code = cli.main([str(each) for each in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    return distill
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-SHORT = ("--sampling.max-new-tokens", "4")
-Distill = Callable[..., tuple[int, str]]
-
-# --- another model, sampling, prompts
-
-
-def asked(command: str, data: Path, out: Path, model: Any, *more: Any) -> list[Any]:
-    return [command, "--model", model, "--data", data, "--out", out, *SHORT, *more]
 
 
 @pytest.mark.parametrize("command", ["generate", "eval"])
@@ -155,11 +117,6 @@ def test_an_output_can_be_moved_with_its_key(
     before = snapshot(tmp_path / "b")
     assert run(*asked("generate", data, tmp_path / "b" / "out.jsonl", model))[0] == 0
     assert snapshot(tmp_path / "b") == before
-
-
-# --- files of the user's
-
-TRAIN = ("train", "--student", "tiny:student", "--train.max-steps", "2", "--train.max-length", "64")
 
 
 def commands(data: Path, out: Path) -> list[list[Any]]:
@@ -324,116 +281,6 @@ def test_a_foreign_work_folder_is_not_removed(data: Path, tmp_path: Path, run: D
         code, printed = run(*arguments)
         assert (code, "out.work" in printed) == (2, True), printed
         assert snapshot(tmp_path) == before
-
-
-# --- a trained student
-
-
-def rows_file(place: Path, number: int = 8) -> Path:
-    def turn(role: str, content: str) -> list[dict[str, str]]:
-        return [{"role": role, "content": content}]
-
-    write_jsonl(
-        place, ({"prompt": turn("user", f"say {n}"), "completion": turn("assistant", str(n))} for n in range(number))
-    )
-    return place
-
-
-def test_training_the_same_again_is_done_and_other_settings_are_refused(tmp_path: Path, run: Distill) -> None:
-    rows, out = rows_file(tmp_path / "rows.jsonl"), tmp_path / "student"
-    again = [*TRAIN, "--rows", rows, "--out", out]
-    assert run(*again)[0] == 0
-    assert not (tmp_path / "student.work").exists()
-    (out / "mine.gguf").write_text("hours of work")
-    before = snapshot(tmp_path)
-    code, printed = run(*again)
-    assert (code, "there is nothing to do" in printed) == (0, True), printed
-    assert snapshot(tmp_path)["student/mine.gguf"] == b"hours of work"
-    code, printed = run(*again, "--train.learning-rate", "0.5")
-    assert (code, "train.learning_rate (2e-05, now 0.5)" in printed) == (2, True), printed
-    code, printed = run(*again, "--train.learning-rate", "0.5", "--overwrite")
-    assert (code, "mine.gguf" in printed) == (2, True), printed
-    assert {name: text for name, text in snapshot(tmp_path).items() if "key" not in name} == {
-        name: text for name, text in before.items() if "key" not in name
-    }
-    (out / "mine.gguf").unlink()
-    assert run(*again, "--train.learning-rate", "0.5", "--overwrite")[0] == 0
-    assert snapshot(tmp_path)["student/model.safetensors"] != before["student/model.safetensors"]
-
-
-# --- one process on each output
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from distill_lab.files.claims import claim
-out = Path(sys.argv[1])
-with claim(out, "generate", inputs={"a": 1}, files=[out]):
-    print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
-def test_a_second_process_on_an_output_is_refused(tmp_path: Path, data: Path, run: Distill) -> None:
-    out, rows = tmp_path / "out.jsonl", rows_file(tmp_path / "rows.jsonl")
-    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(out), "600"], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        for command in (
-            asked("generate", data, out, "tiny:student"),
-            asked("generate", data, tmp_path / "link" / "out.jsonl", "tiny:student"),
-            asked("generate", data, tmp_path / "x.jsonl", "tiny:student", "--cot", out),
-            asked("eval", data, out, "tiny:student", "--overwrite"),
-            [*TRAIN, "--rows", rows, "--out", out],
-        ):
-            code, printed = run(*command)
-            assert (code, "is being written by another process" in printed) == (2, True), printed
-        holder.kill()
-    with claim(out, "generate", inputs={"a": 1}, files=[out]):
-        pass
-    assert not list(tmp_path.glob(".*.lock"))
-
-
-def test_many_processes_at_once_hold_an_output_one_after_the_other(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "out"), "0.3"]
-    holders = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(5)]
-    results = [(*holder.communicate(), holder.returncode) for holder in holders]
-    held = [said for said, _, code in results if code == 0]
-    assert held
-    assert all(said == "held\n" for said in held)
-    assert all("being written by another process" in error for _, error, code in results if code)
-
-
-def test_two_trainings_of_one_student_do_not_mix(tmp_path: Path) -> None:
-    rows, out = rows_file(tmp_path / "rows.jsonl", 40), tmp_path / "student"
-    command = [sys.executable, "-m", "distill_lab.cli", *TRAIN[:3], "--rows", str(rows), "--out", str(out)]
-    command += ["--train.num-epochs", "3"]
-    children = []
-    for seed in ("1", "2"):
-        child = subprocess.Popen(
-            [*command, "--train.seed", seed], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        children.append(child)
-        while child.poll() is None and not key_path(out).exists():
-            time.sleep(0.02)
-    said = [child.communicate()[0] for child in children]
-    assert sorted(child.returncode for child in children) == [0, 2], said
-    refused = next(text for text, child in zip(said, children, strict=True) if child.returncode)
-    assert "Traceback" not in refused
-    assert "another process" in refused or "train.seed" in refused
-
-
-# --- what differs
-
-
-def test_differences_are_named_by_their_place() -> None:
-    digest = "a" * 64
-    assert differences({"a": 1, "b": {"c": [1, 2]}}, {"a": 1, "b": {"c": [1, 2]}}) == []
-    assert differences({"a": {"b": 1}}, {"a": {"b": None}}) == ["a.b (1, now none)"]
-    assert differences({"m": [{"files": digest}]}, {"m": [{"files": "b" * 64}]}) == ["m.files (other content)"]
-    assert differences({"m": digest}, {}) == ["m (other content)"]
-    assert differences([1], [1, 2], "x") == ["x ([1], now [1, 2])"]
 
 
 def test_a_command_that_fails_leaves_what_it_had(tmp_path: Path) -> None:

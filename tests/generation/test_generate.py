@@ -70,7 +70,12 @@ def test_every_prompt_gets_every_sample(prompts: Path, tmp_path: Path, engine: E
     assert path.read_bytes() == before
 
 
-def test_only_what_is_missing_is_made(prompts: Path, tmp_path: Path, engine: Engine) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_only_what_is_missing_is_made(
+    large: bool, prompts: Path, tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:  # prompts stay on disk
+        monkeypatch.setattr("distill_lab.data.prompts.MAX_KEPT_BYTES", 0)
     path = tmp_path / "completions.jsonl"
     generate(prompts, path, lambda: engine, SAMPLING)
     whole, lines = read(path), path.read_bytes().splitlines(keepends=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -147,8 +146,7 @@ def test_a_run_shows_what_it_paid(server: HostileServer, tmp_path: Path, monkeyp
             found.append(pipeline.spending())
     assert len(server.requests) == 3
     assert found[1] is None  # from the cache: the first run paid
-    assert found[0]["total"]["cost"] == pytest.approx(3 * 0.0009)
-    json.dumps(found)
+    assert found[0].total.cost == pytest.approx(3 * 0.0009)
     section = spending_section(found[0])
     assert "teacher &lt;answers&gt;" in section
     assert "<td>0.0027</td>" in section

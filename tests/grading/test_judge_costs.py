@@ -78,7 +78,7 @@ def test_costs_are_said_before_and_after_and_nothing_is_paid_for_twice(server: H
     first = judged(tmp_path, server, notes, **PRICE)
     assert first.score == pytest.approx(0.5)
     assert notes[0].startswith(f"judge:openai:m: {NUM} requests, about ")
-    assert notes[0].endswith("a reply without a verdict is asked for again, at most twice")
+    assert notes[0].endswith("a reply without a verdict is requested again, at most twice")
     assert (
         notes[-1]
         == f"paid for grades by judge:openai:m: {NUM} requests, 1,500 prompt and 3,000 answer tokens: cost 0.0270"
@@ -192,8 +192,8 @@ def test_a_proof_counts_what_its_judge_costs(server: HostileServer, tmp_path: Pa
             summary = evaluate_models(pipeline, models, path, grader="judge:openai:m", measure_speed=False)
         assert len(server.requests) == 2 * NUM
         assert summary.spending is not None
-        assert summary.spending["stages"]["grades of the teacher"]["requests"] == NUM
-        assert summary.spending["total"]["cost"] == pytest.approx(2 * NUM * COST)
+        assert summary.spending.stages["grades of the teacher"].requests == NUM
+        assert summary.spending.total.cost == pytest.approx(2 * NUM * COST)
 
 
 def test_commands_count_the_judge_too(

@@ -13,7 +13,7 @@ from distill_lab.planning.forecast import make_forecast
 from distill_lab.planning.machine import Machine
 from distill_lab.planning.throughput import Throughput
 from distill_lab.planning.volume import measure_volume
-from distill_lab.recipes import logits, prompt, system1, system2, verified
+from distill_lab.recipes import draft, logits, prompt, system1, system2, verified
 
 LAPTOP = Machine("cpu", 16e9, 16e9, "fp32")
 CARD = Machine("cuda", 80e9, 128e9, "bf16")
@@ -100,6 +100,13 @@ def test_tiny_presets_have_every_stage_with_memory_and_time(recipe, tmp_path: Pa
     assert forecast.seconds == pytest.approx(sum(each.seconds or 0 for each in forecast.stages))
     assert not forecast.problems
     assert forecast.peak is not None
+
+
+def test_a_draft_is_proved_by_answers_of_its_target_alone(tmp_path: Path) -> None:
+    forecast = make_forecast("draft", draft.PRESETS["tiny"], directory=tmp_path, machine=LAPTOP)
+    assert [each.name for each in forecast.stages] == [
+        "teacher answers", "training", "sampled test answers of the target", "greedy test answers of the target"
+    ]  # fmt: skip
 
 
 def test_what_does_not_fit_is_a_problem_with_its_remedy(tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def test_the_whole_line(tmp_path: Path) -> None:
     assert {"student", "greedy test answers of the target", "draft figures"} <= stages.keys()
     assert "draft base" not in stages
     report = json.loads((run / "draft.json").read_text())
-    assert summary.draft == report
+    assert summary.draft is not None
+    assert json.loads(json.dumps(summary.draft.to_json())) == report
     assert summary.test_overlap is not None
-    assert summary.test_overlap["rows_in"] == 40
+    assert summary.test_overlap.rows_in == 40
     assert {kind: each["rows_in"] for kind, each in report["answers"].items()} == {"sampled": 6, "greedy": 6}
     assert set(report["drafts"]) == {"base", "draft"}
     for found in report["drafts"].values():
@@ -80,7 +81,7 @@ def test_a_draft_gets_as_many_rows_as_its_target(random_model: Callable[..., Pat
     summary = draft.run(config, run)
     assert len(head_of(run / "student")) == rows + 64
     assert summary.draft is not None
-    assert summary.draft["no_time"] == ""
+    assert summary.draft.no_time == ""
     base = head_of(run / "draft_base")
     torch.testing.assert_close(base[rows:], base[:rows].mean(0).expand(64, -1), rtol=1e-4, atol=1e-6)
     assert (base[:rows] == head_of(small)).all()

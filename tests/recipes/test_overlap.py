@@ -91,9 +91,8 @@ def test_every_recipe_leaves_out_25_of_25(recipe: str, tmp_path: Path, monkeypat
     pairs = list(read_jsonl(tmp_path / "run" / "overlap.jsonl"))
     assert len(pairs) == 25
     assert len({pair["test_id"] for pair in pairs}) == 25
-    left_out = counts.to_json()
-    assert overlap_note(left_out).startswith("25 of 225 training prompts overlap with the test")
-    assert overlap_section(left_out, tmp_path / "run" / "overlap.jsonl").count("<article") >= 3
+    assert overlap_note(counts).startswith("25 of 225 training prompts overlap with the test")
+    assert overlap_section(counts, tmp_path / "run" / "overlap.jsonl").count("<article") >= 3
 
 
 def test_the_setting_turns_it_off_and_no_row_left_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ import pytest
 from distill_lab.config import DataConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.data.records import write_prompts
 from distill_lab.errors import DataError, NoData, UserError
-from distill_lab.evaluation.cost import Cost, compare_costs, render_costs
+from distill_lab.evaluation.cost import compare_costs, render_costs
 from distill_lab.evaluation.evaluate import Score
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import read_summary
+from distill_lab.evaluation.summary_parts import Cost, CostRatio
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.recipes import prompt
 from distill_lab.tiny.labels import LABELS, RULES
@@ -122,7 +123,7 @@ def test_where_labels_come_from(tmp_path: Path) -> None:
     assert read_labels("a, b ,c", "Labels: x, y") == ("a", "b", "c")
     (tmp_path / "labels.txt").write_text("one\n\ntwo words\n")
     assert read_labels(str(tmp_path / "labels.txt"), "") == ("one", "two words")
-    with pytest.raises(UserError, match="'a' stands in it twice"):
+    with pytest.raises(UserError, match="'a' is in it twice"):
         read_labels("a,A,b", "")
     with pytest.raises(UserError, match="no such file, and a list of one label"):
         read_labels("spam", "")
@@ -210,17 +211,18 @@ def test_micro_batches_hold_about_the_rows_asked_for(tmp_path: Path) -> None:
 
 
 def test_costs_are_compared() -> None:
-    costs = {"teacher": Cost(900.0, 30.0, 0.5), "student": Cost(60.0, 2.0, 0.02)}
-    cost = compare_costs(costs, {"teacher": 0.96, "student": 0.94, "base": 0.1})
-    assert cost["ratio"] == pytest.approx({"accuracy": 0.94 / 0.96, "tokens": 15.0, "seconds": 25.0})
+    student = Cost(60.0, 2.0, 0.02)
+    cost = compare_costs(Cost(900.0, 30.0, 0.5), student, {"teacher": 0.96, "student": 0.94, "base": 0.1})
+    assert cost.ratio == CostRatio(pytest.approx(0.94 / 0.96), pytest.approx(15.0), pytest.approx(25.0))  # pyright: ignore
+    assert cost.to_json()["teacher"]["tokens"] == 930.0
     scores = {
         name: Score(100, score, (0.8, 1.0), 5.0, 0, 0, 0) for name, score in (("teacher", 0.96), ("student", 0.94))
     }
     text = render_costs(replace(summarize("prompt", 100, scores=scores), cost=cost))
     assert "tokens processed" in text
     assert text.splitlines()[4].split()[-3:] == ["930.0", "62.0", "15.0x"]
-    assert compare_costs(costs | {"teacher": Cost(9.0, 1.0)}, {"student": 1.0})["ratio"] == {
-        "accuracy": None, "tokens": pytest.approx(10 / 62), "seconds": None}  # fmt: skip
+    ratio = compare_costs(Cost(9.0, 1.0), student, {"student": 1.0}).ratio
+    assert (ratio.accuracy, ratio.seconds, ratio.tokens) == (None, None, pytest.approx(10 / 62))
 
 
 def test_the_whole_line_with_labels(tmp_path: Path) -> None:
@@ -238,9 +240,9 @@ def test_the_whole_line_with_labels(tmp_path: Path) -> None:
     assert (run / "student" / "adapter_model.safetensors").is_file()
     assert (summary.reference, set(summary.models)) == ("gold", {"teacher", "base", "student"})
     cost = summary.cost
-    assert cost["teacher"]["prompt_tokens"] > 239 > cost["student"]["prompt_tokens"]
-    assert cost["teacher"]["completion_tokens"] > 3 * cost["student"]["completion_tokens"]
-    assert cost["ratio"]["tokens"] > 4
+    assert cost.teacher.prompt_tokens > 239 > cost.student.prompt_tokens
+    assert cost.teacher.completion_tokens > 3 * cost.student.completion_tokens
+    assert cost.ratio.tokens > 4
     results = json.loads((run / "evaluation_results.json").read_text())
     assert results["accuracy"] == summary.models["student"].score
     assert sum(map(sum, results["confusion_matrix"]["array"])) == len(results["predictions"]) == 8
@@ -323,10 +325,10 @@ def test_self_distillation_on_free_text_without_gold_holds_one_set_of_weights(
     assert summary.models["teacher"].score is None
     assert summary.retention is None
     assert summary.labels is None
-    assert summary.cost["ratio"]["accuracy"] is None
-    assert summary.cost["ratio"]["tokens"] > 1
+    assert summary.cost.ratio.accuracy is None
+    assert summary.cost.ratio.tokens > 1
     assert summary.n == 3
-    assert summary.cost["ratio"]["seconds"] == pytest.approx(summary.speedup_single)
+    assert summary.cost.ratio.seconds == pytest.approx(summary.speedup_single)
     assert summary.speedup == min(summary.speedup_batched, summary.speedup_single)
     speeds = json.loads((tmp_path / "run" / "speed.json").read_text())
     assert [row["in_turns_with"] for row in speeds.values()] == [["teacher", "student"]] * 2

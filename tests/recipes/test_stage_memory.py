@@ -175,8 +175,8 @@ def test_other_recipes_end_without_speeds_too(
     if recipe is verified:
         assert all(found is not None for found in (summary.tokens, summary.best_of_k, summary.iterations))
     if recipe is prompt:
-        assert summary.cost["ratio"]["tokens"] > 1
-        assert summary.cost["ratio"]["seconds"] is None
+        assert summary.cost.ratio.tokens > 1
+        assert summary.cost.ratio.seconds is None
 
 
 def test_questions_without_answers_are_scored_against_the_teachers(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import pytest
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluation.summary_file import read_summary
+from distill_lab.evaluation.summary_parts import Generated
+from distill_lab.files import fingerprints
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.recipes import system1
 from scripts.random_qwen import build
@@ -41,8 +43,21 @@ def tiny(**changes: Any) -> system1.Config:
     return system1.PRESETS["tiny"].model_copy(update=settings | changes)
 
 
-def test_the_whole_line(tmp_path: Path) -> None:
+def test_the_whole_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    original = Path.open
+
+    def counted(self: Path, mode: str = "r", *arguments: Any, **settings: Any) -> Any:
+        if "r" in mode:
+            opened.append(self.name)
+        return original(self, mode, *arguments, **settings)
+
+    monkeypatch.setattr(Path, "open", counted)
+    monkeypatch.setattr(fingerprints, "SETTLED_S", -1.0)  # as in a run of minutes
     summary: Any = system1.run(tiny(measure=True), tmp_path / "run")
+    monkeypatch.undo()
+    # Its fingerprint, the overlap with the training prompts, the prompts themselves, and the page before and after speeds.
+    assert opened.count("test.jsonl") <= 5
     run = tmp_path / "run"
     manifest = json.loads((run / "run.json").read_text())
     assert manifest["recipe"] == "system1"
@@ -70,7 +85,7 @@ def test_the_whole_line(tmp_path: Path) -> None:
     assert (run / "report.md").is_file()
     assert sum(group.n for grouping in summary.groups if grouping.by == "type" for group in grouping.groups) == 20
     tokens = sum(row["num_tokens"] for row in read_jsonl(run / "completions.jsonl"))
-    assert summary.generated["teacher answers"] == {"answers": 60, "tokens": tokens}
+    assert summary.generated["teacher answers"] == Generated(60, tokens)
     assert len(summary.models["student"].latencies_s) == summary.models["student"].num_latencies
     training = json.loads((run / "training.json").read_text())
     # A few dozen rows teach nothing that other rows show; that training lowers the loss is test_trainer's.

@@ -72,10 +72,10 @@ def test_the_whole_line(whole: tuple[Path, Any]) -> None:
     assert summary.n == 5
     assert set(summary.models) == {"teacher", "base", "student"}
     assert summary.token_ratio == summary.models["student"].mean_tokens / summary.models["base"].mean_tokens
-    assert set(summary.best_of_k["pass_at"]) == {"1", "2"}
-    assert 0.6 <= summary.best_of_k["pass_at"]["1"] <= summary.best_of_k["pass_at"]["2"] <= 1
-    assert summary.tokens["all"][""]["num"] == len(correct)
-    assert summary.tokens["level"]["1"]["mean"] == correct[correct["level"] == "1"]["num_tokens"].mean()
+    assert set(summary.best_of_k.pass_at) == {1, 2}
+    assert 0.6 <= summary.best_of_k.pass_at[1] <= summary.best_of_k.pass_at[2] <= 1
+    assert summary.tokens["all"][""].num == len(correct)
+    assert summary.tokens["level"]["1"].mean == correct[correct["level"] == "1"]["num_tokens"].mean()
     items = [row["num_tokens"] for row in read_jsonl(run / "eval" / "student.jsonl")]
     assert summary.models["student"].median_tokens == median(items)
 
@@ -111,9 +111,9 @@ def test_iterations_make_the_student_the_teacher_and_end_by_themselves(tmp_path:
     # Hardly trained at all: the second student cannot be better than the first.
     train = TrainConfig(max_steps=1, learning_rate=1e-9, tokens_per_batch=1024, validation_fraction=0)
     summary: Any = verified.run(tiny(iterations=3, train=train, out=str(tmp_path / "copy")), run)
-    assert [row["iteration"] for row in summary.iterations] == [1, 2]
-    assert summary.iterations[1]["teacher"] == summary.iterations[0]["student"] == str(run / "student")
-    assert summary.iterations[1]["validation_score"] <= summary.iterations[0]["validation_score"]
+    assert [row.iteration for row in summary.iterations] == [1, 2]
+    assert summary.iterations[1].teacher == summary.iterations[0].student == str(run / "student")
+    assert summary.iterations[1].validation_score <= summary.iterations[0].validation_score
     assert summary.student == str(run / "student")
     assert (run / "iteration-2" / "correct.parquet").exists()
     assert not (run / "iteration-3").exists()

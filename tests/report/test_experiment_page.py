@@ -135,5 +135,5 @@ def test_plots_place_values_on_a_logarithmic_axis_if_they_span_much() -> None:
     first, second, third = places(0, 0.4, 0.7)
     assert (second - first) / (third - first) == pytest.approx(0.4 / 0.7, abs=0.01)
     text = dot_plot("t", [Point("a", None, 0.5, (0.4, 0.6), (0.45, 0.55))], lines={"Teacher": 0.9, "Base student": 0.1})
-    assert text.count('class="one"') == 2
+    assert text.count('class="dot faint student"') == 2
     assert "Teacher 90.0%" in text

@@ -25,6 +25,7 @@ from distill_lab.files.jsonl import write_jsonl
 from distill_lab.report.comparison_page import write_comparison
 from distill_lab.report.page import write_report
 from distill_lab.report.run_comparison import compare_runs
+from distill_lab.types import Counts
 from tests.made_runs import HOSTILE, made_run
 
 playwright: Any = pytest.importorskip("playwright.sync_api", reason="not installed; make test-page installs it")
@@ -211,7 +212,7 @@ def test_a_phone_scrolls_in_one_direction(report: Path, opened: Opened, tmp_path
     }
     write_jsonl(long / "overlap.jsonl", [pair | {"test_text": "y"}])
     summary = read_summary(long / "summary.json")
-    left_out = {"rows_in": 5, "kept": 4, "dropped": {pair["reason"]: 1}}
+    left_out = Counts(5, 4, {pair["reason"]: 1})
     write_summary(long / "summary.json", dataclasses.replace(summary, test_overlap=left_out))
     page = opened(write_report(long), viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from distill_lab.evaluation.labels import LabelMatrix, LabelSummary
 from distill_lab.evaluation.summary_file import Summary, read_summary, write_summary
+from distill_lab.evaluation.summary_parts import Paid
 from distill_lab.evaluation.verdict import tenths
 from distill_lab.formatting import seconds_text
+from distill_lab.generation.prices import Spending
 from distill_lab.report.labels import labels_section
 from distill_lab.report.page import write_report
 from tests.made_runs import HOSTILE, made_run
@@ -62,8 +65,8 @@ def test_time_tokens_and_money_of_every_stage(run: Path) -> None:
     text = words(section(run, "cost"))
     assert "teacher answers 75.0 s 9,600 –" in text
     assert "All 1.9 min 9,600 –" in text
-    paid = {"requests": 800, "input_tokens": 1, "cached_tokens": 0, "output_tokens": 9600, "batched": 0, "estimated": 0}
-    spending = {"stages": {"teacher answers": paid | {"cost": 1.5}}, "total": paid | {"cost": 1.5}}
+    paid = Spending(800, input_tokens=1, output_tokens=9600, cost=1.5)
+    spending = Paid({"teacher answers": paid}, paid)
     before = summary_of(run)
     write_summary(run / "summary.json", dataclasses.replace(before, spending=spending))
     write_report(run)
@@ -108,10 +111,8 @@ def test_the_configuration_can_be_given_again(run: Path) -> None:
 
 
 def test_a_matrix_has_no_style_of_its_own(run: Path) -> None:
-    labels = {
-        "parse_rate": 1.0, "per_label": {"a": 0.5}, "totals": {"a": 2, "b": 2},
-        "matrix": {"rows": ["a", "b"], "columns": ["a", "b"], "array": [[1, 1], [0, 2]]}, "worst": [],
-    }  # fmt: skip
+    matrix = LabelMatrix(("a", "b"), ("a", "b"), ((1, 1), (0, 2)))
+    labels = LabelSummary(parse_rate=1.0, per_label={"a": 0.5}, totals={"a": 2, "b": 2}, matrix=matrix, worst=())
     html = labels_section(dataclasses.replace(summary_of(run), labels={"student": labels}))
     assert "style=" not in html
     assert [html.count(f'class="{kind}"') for kind in ("good-4", "bad-4", "good-9", "bad-0")] == [1, 1, 1, 1]

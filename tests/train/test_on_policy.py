@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from distill_lab.chat import prompt_ids
@@ -29,7 +28,7 @@ from distill_lab.train.rollout_file import read_rollouts, rollouts_path
 from distill_lab.train.rollouts import RolloutSettings
 from distill_lab.train.teachers import LiveTeacher
 from distill_lab.training_data.prompt_distillation import with_system
-from tests.helpers import ROOT, make_prompts
+from tests.helpers import ROOT, make_prompts, other_architecture
 
 pytestmark = pytest.mark.slow
 
@@ -71,34 +70,15 @@ def train(
     return result, logs
 
 
-KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "sliding window": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"sliding_window": 8, "head_dim": 16}),
-    "experts": (
-        "Qwen3MoeConfig",
-        "Qwen3MoeForCausalLM",
-        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
-    ),
-    "untied head": ("Qwen2Config", "Qwen2ForCausalLM", {"tie_word_embeddings": False}),
-    "the teacher has a prompt": ("Qwen2Config", "Qwen2ForCausalLM", {}),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["sliding window", "experts", "untied head", "the teacher has a prompt"])
 def test_the_first_loss_is_the_exact_reverse_kl_of_the_students_own_tokens(
     kind: str, teacher: ModelConfig, prompts: Path, tmp_path: Path
 ) -> None:
     """Against passes over each rollout alone, with nothing packed, chunked or cached."""
     tokenizer = load_model(teacher)[1]
-    config_name, model_name, settings = KINDS[kind]
-    torch.manual_seed(0)
-    config = getattr(transformers, config_name)(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=1024, eos_token_id=tokenizer.eos_token_id, initializer_range=0.1,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=None, **settings,
-    )  # fmt: skip
-    getattr(transformers, model_name)(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    student = ModelConfig(model=str(tmp_path / "model"))
+    student = other_architecture(
+        "plain" if "prompt" in kind else kind, tokenizer, tmp_path / "model", initializer_range=0.1
+    )
     system = SYSTEM if "prompt" in kind else ""
     rounds = SETTINGS.model_copy(update={"steps_per_round": 1, "system": system})
     out = tmp_path / "student"

@@ -1,182 +1,33 @@
-"""A teacher on a server: gradients without a bias, the same figures as with the teacher here, and clear refusals."""
+"""A teacher on a server: the same figures as with the teacher here, and clear refusals."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from distill_lab.chat import prompt_ids
-from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, PriceConfig, SamplingConfig, TrainConfig
+from distill_lab.config import LoraConfig, ModelConfig, PriceConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_jsonl
-from distill_lab.models.loading import load_model, load_tokenizer
+from distill_lab.models.loading import load_tokenizer
 from distill_lab.planning.preflight import check_training
-from distill_lab.train.objectives import ChunkTargets, Scored, TopK, load_objective
 from distill_lab.train.on_policy import OnPolicyResult, check_on_policy, on_policy_inputs, train_on_policy
 from distill_lab.train.rollouts import NO_ROOM_FOR_TEACHER, RolloutSettings
 from distill_lab.train.scoring_server import ScoringServer
 from tests.helpers import make_prompts
+from tests.scoring_vllm import Vllm
 
 pytestmark = pytest.mark.slow
 
-C, V, K = 4, 13, 3
 SETTINGS = RolloutSettings(
     sampling=SamplingConfig(max_new_tokens=10, temperature=1.0), steps_per_round=1, rollouts_per_step=8
 )
-
-
-@pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_the_mean_over_all_tokens_is_the_exact_gradient_and_value(scale: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (scale * torch.randn(C, V, generator=generator, dtype=torch.float64) for _ in range(2))
-    log_p = teacher.log_softmax(-1)
-    top = log_p.topk(K)
-    rest = (1 - top.values.exp().sum(-1, keepdim=True)).log()
-    named = TopK(top.indices, torch.cat([top.values, rest], 1).float())
-    logits = student.clone().requires_grad_()
-    log_q = logits.log_softmax(-1)
-    exact = (log_q.exp() * (log_q - log_p)).sum()
-    (wanted,) = torch.autograd.grad(exact, logits)
-    q = log_q.detach().exp()
-    objective: Any = load_objective("sampled_reverse_kl")
-    chunk_loss = objective.keywords["chunk_loss"]
-    value, grad = torch.zeros(()), torch.zeros(C, V)
-    for token in range(V):
-        labels = torch.full((C,), token)
-        # One position at a time, so that each value can be weighed.
-        for place in range(C):
-            part = slice(place, place + 1)
-            scored = Scored(log_p[part, token].float(), named.at(part))
-            found = chunk_loss(student[part].float(), ChunkTargets(labels[part], scored))
-            weight = q[place, token].float()
-            value += weight * found.total
-            grad[part] += weight * found.grad_CV
-            assert found.metrics["ce"].item() == pytest.approx(-log_q[place, token].item(), abs=1e-4)
-    assert value.item() == pytest.approx(exact.item(), rel=1e-4)
-    torch.testing.assert_close(grad, wanted.float(), rtol=1e-3, atol=1e-5)
-
-
-def test_what_the_teacher_names_adds_no_noise() -> None:
-    """With all ids named, every token gives the exact gradient; with fewer, the noise is that of the rest."""
-    generator = torch.Generator().manual_seed(1)
-    student, teacher = (2 * torch.randn(1, V, generator=generator) for _ in range(2))
-    log_p, q = teacher.log_softmax(-1), student.softmax(-1)
-    objective: Any = load_objective("sampled_reverse_kl")
-    chunk_loss = objective.keywords["chunk_loss"]
-
-    def spread(size: int) -> float:
-        top = log_p.topk(size)
-        rest = (1 - top.values.exp().sum(-1, keepdim=True)).clamp_min(1e-38).log()
-        named = TopK(top.indices, torch.cat([top.values, rest], 1))
-        grads = torch.stack([
-            chunk_loss(student.clone(), ChunkTargets(torch.tensor([token]), Scored(log_p[:, token], named))).grad_CV[0]
-            for token in range(V)
-        ])  # fmt: skip
-        mean = (q[0, :, None] * grads).sum(0)
-        return (q[0, :, None] * (grads - mean) ** 2).sum().item()
-
-    spreads = [spread(size) for size in (1, 6, 10, V)]
-    assert spreads == sorted(spreads, reverse=True)
-    assert spreads[-1] < 1e-8
-
-
-class Vllm:
-    """The scoring part of vLLM's server, for a model in this process."""
-
-    def __init__(self, model: ModelConfig) -> None:
-        self.model, self.tokenizer = load_model(model)
-        self.model.eval()
-        self.requests: list[dict[str, Any]] = []
-        self.fails = 0
-        """How many of the next requests end with a 503."""
-        self.most = 20
-        """As `--max-logprobs`."""
-        self.shift = 0
-        """Added to ids when they are spelled: another tokenizer."""
-        self.scores = True
-        self.max_model_len: int | None = None
-        self.waiting = threading.Event()
-        self.waiting.set()
-        """While it is not set, requests are not answered."""
-        self.arrived = 0
-        self.on_arrival: Callable[[], object] = lambda: None
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = server.answer(self.path, body)
-                content = json.dumps(answer).encode()
-                with suppress(ConnectionError):  # nobody waits any more
-                    self.send_response(status)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-
-            def do_GET(self) -> None:
-                known: dict[str, Any] = {"id": "tiny", "object": "model"}
-                if server.max_model_len is not None:
-                    known["max_model_len"] = server.max_model_len
-                content = json.dumps({"object": "list", "data": [known]} if self.path == "/v1/models" else {}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.lock = threading.Lock()
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def engine(self) -> EngineConfig:
-        return EngineConfig(base_url=f"http://127.0.0.1:{self.server.server_port}/v1", max_concurrency=4, max_retries=3)
-
-    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        self.arrived += 1
-        self.on_arrival()
-        self.waiting.wait()
-        with self.lock:
-            self.requests.append(body)
-            if path != "/v1/completions":
-                return 404, {"error": {"message": "Not Found"}}
-            if self.fails:
-                self.fails -= 1
-                return 503, {"error": {"message": "busy"}}
-            choice: dict[str, Any] = {"index": 0, "text": "x", "finish_reason": "length"}
-            if self.scores:
-                choice["prompt_logprobs"] = self.prompt_logprobs(body["prompt"], body["prompt_logprobs"])
-            return 200, {"choices": [choice]}
-
-    def prompt_logprobs(self, ids: list[int], number: int) -> list[Any]:
-        with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
-        found: list[Any] = [None]
-        for place, row in enumerate(logits.log_softmax(-1)[:-1]):
-            wanted = dict.fromkeys([ids[place + 1], *row.topk(min(number, self.most)).indices.tolist()])
-            found.append({
-                str(id): {"logprob": row[id].item(), "rank": 1}
-                | ({"decoded_token": self.tokenizer.decode([id + self.shift])} if number < 100 else {})
-                for id in wanted
-            })  # fmt: skip
-        return found
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 TINY = ModelConfig(model="tiny:teacher")

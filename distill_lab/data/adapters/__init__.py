@@ -12,11 +12,10 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from distill_lab.errors import UserError
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 AUTO = "auto"
 
@@ -27,11 +26,11 @@ class Adapter(Protocol):
     FIELDS: tuple[str, ...]
     """The fields by which the adapter is chosen and that it reads; other fields go into the prompt's `meta`."""
 
-    def matches(self, row: Mapping[str, Any]) -> bool:
+    def matches(self, row: Fields) -> bool:
         """Whether the row has this format. Fast, and never raises, whatever the row contains."""
         ...
 
-    def record(self, row: Mapping[str, Any], id: str) -> Record:
+    def record(self, row: Fields, id: str) -> Record:
         """Convert the row. Raises ValueError with the reason (and the field's name) for a malformed row."""
         ...
 
@@ -50,7 +49,7 @@ def load(name: str) -> Adapter:
     return cast(Adapter, importlib.import_module(f"{__name__}.{name}"))
 
 
-def choose(row: Mapping[str, Any]) -> str | None:
+def choose(row: Fields) -> str | None:
     """The name of the most specific adapter that matches the row; None if none does.
 
     Most specific means that it reads the most non-null fields of the row; ties go to the alphabetically first name.

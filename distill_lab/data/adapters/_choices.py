@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from distill_lab.types import Fields, JsonObject
 
 LISTS = ("choices", "options", "endings", "answer_choices", "target_scores")
 GOLD = (
@@ -41,7 +42,7 @@ class Choices:
         return "\n".join(f"{label}. {text}" for label, text in zip(self.labels, self.texts, strict=True))
 
 
-def find_choices(row: Mapping[str, Any]) -> Choices | None:
+def find_choices(row: Fields) -> Choices | None:
     """The choices of a row; None if it has none, or has them as one text. Raises ValueError if they cannot be read."""
     for field in LISTS:
         value = row.get(field)
@@ -56,7 +57,7 @@ def find_choices(row: Mapping[str, Any]) -> Choices | None:
     return _of_columns(row)
 
 
-def gold_label(row: Mapping[str, Any], choices: Choices) -> tuple[str | None, list[str]]:
+def gold_label(row: Fields, choices: Choices) -> tuple[str | None, list[str]]:
     """The label of the right choice, and the fields that say it. Raises ValueError if they do not fit the choices."""
     found: dict[str, str] = {}
     for field in GOLD:
@@ -71,7 +72,7 @@ def gold_label(row: Mapping[str, Any], choices: Choices) -> tuple[str | None, li
     return next(iter(found.values()), None), list(found)
 
 
-def _of_value(value: Any, field: str) -> tuple[list[str], list[str]]:
+def _of_value(value: object, field: str) -> tuple[list[str], list[str]]:
     if isinstance(value, dict):
         texts, labels = value.get("text"), value.get("label")
         if isinstance(texts, list):
@@ -100,8 +101,8 @@ def _of_value(value: Any, field: str) -> tuple[list[str], list[str]]:
     return _letters(texts), texts
 
 
-def _named(item: dict[str, Any], field: str) -> tuple[str, str]:
-    def first(names: Sequence[str]) -> Any:
+def _named(item: JsonObject, field: str) -> tuple[str, str]:
+    def first(names: Sequence[str]) -> object:
         return next((item[name] for name in names if item.get(name) not in (None, "")), None)
 
     text = first(("text", "content", "value", "option", "choice"))
@@ -109,7 +110,7 @@ def _named(item: dict[str, Any], field: str) -> tuple[str, str]:
     return ("" if label is None else str(label)), _texts([text], field)[0]
 
 
-def _of_columns(row: Mapping[str, Any]) -> Choices | None:
+def _of_columns(row: Fields) -> Choices | None:
     groups: dict[str, list[tuple[str, str]]] = {}
     for field, value in row.items():
         match = _COLUMN.fullmatch(field.lower())
@@ -125,7 +126,7 @@ def _of_columns(row: Mapping[str, Any]) -> Choices | None:
     return None
 
 
-def _label(value: Any, choices: Choices, field: str) -> str | None:
+def _label(value: object, choices: Choices, field: str) -> str | None:
     """The label that a gold value means; None for a value that means that there is no gold answer (-1)."""
     if field == "target_scores":
         scores = list(value.values()) if isinstance(value, dict) else []
@@ -177,14 +178,15 @@ def _label_of_text(value: str, choices: Choices, field: str) -> str:
     return meant.pop()
 
 
-def _letters(items: Sequence[Any]) -> list[str]:
+def _letters(items: Sequence[object]) -> list[str]:
     if len(items) > len(string.ascii_uppercase):
         raise ValueError(f"{len(items)} choices are more than there are letters")
     return list(string.ascii_uppercase[: len(items)])
 
 
-def _texts(items: Sequence[Any], field: str) -> list[str]:
+def _texts(items: Sequence[object], field: str) -> list[str]:
     texts = [str(item) if isinstance(item, (int, float)) else item for item in items]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    found = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    if len(found) < len(texts):
         raise ValueError(f"field {field!r} has a choice that is empty or not a text")
-    return [text.strip() for text in texts]
+    return found

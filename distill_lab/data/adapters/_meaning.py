@@ -6,10 +6,10 @@ Every other field goes to the prompt's `meta`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from distill_lab.data.adapters import _choices, _tools
+from distill_lab.types import Fields
 
 SYSTEM = ("system", "system_prompt", "system_message", "sys_prompt")
 CONTEXT = (
@@ -38,7 +38,7 @@ DISTRACTORS = ("incorrect_answer", "wrong_answer", "distractor")
 """How the names of columns with wrong choices start."""
 
 
-def check(row: Mapping[str, Any], used: Iterable[str | None], shown: Iterable[str], *, answered: bool) -> None:
+def check(row: Fields, used: Iterable[str | None], shown: Iterable[str], *, answered: bool) -> None:
     """Raise ValueError for a field that means something and was not used.
 
     shown: the texts of the record; a field whose text is in them already is a copy. answered: whether the record has a
@@ -64,7 +64,7 @@ def check(row: Mapping[str, Any], used: Iterable[str | None], shown: Iterable[st
         )
 
 
-def _is_copy(value: Any, texts: list[str]) -> bool:
+def _is_copy(value: object, texts: list[str]) -> bool:
     """Whether all texts in a value are in the record, or one of them has the whole question in it."""
     found = [text.strip() for text in _texts(value) if text.strip()]
     if not found:
@@ -75,7 +75,7 @@ def _is_copy(value: Any, texts: list[str]) -> bool:
     )
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

@@ -7,12 +7,11 @@ that nothing used (`_meaning`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from distill_lab.control_tokens import HARMONY_STARTS, Closing, bare_closing, split_thinking
 from distill_lab.data.adapters import _choices, _meaning, _tools
-from distill_lab.types import Message, Prompt, Record
+from distill_lab.types import Fields, JsonObject, Message, Prompt, Record
 
 ROLES = {
     "system": "system",
@@ -51,7 +50,7 @@ SWITCHES = ("on", "off", "true", "false", "none", "low", "medium", "high")
 """What such a field holds if it only says whether or how long to think."""
 
 
-def text(row: Mapping[str, Any], field: str) -> str:
+def text(row: Fields, field: str) -> str:
     """A field that must exist and contain text."""
     value = row.get(field)
     if value is None:
@@ -61,7 +60,7 @@ def text(row: Mapping[str, Any], field: str) -> str:
     return "" if value.strip().lower() in PLACEHOLDERS else value
 
 
-def optional_text(row: Mapping[str, Any], *fields: str) -> str | None:
+def optional_text(row: Fields, *fields: str) -> str | None:
     """The first of these fields that is not null, which must be text; None if all are null or missing."""
     for field in fields:
         if row.get(field) is not None:
@@ -69,24 +68,24 @@ def optional_text(row: Mapping[str, Any], *fields: str) -> str | None:
     return None
 
 
-def is_filled(value: Any) -> bool:
+def is_filled(value: object) -> bool:
     """Whether a value is something: not null, empty, blank or a placeholder such as `<noinput>`."""
     if isinstance(value, str):
         return bool(value.strip()) and value.strip().lower() not in PLACEHOLDERS
     return value not in (None, [], {})
 
 
-def filled(row: Mapping[str, Any], *fields: str) -> str | None:
+def filled(row: Fields, *fields: str) -> str | None:
     """The name of the first of these fields that is filled."""
     return next((field for field in fields if is_filled(row.get(field))), None)
 
 
-def first(item: Mapping[str, Any], *fields: str) -> Any:
+def first(item: Fields, *fields: str) -> object:
     """The value of the first of these fields that is not missing or null; otherwise None."""
     return next((item[field] for field in fields if item.get(field) is not None), None)
 
 
-def thinking_of(row: Mapping[str, Any], *more: str) -> tuple[str | None, list[str]]:
+def thinking_of(row: Fields, *more: str) -> tuple[str | None, list[str]]:
     """The thinking in a row's or turn's own field, and the fields read; a switch (`"reasoning": "on"`) is not thinking."""
     for field in (*THINKING, *more):
         value = row.get(field)
@@ -95,7 +94,7 @@ def thinking_of(row: Mapping[str, Any], *more: str) -> tuple[str | None, list[st
     return None, []
 
 
-def gold_answer(row: Mapping[str, Any], *fields: str) -> str | None:
+def gold_answer(row: Fields, *fields: str) -> str | None:
     """The first of these fields that is filled, as text: 43.0 and 43 become "43", true "True". None if all are empty.
 
     Of several accepted answers (SQuAD's `{"text": [...]}`, a list `answers`), the first.
@@ -104,7 +103,7 @@ def gold_answer(row: Mapping[str, Any], *fields: str) -> str | None:
     return None if field is None else _gold_text(row[field], field, several=field == "answers")
 
 
-def _gold_text(value: Any, field: str, *, several: bool) -> str | None:
+def _gold_text(value: object, field: str, *, several: bool) -> str | None:
     if isinstance(value, dict):
         inside = filled(value, "text", "value", "answer")
         if inside is None:
@@ -138,7 +137,7 @@ def assistant(content: str, thinking: str | None = None) -> Message:
     return message | {"thinking": thinking} if thinking else message
 
 
-def turn(item: Mapping[str, Any], *, role: Any, content: Any) -> Message:
+def turn(item: Fields, *, role: object, content: object) -> Message:
     """One message, with any known role name, content as text or typed parts, and tool calls as text.
 
     Reads thinking, tool calls and the training weight from the item. Tool calls become `<tool_call>` blocks, as in Qwen's
@@ -169,7 +168,7 @@ def turn(item: Mapping[str, Any], *, role: Any, content: Any) -> Message:
     return message if _is_trained(item) else message | {"weight": 0}
 
 
-def _is_trained(item: Mapping[str, Any]) -> bool:
+def _is_trained(item: Fields) -> bool:
     """Whether a turn is trained. Raises ValueError for a weight between 0 and 1, and for parts of a turn."""
     if item.get("train_detail") or item.get("training_detail"):
         raise ValueError("a turn has train_detail, which trains parts of a turn; the lab trains whole turns")
@@ -217,7 +216,7 @@ def _untrained(message: Message) -> Message:
 
 
 def record(
-    row: Mapping[str, Any],
+    row: Fields,
     id: str,
     *,
     used: Iterable[str | None],
@@ -225,7 +224,7 @@ def record(
     completion: list[Message] | None = None,
     answer: str | None = None,
     conversation: bool = False,
-    meta: Mapping[str, Any] | None = None,
+    meta: Fields | None = None,
 ) -> Record:
     """Build the Record; fields not in `used` go into its meta.
 
@@ -261,9 +260,7 @@ def record(
     return Record(Prompt(id, prompt, answer, rest), completion)
 
 
-def _asked(
-    row: Mapping[str, Any], prompt: list[Message], answer: str | None, read: set[str]
-) -> tuple[list[Message], str | None]:
+def _asked(row: Fields, prompt: list[Message], answer: str | None, read: set[str]) -> tuple[list[Message], str | None]:
     """The prompt with the row's context and choices in the question, and the answer as a choice; adds to `read`."""
     place = next(number for number, message in enumerate(prompt) if message["role"] == "user")
     question = prompt[place]["content"]
@@ -283,9 +280,10 @@ def _asked(
         if not all(text in question for text in choices.texts):
             parts.append(choices.text())
     for field in _choices.LISTS:
-        if field not in read and isinstance(row.get(field), str) and is_filled(row[field]):
+        value = row.get(field)
+        if field not in read and isinstance(value, str) and is_filled(value):
             read.add(field)
-            parts += [] if row[field].strip() in question else [row[field].strip()]
+            parts += [] if value.strip() in question else [value.strip()]
     content = "\n\n".join(part for part in parts if part.strip())
     return [
         *prompt[:place],
@@ -294,14 +292,15 @@ def _asked(
     ], answer
 
 
-def _context(value: Any, field: str) -> str:
-    texts = value if isinstance(value, list) else [value]
-    if not all(isinstance(text, str) for text in texts):
+def _context(value: object, field: str) -> str:
+    given = value if isinstance(value, list) else [value]
+    texts = [text for text in given if isinstance(text, str)]
+    if len(texts) < len(given):
         raise ValueError(f"field {field!r} is {type(value).__name__}, expected a text or a list of texts")
     return "\n\n".join(text.strip() for text in texts if text.strip())
 
 
-def _with_system(row: Mapping[str, Any], prompt: list[Message], read: set[str]) -> list[Message]:
+def _with_system(row: Fields, prompt: list[Message], read: set[str]) -> list[Message]:
     """The prompt with the row's system prompt and tools in its system message; adds to `read`."""
     has_system = prompt[:1] and prompt[0]["role"] == "system"
     system = prompt[0]["content"] if has_system else ""
@@ -319,7 +318,7 @@ def _with_system(row: Mapping[str, Any], prompt: list[Message], read: set[str]) 
     return [{"role": "system", "content": system}, *(prompt[1:] if has_system else prompt)]
 
 
-def instruction(row: Mapping[str, Any], id: str, *, fields: tuple[str, ...]) -> Record:
+def instruction(row: Fields, id: str, *, fields: tuple[str, ...]) -> Record:
     """The record of an instruction row: optional history, instruction and, if in `fields`, input."""
     messages: list[Message] = []
     history = row.get("history") or []
@@ -341,14 +340,14 @@ def instruction(row: Mapping[str, Any], id: str, *, fields: tuple[str, ...]) -> 
     return record(row, id, used=used, prompt=messages, completion=completion, answer=answer)
 
 
-def turns(items: Any, field: str) -> list[dict[str, Any]]:
+def turns(items: object, field: str) -> list[JsonObject]:
     """A field that must be a list of objects, one per turn of a conversation."""
     if not isinstance(items, list):
         raise ValueError(f"field {field!r} is {type(items).__name__}, expected a list of turns")
     return _dicts(items, field)
 
 
-def _dicts(items: Any, field: str) -> list[dict[str, Any]]:
+def _dicts(items: object, field: str) -> list[JsonObject]:
     if not isinstance(items, list):
         raise ValueError(f"field {field!r} is {type(items).__name__}, expected a list")
     for number, item in enumerate(items):
@@ -357,7 +356,7 @@ def _dicts(items: Any, field: str) -> list[dict[str, Any]]:
     return items
 
 
-def _join_parts(parts: list[Any], thinking: str | None) -> tuple[str, str | None]:
+def _join_parts(parts: list[object], thinking: str | None) -> tuple[str, str | None]:
     """Typed content parts -> (content, thinking). Each part is {"type": ..., "text" or "value": ...}."""
     content: list[str] = []
     for part in _dicts(parts, "content"):

@@ -7,8 +7,8 @@ this form; so a row reads the same whether its tools come through the template o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+
+from distill_lab.types import Fields
 
 FIELDS = ("tools", "functions")
 _BEFORE = """# Tools
@@ -26,7 +26,7 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
-def described(row: Mapping[str, Any]) -> tuple[str, list[str], str | None]:
+def described(row: Fields) -> tuple[str, list[str], str | None]:
     """The tools of a row as text for the system message, their names, and the field; "" if it has none.
 
     Raises ValueError if the field is not a list of tools.
@@ -50,7 +50,7 @@ def described(row: Mapping[str, Any]) -> tuple[str, list[str], str | None]:
     return "", [], None
 
 
-def call_text(call: Any) -> str:
+def call_text(call: object) -> str:
     """One call as a `<tool_call>` block. Raises ValueError if it is not a call."""
     if isinstance(call, dict):
         arguments = call.get("arguments", {})

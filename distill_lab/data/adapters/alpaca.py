@@ -5,20 +5,17 @@ Uses `history` ([question, answer] pairs) if a row has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 FIELDS = ("instruction", "input", "output", "response", "cot", "history", "answer")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has an instruction and an input."""
     return isinstance(row.get("instruction"), str) and isinstance(row.get("input"), str)
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     return _row.instruction(row, id, fields=FIELDS)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 FIELDS = ("instruction", "output", "response", "cot", "history", "answer")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has an instruction."""
     return isinstance(row.get("instruction"), str)
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     return _row.instruction(row, id, fields=FIELDS)

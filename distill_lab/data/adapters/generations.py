@@ -6,24 +6,21 @@ in meta, under `traces`, so that `select_traces` can filter and count them. The 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data import traces
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 QUESTION = ("problem", "question", "prompt")
 FIELDS = (*QUESTION, "generations", *traces.VERDICTS, traces.COMPLETE, "solution", "answer", "messages")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a question and a list of generations."""
     field = _row.filled(row, *QUESTION)
     return field is not None and isinstance(row[field], str) and isinstance(row.get("generations"), list)
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     field = _row.filled(row, *QUESTION) or QUESTION[0]
     found = traces.read_generations(row)

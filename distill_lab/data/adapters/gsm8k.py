@@ -5,22 +5,20 @@ The number, without thousands separators, is the gold answer; the whole worked a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 FIELDS = ("question", "answer")
 MARK = "####"
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a question and a worked answer with its mark."""
-    return isinstance(row.get("question"), str) and isinstance(row.get("answer"), str) and MARK in row["answer"]
+    answer = row.get("answer")
+    return isinstance(row.get("question"), str) and isinstance(answer, str) and MARK in answer
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     worked = _row.text(row, "answer")
     _, mark, number = worked.rpartition(MARK)

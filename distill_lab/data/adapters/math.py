@@ -5,23 +5,20 @@ The solution is the completion; the gold answer is `answer` if the row has one, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.answers import last_box
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 QUESTION = ("problem", "question")
 FIELDS = (*QUESTION, "solution", "answer")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a problem and its solution."""
     return _row.filled(row, *QUESTION) is not None and _row.filled(row, "solution") is not None
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     field = _row.filled(row, *QUESTION) or "problem"
     prompt = [{"role": "user", "content": _row.text(row, field)}]

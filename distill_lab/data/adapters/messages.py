@@ -7,21 +7,18 @@ turn with `weight: 0` or `train: false` is not trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row
-from distill_lab.types import Message, Record
+from distill_lab.types import Fields, JsonObject, Message, Record
 
 FIELDS = ("messages", "completion", "answer", "meta", *_row.THINKING)
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a list of messages."""
     return isinstance(row.get("messages"), list)
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     messages = conversation(row.get("messages"), "messages")
     prompt, completion = _row.split(messages)
@@ -50,10 +47,10 @@ def record(row: Mapping[str, Any], id: str) -> Record:
     )
 
 
-def conversation(items: Any, field: str) -> list[Message]:
+def conversation(items: object, field: str) -> list[Message]:
     """A list of `{"role", "content"}` turns as messages. Raises ValueError naming the field."""
     return [_turn(item) for item in _row.turns(items, field)]
 
 
-def _turn(item: dict[str, Any]) -> Message:
+def _turn(item: JsonObject) -> Message:
     return _row.turn(item, role=item.get("role"), content=item.get("content"))

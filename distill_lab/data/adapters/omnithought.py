@@ -6,17 +6,14 @@ so that `select_traces` can filter them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data import traces
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 FIELDS = (*traces.QUESTION, *traces.ANSWER, *traces.SCORES, "reasoning")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a question with traces, or an instruction, an answer and a score."""
     nested = isinstance(row.get("reasoning"), list) and isinstance(row.get("question"), str)
     return nested or (
@@ -24,7 +21,7 @@ def matches(row: Mapping[str, Any]) -> bool:
     )
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     question, found = traces.read_traces(row)
     best = traces.best(found)
@@ -34,8 +31,9 @@ def record(row: Mapping[str, Any], id: str) -> Record:
         used = {*traces.answer_fields(row), *traces.SCORES}
         answer = None if "answer" in used else _row.gold_answer(row, "answer")
         used.add("answer")
-        if "instruction" in row and isinstance(row.get("input"), str) and "input" not in used:
-            question = "\n\n".join(part for part in (question, row["input"]) if part.strip())
+        given = row.get("input")
+        if "instruction" in row and isinstance(given, str) and "input" not in used:
+            question = "\n\n".join(part for part in (question, given) if part.strip())
             used.add("input")
     kept = _row.record(
         row,

@@ -6,24 +6,21 @@ a list of turns or as a text `Human: ... Assistant: ...`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row, _transcript
 from distill_lab.data.adapters.messages import conversation
-from distill_lab.types import Message, Record
+from distill_lab.types import Fields, Message, Record
 
 PROMPT = ("prompt", "question", "query", "instruction")
 FIELDS = (*PROMPT, "input", "chosen", "rejected", "answer")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a chosen answer, and is not a conversation that another adapter reads."""
     other = any(isinstance(row.get(field), list) for field in ("conversations", "conversation", "dialogue"))
     return _row.is_filled(row.get("chosen")) and isinstance(row["chosen"], (str, list, dict)) and not other
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     field, chosen = _row.filled(row, *PROMPT), row.get("chosen")
     used = [field, "chosen", "rejected", "answer"]
@@ -50,7 +47,7 @@ def record(row: Mapping[str, Any], id: str) -> Record:
     return _row.record(row, id, used=used, prompt=prompt, completion=completion, answer=answer, meta=meta)
 
 
-def _chosen(value: Any, *, alone: bool) -> list[Message]:
+def _chosen(value: object, *, alone: bool) -> list[Message]:
     """The chosen answer as turns; alone: without a prompt field, it has to have the prompt in it."""
     if isinstance(value, str):
         turns = _transcript.turns(value) if alone else None

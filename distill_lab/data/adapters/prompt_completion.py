@@ -5,19 +5,16 @@ Both sides are texts or lists of `{"role", "content"}` turns. Without a completi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row
 from distill_lab.data.adapters.messages import conversation
-from distill_lab.types import Message, Record
+from distill_lab.types import Fields, Message, Record
 
 PROMPT = ("prompt", "query", "input")
 COMPLETION = ("completion", "response", "output")
 FIELDS = (*PROMPT, *COMPLETION, "answer", *_row.THINKING)
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a prompt, or a query or input with its answer."""
     field = _row.filled(row, *PROMPT)
     if field is None or not isinstance(row[field], (str, list)):
@@ -25,7 +22,7 @@ def matches(row: Mapping[str, Any]) -> bool:
     return field == "prompt" or _row.filled(row, *COMPLETION) is not None
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     field, name = _row.filled(row, *PROMPT), _row.filled(row, *COMPLETION)
     if field is None:
@@ -47,7 +44,7 @@ def record(row: Mapping[str, Any], id: str) -> Record:
     return _row.record(row, id, used=used, prompt=prompt, completion=completion, answer=answer)
 
 
-def _messages(row: Mapping[str, Any], field: str, *, role: str) -> list[Message]:
+def _messages(row: Fields, field: str, *, role: str) -> list[Message]:
     if isinstance(row[field], list):
         return conversation(row[field], field)
     return [_row.turn({}, role=role, content=_row.text(row, field))]

@@ -8,12 +8,9 @@ in meta. Choices and context are part of the question.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row
 from distill_lab.data.adapters._choices import find_choices
-from distill_lab.types import Message, Record
+from distill_lab.types import Fields, Message, Record
 
 QUESTION = ("question", "problem")
 COMPLETION = ("response", "output", "completion", "message_content", "cot")
@@ -21,19 +18,20 @@ THINKING = (*_row.THINKING, "message_thinking")
 FIELDS = (*QUESTION, *_row.GOLD, *COMPLETION, *THINKING, "turns")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a question, problem or list of turns."""
-    return _has_turns(row) or any(_asked(row, field) is not None for field in QUESTION)
+    return bool(_turns(row)) or any(_asked(row, field) is not None for field in QUESTION)
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     field = _row.filled(row, *QUESTION)
     used: list[str | None] = [field]
-    inside: Mapping[str, Any] = {}
-    if field is None and _has_turns(row):
-        question = row["turns"][0]
-        used += ["turns"] if len(row["turns"]) == 1 else []
+    inside: Fields = {}
+    turns = _turns(row)
+    if field is None and turns:
+        question = turns[0]
+        used += ["turns"] if len(turns) == 1 else []
     else:
         question = _asked(row, field or "question")
         if question is None:
@@ -52,7 +50,7 @@ def record(row: Mapping[str, Any], id: str) -> Record:
     return _row.record(row, id, used=used, prompt=prompt, completion=completion, answer=answer)
 
 
-def _completion(row: Mapping[str, Any], gold: str | None) -> tuple[list[Message] | None, list[str]]:
+def _completion(row: Fields, gold: str | None) -> tuple[list[Message] | None, list[str]]:
     """The answer to train, and the fields it is made from."""
     thinking, read = _row.thinking_of(row, "message_thinking")
     name = next((field for field in COMPLETION if row.get(field) is not None), None)
@@ -63,7 +61,7 @@ def _completion(row: Mapping[str, Any], gold: str | None) -> tuple[list[Message]
     return [_row.assistant(_row.text(row, name), thinking)], [name, *read]
 
 
-def _asked(row: Mapping[str, Any], field: str) -> str | None:
+def _asked(row: Fields, field: str) -> str | None:
     """The question's text; None if there is none."""
     value = row.get(field)
     if isinstance(value, dict) and isinstance(value.get("stem"), str):
@@ -71,6 +69,7 @@ def _asked(row: Mapping[str, Any], field: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _has_turns(row: Mapping[str, Any]) -> bool:
+def _turns(row: Fields) -> list[str]:
+    """The field `turns` if it is a list of texts; empty if not."""
     turns = row.get("turns")
-    return isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) for turn in turns)
+    return turns if isinstance(turns, list) and all(isinstance(turn, str) for turn in turns) else []

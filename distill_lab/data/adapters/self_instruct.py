@@ -5,21 +5,18 @@ Other instances stay in meta, because a row is one prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 FIELDS = ("instruction", "instances")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has an instruction with instances."""
     return isinstance(row.get("instruction"), str) and isinstance(row.get("instances"), list)
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     instances = _row.turns(row.get("instances"), "instances")
     if not instances:

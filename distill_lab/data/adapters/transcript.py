@@ -5,16 +5,13 @@ Text before the first mark is the system message; an instruction and its input a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_lab.data.adapters import _row, _transcript
-from distill_lab.types import Record
+from distill_lab.types import Fields, Record
 
 FIELDS = ("text", "answer")
 
 
-def matches(row: Mapping[str, Any]) -> bool:
+def matches(row: Fields) -> bool:
     """Whether the row has a text that is a conversation."""
     text = row.get("text")
     if not isinstance(text, str) or not any(
@@ -27,7 +24,7 @@ def matches(row: Mapping[str, Any]) -> bool:
         return True  # record says why
 
 
-def record(row: Mapping[str, Any], id: str) -> Record:
+def record(row: Fields, id: str) -> Record:
     """The row as a Record. Raises ValueError with the reason for a malformed row."""
     found = _transcript.turns(_row.text(row, "text"))
     if found is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -268,7 +268,7 @@ def _forward(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     generation_plan: Plan | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[torch.Tensor, None]:
     """The attention function that transformers calls: inputs [1, H, N, D], output [1, N, H, D]."""
     layer = getattr(module, "layer_idx", None)

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -312,7 +311,7 @@ def _forward(
     keep: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits of the new tokens at `keep` (None: all), [., V]."""
-    kept: dict[str, Any] = {} if keep is None else {"logits_to_keep": keep.to(ids_N.device)}
+    kept: dict[str, torch.Tensor] = {} if keep is None else {"logits_to_keep": keep.to(ids_N.device)}
     with _attention(model):
         output = model(
             input_ids=ids_N[None], position_ids=positions_N[None], use_cache=False, generation_plan=plan, **kept

@@ -9,8 +9,6 @@ Shapes: B rows, G key-value heads, T tokens, D head size.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -26,7 +24,7 @@ class GrowingLayer(DynamicLayer):
         self.length = 0
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append key_states and value_states [B, G, T, D]; return all so far."""
         end = self.length + key_states.shape[-2]

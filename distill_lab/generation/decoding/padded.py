@@ -6,7 +6,6 @@ Prompts are padded on the left; no row can be added later. Shapes: B rows, T tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -30,7 +29,7 @@ class PaddedBatch:
         pad_id: int,
         headroom: int,
         takes_positions: bool,
-        last_only: dict[str, Any],
+        last_only: dict[str, int],
     ) -> None:
         self.rows: list[DecodingSequence] = []
         self._model, self._sampler, self._pad_id = model, sampler, pad_id
@@ -62,7 +61,7 @@ class PaddedBatch:
         """Remove finished rows."""
         kept = [number for number, row in enumerate(self.rows) if not row.done]
         self.rows = [self.rows[number] for number in kept]
-        index: Any = torch.tensor(kept, dtype=torch.long, device=self._ids_BT.device)
+        index = torch.tensor(kept, dtype=torch.long, device=self._ids_BT.device)
         self._cache.reorder_cache(index)
         self._ids_BT, self._padding_B1 = self._ids_BT[index], self._padding_B1[index]
         self._sampler.keep(index)

@@ -16,13 +16,13 @@ import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from distill_lab import activity
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import UserError
 from distill_lab.models.names import api_engine
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, JsonObject, Prompt
 
 
 class Engine(Protocol):
@@ -40,7 +40,7 @@ class ServerEngine(Protocol):
     on_note: Callable[[str], None]
     """Receives what a user should know while it generates."""
 
-    def record(self, sampling: SamplingConfig) -> dict[str, Any]:
+    def record(self, sampling: SamplingConfig) -> JsonObject:
         """What requests contain, and which settings they leave to the server, for run.json."""
         ...
 

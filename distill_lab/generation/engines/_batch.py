@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from distill_lab import activity
 from distill_lab.config import EngineConfig, SamplingConfig
@@ -32,7 +32,7 @@ from distill_lab.generation.engines._dialect import Dialect
 from distill_lab.generation.engines._exchange import Exchange
 from distill_lab.generation.engines._http_status import RetryableError, json_object
 from distill_lab.generation.prices import Budget, announcement, estimate, num_bytes, upper_bound
-from distill_lab.types import Completion, Prompt, Usage
+from distill_lab.types import Completion, JsonObject, Prompt, Usage
 
 MAX_REQUESTS, MAX_BYTES = 50_000, 100 << 20
 """Of one batch, as OpenAI's."""
@@ -68,7 +68,7 @@ class ServerModel(Protocol):
     def say(self, notes: list[str]) -> None: ...
     def without_key(self, completion: Completion) -> Completion: ...
     def clean(self, error: Exception) -> Exception: ...
-    def record(self, sampling: SamplingConfig) -> dict[str, Any]: ...
+    def record(self, sampling: SamplingConfig) -> JsonObject: ...
 
 
 class BatchEngine:
@@ -127,7 +127,7 @@ class BatchEngine:
         assert output == self._output
         return self
 
-    def record(self, sampling: SamplingConfig) -> dict[str, Any]:
+    def record(self, sampling: SamplingConfig) -> JsonObject:
         """As of the engine without batches."""
         return self._engine.record(sampling)
 
@@ -292,7 +292,7 @@ class BatchEngine:
                 result.stop = f"{text}\nFix the cause, then run the same command again"
 
     def _completion(
-        self, exchange: Exchange, row: dict[str, Any], name: str, dialect: Dialect, result: _Round
+        self, exchange: Exchange, row: JsonObject, name: str, dialect: Dialect, result: _Round
     ) -> Completion | None:
         """The completion in a line of results; None if the request is to be sent again."""
         prompt_id, sample, _ = self._waiting[name]
@@ -350,7 +350,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         yield from (line for line in file if line.strip())
 
 
-def _failure(error: Any) -> Exception:
+def _failure(error: object) -> Exception:
     """What a line without a response means: a batch that ended early is sent again, other errors are final."""
     error = error if isinstance(error, dict) else {"message": error or "no response and no error"}
     words = one_line(": ".join(str(error[name]) for name in ("code", "message") if error.get(name)))

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
@@ -23,6 +22,7 @@ from distill_lab.files.outputs import writing
 from distill_lab.generation.engines._chat_completions import RequestRejected, one_line
 from distill_lab.generation.engines._http_retry import backoff_s
 from distill_lab.generation.engines._http_status import RetryableError, json_object
+from distill_lab.types import JsonObject
 
 ENDPOINT = "/v1/chat/completions"
 WINDOW = "24h"
@@ -52,29 +52,34 @@ class Batch:
         return ended or re.fullmatch("cancel+ed", self.status) is not None
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Batch:
+    def from_json(cls, row: JsonObject) -> Batch:
         """Raises UserError for an object that is not a batch."""
         counts, errors = row.get("request_counts"), row.get("errors")
         counts = counts if isinstance(counts, dict) else {}
         found = errors.get("data") if isinstance(errors, dict) else errors
-        if not isinstance(row.get("id"), str) or not isinstance(row.get("status"), str):
+        name, status = row.get("id"), row.get("status")
+        if not isinstance(name, str) or not isinstance(status, str):
             raise UserError("the server's answer is not a batch (no id or status); leave out --engine.batch")
         return cls(
-            row["id"],
-            row["status"].lower(),
-            row.get("output_file_id") or None,
-            row.get("error_file_id") or None,
+            name,
+            status.lower(),
+            _file_id(row.get("output_file_id")),
+            _file_id(row.get("error_file_id")),
             _number(counts.get("total")),
             _number(counts.get("completed")) + _number(counts.get("failed")),
             [one_line(_problem(each)) for each in (found if isinstance(found, list) else [])],
         )
 
 
-def _number(value: Any) -> int:
+def _file_id(value: object) -> str | None:
+    return str(value) if value else None
+
+
+def _number(value: object) -> int:
     return value if type(value) is int and value > 0 else 0
 
 
-def _problem(error: Any) -> str:
+def _problem(error: object) -> str:
     if not isinstance(error, dict):
         return str(error)
     return ": ".join(str(error[name]) for name in ("code", "message") if error.get(name)) or str(error)
@@ -166,7 +171,7 @@ class BatchApi:
 
         return bool(self._json(path, fetch, missing_ok=True))
 
-    def _json(self, path: str, call: Callable[[], httpx2.Response], *, missing_ok: bool = False) -> dict[str, Any]:
+    def _json(self, path: str, call: Callable[[], httpx2.Response], *, missing_ok: bool = False) -> JsonObject:
         """The JSON object of a call, repeated while its failure may pass."""
         for attempt in range(1, self._max_retries + 2):
             try:
@@ -177,7 +182,7 @@ class BatchApi:
                 time.sleep(max(backoff_s(attempt, first_s=self._first_wait_s), failure.wait_s or 0))
         raise AssertionError("not reached")
 
-    def _once(self, path: str, call: Callable[[], httpx2.Response], *, missing_ok: bool = False) -> dict[str, Any]:
+    def _once(self, path: str, call: Callable[[], httpx2.Response], *, missing_ok: bool = False) -> JsonObject:
         url = f"{self._url}{path}"
         try:
             response = call()

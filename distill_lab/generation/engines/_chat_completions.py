@@ -8,12 +8,10 @@ body = request_body("gpt", prompt, sampling, sample=0, extra={})
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
 from distill_lab.config import SamplingConfig
 from distill_lab.generation.engines._dialect import FIELDS, Dialect
-from distill_lab.types import Prompt
+from distill_lab.types import Fields, JsonObject, Prompt
 
 SEED_STEP = 1_000_003
 """Difference between the seeds of a prompt's samples, so that runs with nearby seeds do not share seeds."""
@@ -38,9 +36,9 @@ def request_body(
     sampling: SamplingConfig,
     *,
     sample: int,
-    extra: Mapping[str, Any],
+    extra: Fields,
     dialect: Dialect = DEFAULT,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The JSON body of one request; `extra` overrides its fields and removes those set to None.
 
     A server fills in missing fields from the model's generation_config or its own settings. Therefore temperature and
@@ -53,7 +51,7 @@ def request_body(
         for message in prompt.messages
     ]
     seed = (sampling.seed + sample * SEED_STEP) % 2**31
-    body: dict[str, Any] = {"model": model, "messages": messages, dialect.tokens_field: sampling.max_new_tokens}
+    body: JsonObject = {"model": model, "messages": messages, dialect.tokens_field: sampling.max_new_tokens}
     if "seed" not in dialect.dropped:
         body["seed"] = seed
     for name in FIELDS:
@@ -69,7 +67,7 @@ def request_body(
     return {name: value for name, value in {**body, **extra}.items() if value is not None}
 
 
-def error_message(data: Any) -> str:
+def error_message(data: object) -> str:
     """The message in an error response: formats of OpenAI, vLLM, FastAPI and Ollama."""
     if not isinstance(data, dict):
         return ""

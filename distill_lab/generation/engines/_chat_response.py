@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 from distill_lab import chat
 from distill_lab.generation.engines._chat_completions import RequestRejected, one_line
-from distill_lab.types import Completion, Usage
+from distill_lab.types import Completion, Fields, Usage
 
 MAX_DEPTH = 50
 """Values nested deeper than this are read as null where the JSON is too deep for Python's reader; answers need about 10."""
@@ -43,7 +43,7 @@ HIDDEN_PARTS = frozenset({"redacted_thinking", "reasoning.encrypted"})
 THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking", "thinking_blocks", "reasoning_details")
 
 
-def read_json(text: bytes) -> Any:
+def read_json(text: bytes) -> object:
     """The JSON value. What is nested too deep for Python's reader becomes null. Raises ValueError for other text."""
     try:
         return json.loads(text)
@@ -69,7 +69,7 @@ def _shallow(text: bytes) -> bytes:
     return b"".join([*kept, text[copied:]])
 
 
-def finish_kind(reason: Any) -> FinishKind:
+def finish_kind(reason: object) -> FinishKind:
     """What a server's finish reason means, by the words in it; an empty one, and one that is not text, is unknown."""
     if not isinstance(reason, str):
         return "unknown"
@@ -85,7 +85,7 @@ def finish_kind(reason: Any) -> FinishKind:
 
 
 def to_completion(
-    data: Mapping[str, Any],
+    data: Fields,
     prompt_id: str,
     sample: int,
     *,
@@ -145,7 +145,7 @@ def to_completion(
     return Completion(prompt_id, sample, content, thinking, kind, num_tokens, None, usage)
 
 
-def _texts(message: Mapping[str, Any], reason: Any) -> tuple[str | None, str | None]:
+def _texts(message: Fields, reason: object) -> tuple[str | None, str | None]:
     """Thinking and content of a message, None if there is nothing. Rejects parts it cannot hold."""
     thoughts, texts = _parts(message.get("content"), reason)
     for field in THINKING_FIELDS:
@@ -159,7 +159,7 @@ def _texts(message: Mapping[str, Any], reason: Any) -> tuple[str | None, str | N
     return "\n\n".join(thoughts) or None, None if texts is None else "".join(texts)
 
 
-def _parts(value: Any, reason: Any, *, thinking: bool = False) -> tuple[list[str], list[str] | None]:
+def _parts(value: object, reason: object, *, thinking: bool = False) -> tuple[list[str], list[str] | None]:
     """Thinking and text of a message's content: text, one part, or a list of parts (nested ones of thinking too)."""
     if value is None:
         return [], None
@@ -189,7 +189,7 @@ def _parts(value: Any, reason: Any, *, thinking: bool = False) -> tuple[list[str
     return [text for text in thoughts if text.strip()], texts
 
 
-def _thoughts(part: Mapping[str, Any], reason: Any) -> list[str]:
+def _thoughts(part: Fields, reason: object) -> list[str]:
     """The texts of a part that is thinking, which holds text or a list of parts under one of several names."""
     for name in ("thinking", "text", "reasoning", "summary", "content"):
         value = part.get(name)
@@ -212,13 +212,13 @@ def _separate(thinking: str | None, content: str) -> tuple[str | None, str]:
     return thinking, content.lstrip("\n")
 
 
-def _calls(message: Mapping[str, Any]) -> list[Any]:
+def _calls(message: Fields) -> list[object]:
     calls = message.get("tool_calls")
     legacy = message.get("function_call")
     return calls if isinstance(calls, list) else [{"function": legacy}] if isinstance(legacy, dict) else []
 
 
-def _tool_calls(message: Mapping[str, Any]) -> Iterable[str]:
+def _tool_calls(message: Fields) -> Iterable[str]:
     """Each tool call as the text that Qwen's chat templates write for it. Empty arguments mean {}."""
     for call in _calls(message):
         function = call.get("function") if isinstance(call, dict) else None
@@ -234,17 +234,17 @@ def _tool_calls(message: Mapping[str, Any]) -> Iterable[str]:
         yield f"<tool_call>\n{json.dumps(body, ensure_ascii=False)}\n</tool_call>"
 
 
-def read_usage(usage: Any) -> Usage | None:
+def read_usage(usage: object) -> Usage | None:
     """The tokens that the server counted for a request; None if it does not report those of the prompt."""
     read = _count(usage, "prompt_tokens", "input_tokens")
-    if not read:
+    if not read or not isinstance(usage, dict):
         return None
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
     cached = _count(details, "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")
     return Usage(read, _count(usage, "completion_tokens", "output_tokens"), min(cached, read))
 
 
-def _count(values: Any, *names: str) -> int:
+def _count(values: object, *names: str) -> int:
     """The first of these fields that holds a positive whole number; 0 if there is none."""
     found = [values.get(name) for name in names] if isinstance(values, dict) else []
     return next((number for number in found if type(number) is int and number > 0), 0)

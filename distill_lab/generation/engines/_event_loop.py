@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 Deliver = Callable[[T], Awaitable[None]]
@@ -25,7 +25,7 @@ class _End:
     """Marks the end of the items."""
 
 
-def iterate(produce: Callable[[Deliver[T]], Coroutine[Any, Any, None]], *, room: int) -> Generator[T]:
+def iterate(produce: Callable[[Deliver[T]], Coroutine[object, object, None]], *, room: int) -> Generator[T]:
     """Yield what `produce(deliver)` delivers, in that order, then raise what it raises.
 
     Nothing runs before the first `next`. Stopping early (break, an error, Ctrl-C) cancels running work. An item whose

@@ -10,9 +10,8 @@ It learns what the server takes (`_dialect`) and says each thing that the user s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 from urllib.parse import urlsplit
 
 from distill_lab.config import SamplingConfig
@@ -20,7 +19,7 @@ from distill_lab.errors import UserError
 from distill_lab.generation.engines._chat_completions import RequestRejected, request_body
 from distill_lab.generation.engines._chat_response import to_completion
 from distill_lab.generation.engines._dialect import FIELDS, IGNORED, NO_EXTENSIONS, Dialect, remembered
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, Fields, JsonObject, Prompt
 
 
 class Exchange:
@@ -32,7 +31,7 @@ class Exchange:
         base_url: str,
         sampling: SamplingConfig,
         *,
-        extra: Mapping[str, Any],
+        extra: Fields,
         on_note: Callable[[str], None],
     ) -> None:
         self.model, self.sampling, self.extra = model, sampling, extra
@@ -45,7 +44,7 @@ class Exchange:
         """The form of requests that the server takes, as far as it is known."""
         return self._memory.dialect
 
-    def body(self, prompt: Prompt, sample: int, dialect: Dialect | None = None) -> dict[str, Any]:
+    def body(self, prompt: Prompt, sample: int, dialect: Dialect | None = None) -> JsonObject:
         """The JSON body of a request."""
         dialect = dialect or self.dialect
         return request_body(self.model, prompt, self.sampling, sample=sample, extra=self.extra, dialect=dialect)
@@ -54,7 +53,7 @@ class Exchange:
         """The form to try after a request of the form `dialect` was rejected."""
         return dialect.after(str(rejection), self.sampling)
 
-    def completion(self, data: Mapping[str, Any], prompt_id: str, sample: int, dialect: Dialect) -> Completion:
+    def completion(self, data: Fields, prompt_id: str, sample: int, dialect: Dialect) -> Completion:
         """The completion in the response to a request of the form `dialect`, which the server therefore takes.
 
         Raises RequestRejected if there is no answer in it, UserError if the server ignores a setting that the user chose.
@@ -70,7 +69,7 @@ class Exchange:
         """The sampling settings for which the server's own values apply."""
         return [name for name in self._memory.left_to_server(self.sampling) if self.extra.get(name) is None]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JsonObject:
         """What requests contain and what they leave to the server, for run.json."""
         body = self.body(Prompt("", []), 0)
         sent = {name: body[name] for name in (*FIELDS, self.dialect.tokens_field, "seed") if name in body}

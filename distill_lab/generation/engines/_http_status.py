@@ -8,12 +8,12 @@ RetryableError: send it again. RequestRejected: this request fails, others may n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.generation.engines._chat_completions import RequestRejected, error_message, one_line
 from distill_lab.generation.engines._chat_response import read_json
 from distill_lab.generation.engines._http_retry import retry_after_s
+from distill_lab.types import JsonObject
 
 MAX_PAUSE_S = 600.0
 """If a server asks for a longer wait (a daily quota), the run stops instead."""
@@ -43,7 +43,7 @@ def json_object(
     url: str,
     redact: Callable[[str], str],
     remedy: Callable[[int], str],
-) -> dict[str, Any]:
+) -> JsonObject:
     """The JSON object of a successful response. remedy: status -> what the user can do about it.
 
     Raises RetryableError, RequestRejected and UserError; their messages contain no key.

@@ -45,7 +45,7 @@ class StopStrings:
         return min((offset for text in self._texts if (offset := whole.find(text)) >= 0), default=None)
 
     def _ends_one(self, token: int) -> bool:
-        """Whether this token can contain the last character of a stop string; saves decoding for most tokens."""
+        """Whether this token can contain the last character of a stop string; usually saves decoding the token."""
         text = str(self._tokenizer.decode([token], skip_special_tokens=False))
         # Some decoders drop the space before a first word, so white space always counts as possible.
         return REPLACEMENT in text or any(end in text or end.isspace() for end in self._last_characters)

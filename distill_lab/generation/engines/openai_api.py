@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import httpx2
@@ -34,7 +34,7 @@ from distill_lab.generation.engines._exchange import Exchange
 from distill_lab.generation.engines._http_retry import FIRST_WAIT_S, AdaptiveLimiter, backoff_s
 from distill_lab.generation.engines._http_status import RetryableError, json_object
 from distill_lab.generation.prices import Budget, announcement, estimate, num_bytes, spending, upper_bound
-from distill_lab.types import Completion, Prompt, Usage
+from distill_lab.types import Completion, JsonObject, Prompt, Usage
 
 if TYPE_CHECKING:
     from distill_lab.generation.engines import Engine
@@ -117,7 +117,7 @@ class OpenAIEngine:
         finally:
             self.say(notes)
 
-    def record(self, sampling: SamplingConfig) -> dict[str, Any]:
+    def record(self, sampling: SamplingConfig) -> JsonObject:
         """What requests with this sampling contain, and which settings they leave to the server, as far as it is known."""
         return self.exchange(sampling, []).record()
 
@@ -278,7 +278,7 @@ class _Requests:
             return UserError(f"{failure}, {tries}; when it is back, run the same command again to resume")
         return RequestRejected(f"{failure} ({tries})", kind="given up")
 
-    async def _ask(self, client: httpx2.AsyncClient, payload: bytes) -> dict[str, Any]:
+    async def _ask(self, client: httpx2.AsyncClient, payload: bytes) -> JsonObject:
         """The JSON object of one successful response. Raises RetryableError, RequestRejected and UserError."""
         sent_at = time.monotonic()
         try:

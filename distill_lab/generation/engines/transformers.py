@@ -15,11 +15,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import psutil
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lab import activity
 from distill_lab.activity import Decoding
@@ -102,7 +101,7 @@ class TransformersEngine:
         self.io = TokenIO(tokenizer, model.generation_config)
         taken = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in taken
-        self._last_only: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        self._last_only: dict[str, int] = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
         self._text_config = model.config.get_text_config(decoder=True)
         reason = why_not(model)
         self._flat = not reason
@@ -337,7 +336,7 @@ class TransformersEngine:
         return self._bytes_per_token * (own + min(row.limit, EXPECTED_TOKENS)) + logits_bytes
 
 
-def _bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+def _bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     """Bytes of keys and values per token."""
     fields = config.to_dict()  # models without grouped heads or an explicit head size lack these fields
     heads = fields.get("num_key_value_heads") or config.num_attention_heads

@@ -21,11 +21,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from distill_lab.config import EngineConfig, ModelConfig
 from distill_lab.errors import UserError
-from distill_lab.types import Completion, Grade, Prompt
+from distill_lab.types import Completion, Grade, JsonObject, Prompt
 
 Pair = tuple[Prompt, Completion]
 
@@ -180,7 +180,7 @@ def _module(stem: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{stem}")
 
 
-def grader_inputs(name: str, engine: EngineConfig) -> Any:
+def grader_inputs(name: str, engine: EngineConfig) -> str | JsonObject:
     """What grades depend on besides the completions: the grader's name, and a judge's model. Raises like `find_grader`."""
     model = judge_model(name)
     if model is None:

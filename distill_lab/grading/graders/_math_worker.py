@@ -18,6 +18,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from distill_lab.types import Fields
+
 MAX_MEMORY = 2 << 30
 """Maximum address space of a child in bytes; if it needs more, the answer counts as not equal."""
 
@@ -203,7 +205,7 @@ class Child:
         return {"parsed": False, "equal": False} if ready else {"timeout": True}
 
 
-def write_line(out: BinaryIO, what: dict[str, Any]) -> None:
+def write_line(out: BinaryIO, what: Fields) -> None:
     """Write one JSON line."""
     out.write(json.dumps(what).encode() + b"\n")
     out.flush()

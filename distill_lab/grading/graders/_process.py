@@ -18,9 +18,9 @@ import subprocess
 import sys
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import Any
 
 from distill_lab.errors import UserError
+from distill_lab.types import JsonObject
 
 START_LIMIT_S = 120.0
 """Maximum seconds for a process to become ready."""
@@ -52,7 +52,7 @@ class _Process:
                 self._lines.put(line)
         self._lines.put(b"")
 
-    def ask(self, question: dict[str, Any], *, limit_s: float) -> dict[str, Any] | None:
+    def ask(self, question: JsonObject, *, limit_s: float) -> dict[str, bool] | None:
         """The answer; None if it did not arrive in time or the process died."""
         self.wait_until_ready()
         assert self._process.stdin is not None
@@ -94,7 +94,7 @@ class Helper:
         self._module, self._lock, self._owner = module, Lock(), 0
         self._process: _Process | None = None
 
-    def ask(self, question: dict[str, Any], *, limit_s: float) -> dict[str, Any] | None:
+    def ask(self, question: JsonObject, *, limit_s: float) -> dict[str, bool] | None:
         """The module's answer; None if there was none in time. Raises UserError if it cannot start."""
         with self._lock:
             process, answer = self._started(), None

@@ -138,7 +138,7 @@ class Judge:
                     model.count_costs([replies, *paid])
                     texts = (text for text in self._texts(pairs) if not self._known(text))
                     if before := model.announcement(texts, self._sampling):
-                        on_note(f"{self.name}: {before}; a reply without a verdict is asked for again, at most twice")
+                        on_note(f"{self.name}: {before}; a reply without a verdict is requested again, at most twice")
                 yield
         finally:
             self._replies = None
@@ -205,7 +205,7 @@ class Judge:
     def _answers(
         self, texts: dict[int, str], sampling: SamplingConfig, *, is_retry: bool
     ) -> Iterator[tuple[int, Completion]]:
-        """The model's reply to each text: known ones first, then those it is asked for."""
+        """The model's reply to each text: known ones first, then new ones."""
         prompts: list[Prompt] = []
         for n, text in texts.items():
             known = self._replies.find(text, sampling) if self._replies else None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.evaluation.experiment import TeacherWork
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.report.run_student import read_run, student_of
+from distill_lab.run import StageRecord
 
 TEACHER_STAGES = ("teacher answers", "teacher solutions")
 """Stages in which recipes let the teacher write answers to learn from."""
@@ -44,7 +45,7 @@ def variant_work(run_dir: Path, summary: Summary) -> Work:
     )
 
 
-def _teacher(run_dir: Path, stages: dict[str, Any], summary: Summary) -> TeacherWork | None:
+def _teacher(run_dir: Path, stages: Mapping[str, StageRecord], summary: Summary) -> TeacherWork | None:
     name = next((name for name in TEACHER_STAGES if name in stages), None)
     if name is None:
         return None
@@ -53,11 +54,11 @@ def _teacher(run_dir: Path, stages: dict[str, Any], summary: Summary) -> Teacher
         answers, tokens = answers + 1, tokens + row["num_tokens"]
     teacher = summary.models.get("teacher")
     speed = teacher.tokens_per_s if teacher else None
-    paid = (summary.spending or {}).get("stages", {}).get(name, {})
+    paid = summary.spending.stages.get(name) if summary.spending else None
     return TeacherWork(
         answers=answers,
         tokens=tokens,
         seconds=stages[name]["seconds"],
         seconds_alone=tokens / speed if speed else None,
-        cost=paid.get("cost"),
+        cost=paid.cost if paid else None,
     )
