@@ -190,8 +190,8 @@ def _memory() -> Iterator[str]:
     yield "### Memory by model size"
     yield ""
     yield (
-        f"In bf16 on one GPU. Answers: one prompt of {PROMPT_TOKENS:,} tokens and {new_tokens} new ones; further prompts take "
-        f"what is left. Training: micro-batches of {full.tokens_per_batch:,} tokens, gradient checkpointing, AdamW in 32 bits."
+        f"In bf16 on one GPU. Answers: one prompt of {PROMPT_TOKENS:,} tokens and {new_tokens} new ones; more prompts "
+        f"take what is left. Training: micro-batches of {full.tokens_per_batch:,} tokens, checkpointing, AdamW in 32 bits."
     )
     yield ""
     yield "| model | answers, 16-bit | 8-bit | 4-bit | QLoRA r 32 | LoRA r 32 | full fine-tune |"
