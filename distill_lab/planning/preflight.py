@@ -67,7 +67,7 @@ def check_before(config: Any, *, run: Run, out: Mapping[str, str], example: str)
 
 def asks_teacher(config: Any) -> bool:
     """Whether a recipe needs the teacher for its training set."""
-    return getattr(config, "relabel", True) or getattr(config, "thinking", "") == "summarise"
+    return getattr(config, "relabel", True) or getattr(config, "thinking", "") in ("summarise", "summarize")
 
 
 def check_test(test: Path, config: Any) -> None:

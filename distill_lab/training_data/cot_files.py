@@ -122,5 +122,5 @@ def _asked(
     questions: Mapping[str, tuple[str, str | None]], row: Mapping[str, Any], file: Path
 ) -> tuple[str, str | None]:
     if row["id"] not in questions:
-        raise DataError(str(file), None, f"an answer to {row['id']!r}, which is none of the prompts; generate it again")
+        raise DataError(str(file), None, f"an answer to {row['id']!r}, which is not a prompt; generate them again")
     return questions[row["id"]]
