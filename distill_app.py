@@ -254,7 +254,8 @@ def _print_errors(work: Callable[[], str | None], keys: type[Config]) -> str | N
         return work()
     except ValidationError as error:
         for each in error.errors():
-            print(f"config key {'.'.join(map(str, each['loc']))!r}: {each['msg']}")
+            what = "no such key" if each["type"] == "extra_forbidden" else each["msg"]
+            print(f"config key {'.'.join(map(str, each['loc']))!r}: {what}")
         print(f"Known keys: {', '.join(keys.model_fields)}")
     except UserError as error:
         print(error)
@@ -295,8 +296,8 @@ def _ready(files: Sequence[str], source: dict[str, Any], prepare: Callable[[], N
     if not is_prepared(*files, **source):
         prepare()
         return is_prepared(*files, **source)
-    are, them = ("they are", "them") if len(files) > 1 else ("it is", "it")
-    print(f"Using {' and '.join(files)} as {are}; delete {them} to prepare {them} again")
+    them = "them" if len(files) > 1 else "it"
+    print(f"Using {' and '.join(files)} from an earlier call, with any changes to {them}; delete {them} to start over")
     if not (rows := read_json(files[0])):
         print(no_data)
     return bool(rows)

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -277,12 +277,28 @@ def _from_yaml(base: Config, path: str | None) -> Config:
     try:
         return type(base).model_validate(merge_settings(base.model_dump(context=AS_GIVEN), read_yaml(Path(path))))
     except ValidationError as error:
-        problems = [f"{path}: {'.'.join(map(str, e['loc']))}: {_plain(e)}" for e in error.errors()]
+        problems = [f"{path}: {'.'.join(map(str, e['loc']))}: {_plain(e, type(base))}" for e in error.errors()]
         raise UserError("\n".join(problems)) from None
 
 
-def _plain(error: ErrorDetails) -> str:
-    return "no such setting" if error["type"] == "extra_forbidden" else error["msg"]
+def _plain(error: ErrorDetails, kind: type[Config]) -> str:
+    """What is wrong with a setting in a YAML file; for an unknown one, the name that it is close to."""
+    from difflib import get_close_matches
+
+    if error["type"] != "extra_forbidden":
+        return error["msg"]
+    *group, name = map(str, error["loc"])
+    inside = _field(kind, group)
+    close = get_close_matches(name, getattr(inside, "model_fields", {}), n=1)
+    return f"no such setting; did you mean {close[0]}?" if close else "no such setting"
+
+
+def _field(kind: object, names: Sequence[str]) -> object:
+    """The type of the setting `names` lead to, such as ["train", "lora"]; None if there is none."""
+    for name in names:
+        field = getattr(kind, "model_fields", {}).get(name)
+        kind = field.annotation if field is not None else None
+    return kind
 
 
 def _flags(kind: type[C], base: C | None, arguments: list[str], *, prog: str, description: str) -> C:
@@ -329,8 +345,24 @@ def _spell_out(kind: type[BaseModel], arguments: list[str]) -> list[str]:
     spelled = first_ones
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        spelled.append(long.get(flag, flag) + equals + value)
+        _reject_one_dash(kind, flag)
+        flag = long.get(flag, flag)
+        if value.lower() in ("true", "false") and _field(kind, flag[2:].replace("-", "_").split(".")) is bool:
+            group, dot, name = flag[2:].rpartition(".")
+            flag, equals, value = f"--{group}{dot}{'' if value.lower() == 'true' else 'no-'}{name}", "", ""
+        spelled.append(flag + equals + value)
     return spelled
+
+
+def _reject_one_dash(kind: type[BaseModel], argument: str) -> None:
+    """Raise UserError for `-preset tiny`, which tyro does not take for `--preset tiny`."""
+    from distill_lab.errors import UserError
+
+    name = argument.removeprefix("-")
+    if not name.startswith("-") and name != argument and name.partition(".")[0].replace("-", "_") in (
+        *kind.model_fields, "preset", "config", "run",
+    ):  # fmt: skip
+        raise UserError(f"{argument}: write it with two dashes, --{name}")
 
 
 def _other_spellings(aliases: dict[str, tuple[str, ...]], arguments: list[str]) -> list[str]:

@@ -23,5 +23,7 @@ def settings(line: str) -> Any:
             module.PRESETS, module.Config, preset=asked, given=given({}, cli._spell_out(module.Config, arguments))
         )
         return cli._flags(module.Config, base, arguments, prog=line, description="")
+    if getattr(module, "TAKES_RECIPE", False) and arguments and not arguments[0].startswith("-"):
+        return settings(shlex.join([program, *arguments]))
     arguments = cli._other_spellings(getattr(module, "ALIASES", {}), arguments)
     return cli._flags(module.Config, None, arguments, prog=line, description="")

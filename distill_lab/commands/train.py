@@ -132,7 +132,7 @@ def _train(config: Config, rows: Path, terminal: Terminal) -> None:
     )
     dropped = "".join(f", {number} dropped: {reason}" for reason, number in result.dropped.items() if number)
     before, after = result.validation_loss_before, result.validation_loss_after
-    validation = f", validation loss {before:.3f} -> {after:.3f} nats per token" if before and after else ""
+    validation = f", validation loss {before:.3f} before, {after:.3f} after" if before and after else ""
     terminal.note(f"{result.num_rows} rows{dropped}, {result.steps} steps, {result.seconds:.0f} s{validation}")
     terminal.note(f"loss of each step: {log_file}")
     terminal.note(f"the student is in {config.out}")

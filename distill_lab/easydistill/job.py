@@ -100,7 +100,7 @@ def _training_text(made: dict[str, Any]) -> str:
     text = f"{made['num_rows']} rows{dropped}, {made['steps']} steps, {made['seconds']:.0f} s of training"
     if made["validation_loss_after"] is not None:
         before, after = made["validation_loss_before"], made["validation_loss_after"]
-        text += f"\nValidation loss: {before:.3f} -> {after:.3f} nats per token"
+        text += f"\nValidation loss: {before:.3f} before training, {after:.3f} after"
     return text
 
 

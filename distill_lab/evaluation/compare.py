@@ -25,6 +25,8 @@ class Comparison:
     """Label -> answer, in the order the models were given; missing models are not in it."""
     missing: Mapping[str, str] = field(default_factory=dict)
     """Label -> path of each model that was not found."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Label -> why it was not found: no such directory, or a hub that cannot be reached."""
 
 
 def compare_models(
@@ -47,6 +49,7 @@ def compare_models(
 
     answers: list[dict[str, Completion]] = [{} for _ in prompts]
     missing: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for label, path in models.items():
         if path is None:
             continue
@@ -55,8 +58,8 @@ def compare_models(
             # A hub id or tiny: name: whether there is such a model shows in the first files it needs.
             try:
                 load_tokenizer(config)
-            except ModelError:
-                missing[label] = path
+            except ModelError as error:
+                missing[label], reasons[label] = path, error.reason
                 continue
         steps = label in step_by_step
         texts = [user_text(prompt, steps=steps) for prompt in prompts]
@@ -65,7 +68,7 @@ def compare_models(
         with memory_returned():
             for completion in complete(load_engine(config, EngineConfig()), asked, sampling):
                 answers[int(completion.id)][label] = with_thinking(completion) if steps else completion
-    return [Comparison(prompt, found, missing) for prompt, found in zip(prompts, answers, strict=True)]
+    return [Comparison(prompt, found, missing, reasons) for prompt, found in zip(prompts, answers, strict=True)]
 
 
 def with_thinking(answer: Completion) -> Completion:

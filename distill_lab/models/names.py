@@ -36,8 +36,11 @@ def resolve(model: str) -> str:
         raise ModelError(model, f"there is no such embedded model; choose from: {known}")
     path = _path(model)
     if model and path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise ModelError(model, "this directory contains no model (no config.json); give the model's directory")
+        if not _is_model(path):
+            run = f": {model.rstrip('/')}/student" if _is_model(path / "student") else ""
+            raise ModelError(
+                model, f"this directory contains no model (no config.json); give the model's directory{run}"
+            )
         return str(path)
     if path.is_file():
         if is_gguf(str(path)):
@@ -46,6 +49,11 @@ def resolve(model: str) -> str:
     if not HUB_ID.fullmatch(model) or model.startswith("."):
         raise ModelError(model, "no such directory, and not a Hugging Face id (owner/name); check the path")
     return model
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a directory contains a model or adapters."""
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _check_name(model: str) -> None:

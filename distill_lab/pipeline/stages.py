@@ -231,7 +231,8 @@ class Pipeline:
         assert rows.counts is not None
         self.warn(dropped_warning(rows.counts))
         if not rows.kept:
-            raise NoData(f"no row is left to train on ({rows.counts}); let the teacher write answers (--relabel)")
+            remedy = "let the teacher write answers (--relabel)" if completions is None else f"look at {completions}"
+            raise NoData(f"no row is left to train on ({rows.counts}); {remedy}")
         return rows.path
 
     def graded(self, name: str, prompts: Path, completions: Path, grader: str, *, output: str = "graded.jsonl") -> Path:
@@ -307,10 +308,9 @@ class Pipeline:
             )
         self.run.record(f"training of {path.name}", {"dtype": result.dtype, "on": device_name(best_device())})
         write_json(beside / "training.json", asdict(result))
-        if result.validation_loss_before is not None and result.validation_loss_after is not None:
-            self.watch.note(
-                f"validation loss {result.validation_loss_before:.3f} -> {result.validation_loss_after:.3f} nats per token"
-            )
+        before, after = result.validation_loss_before, result.validation_loss_after
+        if before is not None and after is not None:
+            self.watch.note(f"validation loss {before:.3f} before training, {after:.3f} after")
         self.watch.note(f"the student is in {path}")
         counts = Counts(result.num_rows + sum(result.dropped.values()), result.num_rows, result.dropped)
         self.warn(dropped_warning(counts))

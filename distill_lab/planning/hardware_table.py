@@ -15,11 +15,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill_lab.config import ModelConfig, RecipeConfig, TrainConfig
+from distill_lab.config import LoraConfig, ModelConfig, Quantization, RecipeConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.planning.machine import Machine
-from distill_lab.planning.memory_estimate import WEIGHT_BYTES, gigabytes
-from distill_lab.planning.method import BITS, Method, answering, check_answering, choose_method, describe
+from distill_lab.planning.memory_estimate import WEIGHT_BYTES, generation_memory, gigabytes, training_memory
+from distill_lab.planning.method import (
+    BITS,
+    PROMPT_TOKENS,
+    Method,
+    answering,
+    check_answering,
+    choose_method,
+    describe,
+)
 from distill_lab.planning.model_shape import Shape, shape_of
 
 BEGIN, END = "<!-- begin: made by python -m distill_lab.planning.hardware_table -->", "<!-- end -->"
@@ -29,6 +37,11 @@ STUDENTS = (
     "Qwen2.5-7B-Instruct", "Qwen3-8B", "Qwen2.5-14B-Instruct", "Qwen2.5-32B-Instruct",
 )  # fmt: skip
 """Students in the table of student sizes."""
+MODELS = (
+    "Qwen2.5-0.5B-Instruct", "Qwen2.5-1.5B-Instruct", "Qwen2.5-3B-Instruct", "Qwen2.5-7B-Instruct", "Qwen2.5-14B-Instruct",
+    "Qwen3-30B-A3B-Instruct-2507", "Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct",
+)  # fmt: skip
+"""Models in the table of memory by size."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,8 @@ PROMPT_ROWS = 1000
 
 
 def tables() -> str:
-    """Both tables."""
-    return "\n".join([*_presets(), "", *_sizes()]) + "\n"
+    """All tables."""
+    return "\n".join([*_presets(), "", *_sizes(), "", *_memory()]) + "\n"
 
 
 def _presets() -> Iterator[str]:
@@ -167,6 +180,33 @@ def _sizes() -> Iterator[str]:
                 continue
             cells.append(f"{describe(found.student, found.train)}, {gigabytes(found.memory.total)}")
         yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _memory() -> Iterator[str]:
+    new_tokens = 512
+    full = TrainConfig(max_length=2048, tokens_per_batch=2048, gradient_checkpointing=True)
+    adapters = full.model_copy(update={"lora": LoraConfig(r=32)})
+    answers: tuple[Quantization, ...] = ("none", "8bit", "4bit")
+    trained: tuple[tuple[TrainConfig, Quantization], ...] = ((adapters, "4bit"), (adapters, "none"), (full, "none"))
+    yield "### Memory by model size"
+    yield ""
+    yield (
+        f"In bf16 on one GPU. Answers: one prompt of {PROMPT_TOKENS:,} tokens and {new_tokens} new ones; more prompts "
+        f"take what is left. Training: micro-batches of {full.tokens_per_batch:,} tokens, checkpointing, AdamW in 32 bits."
+    )
+    yield ""
+    yield "| model | answers, 16-bit | 8-bit | 4-bit | QLoRA r 32 | LoRA r 32 | full fine-tune |"
+    yield "|---|" + "---|" * (len(answers) + len(trained))
+    for name in MODELS:
+        shape = shape_of(ModelConfig(model=f"Qwen/{name}"))
+        need = [
+            generation_memory(
+                shape, quantization=bits, compute="bf16", prompt_tokens=PROMPT_TOKENS, new_tokens=new_tokens
+            )
+            for bits in answers
+        ]
+        need += [training_memory(shape, train, quantization=bits, compute="bf16") for train, bits in trained]
+        yield f"| {name} | {' | '.join(gigabytes(each.total) for each in need)} |"
 
 
 def assumptions() -> str:

@@ -66,7 +66,7 @@ def check_before(config: RecipeConfig, *, run: Run, out: Mapping[str, str], exam
 
 def asks_teacher(config: RecipeConfig) -> bool:
     """Whether a recipe needs the teacher for its training set."""
-    return getattr(config, "relabel", True) or getattr(config, "thinking", "") == "summarise"
+    return getattr(config, "relabel", True) or getattr(config, "thinking", "") in ("summarise", "summarize")
 
 
 def check_test(test: Path, config: RecipeConfig) -> None:

@@ -41,8 +41,8 @@ def read_system_prompt(path: str) -> str:
 
         return RULES
     if not path:
-        raise UserError("which prompt is to be distilled? give --prompt-file rules.txt")
-    text = _read(path, "the prompt that is to be distilled")
+        raise UserError("which prompt? give --prompt-file rules.txt")
+    text = _read(path, "the prompt to distill")
     if not text.strip():
         raise UserError(f"{path}: the prompt file is empty, so there is nothing to distill")
     return text.strip()
@@ -217,7 +217,7 @@ def _lines(path: str, what: str) -> list[str]:
 def _read(path: str, what: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"{path}: no such file (looked for {file.absolute()}); it is to hold {what}")
+        raise UserError(f"{path}: no such file (looked for {file.absolute()}); it must contain {what}")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -117,10 +117,26 @@ def test_short_forms_and_equals_signs() -> None:
         cli._take_options(["--run"], ("run",))
 
 
+def test_flags_as_people_write_them() -> None:
+    words = ["--relabel=false", "--train.compile=True", "--student.trust-remote-code=false", "--train.num-epochs=2"]
+    spelled = cli._spell_out(system1.Config, words)
+    assert spelled == [
+        "--no-relabel", "--train.compile", "--student.no-trust-remote-code", "--train.num-epochs=2"
+    ]  # fmt: skip
+    config = cli._flags(system1.Config, system1.PRESETS["tiny"], words, prog="distill", description="")
+    assert (config.relabel, config.train.compile, config.train.num_epochs) == (False, True, 2)
+    for typed in ("-preset", "-train.num-epochs", "-relabel"):
+        with pytest.raises(UserError, match=f"^{typed}: write it with two dashes, -{typed}$"):
+            cli._spell_out(system1.Config, [typed, "x"])
+    assert cli._spell_out(system1.Config, ["--train.max-steps", "-1", "--grader", "-x"])[-1] == "-x"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train:\n  learning_rat: 1\n", "train.learning_rat: no such setting"),
+        ("train:\n  learning_rat: 1\n", "train.learning_rat: no such setting; did you mean learning_rate?"),
+        ("gradr: exact\n", "gradr: no such setting; did you mean grader?"),
+        ("xyzzy: 1\n", "xyzzy: no such setting"),
         ("num_test: many\n", "num_test"),
         ("num_test: 1\nnum_test: 2\n", '2: "num_test" is given twice'),
         ("- a\n", "expected settings"),

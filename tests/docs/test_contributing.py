@@ -42,8 +42,19 @@ def test_make_targets_exist() -> None:
 
 def test_links_lead_somewhere() -> None:
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")):
-        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / link).exists(), f"{path.relative_to(ROOT)}: {link}"
+        for link, anchor in re.findall(r"\]\(([^)#:\s]*)(?:#([\w-]*))?\)", path.read_text(encoding="utf-8")):
+            target = path.parent / link if link else path
+            assert target.exists(), f"{path.relative_to(ROOT)}: {link}"
+            if anchor:
+                assert anchor in anchors(target.read_text(encoding="utf-8")), (
+                    f"{path.relative_to(ROOT)}: {link}#{anchor}"
+                )
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    titles = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```", "", text))
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_continuous_integration_runs_what_anyone_can_run() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from distill_lab import cli
 from distill_lab.errors import ModelError
 from distill_lab.evaluation.compare import Comparison, compare_models
+from distill_lab.models.names import resolve
 from distill_lab.report.side_by_side import render_comparison
 from distill_lab.types import Completion
 
@@ -28,6 +30,23 @@ def test_missing_model_has_its_exact_line_and_the_others_answer(
         assert comparison.answers["Teacher"].num_tokens <= 4
     lines = render_comparison(comparisons).splitlines()
     assert lines[:2] == [f"Model not found at {gone}", "Model not found at nobody/nothing-of-this-name"]
+    assert list(comparisons[0].reasons) == ["System 1", "Hub"]
+    assert all(comparisons[0].reasons.values())
+    narrow = render_comparison(comparisons, width=40).splitlines()
+    assert max(len(line) for line in narrow if not line.startswith("Model not found")) == 40
+
+
+def test_the_command_ends_with_2_if_no_model_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = str(tmp_path / "gone")
+    assert cli.main(["compare", "--system1", gone, "--prompts", "x"]) == 2
+    assert f"Model not found at {gone}" in capsys.readouterr().out
+
+
+def test_a_run_directory_is_no_model_and_its_student_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    (tmp_path / "run" / "student" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"give the model's directory: .*run/student$"):
+        resolve(f"{tmp_path / 'run'}/")
 
 
 def test_a_model_that_is_there_but_broken_is_an_error(tmp_path: Path) -> None:

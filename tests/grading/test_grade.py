@@ -14,6 +14,7 @@ from distill_lab.data.prompts import read_prompts
 from distill_lab.errors import DataError, UserError
 from distill_lab.evaluation.evaluate import evaluate
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
+from distill_lab.files.parquet import read_parquet
 from distill_lab.grading.grade import NUM_AT_ONCE, Tally, grade, read_tally
 from distill_lab.grading.graders import OneByOne, Pair
 from distill_lab.types import Completion, Grade, Prompt
@@ -146,6 +147,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     arguments = ["grade", "--prompts", str(prompts), "--completions", str(completions), "--grader", "numeric", "--out"]
     assert main([*arguments, str(tmp_path / "graded.jsonl")]) == 0
     assert "2 graded: 1 ok, 1 unparseable, 0 timed out; mean score 0.500" in capsys.readouterr().out
+    correct = tmp_path / "correct.parquet"
+    for _ in range(2):  # the same command again writes it again
+        assert main([*arguments, str(tmp_path / "graded.jsonl"), "--save-correct", str(correct)]) == 0
+    assert "correct: 2 in, 1 kept, 1 dropped: no readable answer, 50.00%, in" in capsys.readouterr().out
+    assert [row["completion"][0]["content"] for row in read_parquet(correct)] == ["0"]
+    assert main([*arguments, str(tmp_path / "graded.jsonl"), "--save-correct", str(tmp_path / "x.jsonl")]) == 2
+    assert "use a name that ends in .parquet" in capsys.readouterr().err
     assert main([*arguments, str(prompts)]) == 2
     assert "this file is also an input" in capsys.readouterr().err
     assert len(list(read_prompts(prompts))) == 3

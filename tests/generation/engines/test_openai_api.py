@@ -1,4 +1,4 @@
-"""The engine for servers, against a server on real sockets that misbehaves: nothing lost, nothing hidden, no key told."""
+"""The engine for servers, against a server on real sockets that misbehaves: it loses and hides nothing, and tells no key."""
 
 from __future__ import annotations
 
