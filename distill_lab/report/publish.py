@@ -29,7 +29,16 @@ def published(run: Run, summarized: Callable[[Speeds], Summary], timing: Callabl
     """Write `summarized(speeds)` and its page without speeds and, if there is `timing`, with them; returns the last.
 
     Memory is given back before and after `timing`. A UserError from it, or that it found too little memory, becomes a note.
+    The run's trackers get the last summary.
     """
+    from distill_lab.report.trackers import log_proof
+
+    summary = _published(run, summarized, timing)
+    log_proof(run, summary)
+    return summary
+
+
+def _published(run: Run, summarized: Callable[[Speeds], Summary], timing: Callable[[], Speeds] | None) -> Summary:
     from distill_lab.device import free_memory
 
     summary = _write(run, summarized({}))
