@@ -1,6 +1,6 @@
 """`distill generate --form messages`: answers under a system prompt -> `{"messages": [user, assistant]}` without it.
 
-An answer that cannot be read, because it was cut, is empty, or names no label or several, is asked for again with another
+An answer that cannot be read, because it was cut, is empty, or names no label or several, is requested again with another
 seed. What is written is the label alone if there are labels, else the answer without its thinking.
 """
 

@@ -50,7 +50,7 @@ class Config(settings.Config):
     suite: SuiteConfig = SuiteConfig()
     """Standard benchmarks of lm-evaluation-harness, in place of --data."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
-    """Only the first so many prompts; of each task with --suite."""
+    """Use only the first n prompts; with --suite, of each task."""
     out: Path | None = None
     """Output file for graded answers (.jsonl); default: next to --predictions."""
     predictions: Path | None = None
@@ -160,7 +160,7 @@ def _suite(config: Config) -> None:
     }
     for flag, value in unread.items():
         if value:
-            raise UserError(f"{flag} belongs to prompts of your own, and --suite brings its own; remove one of the two")
+            raise UserError(f"{flag} belongs to your own prompts, and --suite brings its own; remove one of the two")
     check_against(config.against)
     eval_suite(
         config.model,

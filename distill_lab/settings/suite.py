@@ -14,8 +14,8 @@ class SuiteConfig(Config):
     """Standard benchmarks of lm-evaluation-harness, in place of --data."""
 
     name: str = ""
-    """gsm8k, math500, ifeval, mmlu, bbh or any other task or group of lm_eval; a file (task.yaml) or folder of tasks of your
-    own; several with commas between them."""
+    """gsm8k, math500, ifeval, mmlu, bbh or any other task or group of lm_eval; a file (task.yaml) or folder with your
+    own tasks; several with commas between them."""
     chat: bool | None = None
     """Ask in the model's chat template, few-shot examples as turns; off: the text as it is, as base models are asked. None:
     the chat template if the model has one."""

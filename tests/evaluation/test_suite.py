@@ -281,8 +281,8 @@ def test_without_the_package_the_extra_is_named(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--data", "tiny:labels"], "--data belongs to prompts of your own"),
-        (["--grader", "exact"], "--grader belongs to prompts of your own"),
+        (["--data", "tiny:labels"], "--data belongs to your own prompts"),
+        (["--grader", "exact"], "--grader belongs to your own prompts"),
         (["--against", "no.jsonl"], "--against no.jsonl: no such file"),
     ],
 )

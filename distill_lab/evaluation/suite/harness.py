@@ -149,8 +149,8 @@ def _loaded(manager: Any, name: str, spec: str) -> Any:
         remedy = (
             "check the file, its dataset_path and data_files (paths are relative to the folder that you are in)"
             if _is_path(name)
-            else "its items come from the Hugging Face hub: check the network, or run the command once where there is one "
-            "and copy its cache (HF_HOME). A task in a file of your own needs no hub (--suite task.yaml)"
+            else "its items come from the Hugging Face hub: check the network, or run the command once on a machine that reaches it "
+            "and copy its cache (HF_HOME). A task in your own file needs no hub (--suite task.yaml)"
         )
         raise UserError(f"--suite {name}: {spec} cannot be loaded ({cause(error)}); {remedy}") from error
 
