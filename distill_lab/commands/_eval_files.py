@@ -24,6 +24,15 @@ def first_samples(data: DataConfig, max_samples: int | None) -> DataConfig:
     return data.model_copy(update={"split": f"{data.split}[:{max_samples}]"})
 
 
+def refuse_given(settings: Mapping[str, object], why: str) -> None:
+    """Raise UserError for the first setting that has a value. settings: flag -> value; why: what follows the flag."""
+    from distill_lab.errors import UserError
+
+    for flag, value in settings.items():
+        if value:
+            raise UserError(f"{flag} {why}")
+
+
 def check_against(path: Path | None) -> None:
     """Raise UserError if the output to compare with does not exist."""
     from distill_lab.errors import UserError

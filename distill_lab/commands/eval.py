@@ -143,7 +143,7 @@ def main(config: Config) -> None:
 
 def _suite(config: Config) -> None:
     """Score the model on standard benchmarks. Raises UserError for settings that belong to other prompts."""
-    from distill_lab.commands._eval_files import check_against
+    from distill_lab.commands._eval_files import check_against, refuse_given
     from distill_lab.commands._eval_suite import eval_suite
     from distill_lab.errors import UserError
     from distill_lab.terminal import Terminal
@@ -158,9 +158,7 @@ def _suite(config: Config) -> None:
         "--draft": config.draft or config.base_draft,
         "--grader": "" if config.grader == "auto" else config.grader,
     }
-    for flag, value in unread.items():
-        if value:
-            raise UserError(f"{flag} belongs to your own prompts, and --suite brings its own; remove one of the two")
+    refuse_given(unread, "belongs to your own prompts, and --suite brings its own; remove one of the two")
     check_against(config.against)
     eval_suite(
         config.model,
@@ -195,6 +193,7 @@ def _as_meant(config: Config) -> Config:
 def _drafts(config: Config) -> None:
     """Measure drafts in place of a score. Raises UserError for settings that belong to a score."""
     from distill_lab.commands._eval_draft import eval_draft
+    from distill_lab.commands._eval_files import first_samples, refuse_given
     from distill_lab.errors import UserError
     from distill_lab.models.names import api_engine
     from distill_lab.pipeline.draft_proof import BASE, DRAFT
@@ -204,12 +203,12 @@ def _drafts(config: Config) -> None:
         raise UserError("no output file; give --out draft.json")
     unread = {
         "--base": config.base,
+        "--against": config.against,
         "--predictions": config.predictions,
+        "--results": config.results,
         "--grader": "" if config.grader == "auto" else config.grader,
     }
-    for flag, value in unread.items():
-        if value:
-            raise UserError(f"{flag} belongs to a score, and --draft takes none; remove it")
+    refuse_given(unread, "belongs to a score, and --draft takes none; remove it")
     check_draft_sampling(config.sampling, "--sampling")
     for name in filter(None, (config.model.model, config.draft, config.base_draft)):
         if api_engine(name):
@@ -219,7 +218,7 @@ def _drafts(config: Config) -> None:
     eval_draft(
         config.model,
         {role: name for role, name in ((BASE, config.base_draft), (DRAFT, config.draft)) if name},
-        config.data,
+        first_samples(config.data, config.max_samples),
         config.out,
         instruction=config.instruction,
         sampling=config.sampling,

@@ -24,8 +24,8 @@ from distill_lab.errors import UserError
 
 NAMES = {"math500": "minerva_math500"}
 """What people call a task -> its name in lm_eval."""
-WRITTEN = "generate_until"
-"""The kind of task in which the model writes; all others ask for likelihoods."""
+WRITTEN, ROLLING = "generate_until", "loglikelihood_rolling"
+"""The kinds of task in which the model writes, and in which whole texts are scored; all but the first need likelihoods."""
 SEEDS = 0, 1234
 """Of Python's random numbers while tasks are loaded, and of all other random numbers; lm_eval's defaults."""
 NUM_NAMED = 3
@@ -50,7 +50,7 @@ class Suite:
 
     def config(self) -> dict[str, Any]:
         """What the tasks and their items are, for the key of a result."""
-        made = {name: json.loads(json.dumps(task.dump_config(), default=_named)) for name, task in self.tasks.items()}
+        made = {name: _digest([task.dump_config()]) for name, task in self.tasks.items()}
         items = {name: _digest(task.eval_docs) for name, task in self.tasks.items()}
         return {"lm_eval": self.version, "tasks": made, "items": items}
 
@@ -60,7 +60,7 @@ class Suite:
             for number, doc in enumerate(task.eval_docs):
                 if limit is not None and number >= limit:
                     break
-                text = task.doc_to_text(doc)
+                text = task.doc_to_target(doc) if task.OUTPUT_TYPE == ROLLING else task.doc_to_text(doc)
                 choices = task.doc_to_choice(doc) if isinstance(text, int) else []  # the question is in its choices
                 yield f"{name}/{number}", " ".join(map(str, choices)) if choices else str(text)
 
@@ -92,7 +92,7 @@ def load_suite(names: str, *, on_server: bool) -> Suite:
                 raise UserError(
                     f"--suite {path}: no such file or folder; give a task's YAML file, or the name of a task"
                 )
-        folders = [path if path.is_dir() else path.parent for path in own]
+        folders = [path for path in own if path.is_dir()]
         try:
             manager: Any = tasks.TaskManager(include_path=folders or None)
         except Exception as error:
@@ -149,8 +149,8 @@ def _loaded(manager: Any, name: str, spec: str) -> Any:
         remedy = (
             "check the file, its dataset_path and data_files (paths are relative to the folder that you are in)"
             if _is_path(name)
-            else "its items come from the Hugging Face hub: check the network, or run the command once on a machine that reaches it "
-            "and copy its cache (HF_HOME). A task in your own file needs no hub (--suite task.yaml)"
+            else "its items come from the Hugging Face hub: check the network, or run the command once on a machine that "
+            "reaches it and copy its cache (HF_HOME). A task in your own file needs no hub (--suite task.yaml)"
         )
         raise UserError(f"--suite {name}: {spec} cannot be loaded ({cause(error)}); {remedy}") from error
 
@@ -236,16 +236,16 @@ def seeded() -> Iterator[None]:
 
 
 def _digest(rows: Any) -> str:
-    """Of a task's items."""
+    """Of a task's settings or items."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(row, sort_keys=True, default=_named).encode())
     return digest.hexdigest()[:32]
 
 
 def _named(value: object) -> str:
-    """A value without a JSON form, such as a function of a task: by its name, which is the same in every process."""
-    return getattr(value, "__qualname__", type(value).__name__)
+    """A value without a JSON form: a function of a task by its name, which is the same in every process."""
+    return str(getattr(value, "__qualname__", value))
 
 
 def cause(error: BaseException) -> str:
