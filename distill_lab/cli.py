@@ -238,6 +238,7 @@ def _command(name: str, arguments: list[str]) -> int:
             raise UserError(f"distill {name}: {recipe} is not a recipe; choose from {known}")
         _, config, directory, notes = _recipe_settings(recipe, arguments[1:], prog=f"distill {name} {recipe}")
         return module.main(recipe, config, directory, notes) or 0
+    _refuse_options(getattr(module, "REFUSED", {}), arguments)
     arguments = _other_spellings(getattr(module, "ALIASES", {}), arguments)
     config = _flags(module.Config, None, arguments, prog=f"distill {name}", description=module.__doc__ or "")
     return module.main(config) or 0
@@ -363,6 +364,16 @@ def _reject_one_dash(kind: type[BaseModel], argument: str) -> None:
         *kind.model_fields, "preset", "config", "run",
     ):  # fmt: skip
         raise UserError(f"{argument}: write it with two dashes, --{name}")
+
+
+def _refuse_options(refused: dict[str, str], arguments: list[str]) -> None:
+    """Raise UserError for a command's REFUSED options of other programs: option -> what to type instead."""
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in refused:
+            from distill_lab.errors import UserError
+
+            raise UserError(f"{argument.partition('=')[0]}: {refused[flag]}")
 
 
 def _other_spellings(aliases: dict[str, tuple[str, ...]], arguments: list[str]) -> list[str]:

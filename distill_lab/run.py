@@ -138,6 +138,11 @@ class Run:
             raise
         return run
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved settings, as they are in run.json."""
+        return self._manifest["config"]
+
     def path(self, name: str) -> Path:
         """Path of `name` in the run directory."""
         return self.directory / name

@@ -10,6 +10,7 @@ the suffix .results.json. Run the same command again to resume; another model, o
 
     distill eval --model tiny:student --data tiny:instructions --data.split "test[:200]" --out eval/base.jsonl
     distill eval --model BIG --draft SMALL --data my_prompts.jsonl --out draft.json
+    distill eval --suite gsm8k,ifeval --model runs/s1/student --base BASE --out eval/suites.jsonl      lm-evaluation-harness
     distill eval --base_model BASE --lora_model ADAPTERS --test_file test_questions.jsonl --output_file predictions.jsonl
 """
 
@@ -18,10 +19,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from distill_lab import config as settings
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig
+from distill_lab.settings.suite import SuiteConfig
 
 if TYPE_CHECKING:
     from distill_lab.terminal import Terminal
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 ALIASES = {
     "--base-model": ("--base",),
     "--lora-model": ("--model.quantization", "4bit", "--model.model"),
+    "--model-path": ("--model.model",),
     "--test-file": ("--grader", "final-answer", "--data.path"),
     "--output-file": ("--predictions",),
 }
@@ -40,12 +45,21 @@ class Config(settings.Config):
 
     model: ModelConfig
     """The model to score."""
-    data: DataConfig
+    data: DataConfig = DataConfig(path="")
     """Prompts and gold answers."""
+    suite: SuiteConfig = SuiteConfig()
+    """Standard benchmarks of lm-evaluation-harness, in place of --data."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Use only the first n prompts; with --suite, of each task."""
     out: Path | None = None
     """Output file for graded answers (.jsonl); default: next to --predictions."""
     predictions: Path | None = None
     """Also write question, generated text, prediction and gold answer to this file (.jsonl)."""
+    results: Path | None = None
+    """Where --grader label writes predictions, confusion matrix, accuracy per label and errors (.json); default: next to
+    --out."""
+    against: Path | None = None
+    """An earlier output (--out) for the same prompts: prints the gain over it, prompt by prompt."""
     base: str = ""
     """A model to compare with, loaded with the same quantization as --model; prints its score and the gain over it."""
     draft: str = ""
@@ -80,10 +94,18 @@ def main(config: Config) -> None:
     from distill_lab.training_data.cot_files import take_gold, write_predictions
     from distill_lab.training_data.reasoning import add_instruction
 
+    if config.suite.name:
+        _suite(config)
+        return
+    if not config.data.path:
+        raise UserError("what is the model to be asked? give --data prompts.jsonl, or --suite gsm8k")
     if config.draft or config.base_draft:
         _drafts(config)
         return
-    out = config.out or (config.predictions and config.predictions.with_suffix(".items.jsonl"))
+    config = _as_meant(config)
+    out = config.out or next(
+        (path.with_suffix(".items.jsonl") for path in (config.predictions, config.results) if path), None
+    )
     if out is None:
         raise UserError("no output file; give --out items.jsonl, or --predictions predictions.jsonl")
     check_grader(config.grader, config.engine)
@@ -119,9 +141,59 @@ def main(config: Config) -> None:
             terminal.note(f"{written}, in {config.predictions}")
 
 
+def _suite(config: Config) -> None:
+    """Score the model on standard benchmarks. Raises UserError for settings that belong to other prompts."""
+    from distill_lab.commands._eval_files import check_against, refuse_given
+    from distill_lab.commands._eval_suite import eval_suite
+    from distill_lab.errors import UserError
+    from distill_lab.terminal import Terminal
+
+    if config.out is None:
+        raise UserError("no output file; give --out eval/gsm8k.jsonl")
+    unread = {
+        "--data": config.data.path,
+        "--predictions": config.predictions,
+        "--results": config.results,
+        "--instruction": config.instruction,
+        "--draft": config.draft or config.base_draft,
+        "--grader": "" if config.grader == "auto" else config.grader,
+    }
+    refuse_given(unread, "belongs to your own prompts, and --suite brings its own; remove one of the two")
+    check_against(config.against)
+    eval_suite(
+        config.model,
+        config.suite,
+        config.out,
+        base=config.base,
+        sampling=config.sampling,
+        engine=config.engine,
+        max_samples=config.max_samples,
+        overwrite=config.overwrite,
+    )
+    _gains(config, config.out, Terminal())
+
+
+def _as_meant(config: Config) -> Config:
+    """The settings with --max-samples as a slice, and with --predictions FILE.json as the results of labels."""
+    from distill_lab.commands._eval_files import check_against, first_samples
+    from distill_lab.errors import UserError
+
+    check_against(config.against)
+    changes: dict[str, object] = {"data": first_samples(config.data, config.max_samples)}
+    if config.predictions is not None and config.predictions.suffix == ".json":
+        changes |= {"results": config.predictions, "predictions": None}
+        if config.grader == "auto":
+            changes["grader"] = LABEL
+    config = config.model_copy(update=changes)
+    if config.results is not None and config.grader != LABEL:
+        raise UserError(f"{config.results}: one file of results is what --grader label writes; add it, or use .jsonl")
+    return config
+
+
 def _drafts(config: Config) -> None:
     """Measure drafts in place of a score. Raises UserError for settings that belong to a score."""
     from distill_lab.commands._eval_draft import eval_draft
+    from distill_lab.commands._eval_files import first_samples, refuse_given
     from distill_lab.errors import UserError
     from distill_lab.models.names import api_engine
     from distill_lab.pipeline.draft_proof import BASE, DRAFT
@@ -131,12 +203,12 @@ def _drafts(config: Config) -> None:
         raise UserError("no output file; give --out draft.json")
     unread = {
         "--base": config.base,
+        "--against": config.against,
         "--predictions": config.predictions,
+        "--results": config.results,
         "--grader": "" if config.grader == "auto" else config.grader,
     }
-    for flag, value in unread.items():
-        if value:
-            raise UserError(f"{flag} belongs to a score, and --draft takes none; remove it")
+    refuse_given(unread, "belongs to a score, and --draft takes none; remove it")
     check_draft_sampling(config.sampling, "--sampling")
     for name in filter(None, (config.model.model, config.draft, config.base_draft)):
         if api_engine(name):
@@ -146,7 +218,7 @@ def _drafts(config: Config) -> None:
     eval_draft(
         config.model,
         {role: name for role, name in ((BASE, config.base_draft), (DRAFT, config.draft)) if name},
-        config.data,
+        first_samples(config.data, config.max_samples),
         config.out,
         instruction=config.instruction,
         sampling=config.sampling,
@@ -190,7 +262,7 @@ def _holding(config: Config, prompts: Path, out: Path, grader: str) -> Iterator[
                 files += [out.with_suffix(".prompts.jsonl"), out.with_suffix(".bare.completions.jsonl")]
                 files += [config.predictions] if config.predictions else []
             if grader == LABEL:
-                files.append(items.with_suffix(".results.json"))
+                files.append(_results_path(config, items))
             if judged:
                 files.append(replies_path(items))
             claimed = claim(
@@ -221,22 +293,18 @@ def _models(config: Config, out: Path) -> list[tuple[ModelConfig, Path]]:
 
 def _scores(config: Config, prompts: Path, out: Path, grader: str, terminal: Terminal) -> None:
     """Print the model's score and, with a base, the base's score and the gain."""
-    from distill_lab.evaluation.statistics import paired
-    from distill_lab.evaluation.verdict import CHANCE
-
     for model, items in _models(config, out):
         _score(config, model, prompts, items, grader, terminal, paid=_paid(config, out))
-    if config.base:
-        result = paired(out.with_suffix(".base.jsonl"), out)
-        low, high = result.ci95
-        terminal.print(
-            f"gain over {config.base}: {100 * result.gain:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
-            f"p = {result.p_value:.2g}"
-        )
-        if result.gain < 0:
-            chance = ", but the difference may be chance" if result.p_value >= CHANCE else ""
-            terminal.print(f"{config.model.model} scores below {config.base}{chance}")
+    _gains(config, out, terminal)
     terminal.note(f"all graded answers are in {out}")
+
+
+def _gains(config: Config, out: Path, terminal: Terminal) -> None:
+    from distill_lab.commands._eval_files import print_gains
+
+    others = {config.base: out.with_suffix(".base.jsonl")} if config.base else {}
+    others |= {str(config.against): config.against} if config.against else {}
+    print_gains(config.model.model, out, others, terminal)
 
 
 def _answer(
@@ -295,6 +363,7 @@ def _score(
     *,
     paid: Sequence[Path],
 ) -> None:
+    from distill_lab.commands._eval_files import write_label_results
     from distill_lab.evaluation.evaluate import evaluate
     from distill_lab.evaluation.pass_at_k import best_of_k
     from distill_lab.generation.cut_answers import cut_warning
@@ -306,7 +375,7 @@ def _score(
     with grading(grader, config.engine) as loaded:
         score = evaluate(prompts, answers, out, loaded, paid=paid, on_note=terminal.note)
     if grader == LABEL:
-        _label_results(model, out, terminal)
+        write_label_results(model, out, _results_path(config, out), terminal)
     low, high = score.ci95
     terminal.print(
         f"{model.model}: {metric_of(grader).name} {score.score:.1%} [{low:.1%}, {high:.1%}] on {score.n} prompts; "
@@ -322,11 +391,7 @@ def _score(
         terminal.print(str(best_of_k(out)))
 
 
-def _label_results(model: ModelConfig, items: Path, terminal: Terminal) -> None:
-    from distill_lab.evaluation.labels import label_report, predictions, render_label_report
-    from distill_lab.files.jsonl import write_json
-
-    report, path = label_report(items), items.with_suffix(".results.json")
-    write_json(path, {"model": model.model} | report.to_json() | {"predictions": predictions(items)})
-    terminal.print(render_label_report(report))
-    terminal.note(f"confusion matrix, accuracy per label, errors and predictions are in {path}")
+def _results_path(config: Config, items: Path) -> Path:
+    """Where what --grader label finds goes; the base model's is always next to its items."""
+    is_base = items.name.endswith(".base.jsonl")
+    return config.results if config.results and not is_base else items.with_suffix(".results.json")

@@ -34,7 +34,25 @@ ALIASES = {
     "--cot-dataset": (*QLORA, "--data.path"),
     "--output-dir": ("--out",),
     "--report-to": ("--train.report-to",),
+    "--model-name": ("--student.model",),
+    "--learning-rate": ("--train.learning-rate",),
+    "--lr-scheduler-type": ("--train.lr-scheduler-type",),
+    "--num-train-epochs": ("--train.num-epochs",),
+    "--warmup-ratio": ("--train.warmup-ratio",),
+    "--gradient-accumulation-steps": ("--train.gradient-accumulation-steps",),
+    "--max-length": ("--train.max-length",),
+    "--lora-rank": ("--train.lora.r",),
+    "--lora-alpha": ("--train.lora.alpha",),
+    "--logging-steps": ("--train.logging-steps",),
 }
+"""Options of the scripts of chain-of-thought and prompt distillation."""
+REFUSED = {
+    "--per-device-train-batch-size": "rows are packed without padding, so a micro-batch is a number of tokens; give "
+    "--train.tokens-per-batch, such as 8192 for 4 rows of 2,048",
+    "--bf16": "give --train.dtype bf16; auto chooses it where the GPU supports it",
+    "--fp16": "give --train.dtype fp16; auto chooses it where the GPU has no bf16",
+}
+"""Their options that mean something else here."""
 
 
 class Config(settings.Config):

@@ -298,11 +298,13 @@ class Pipeline:
     def _train(self, student: ModelConfig, rows: Path, train: TrainConfig, path: Path, thinking: bool | None) -> Counts:
         from distill_lab.device import best_device, device_name, memory_returned
         from distill_lab.train.student import train_student
+        from distill_lab.train.trackers import is_tracked, named, tracker_run
         from distill_lab.train.training_log import NAME as TRAINING_LOG
 
         beside = path.parent if path.is_relative_to(self.run.directory) else self.run.directory
         log_file = beside / TRAINING_LOG
-        with memory_returned():
+        tracked = named(tracker_run(self.run.directory)) if is_tracked(train.report_to) else nullcontext()
+        with memory_returned(), tracked:
             result = train_student(
                 student, rows, path, train, thinking=thinking, on_log=self.watch.log, log_file=log_file
             )

@@ -9,9 +9,13 @@ uses a setting, so that both agree.
 
 from __future__ import annotations
 
+import netrc
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from distill_lab.config import EngineConfig, ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import ModelError, UserError
@@ -204,6 +208,24 @@ def check_trackers(names: tuple[str, ...]) -> None:
             raise UserError(f"--train.report-to {name}: no such tracker; choose from {', '.join(sorted(known))}")
         if name not in there:
             raise UserError(f"--train.report-to {name} needs a package that is not installed; pip install {name}")
+    if "wandb" in named and not _wandb_has_key():
+        raise UserError(
+            "--train.report-to wandb: this machine has no key for it; run `wandb login`, set WANDB_API_KEY, or track "
+            "without a network (WANDB_MODE=offline)"
+        )
+
+
+def _wandb_has_key() -> bool:
+    """Whether wandb will find a key where it looks for one, or needs none."""
+    given = any(os.environ.get(name, "").strip() for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    if given or os.environ.get("WANDB_MODE", "online") != "online":
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        with suppress(OSError, netrc.NetrcParseError):
+            if file and netrc.netrc(Path(file).expanduser()).authenticators(host):
+                return True
+    return False
 
 
 def _check_optimizer(train: TrainConfig) -> None:

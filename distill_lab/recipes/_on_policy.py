@@ -6,6 +6,7 @@ In: prompts, models and settings as they fit this machine. Out: the student, and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,9 +154,11 @@ def on_policy_student(
     def work(path: Path) -> Counts:
         from distill_lab.device import best_device, device_name, memory_returned
         from distill_lab.train.on_policy import train_on_policy
+        from distill_lab.train.trackers import is_tracked, named, tracker_run
 
         log_file = beside(path) / TRAINING_LOG
-        with memory_returned():
+        tracked = named(tracker_run(run.directory)) if is_tracked(train.report_to) else nullcontext()
+        with memory_returned(), tracked:
             found = train_on_policy(
                 student, prompts, path, train, settings, server=pipeline.engine, on_log=watch.log, log_file=log_file
             )

@@ -30,8 +30,16 @@ def published(run: Run, summarized: Callable[[Speeds], Summary], timing: Timing 
     """Write `summarized(speeds)` with its pages and the model card, and return it.
 
     timing: measures speeds, and calls its argument just before it does; None: no speeds. Memory is given back before and
-    after it. A UserError from it, or that it found too little memory, becomes a note.
+    after it. A UserError from it, or that it found too little memory, becomes a note. The run's trackers get the summary.
     """
+    from distill_lab.report.trackers import log_proof
+
+    summary = _published(run, summarized, timing)
+    log_proof(run, summary)
+    return summary
+
+
+def _published(run: Run, summarized: Callable[[Speeds], Summary], timing: Timing | None) -> Summary:
     from distill_lab.device import free_memory
     from distill_lab.report.page import write_report
 

@@ -218,7 +218,7 @@ def training_arguments(
         eval_strategy="steps" if config.eval_steps and validate else "no",
         eval_steps=_steps(config.eval_steps, num_steps) if config.eval_steps else None,
         seed=config.seed,
-        report_to=list(config.report_to) or "none",
+        report_to="none",  # the trainer gets the trackers' callbacks, which know the run (`trackers.py`)
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=[],

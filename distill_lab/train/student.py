@@ -39,6 +39,7 @@ from distill_lab.train.result import TrainResult
 from distill_lab.train.rounds import RoundSource, known_rows
 from distill_lab.train.rows import REFUSED, Rows, read_rows
 from distill_lab.train.teachers import Teacher, check_teacher, live_teacher
+from distill_lab.train.trackers import current, run_beside, tracker_callbacks
 from distill_lab.train.trainer import StudentTrainer
 from distill_lab.train.training_log import OnLog, check_is_log, mean_loss
 from distill_lab.types import JsonObject
@@ -265,6 +266,7 @@ def train_model(
         on_log=log,
         log_file=log_file,
         saves_last=source is not None,
+        trackers=tracker_callbacks(config.report_to, current(run_beside(out, key))),
     )
     if config.sharding == "fsdp2" and not trainer.is_fsdp_enabled:
         log({"note": "fsdp2 splits weights over several GPUs only: each process holds the whole student"})

@@ -33,6 +33,7 @@ from distill_lab.train.training_log import OnLog, TrainingLog
 from distill_lab.train.validation import Validation
 
 VALIDATION_LOSS = "validation_loss"
+TOKENS_PER_ANSWER = "tokens_per_answer"
 
 
 class StudentTrainer(ReplayingTrainer):
@@ -51,9 +52,10 @@ class StudentTrainer(ReplayingTrainer):
         validation: Sequence[Row] = (),
         log_file: Path | None = None,
         saves_last: bool = False,
+        trackers: Sequence[Any] = (),
     ) -> None:
         """saves_last: whether the last step has a checkpoint even if the student is saved after it, because something else
-        comes in between."""
+        comes in between. trackers: callbacks (`trackers.tracker_callbacks`)."""
         attention: Any = getattr(model, "config")._attn_implementation  # noqa: B009 - wrappers pass it on, unknown to types
         self.flat = "flash" in str(attention)
         self.config, self.rounds, self.on_log, self.saves_last = config, rounds, on_log, saves_last
@@ -67,13 +69,15 @@ class StudentTrainer(ReplayingTrainer):
             train_dataset=range(rounds.num_batches),  # pyright: ignore[reportArgumentType]
             eval_dataset=self.validation.batches or None,  # pyright: ignore[reportArgumentType]
             data_collator=lambda numbers: {"number": numbers[0]},
-            callbacks=[Hooks(self)],
+            callbacks=[*trackers, Hooks(self)],  # a tracker's run begins before the first validation loss
         )
         self.remove_callback(PrinterCallback)
         # The sum is divided here, by the loss positions of the whole step; the base class must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._clock, self._tokens = (0, time.monotonic()), 0
+        self._answers = (0, 0) if trackers else None
+        """Loss positions and rows since the last log line, for trackers."""
         self._log_file = TrainingLog(log_file if self.is_world_process_zero() else None)
         self._began = time.monotonic()
         """When training began, had it never been interrupted."""
@@ -124,6 +128,9 @@ class StudentTrainer(ReplayingTrainer):
         batches = [self.collate(self.rounds.batch(each["number"])) for each in numbers]
         self._tokens += self.rounds.tokens(self.state.global_step)
         positions = sum(len(batch.labels_N) for batch in batches)
+        if self._answers is not None:
+            num_rows = sum(len(batch.row_ids_R) for batch in batches)
+            self._answers = self._answers[0] + positions, self._answers[1] + num_rows
         samples = [{"batch": batch, **each} for batch, each in zip(batches, numbers, strict=True)]
         if self.in_place:
             return samples, positions
@@ -182,6 +189,7 @@ class StudentTrainer(ReplayingTrainer):
             logs["tokens_per_s"] = round(self._tokens / (now - then), 1)
             self._clock, self._tokens = (step, now), 0
             metrics = self.metrics.take(step - past, self._sum_over_processes)
+            metrics |= self._tokens_per_answer()
         assert not metrics.keys() & logs.keys(), f"an objective's metric has a name of the log: {sorted(metrics)}"
         logs.update(metrics)  # trackers draw a curve of each
         super().log(logs, start_time)
@@ -189,12 +197,21 @@ class StudentTrainer(ReplayingTrainer):
             entry: dict[str, Any] = self.state.log_history[-1]
             for name in metrics:
                 del entry[name], logs[name]
+            metrics.pop(TOKENS_PER_ANSWER, None)
             if metrics:
                 entry["metrics"] = metrics
             entry["seconds"] = round(time.monotonic() - self._began, 3)
             self._log_file.add(entry)
             shown = {"metrics": metrics} if metrics else {}
             self.on_log({**logs, **shown, "step": step, "num_steps": self.rounds.num_steps})
+
+    def _tokens_per_answer(self) -> dict[str, float]:
+        """Mean of the rows since the last log line; on-policy, of what the student wrote. For trackers only."""
+        if self._answers is None:
+            return {}
+        positions, num_rows = self._sum_over_processes(torch.tensor(self._answers, device=self.args.device)).tolist()
+        self._answers = (0, 0)
+        return {TOKENS_PER_ANSWER: positions / num_rows} if num_rows else {}
 
     def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         summed: torch.Tensor = self.accelerator.reduce(values, "sum")

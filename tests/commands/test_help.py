@@ -124,8 +124,25 @@ def test_the_options_of_the_prompt_distillation_scripts_are_taken() -> None:
     words = cli._other_spellings(generate.ALIASES, [*script.split()])
     config = cli._flags(generate.Config, None, words, prog="distill generate", description="")
     assert (config.data.path, str(config.cot), config.model.model) == ("multi.txt", "pd.jsonl", "tiny:teacher")
-    assert (config.sampling.temperature, config.engine.tensor_parallel_size, config.engine.max_retries) == (0.15, 4, 3)
+    assert (config.sampling.temperature, config.engine.tensor_parallel_size, config.retries) == (0.15, 4, 3)
+    assert config.form == "messages"
     script = "--student_model m --rows rows.jsonl --output_dir out --report_to none"
     words = cli._other_spellings(train.ALIASES, [*script.split()])
     config = cli._flags(train.Config, None, words, prog="distill train", description="")
     assert config.train.report_to == ("none",)
+    script = "--model_name m --rows r.jsonl --output_dir o --lora_rank 32 --lora_alpha 16 --max_length 2048"
+    script += " --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 --lr_scheduler_type cosine"
+    words = cli._other_spellings(train.ALIASES, [*script.split()])
+    config = cli._flags(train.Config, None, words, prog="distill train", description="")
+    found = config.train
+    assert (config.student.model, found.lora.r, found.lora.alpha, found.max_length) == ("m", 32, 16, 2048)
+    assert (found.gradient_accumulation_steps, found.learning_rate, found.num_epochs) == (4, 2e-4, 1)
+
+
+def test_an_option_that_means_something_else_here_is_refused_with_the_right_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["train", "--student", "m", "--out", "o", "--per_device_train_batch_size", "4"]) == 2
+    said = capsys.readouterr().err
+    assert "--per_device_train_batch_size:" in said
+    assert "--train.tokens-per-batch" in said

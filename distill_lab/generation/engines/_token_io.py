@@ -16,6 +16,7 @@ from distill_lab import chat
 from distill_lab.config import SamplingConfig
 from distill_lab.control_tokens import HARMONY_MARKS, HARMONY_STARTS, NOT_CONTROL
 from distill_lab.errors import UserError
+from distill_lab.models.plain_text import plain_text, text_ids
 from distill_lab.types import Completion, FinishReason, Prompt
 
 if TYPE_CHECKING:
@@ -39,10 +40,15 @@ class TokenIO:
     def request(self, prompt: Prompt, sampling: SamplingConfig, *, context: int) -> tuple[list[int], int, str]:
         """Token ids of a prompt, the maximum tokens of its completion, and why the model cannot answer it (or "").
 
-        context: maximum tokens of prompt plus completion. Raises UserError if the tokenizer has no template.
+        context: maximum tokens of prompt plus completion. A prompt may be a text to continue (`plain_text`). Raises
+        UserError for a conversation if the tokenizer has no template.
         """
+        text = plain_text(prompt.messages)
         try:
-            ids = chat.prompt_ids(self.tokenizer, prompt.messages, thinking=sampling.thinking)
+            if text is None:
+                ids = chat.prompt_ids(self.tokenizer, prompt.messages, thinking=sampling.thinking)
+            else:
+                ids = text_ids(self.tokenizer, text)
         except UserError as error:
             if not self.tokenizer.chat_template:
                 raise
