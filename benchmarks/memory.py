@@ -129,8 +129,9 @@ def child(case: str, model: str) -> dict[str, Any]:
         list(engine.generate(prompts, sampling, min_new_tokens=NEW_TOKENS))
         length = len(prompt_ids(engine.tokenizer, prompts[0].messages))
         need = generation_memory(
-            shape, compute=compute, rows=number, prompt_tokens=length, new_tokens=NEW_TOKENS, sampled=False
-        )
+            shape, compute=compute, rows=number, prompt_tokens=length, new_tokens=NEW_TOKENS, sampled=False,
+            cpu=device.type == "cpu",
+        )  # fmt: skip
         return {"estimate": need.total, "measured": peak.bytes(), "parts": need.parts}
     train = TrainConfig(
         max_steps=2,

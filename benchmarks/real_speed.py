@@ -31,6 +31,7 @@ from distill_lab import chat
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.generation.engines.transformers import TransformersEngine, load
+from distill_lab.models.loading import load_model
 from distill_lab.types import Prompt
 
 DTYPES = ("fp32", "bf16")
@@ -69,24 +70,27 @@ def generate(engine: TransformersEngine, case: Case, *, size: int) -> list[int]:
 
 def measure(model: str, dtype: str, data: Path, *, sizes: list[int], rounds: int) -> dict[str, Any]:
     """One row of the table."""
-    engine = load(ModelConfig(model=model, dtype=dtype), EngineConfig(engine="transformers"))  # pyright: ignore[reportArgumentType]
+    config = ModelConfig(model=model, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    engine = load(config, EngineConfig(engine="transformers"))
+    # `generate` gets the model as transformers loads it; the lab's engine has packed its own.
+    plain = TransformersEngine(*load_model(config))
     # Greedy is greedy for both: the model's own repetition penalty would slip into `generate` alone.
-    engine.model.generation_config = GenerationConfig(
+    plain.model.generation_config = GenerationConfig(
         eos_token_id=engine.io.end_ids, pad_token_id=engine.tokenizer.pad_token_id
     )
     case = ragged(engine, data)
     alone = Case("single", case.prompts[:NUM_SINGLE], case.ids[:NUM_SINGLE], case.max_new_tokens)
     trial = Case("trial", case.prompts, case.ids, TRIAL_TOKENS)
     lab(engine, alone, size=0)
-    tried = {size: timed(partial(generate, engine, trial, size=size), cpu=False)[0] for size in sizes}
+    tried = {size: timed(partial(generate, plain, trial, size=size), cpu=False)[0] for size in sizes}
     best = min(tried, key=lambda size: tried[size])
     times = ", ".join(f"{size}: {seconds:.1f} s" for size, seconds in tried.items())
     print(f"{model} {dtype}: generate is fastest with batches of {best} ({times})", flush=True)
     runs: dict[str, Callable[[], list[int]]] = {
         "lab": partial(lab, engine, case, size=0),
-        "generate": partial(generate, engine, case, size=best),
+        "generate": partial(generate, plain, case, size=best),
         "lab_single": partial(lab, engine, alone, size=1),
-        "generate_single": partial(generate, engine, alone, size=1),
+        "generate_single": partial(generate, plain, alone, size=1),
     }
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     tokens: dict[str, int] = {}

@@ -36,6 +36,7 @@ from distill_lab.errors import ModelError
 from distill_lab.files.system_errors import explain
 from distill_lab.models.hub import GATED, hub_arguments
 from distill_lab.models.names import api_engine, base_of, has_tokenizer, is_adapter, is_gguf, resolve
+from distill_lab.models.packed_linear import num_packed
 from distill_lab.models.precision import (
     DTYPES,
     MIN_QUANTIZED,
@@ -115,7 +116,7 @@ def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[
 
 def num_parameters(model: PreTrainedModel) -> int:
     """Number of weights; counts shared weights once and quantized weights individually, not as packed."""
-    return model.num_parameters()
+    return model.num_parameters() + num_packed(model)
 
 
 def resolve_precision(config: ModelConfig) -> ModelConfig:

@@ -200,6 +200,7 @@ def _answers(
         prompt_tokens=round(volume.prompt.mean + (volume.shared_tokens if teacher else 0)),
         new_tokens=round(volume.answer.mean),
         sampled=sampling.temperature > 0,
+        cpu=machine.device == "cpu",
     )
     speed = _speed(shape, compute, chosen.quantization)
     seconds = START_S + shape.num_parameters * 2 / LOAD_BYTES_PER_S + speed.read_s(read)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distill_lab.config import Quantization, TrainConfig
+from distill_lab.device import MIN_WEIGHTS
 from distill_lab.planning.model_shape import Shape
 
 Compute = Literal["fp32", "bf16", "fp16"]
@@ -172,8 +173,12 @@ def generation_memory(
     prompt_tokens: int = 512,
     new_tokens: int = 512,
     sampled: bool = True,
+    cpu: bool = False,
 ) -> Memory:
-    """Memory for answering `rows` prompts at once: weights, keys and values, one pass over the prompts, logits."""
+    """Memory for answering `rows` prompts at once: weights, keys and values, one pass over the prompts, logits.
+
+    cpu: the output head is there twice, plain and packed (`models/packed_linear.py`).
+    """
     b = BYTES[compute]
     tokens = rows * prompt_tokens
     widest = max(3 * shape.mlp_width, 2 * shape.query + 2 * shape.key_value)
@@ -181,6 +186,7 @@ def generation_memory(
         {
             "weights": weight_bytes(shape, quantization, compute),
             "unpacked layer": 0 if quantization == "none" else b * shape.largest_linear,
+            "packed head": b * shape.hidden * shape.vocabulary if cpu and shape.num_linear >= MIN_WEIGHTS else 0,
             "keys and values": rows * b * shape.kv_elements(prompt_tokens + new_tokens),
             "logits": rows * shape.vocabulary * (24 if sampled else 8),
             "prompts' pass": tokens * (b * widest + (4 + 2 * b) * shape.hidden),

@@ -191,8 +191,9 @@ def answering(
     compute = machine.compute if model.dtype == "auto" else model.dtype
     tokens = min(new_tokens, shape.context or new_tokens)
     need = generation_memory(
-        shape, quantization=quantization, compute=compute, prompt_tokens=PROMPT_TOKENS, new_tokens=tokens
-    )
+        shape, quantization=quantization, compute=compute, prompt_tokens=PROMPT_TOKENS, new_tokens=tokens,
+        cpu=machine.device == "cpu",
+    )  # fmt: skip
     return model.model_copy(update={"quantization": quantization}), need
 
 

@@ -103,7 +103,10 @@ def measure_throughput(
         read = sum(count * _product_s(sides, READ_TOKENS, dtype, device, share) for sides, count in products)
         head_read = _product_s(head, READ_TOKENS, dtype, device, share)
         for rows in DECODE_ROWS:
-            step = sum(count * _product_s(sides, rows, dtype, device, share) for sides, count in [*products, (head, 1)])
+            step = sum(
+                count * _product_s(sides, rows, dtype, device, share) / _gain_of_packing(shape, sides, dtype, device)
+                for sides, count in [*products, (head, 1)]
+            )
             steps[rows] = step * _packed(quantization, compute) / threads
     return Throughput((read + head_read) / READ_TOKENS / threads, steps, LAYER_S[device.type] * shape.num_layers)
 
@@ -129,6 +132,17 @@ def _packed(quantization: str, compute: Compute) -> float:
     if quantization not in WEIGHT_BYTES:
         return 1.0
     return max(0.5, WEIGHT_BYTES[quantization] / (4 if compute == "fp32" else 2))
+
+
+def _gain_of_packing(shape: Shape, sides: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
+    """How many times as fast an answering model's products are on a CPU, where its layers are packed."""
+    from distill_lab.device import MIN_WEIGHTS
+    from distill_lab.models import packed_linear
+
+    if device.type != "cpu" or shape.num_linear < MIN_WEIGHTS:
+        return 1.0
+    gain = packed_linear.gain(sides, dtype)
+    return gain if gain >= packed_linear.MIN_GAIN else 1.0
 
 
 def _product_s(sides: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device, budget_s: float) -> float:

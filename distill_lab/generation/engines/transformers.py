@@ -35,6 +35,7 @@ from distill_lab.generation.engines._stop_strings import StopStrings
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.models.generation_config import settings_in, with_generation_config
 from distill_lab.models.loading import load_model
+from distill_lab.models.packed_linear import pack_linears
 from distill_lab.types import Completion, FinishReason, Prompt
 
 WINDOW = 8192
@@ -65,8 +66,10 @@ def preference() -> int:
 
 
 def load(model: ModelConfig, config: EngineConfig) -> TransformersEngine:
-    """Load the model and its tokenizer. Raises ModelError."""
-    return TransformersEngine(*load_model(model), batch_size=config.batch_size)
+    """Load the model and its tokenizer, on a CPU with packed layers. Raises ModelError."""
+    loaded, tokenizer = load_model(model)
+    pack_linears(loaded)
+    return TransformersEngine(loaded, tokenizer, batch_size=config.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
