@@ -22,8 +22,8 @@ from distill_lab.formatting import clean
 from distill_lab.models.names import base_of, is_adapter
 from distill_lab.report._licenses import UNKNOWN, is_on_hub, license_of_data, license_of_model
 from distill_lab.report.figure import LABELS
-from distill_lab.report.run_student import fitted, read_run, student_of
-from distill_lab.types import JsonObject
+from distill_lab.report.run_student import fitted, part, read_run, student_of
+from distill_lab.types import Fields, JsonObject
 
 NAME = "README.md"
 RELATIONS = {"adapter": "adapter", "plain": "finetune", "gguf": "quantized", "mlx": "quantized"}
@@ -93,7 +93,7 @@ def card(
     config = run.get("config", {})
     student = ModelConfig.model_validate(config["student"]) if config else ModelConfig(model=model)
     base = _base(student)
-    teacher = (config.get("teacher") or {}).get("model", "")
+    teacher = str(part(config, "teacher").get("model") or "")
     parts = [
         _head(base, config, str(run.get("recipe", "")), kind),
         f"# {_title(base, teacher)}\n",
@@ -127,13 +127,13 @@ def _title(base: ModelConfig, teacher: str) -> str:
     return f"{short_name(base.model)}, distilled from {short_name(teacher)}"
 
 
-def _head(base: ModelConfig, config: Mapping[str, Any], recipe: str, kind: str) -> str:
+def _head(base: ModelConfig, config: Fields, recipe: str, kind: str) -> str:
     """The hub's YAML. Only ids that the hub knows are in it, and only a license that a card states."""
     from ruamel.yaml import YAML
 
-    data = str((config.get("data") or {}).get("path", ""))
+    data = str(part(config, "data").get("path", ""))
     stated = license_of_model(base.model, base.revision)
-    head: dict[str, Any] = {}
+    head: JsonObject = {}
     if is_on_hub(base.model):
         head["base_model"] = base.model
         head["base_model_relation"] = RELATIONS[kind]
@@ -220,8 +220,8 @@ def _conclusions(summary: Mapping[str, Any], metric: Mapping[str, Any]) -> Itera
         )
 
 
-def _usage(config: Mapping[str, Any], kind: str, exports: Sequence[ExportRow]) -> str:
-    thinking = (config.get("test_sampling") or {}).get("thinking")
+def _usage(config: Fields, kind: str, exports: Sequence[ExportRow]) -> str:
+    thinking = part(config, "test_sampling").get("thinking")
     setting = "" if thinking is None else f", enable_thinking={thinking}"
     if kind == "gguf":
         files = [str(row["file"]) for row in exports if str(row["file"]).startswith("Modelfile")]
@@ -276,8 +276,8 @@ def _exports(exports: Sequence[ExportRow]) -> str:
     return "\n".join(lines)
 
 
-def _licenses(base: ModelConfig, teacher: str, config: Mapping[str, Any]) -> str:
-    data = str((config.get("data") or {}).get("path", ""))
+def _licenses(base: ModelConfig, teacher: str, config: Fields) -> str:
+    data = str(part(config, "data").get("path", ""))
     rows = [("base student", short_name(base.model), license_of_model(base.model, base.revision))]
     if teacher:
         rows.append(("teacher", short_name(teacher), license_of_model(teacher)))

@@ -14,7 +14,7 @@ from typing import Any
 from distill_lab.errors import UserError
 from distill_lab.files.locks import take_lock
 from distill_lab.report.model_card import short_name, training_text
-from distill_lab.report.run_student import fitted
+from distill_lab.report.run_student import fitted, part
 from distill_lab.run import Manifest, StageRecord, read_manifest
 from distill_lab.types import Fields
 
@@ -68,7 +68,7 @@ def read_facts(directory: Path) -> RunFacts:
 def facts_of(manifest: Manifest, directory: Path) -> RunFacts:
     """The facts in the content of a run.json."""
     config, stages = manifest["config"] if isinstance(manifest["config"], dict) else {}, manifest["stages"]
-    data, plan = _part(config, "data"), fitted(manifest)
+    data, plan = part(config, "data"), fitted(manifest)
     train = plan.get("train") or config.get("train") or {}
     counts = next((stages[name].get("counts") for name in ("training set", "shuffled answers") if name in stages), None)
     split = str(data.get("split", ""))
@@ -95,13 +95,8 @@ def _training(plan: Mapping[str, Any], train: Any) -> str:
         return ""  # of a version that recorded other settings
 
 
-def _part(of: Fields, name: str) -> Fields:
-    found = of.get(name)
-    return found if isinstance(found, dict) else {}
-
-
 def _model(config: Fields, role: str) -> str:
-    name = _part(config, role).get("model")
+    name = part(config, role).get("model")
     return short_name(str(name)) if name else ""
 
 

@@ -15,6 +15,7 @@ from distill_lab.errors import DataError, UserError
 from distill_lab.files.bookkeeping import read_record
 from distill_lab.models.names import is_adapter
 from distill_lab.run import Manifest, read_manifest
+from distill_lab.types import Fields
 
 STAGE = re.compile(r"student( \d+)?")
 """Names of stages that train a student; a recipe with rounds has one for each."""
@@ -60,6 +61,12 @@ def fitted(run: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json records about the training: `student`, `train` and, in a sentence, `line`; {} if it does not."""
     found = [value for name, value in run.get("models", {}).items() if name.startswith("training {")]
     return found[-1] if found else {}
+
+
+def part(of: Fields, name: str) -> Fields:
+    """A group of settings; empty if there is none."""
+    found = of.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _tail(directory: Path, at: str) -> tuple[str, ...]:
