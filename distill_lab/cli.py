@@ -297,6 +297,7 @@ def _field(kind: Any, names: Sequence[str]) -> Any:
 
 def _flags(kind: type[Any], base: Config | None, arguments: list[str], *, prog: str, description: str) -> Any:
     """The settings with the flags applied. tyro prints errors in flags itself and exits with 2."""
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a link to pydantic's pages helps nobody with a setting
     import tyro
 
     arguments = _spell_out(kind, arguments)
