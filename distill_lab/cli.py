@@ -304,6 +304,7 @@ def _field(kind: object, names: Sequence[str]) -> object:
 
 def _flags(kind: type[C], base: C | None, arguments: list[str], *, prog: str, description: str) -> C:
     """The settings with the flags applied. tyro prints errors in flags itself and exits with 2."""
+    os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a link to pydantic's pages helps nobody with a setting
     import tyro
 
     arguments = _spell_out(kind, arguments)

@@ -117,6 +117,14 @@ def test_short_forms_and_equals_signs() -> None:
         cli._take_options(["--run"], ("run",))
 
 
+def test_a_value_that_cannot_be_is_named_without_a_link() -> None:
+    done = distill("train", "--student", "tiny:student", "--out", "x", "--train.num-epochs", "-1")
+    assert done.returncode == 2
+    assert "num_epochs" in done.stderr
+    assert "greater than 0" in done.stderr
+    assert "http" not in done.stderr
+
+
 def test_flags_as_people_write_them() -> None:
     words = ["--relabel=false", "--train.compile=True", "--student.trust-remote-code=false", "--train.num-epochs=2"]
     spelled = cli._spell_out(system1.Config, words)

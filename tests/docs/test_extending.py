@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def words(code: str) -> list[list[str]]:
     return [arguments for _, *arguments in lines]
 
 
-def run(given: dict[str, list[list[object]]], folder: Path) -> list[list[str]]:
+def run(given: Mapping[str, Sequence[Sequence[object]]], folder: Path) -> list[list[str]]:
     """Title and output of each program, by one process that finds the copy of the package; the first is its place."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["DISTILL_LAB_CACHE"] = "off"
