@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ from pydantic import Field, SecretStr, ValidationError
 from distill_lab.config import Config, EngineConfig, ModelConfig, SamplingConfig, check_base_url
 from distill_lab.easydistill.training import Training, check
 from distill_lab.errors import DataError, UserError
+from distill_lab.training_data.training_set import instruction_row
+from distill_lab.types import Message
 
 Text = Annotated[str, Field(min_length=1)]
 NumTokens = Annotated[int, Field(ge=1)]
@@ -130,9 +133,11 @@ JOBS: dict[str, type[LocalConfig] | type[ApiConfig] | type[TrainOnlyConfig]] = {
 _DATA_JOBS = (
     "cot_long2short cot_short2long instruction_expansion instruction_refinement instruction_response_extraction".split()
 )
+WHITE_BOX_JOBS = ("kd_white_box", "kd_white_box_train_only", "kd_white_box_train_only_multi")
+"""Read by `white_box.py`."""
+DRAFT_JOB = "speckd_local"
+"""Read by `speckd.py`."""
 OTHER_JOBS: dict[str, str | None] = {
-    "kd_white_box": "recipes.logits",
-    "kd_white_box_train_only": "recipes.logits",
     "cot_generation_api": "commands.generate",
     "cot_generation_batch": "commands.generate",
     "cot_eval_api": None,
@@ -167,6 +172,10 @@ class Job:
     notes: tuple[str, ...]
     """Notes for the user about the translation."""
 
+    def labeled_row(self, messages: Sequence[Message], answer: str) -> dict[str, Any]:
+        """A row of `labeled` for an answer that the teacher gave."""
+        return instruction_row(messages, answer)
+
     def to_json(self) -> dict[str, Any]:
         """The config in run.json, without the API key."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -179,15 +188,20 @@ class Job:
 
 def read_job(path: Path) -> Job:
     """Read the job in `path`. Raises UserError naming file, key and remedy, DataError if the file is not JSON."""
-    raw = _read_json(path)
+    raw = read_json(path)
     name = raw.get("job_type")
     if name not in JOBS:
         raise UserError(f"{path}: {_no_such_job(name)}")
     try:
         config = JOBS[name].model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {_problem(each)}" for each in error.errors())) from None
-    training, notes = config.training, []
+        raise UserError("\n".join(f"{path}: {problem(each)}" for each in error.errors())) from None
+    return make_job(path, config)
+
+
+def make_job(path: Path, config: LocalConfig | ApiConfig | TrainOnlyConfig) -> Job:
+    """The job that the checked config in `path` describes. Raises UserError for settings that cannot be translated."""
+    training, notes = config.training, list[str]()
     left = check(path, training)
     if isinstance(config, LocalConfig):
         left += [f"inference.{name}" for name in VLLM_ONLY if getattr(config.inference, name) is not None]
@@ -199,7 +213,7 @@ def read_job(path: Path) -> Job:
     system_prompt, api_key = "", SecretStr("")
     if isinstance(config, LocalConfig):
         local = config.inference
-        name = _model(path, config.models.teacher)
+        name = model_name(path, config.models.teacher)
         teacher = ModelConfig(model=name, quantization="auto", trust_remote_code=local.trust_remote_code)
         sampling = SamplingConfig(
             max_new_tokens=local.max_new_tokens, temperature=local.temperature, seed=local.seed, thinking=False
@@ -213,14 +227,14 @@ def read_job(path: Path) -> Job:
     seed = config.dataset.seed if training.seed is None else training.seed
     return Job(
         path=path,
-        instructions=str(_located(path, config.dataset.instruction_path)) if teacher else None,
-        labeled=_located(path, config.dataset.labeled_path),
+        instructions=str(located(path, config.dataset.instruction_path)) if teacher else None,
+        labeled=located(path, config.dataset.labeled_path),
         teacher=teacher,
         engine=engine,
         sampling=sampling,
         system_prompt=system_prompt,
         api_key=api_key,
-        student=ModelConfig(model=_model(path, config.models.student)),
+        student=ModelConfig(model=model_name(path, config.models.student)),
         out=Path(training.output_dir).expanduser(),
         training=training,
         seed=seed,
@@ -228,7 +242,9 @@ def read_job(path: Path) -> Job:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The config in `path`. Raises UserError or DataError for what is not one JSON object with each key once."""
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = [name for name in names if names.count(name) > 1]
@@ -253,7 +269,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _no_such_job(name: Any) -> str:
-    known = ", ".join(JOBS)
+    supported = (*JOBS, *WHITE_BOX_JOBS, DRAFT_JOB)
+    known = ", ".join(supported)
     if name is None:
         return f"job_type: missing; give one of {known}"
     if name in OTHER_JOBS:
@@ -261,12 +278,13 @@ def _no_such_job(name: Any) -> str:
         if module and find_spec(f"distill_lab.{module}"):
             return f"job_type {name}: use `distill {module.partition('.')[2]}` instead (see its --help)"
         return f"job_type {name}: not supported; `distill run` supports {known}"
-    close = get_close_matches(str(name), [*JOBS, *OTHER_JOBS], n=1)
+    close = get_close_matches(str(name), [*supported, *OTHER_JOBS], n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"job_type {name!r}: no such job; {hint}Choose from {known}"
 
 
-def _problem(error: Any) -> str:
+def problem(error: Any) -> str:
+    """One of a ValidationError's errors in a sentence: key and remedy."""
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
         return f"{key}: missing; give it a value"
@@ -284,14 +302,14 @@ def _base_url(path: Path, url: str) -> str:
         raise UserError(f"{path}: inference.base_url: {error}") from None
 
 
-def _located(config: Path, text: str) -> Path:
+def located(config: Path, text: str) -> Path:
     """A path relative to the current directory, or next to the config if it exists only there."""
     path = Path(text).expanduser()
     near_config = config.parent / path
     return near_config if not path.exists() and near_config.exists() else path
 
 
-def _model(config: Path, text: str) -> str:
+def model_name(config: Path, text: str) -> str:
     """A model's directory, searched like every path, or its name (EasyDistill's examples end in a slash)."""
-    path = _located(config, text)
+    path = located(config, text)
     return str(path) if path.is_dir() else text.rstrip("/")

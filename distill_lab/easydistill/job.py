@@ -1,10 +1,11 @@
-"""Run EasyDistill 1.0's black-box jobs: a JSON config -> answers in `labeled_path`, the student in `output_dir`.
+"""Run EasyDistill 1.0's jobs that train: a JSON config -> answers in `labeled_path`, the student in `output_dir`.
 
     student = run("configs/kd_black_box_qwen_0_5b.json")
 
 The lab's stages do the work, in the run directory `<output_dir>.run`; the same call resumes there. Answers in `labeled_path`
 are kept and not generated again, except with `relabel`; missing answers are generated, and the file is written once,
-completely. Only the answers are trained, not the prompts.
+completely. Only the answers are trained, not the prompts. `white_box.py` adds the teacher's probabilities to the loss of the
+white-box jobs; `speckd.py` runs the job that trains a draft.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -23,18 +24,35 @@ from distill_lab.chat import answer_text
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, TrainConfig
 from distill_lab.data.records import Records
 from distill_lab.data.sources import open_source
-from distill_lab.easydistill.config import Job, read_job
+from distill_lab.easydistill.config import DRAFT_JOB, Job, read_job, read_json
 from distill_lab.easydistill.server import first_model
+from distill_lab.easydistill.speckd import (
+    DraftJob,
+    check_draft,
+    read_draft_job,
+    tell_rates,
+    test_prompts,
+    trained_draft,
+    with_system_prompt,
+)
 from distill_lab.easydistill.training import longest_batches, max_length, train_config
+from distill_lab.easydistill.white_box import (
+    WhiteBoxJob,
+    begin,
+    check_white_box,
+    is_white_box,
+    read_white_box,
+    with_probabilities,
+)
 from distill_lab.errors import DataError, NoData, UserError
 from distill_lab.files.bookkeeping import read_record
 from distill_lab.files.jsonl import read_jsonl, write_json, write_jsonl
 from distill_lab.generation.model_identity import model_inputs
+from distill_lab.pipeline.draft_stages import draft_base
 from distill_lab.pipeline.fitting import fit
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_model
 from distill_lab.run import Run, fingerprint
-from distill_lab.training_data.training_set import instruction_row
 from distill_lab.types import Completion, Counts, Message, Prompt
 
 EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -49,7 +67,11 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
     (DataError, ModelError, NoData) for problems with the config, a file or a model, if possible before anything is
     written.
     """
-    job = read_job(Path(config))
+    raw, path = read_json(Path(config)), Path(config)
+    if raw.get("job_type") == DRAFT_JOB:
+        job = read_draft_job(path, raw)
+    else:
+        job = read_white_box(path, raw) if is_white_box(raw) else read_job(path)
     _check(job, relabel)
     with (
         _in_environment(job.api_key.get_secret_value()),
@@ -59,6 +81,10 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
         run.watch.note(f"run directory {run.directory}")
         for note in job.notes:
             run.watch.note(note)
+        if isinstance(job, DraftJob):
+            return _draft(pipeline, job, relabel)
+        if isinstance(job, WhiteBoxJob):
+            begin(pipeline, job)
         teacher = None if job.teacher is None else _named(job.teacher, job.engine)
         student, fitted = fit(
             run,
@@ -74,7 +100,26 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
             answers = _teacher_answers(pipeline, job, teacher, prompts, relabel)
         rows = pipeline.training_set(prompts, answers)
         train, thinking = _settings(run, job, rows, fitted)
+        if isinstance(job, WhiteBoxJob):
+            train = with_probabilities(pipeline, job, student, teacher, prompts, rows, train, thinking)
         return pipeline.student(student, rows, train, output=str(job.out.absolute()), thinking=thinking)
+
+
+def _draft(pipeline: Pipeline, job: DraftJob, relabel: bool) -> Path:
+    """The draft of a draft job, trained and measured."""
+    assert job.teacher is not None, "a draft job has a target"
+    config = job.recipe(job.teacher, job.student)
+    config = config.model_copy(update={"student": draft_base(pipeline, config)})
+    longest, new_tokens = longest_batches(job.training, seed=job.seed), job.sampling.max_new_tokens
+    student, fitted = fit(pipeline.run, config.student, longest, job.engine, teacher=job.teacher, new_tokens=new_tokens)
+    prompts = pipeline.prompts("prompts", DataConfig(path=job.instructions or "")).path
+    test = test_prompts(pipeline, job, prompts)
+    answers = _teacher_answers(pipeline, job, job.teacher, prompts, relabel)
+    rows = pipeline.training_set(with_system_prompt(pipeline, job, "prompts with the system prompt", prompts), answers)
+    train, thinking = _settings(pipeline.run, job, rows, fitted)
+    out, train = trained_draft(pipeline, job, job.teacher, student, rows, train, thinking)
+    tell_rates(pipeline, config, student, train, out, test)
+    return out
 
 
 def run_directory(out: str | Path) -> Path:
@@ -116,6 +161,10 @@ def _check(job: Job, relabel: bool) -> None:
     if next(iter(Records(DataConfig(path=source))), None) is None:
         raise NoData(f"{source}: no rows to distill; prepare the data first")
     check_model(job.student, role="student", example=EXAMPLE)
+    if isinstance(job, WhiteBoxJob):
+        check_white_box(job)
+    if isinstance(job, DraftJob):
+        check_draft(job)
     from distill_lab.models.loading import load_tokenizer
 
     if not load_tokenizer(job.student).chat_template:
@@ -172,7 +221,7 @@ def _teacher_answers(pipeline: Pipeline, job: Job, teacher: ModelConfig, prompts
     if completions and not (ours and record["before"] == before):
         if fingerprint(labeled) != now:
             raise UserError(f"{labeled} was changed while the teacher answered; run this again, no answer is lost")
-        errors = _write_labeled(prompts, answers, labeled, relabel)
+        errors = _write_labeled(prompts, answers, labeled, relabel, job.labeled_row)
         after = fingerprint(labeled) if not errors else None  # failed answers are generated again the next time
         write_json(run.path("labelled.json"), {"key": key, "before": before, "after": after})
         run.watch.note(f"the answers are in {labeled}")
@@ -234,7 +283,13 @@ def _join(parts: Sequence[Path], path: Path) -> None:
     write_jsonl(path, chain.from_iterable(map(read_jsonl, parts)))
 
 
-def _write_labeled(prompts: Path, answers: Path, labeled: Path, relabel: bool) -> int:
+def _write_labeled(
+    prompts: Path,
+    answers: Path,
+    labeled: Path,
+    relabel: bool,
+    row_of: Callable[[Sequence[Message], str], dict[str, Any]],
+) -> int:
     """Write every answer to `labeled` in the order of the prompts; return how many prompts failed with an error.
 
     Existing rows stay unchanged: those that were used, and, at the end, those for other instructions.
@@ -250,7 +305,7 @@ def _write_labeled(prompts: Path, answers: Path, labeled: Path, relabel: bool) -
             used.add(found[prompt.id]["row"])
             rows.append(old[found[prompt.id]["row"]][1])
         elif answer.finish_reason == "stop" and answer.content.strip():
-            rows.append(instruction_row(prompt.messages, answer_text(answer.content, answer.thinking)))
+            rows.append(row_of(prompt.messages, answer_text(answer.content, answer.thinking)))
     for index, (question, row, answer) in enumerate(old):
         if question not in questions or (index not in used and answer is not None and not relabel):
             rows.append(row)

@@ -331,4 +331,8 @@ class Pipeline:
 
 def teacher_inputs(train: TrainConfig) -> JsonObject:
     """What a stage depends on if a teacher's distributions are part of the loss."""
+    if train.teacher_cache.folders:
+        from distill_lab.train.given_teacher import given_inputs
+
+        return {"teacher": given_inputs(train)}
     return {"teacher": model_inputs(train.teacher)} if train.teacher.model else {}

@@ -127,6 +127,10 @@ def _stages(
     config: RecipeConfig, volume: Volume, method: Method | None, machine: Machine, problems: list[str]
 ) -> Iterator[StageForecast]:
     asks, tests = volume.num_answers > 0, volume.test_rows > 0
+    if getattr(config, "choose_prompts", "all") != "all":
+        written, samples = getattr(config, "rollout", config.sampling), getattr(config, "pass_rate_samples", 0)
+        number = volume.rows * samples
+        yield _answers("the student's samples", config.student, written, volume, machine, problems, number=number)
     if asks:
         yield _answers(
             "teacher answers", config.teacher, config.sampling, volume, machine, problems, teacher=True, training=True
@@ -138,7 +142,7 @@ def _stages(
                 update={"num_epochs": epochs, "max_steps": -1, "teacher": ModelConfig(model="")}
             )
             yield replace(_training(volume, replace(method, train=train), machine), name="warm-up")
-        written: SamplingConfig = getattr(config, "rollout", config.sampling)
+        written = getattr(config, "rollout", config.sampling)
         yield _answers("rollouts", method.student, written, volume, machine, problems, number=rollouts)
         yield _training(volume, method, machine, rows=rollouts)
     elif method:

@@ -27,7 +27,7 @@ from distill_lab.grading.graders import find_grader, judge_model, load_grader, m
 from distill_lab.models.names import api_engine
 from distill_lab.planning.presets import is_tiny
 from distill_lab.run import Run
-from distill_lab.train.cached_teacher import check_cache
+from distill_lab.train.cached_teacher import GIVEN, check_cache
 from distill_lab.train.objectives import load_objective
 from distill_lab.train.teachers import check_teacher
 
@@ -188,7 +188,8 @@ def check_training(student: ModelConfig, train: TrainConfig, *, on_policy: bool 
             "(--train.lora.r 16), or use --student.quantization none"
         )
     load_objective(train.objective, train.objective_settings)
-    check_teacher(train.objective, train.teacher, student, on_policy=on_policy)
+    if train.teacher_cache.mode != GIVEN:
+        check_teacher(train.objective, train.teacher, student, on_policy=on_policy)
     check_cache(train)
     check_trackers(train.report_to)
     _check_optimizer(train)

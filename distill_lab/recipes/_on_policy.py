@@ -13,14 +13,16 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from distill_lab.config import ModelConfig, RecipeConfig, SamplingConfig, TrainConfig
+from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.generation.model_identity import model_inputs
+from distill_lab.grading.choose_grader import final_answer_grader, has_references
 from distill_lab.models.names import api_engine
 from distill_lab.pipeline.proof import EvalSetup, ask_alike
 from distill_lab.pipeline.stages import Pipeline
+from distill_lab.recipes._choosing import PromptChoiceConfig
 from distill_lab.train.on_policy import scoring_inputs
 from distill_lab.train.rollout_stats import OnPolicyStats
 from distill_lab.train.rollouts import RolloutSettings
@@ -32,7 +34,7 @@ MANY_TRUNCATED = 0.1
 """Share of rollouts cut at the token limit from which on a note says so."""
 
 
-class RolloutConfig(RecipeConfig):
+class RolloutConfig(PromptChoiceConfig):
     """What the student writes, and how much of it a step learns from."""
 
     rollout: SamplingConfig = SamplingConfig(max_new_tokens=512, temperature=1.0, thinking=False)
@@ -132,6 +134,18 @@ def setups(
         return pipeline.step("test for the teacher", output, write_asked, test, system=system, labels=()).path
 
     return alike | {"teacher": EvalSetup(models["teacher"], sampling, with_prompt)}
+
+
+def prompt_grader(config: RolloutConfig, prompts: Path) -> str:
+    """The grader of the samples that prompts are chosen by. Raises UserError if it needs gold answers that are not there."""
+    if config.choose_prompts == "all" or config.grader != "auto":
+        return config.grader
+    if not has_references(prompts):
+        raise UserError(
+            f"--choose-prompts {config.choose_prompts} grades the student's samples, and some prompts have no gold answer; "
+            "give data with gold answers, a --grader that needs none, such as judge:MODEL, or --choose-prompts all"
+        )
+    return "numeric" if final_answer_grader(prompts) == "numeric" else "exact"
 
 
 def on_policy_student(

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_lab.config import ModelConfig, RecipeConfig, TrainConfig
+from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.data import splits
 from distill_lab.errors import NoData
 from distill_lab.evaluation.evaluate import evaluate
@@ -25,12 +25,13 @@ from distill_lab.generation.cut_answers import dropped_warning
 from distill_lab.grading.graders import grading
 from distill_lab.pipeline.fitting import trained_model_config
 from distill_lab.pipeline.stages import Pipeline
+from distill_lab.recipes._choosing import PromptChoiceConfig
 from distill_lab.run import Stage
 from distill_lab.training_data.selection import BudgetBy, Keep, select, shuffle_answers, take_side, write_correct
 from distill_lab.types import Counts
 
 
-class RoundsConfig(RecipeConfig):
+class RoundsConfig(PromptChoiceConfig):
     """Which solutions are learned from, and how often."""
 
     min_score: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -7,15 +7,21 @@ training_log.jsonl shows the divergence from the teacher (kd) and the cross-entr
     distill logits --teacher Qwen/Qwen2.5-7B-Instruct --student Qwen/Qwen2.5-0.5B-Instruct --data my_instructions.jsonl
     distill logits --preset qwen2.5 --cache-mode sampled --train.num-epochs 3     the teacher computes each row once
     distill logits --preset tiny --objective jsd --cache-mode off
+    distill logits --preset tiny --choose-rows gap --rows-share 0.5     train on what the student can still learn
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from distill_lab.activity import ProgressReporter
 from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.errors import UserError
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.pipeline.choosing import ChooseRows, chosen_rows
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
@@ -27,6 +33,12 @@ from distill_lab.training_data.reasoning import has_thinking
 
 class Config(WhiteBoxConfig):
     """Settings of a logits run."""
+
+    choose_rows: ChooseRows = "all"
+    """gap: only rows that can still teach the student something, by its nats per token less the teacher's (needs a teacher
+    cache); random: as many rows, drawn at random, as a control."""
+    rows_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the rows that choose_rows keeps."""
 
 
 PRESETS = {
@@ -59,6 +71,11 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
     """
     with Run.open(directory, recipe="logits", config=config.model_dump(), watch=watch) as run:
         pipeline, output = Pipeline(run, engine=config.engine), student_path(config.out)
+        if config.choose_rows == "gap" and config.cache_mode == "off":
+            raise UserError(
+                "--choose-rows gap reads from the teacher's cache how likely it finds each row; use --cache-mode sampled, "
+                "top_k or hidden"
+            )
         config = config.model_copy(update={"train": config.train_settings(config.teacher)})
         check_before(config, run=run, out={"student": output}, example="Qwen/Qwen2.5-0.5B-Instruct")
         config = config.model_copy(update={"train": config.train_settings(pipeline.resolve(config.teacher))})
@@ -74,6 +91,10 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         thinking = None if has_thinking(rows) else False
         if config.cache_mode != "off":
             pipeline.teacher_cache(student, rows, train, student=output, thinking=thinking)
+        rows = chosen_rows(
+            pipeline, student, rows, train,
+            how=config.choose_rows, share=config.rows_share, output=output, thinking=thinking,
+        )  # fmt: skip
         out = pipeline.student(student, rows, train, output=output, thinking=thinking)
         setups = ask_alike(models_to_compare(config, out, student, train), config.test_sampling)
         return evaluate_models(pipeline, setups, test, grader=config.grader, measure_speed=config.measure)

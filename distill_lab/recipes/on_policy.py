@@ -22,11 +22,19 @@ from pathlib import Path
 from distill_lab.activity import ProgressReporter
 from distill_lab.config import AS_GIVEN, QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.evaluation.summary_file import Summary
+from distill_lab.pipeline.choosing import chosen_prompts
 from distill_lab.pipeline.fitting import models_to_compare, student_path
 from distill_lab.pipeline.proof import evaluate_models
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before, check_sampling, check_test
-from distill_lab.recipes._on_policy import RolloutConfig, on_policy_student, probe_server, setups, warmed_up
+from distill_lab.recipes._on_policy import (
+    RolloutConfig,
+    on_policy_student,
+    probe_server,
+    prompt_grader,
+    setups,
+    warmed_up,
+)
 from distill_lab.run import Run
 from distill_lab.train.on_policy import check_on_policy
 
@@ -108,7 +116,10 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         test = pipeline.test_prompts(data, config.test, config.num_test)
         check_test(test, config)
         prompts = pipeline.training_prompts(data, test, num_words=config.overlap_words)
+        grader = prompt_grader(config, prompts)
         start = warmed_up(pipeline, config, student, train, prompts)
+        choice = config.pass_rate()
+        prompts = chosen_prompts(pipeline, start, prompts, config.rollout, grader, choice, seed=train.seed)
         out, found = on_policy_student(pipeline, start, prompts, train, settings, output=output)
         models = models_to_compare(config, out, student, train)
         return evaluate_models(

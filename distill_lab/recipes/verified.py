@@ -6,6 +6,7 @@ val.parquet, the student, its score and tokens against teacher and base student,
 
     distill verified --preset tiny --run runs/verified
     distill verified --preset tiny --run runs/verified --budget 0.5 --budget-by question    shorter, from the same answers
+    distill verified --preset tiny --choose-prompts pass_rate     only questions that the student solves sometimes
     distill verified --teacher Qwen/Qwen2.5-Math-7B-Instruct --sampling.num-samples 8 --keep shortest --iterations 3
 """
 
@@ -20,6 +21,7 @@ from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingC
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.evaluation.token_stats import render_models, with_tokens
 from distill_lab.grading.choose_grader import verifying_grader
+from distill_lab.pipeline.choosing import chosen_prompts
 from distill_lab.pipeline.fitting import base_model_config
 from distill_lab.pipeline.proof import ask_alike, evaluate_models
 from distill_lab.pipeline.stages import Pipeline
@@ -91,11 +93,13 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         )
         test = pipeline.with_instruction("test questions", test, config.instruction)
         grader = verifying_grader(prompts, test) if config.grader == "auto" else config.grader
+        student = base_model_config(config.student, fitted, train)
+        choice = config.pass_rate(threshold=config.min_score)
+        prompts = chosen_prompts(pipeline, student, prompts, config.sampling, grader, choice, seed=train.seed)
         best, found = best_round(pipeline, config, fitted, train, prompts, grader)
         if place:
             copy_student(run, Path(best.model), place)
-        base = base_model_config(config.student, fitted, train)
-        setups = ask_alike({"teacher": config.teacher, "base": base, "student": best}, config.test_sampling)
+        setups = ask_alike({"teacher": config.teacher, "base": student, "student": best}, config.test_sampling)
         summary = evaluate_models(
             pipeline, setups, test, grader=grader, measure_speed=config.measure,
             extend=lambda summary, *_: replace(with_tokens(summary, run.path("eval")), **found),

@@ -15,7 +15,8 @@ A row of draws:   P bytes, the number of ids drawn more than once and of those d
                   a byte for every 15 above, what is beyond 15
                   nibbles: gap classes of the ids drawn more than once, their count classes, gap classes of the others
                   the remaining bits of all these, in the same order
-A row of top-k:   nibbles: P * K gap classes; their remaining bits; P * (K + 1) bytes, -log p in steps of 1/16 nat
+A row of top-k:   nibbles: P * K gap classes; their remaining bits; P * (K + 1) bytes, -log p in steps of 1/16 nat;
+                  all K + 1 of them 255 if nothing is known of the position
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ MAX_DRAWS = 254
 """Most draws of a position: numbers of ids then fit their byte."""
 STEPS_PER_NAT = 16
 """Of a top-k probability's logarithm; the largest error is a 32nd of a nat, 3% of the probability."""
+LAST_STEP = 255
+"""The largest byte of a top-k probability. Probabilities that sum to 1 are never all so small."""
 PAD = 4
 """Bytes after the last one that may be read with it."""
 
@@ -131,20 +134,23 @@ def decode_draws(data: np.ndarray, starts_R: np.ndarray, positions_R: np.ndarray
 
 
 def encode_top_k(ids_PK: np.ndarray, log_p_PB: np.ndarray, vocabulary: Vocabulary) -> bytes:
-    """One row. log_p_PB: [P, K + 1], natural logarithms of the ids' probabilities and of what all others have together."""
+    """One row. log_p_PB: [P, K + 1], natural logarithms of the ids' probabilities and of what all others have together; NaN
+    at positions of which nothing is known."""
     rank_PK = vocabulary.rank_of[ids_PK].astype(np.int64)
     order_PK = np.argsort(rank_PK, 1)
     rank_PK = np.take_along_axis(rank_PK, order_PK, 1)
     gap_PK = np.diff(rank_PK, axis=1, prepend=-1) - 1
     log_p_PB = np.concatenate([np.take_along_axis(log_p_PB[:, :-1], order_PK, 1), log_p_PB[:, -1:]], 1)
-    steps_PB = np.clip(np.rint(-log_p_PB * STEPS_PER_NAT), 0, 255).astype(np.uint8)
+    steps_PB = np.clip(np.rint(-log_p_PB * STEPS_PER_NAT), 0, LAST_STEP)
+    steps_PB = np.nan_to_num(steps_PB, nan=LAST_STEP).astype(np.uint8)
     return _pack(gap_PK.ravel(), np.zeros(gap_PK.size, bool)) + steps_PB.tobytes()
 
 
 def decode_top_k(
     data: np.ndarray, starts_R: np.ndarray, ends_R: np.ndarray, positions_R: np.ndarray, k: int, vocabulary: Vocabulary
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids [P, K] and logarithms of probabilities that sum to 1 at each position, [P, K + 1], of many rows at once.
+    """Ids [P, K] and logarithms of probabilities that sum to 1 at each position, [P, K + 1], of many rows at once; NaN at
+    positions of which nothing is known.
 
     data, starts_R, positions_R: as in `decode_draws`. ends_R: where each row ends.
     """
@@ -157,6 +163,7 @@ def decode_top_k(
     steps_PB = data[_ranges(ends_R - sizes_R, sizes_R)].reshape(-1, k + 1)
     log_p_PB = steps_PB / np.float32(-STEPS_PER_NAT)
     log_p_PB -= np.log(np.exp(log_p_PB).sum(1, keepdims=True))
+    log_p_PB[(steps_PB == LAST_STEP).all(1)] = np.nan
     return vocabulary.id_of[rank_PK].astype(np.int64), log_p_PB
 
 

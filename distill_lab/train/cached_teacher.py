@@ -36,6 +36,8 @@ from distill_lab.train.training_log import OnLog
 
 FORMS = {"sampled": "draws", "top_k": "top_k", "hidden": "logits"}
 """What an objective must read (`signals_of`) to learn from a cache of each mode."""
+GIVEN = "given"
+"""Mode of caches that were made from files of another tool, each as in mode top_k (`given_teacher.py`)."""
 DEFAULT_SIZE = {"sampled": 64, "top_k": 16, "hidden": 0}
 
 
@@ -142,7 +144,10 @@ class CachedTeacher:
                 f"{self.cache.folder}: the teacher has id {ids_NK.max()}, which the student lacks, among its {size} most "
                 "likely; use --train.teacher-cache.mode sampled"
             )
-        top = TopK(torch.from_numpy(ids_NK).to(device), torch.from_numpy(log_p_NB.astype(np.float32)).to(device))
+        known_N = ~np.isnan(log_p_NB[:, 0])
+        known = None if known_N.all() else torch.from_numpy(known_N).to(device)
+        log_p_NB = np.where(known_N[:, None], log_p_NB, -np.log(size + 1)).astype(np.float32)
+        top = TopK(torch.from_numpy(ids_NK).to(device), torch.from_numpy(log_p_NB).to(device), known)
         return TopKSignal(top, self.num_ids)
 
 
@@ -216,7 +221,15 @@ def cache_identity(config: TrainConfig) -> CacheIdentity:
 def check_cache(config: TrainConfig) -> None:
     """Raise UserError for a cache that the objective cannot learn from."""
     mode = config.teacher_cache.mode
-    if mode == "off" or FORMS[mode] in signals_of(config.objective):
+    if (mode == GIVEN) != bool(config.teacher_cache.folders):
+        raise UserError(
+            "train.teacher-cache.mode given and train.teacher-cache.folders go together; give both or neither"
+        )
+    if mode == GIVEN and config.teacher.model:
+        raise UserError(
+            f"train.teacher-cache.mode given has the distributions already; leave out the teacher {config.teacher.model}"
+        )
+    if mode == "off" or FORMS.get(mode, "top_k") in signals_of(config.objective):
         return
     if not signals_of(config.objective):
         raise UserError(

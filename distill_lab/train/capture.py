@@ -15,8 +15,9 @@ digest, rows are dealt to shards in their order, and a shard is always computed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ from distill_lab.train.teacher_cache import TABLE, TeacherCache
 from distill_lab.train.teachers import LiveTeacher
 from distill_lab.train.training_log import OnLog
 
+T = TypeVar("T")
 SHARD_POSITIONS = 1 << 15
 """Loss positions of a shard: what a kill loses at most."""
 BLOCK = 512
@@ -74,13 +76,44 @@ def capture(
         for shard in shards(missing):
             parts: dict[bytes, tuple[np.void, bytes]] = {}
             for batch in _batches(shard, tokens_per_batch, pack_rows=apart):
-                parts |= _with_less_memory(teacher, batch, cache)
+                parts |= _with_less_memory(batch, lambda part: _captured(teacher, part, cache))
                 activity.report("capturing the teacher, position", done + _positions(parts), total)
             done += _positions(parts)
             cache.add_shard(*_joined([parts[row.id] for row in shard]))
         return Captured(len(missing), total, known)
     finally:
         lock.close()
+
+
+def label_nats(
+    model: LiveTeacher, rows: Sequence[Row], *, tokens_per_batch: int, temperature: float = 1.0
+) -> dict[bytes, float]:
+    """How surprised `model` is by each row: -log of its probability of the labels, summed over the row, in nats.
+
+    Rows are found by their digest. model: any model, a student too. temperature: its logits are divided by it.
+    """
+    found: dict[bytes, float] = {}
+    apart = bool(rows) and model.rows_stay_apart()
+    for batch in _batches(list(rows), tokens_per_batch, pack_rows=apart) if rows else ():
+        found |= _with_less_memory(batch, lambda part: _label_nats(model, part, temperature))
+        activity.report("reading the training rows, row", len(found), len(rows))
+    return found
+
+
+@torch.no_grad()
+def _label_nats(model: LiveTeacher, bins: list[list[Row]], temperature: float) -> dict[bytes, float]:
+    rows = [row for bin_ in bins for row in bin_]
+    batch = collate(bins).to(best_device())
+    signal = model.signal(batch)
+    size = min(max(CHUNK_ELEMENTS // model.num_ids, MIN_CHUNK), MAX_CHUNK)
+    pieces = []
+    for start in range(0, len(batch.labels_N), size):
+        part = slice(start, start + size)
+        log_p_CV = torch.log_softmax(signal.at(part).div_(temperature), -1)
+        pieces.append(-log_p_CV.gather(1, batch.labels_N[part, None])[:, 0].double().cpu())
+    nats_N = torch.cat(pieces) if pieces else torch.zeros(0)
+    sizes = [int(row.loss_mask.sum()) for row in rows]
+    return {row.id: float(each.sum()) for row, each in zip(rows, nats_N.split(sizes), strict=True)}
 
 
 def shards(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -106,15 +139,13 @@ def _batches(rows: list[Row], tokens_per_batch: int, *, pack_rows: bool) -> Iter
         yield [[rows[index] for index in bin_] for bin_ in bins[start : start + per_batch]]
 
 
-def _with_less_memory(
-    teacher: LiveTeacher, batch: list[list[Row]], cache: TeacherCache
-) -> dict[bytes, tuple[np.void, bytes]]:
+def _with_less_memory(batch: list[list[Row]], compute: Callable[[list[list[Row]]], dict[bytes, T]]) -> dict[bytes, T]:
     parts = 1
     while True:
         try:
-            found: dict[bytes, tuple[np.void, bytes]] = {}
+            found: dict[bytes, T] = {}
             for part in split_batch(batch, parts):
-                found |= _captured(teacher, part, cache)
+                found |= compute(part)
             return found
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or parts >= sum(map(len, batch)):

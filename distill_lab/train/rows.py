@@ -66,28 +66,14 @@ def read_rows(
     prompts: list[bytes] = []
     dropped: Counter[str] = Counter()
     num_spelled, first_refused = 0, ""
-    inspect_template(tokenizer)  # a template that is unfit for any row is said at once
-    for number, row in _read(path):
-        prompt, completion = _messages(row, "prompt", path, number), _messages(row, "completion", path, number)
-        if not any(message["role"] == "assistant" for message in completion):
-            raise DataError(str(path), number, "its completion has no message of the assistant")
-        if not any(map(is_trained, completion)):
-            dropped[UNTRAINED] += 1
+    for each in encoded_rows(path, tokenizer, max_length=max_length, thinking=thinking):
+        if each.dropped:
+            dropped[each.dropped] += 1
+            first_refused = first_refused or each.refused
             continue
-        try:
-            turns = encode_turns(tokenizer, prompt, completion, thinking=thinking)
-        except UserError as error:
-            dropped[REFUSED] += 1
-            first_refused = first_refused or f"{path}:{number}: {error}"
-            continue
-        encoded = [Row.from_encoded(each) for each in turns]
-        if any(len(each) + 1 > max_length for each in encoded):
-            dropped[TOO_LONG] += 1
-            continue
-        texts = [text for message in (*prompt, *completion) for text in message.values() if isinstance(text, str)]
-        num_spelled += bool(find_spelled(tokenizer, texts))
-        sequences.append(encoded)
-        prompts.append(hashlib.blake2b(json.dumps(prompt).encode(), digest_size=16).digest())
+        num_spelled += bool(find_spelled(tokenizer, each.texts))
+        sequences.append(each.sequences)
+        prompts.append(hashlib.blake2b(json.dumps(each.prompt).encode(), digest_size=16).digest())
     if not sequences:
         remedy = f"raise max_length (now {max_length})" if dropped[TOO_LONG] else "give a file that has rows"
         remedy = f"the first refused one is {first_refused}" if dropped[REFUSED] else remedy
@@ -103,6 +89,50 @@ def read_rows(
         first_refused=first_refused,
         num_spelled=num_spelled,
     )
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """A row of a file as the trainer sees it."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    sequences: list[Row]
+    """Empty if it is dropped."""
+    dropped: str = ""
+    """Why it is not trained."""
+    refused: str = ""
+    """What the chat template says of it, with file and line."""
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts of its messages."""
+        messages = (*self.prompt, *self.completion)
+        return [text for message in messages for text in message.values() if isinstance(text, str)]
+
+
+def encoded_rows(
+    path: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int, thinking: bool | None = None
+) -> Iterator[EncodedRow]:
+    """Every row of `path` in its order, those that `read_rows` drops too. Raises as `read_rows`."""
+    inspect_template(tokenizer)  # a template that is unfit for any row is said at once
+    for number, row in _read(path):
+        prompt, completion = _messages(row, "prompt", path, number), _messages(row, "completion", path, number)
+        if not any(message["role"] == "assistant" for message in completion):
+            raise DataError(str(path), number, "its completion has no message of the assistant")
+        if not any(map(is_trained, completion)):
+            yield EncodedRow(prompt, completion, [], UNTRAINED)
+            continue
+        try:
+            turns = encode_turns(tokenizer, prompt, completion, thinking=thinking)
+        except UserError as error:
+            yield EncodedRow(prompt, completion, [], REFUSED, f"{path}:{number}: {error}")
+            continue
+        sequences = [Row.from_encoded(each) for each in turns]
+        if any(len(each) + 1 > max_length for each in sequences):
+            yield EncodedRow(prompt, completion, [], TOO_LONG)
+        else:
+            yield EncodedRow(prompt, completion, sequences)
 
 
 def checked_rows(path: Path) -> Iterator[dict[str, Any]]:

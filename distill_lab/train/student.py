@@ -28,10 +28,11 @@ from distill_lab.generation.model_identity import model_inputs, weights_of
 from distill_lab.models.loading import check_weights, load_model, load_tokenizer, with_fp32_on_cpu
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
-from distill_lab.train.cached_teacher import cache_place, cached_teacher, check_cache, fill
+from distill_lab.train.cached_teacher import GIVEN, cache_place, cached_teacher, check_cache, fill
 from distill_lab.train.capture import Captured
 from distill_lab.train.chat_template import leave_out_thinking
 from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finished
+from distill_lab.train.given_teacher import given_inputs, given_teachers
 from distill_lab.train.heap import TrainingHeap
 from distill_lab.train.objectives import Objective, load_objective
 from distill_lab.train.plan import make_plan, trained_weights, training_arguments, with_dtype
@@ -70,9 +71,10 @@ def train_student(
     a loss that is not a number, too little memory.
     """
     load_objective(config.objective, config.objective_settings)  # a wrong name costs no loading
-    check_teacher(config.objective, config.teacher, student)
+    if config.teacher_cache.mode != GIVEN:
+        check_teacher(config.objective, config.teacher, student)
     check_cache(config)
-    if config.teacher_cache.mode != "off" and not launch.inside():
+    if config.teacher_cache.mode not in ("off", GIVEN) and not launch.inside():
         capture_teacher(student, rows, out, config, thinking=thinking, on_log=on_log)
     if config.num_processes > 1 and not launch.inside():
         log = on_log or (lambda row: None)
@@ -115,10 +117,12 @@ def _train_loaded(
         leave_out_thinking(tokenizer)
     key = fingerprint(training_inputs(student, rows, config, thinking=thinking))
     teacher = None
-    if config.teacher.model:
+    if config.teacher.model or config.teacher_cache.mode == GIVEN:
         head_rows = loss_module.decoder_and_head(model)[1].linear.out_features
         both = [*data.training, *data.validation]
-        if config.teacher_cache.mode == "off":
+        if config.teacher_cache.mode == GIVEN:
+            teacher = given_teachers(config, student_rows=head_rows, rows=both)
+        elif config.teacher_cache.mode == "off":
             teacher = live_teacher(config.teacher, tokenizer, head_rows, both, student_name=student.model)
         else:
             teacher = cached_teacher(config, cache_place(config, out), student_rows=head_rows, rows=both)
@@ -140,7 +144,8 @@ def _train_loaded(
 def training_inputs(student: ModelConfig, rows: Path, config: TrainConfig, *, thinking: bool | None) -> JsonObject:
     """All that a trained student depends on."""
     settings = config.model_dump(exclude=NOT_IN_KEY)
-    settings.get("teacher_cache", {}).pop("folder", None)
+    for place in ("folder", "folders"):
+        settings.get("teacher_cache", {}).pop(place, None)
     inputs = {"model": weights_of(student), "rows": rows, "train": settings, "thinking": thinking}
     return inputs | teacher_inputs(config)
 
@@ -150,6 +155,8 @@ def teacher_inputs(config: TrainConfig) -> JsonObject:
 
     A cache of the same teacher and settings has the same distributions wherever it is.
     """
+    if config.teacher_cache.mode == GIVEN:
+        return {"teacher": given_inputs(config)}
     return {"teacher": model_inputs(config.teacher)["model"]} if config.teacher.model else {}
 
 

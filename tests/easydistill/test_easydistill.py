@@ -138,12 +138,6 @@ def test_files_that_are_no_config(text: str, message: str) -> None:
         read_job(Path("absent.json"))
 
 
-def test_white_box_jobs_name_the_labs_own_command_where_there_is_one() -> None:
-    has_command = ROOT.joinpath("distill_lab/recipes/logits.py").exists()
-    with pytest.raises(UserError, match="`distill logits`" if has_command else "not supported"):
-        read_job(config("kd_white_box"))
-
-
 def test_keys_with_plain_defaults_may_be_missing() -> None:
     job = read_job(config(inference=None, dataset__seed=None, dataset__template=None, training__fp16=None))
     assert (job.sampling.max_new_tokens, job.sampling.temperature, job.seed, job.notes) == (512, 0.8, 42, ())

@@ -110,6 +110,32 @@ def test_a_live_teacher_and_the_datas_own_answers(tmp_path: Path) -> None:
             assert row["loss"] == pytest.approx(mixed, rel=1e-5)
 
 
+def test_rows_are_chosen_by_what_they_can_still_teach(tmp_path: Path) -> None:
+    chosen: dict[str, list[Any]] = {}
+    for how in ("gap", "random"):
+        run = tmp_path / how
+        logits.run(tiny(choose_rows=how, rows_share=0.4, train=tiny().train.model_copy(update={"max_steps": 2})), run)
+        stages = json.loads((run / "run.json").read_text())["stages"]
+        counts = stages["chosen rows" if how == "gap" else "random rows"]["counts"]
+        rows = list(read_jsonl(run / "train.jsonl"))
+        chosen[how] = list(read_jsonl(run / "chosen.jsonl"))
+        assert counts["kept"] == len(chosen[how]) == round(0.4 * len(rows))
+        assert counts["rows_in"] == len(rows) == counts["kept"] + sum(counts["dropped"].values())
+        assert all(row in rows for row in chosen[how])
+        assert stages["student"]["counts"]["kept"] == len(chosen[how])
+        scores = list(read_jsonl(run / "learnability.jsonl"))
+        assert len(scores) == len(rows)
+        assert all(("gap" in score) == (how == "gap") for score in scores)
+        if how == "gap":
+            assert all(score["gap"] == pytest.approx(score["student"] - score["teacher"], abs=2e-6) for score in scores)
+            # All rows are captured, so that another student finds them.
+            captured = json.loads((run / "teacher_cache.json").read_text())
+            assert captured["num_rows"] == len({json.dumps(row) for row in rows})
+    assert chosen["gap"] != chosen["random"]
+    with pytest.raises(UserError, match="--choose-rows gap reads from the teacher's cache"):
+        logits.run(tiny(choose_rows="gap", cache_mode="off"), tmp_path / "off")
+
+
 @pytest.mark.parametrize(("kind", "more_rows"), [("sliding window", 0), ("experts", 0), ("untied head", 128)])
 def test_other_architectures_teach(
     kind: str, more_rows: int, random_model: Callable[..., Path], tmp_path: Path

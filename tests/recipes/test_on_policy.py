@@ -124,6 +124,24 @@ def test_without_a_warm_up_the_teacher_writes_nothing(tmp_path: Path) -> None:
     assert inputs["rollouts"]["sampling"]["temperature"] == 1
 
 
+def test_prompts_are_chosen_by_what_the_student_solves_when_the_rounds_begin(tmp_path: Path) -> None:
+    run, band = tmp_path / "run", {"min_pass_rate": 0.0, "max_pass_rate": 0.7, "pass_rate_samples": 2}
+    on_policy.run(tiny(choose_prompts="pass_rate", **band), run)
+    stages = counts_add_up(run)
+    names = list(stages)
+    assert names.index("warm-up") < names.index("the student's samples") < names.index("student")
+    counts = stages["prompts in the pass-rate band"]["counts"]
+    assert set(counts["dropped"]) <= {"too easy"}
+    chosen = {json.dumps(row["messages"]) for row in read_jsonl(run / "pass_rate" / "band.jsonl")}
+    assert 0 < len(chosen) == counts["kept"] <= counts["rows_in"]
+    assert all(row["num_tokens"] > 0 for row in read_jsonl(run / "pass_rate" / "completions.jsonl"))
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text("".join(json.dumps({"instruction": f"Say {word}."}) + "\n" for word in "abcdefghijkl"))
+    with pytest.raises(UserError, match="some prompts have no gold answer; give data with gold answers"):
+        on_policy.run(tiny(choose_prompts="pass_rate", data=DataConfig(path=str(bare)), **band), tmp_path / "bare")
+    assert not (tmp_path / "bare" / "completions.jsonl").exists()
+
+
 def test_what_it_will_need_is_forecast(tmp_path: Path) -> None:
     forecast = make_forecast(
         "on-policy", tiny(), directory=tmp_path / "run", machine=Machine("cpu", 16e9, 16e9, "fp32")
@@ -138,6 +156,15 @@ def test_what_it_will_need_is_forecast(tmp_path: Path) -> None:
         "on-policy", tiny(warm_up_epochs=0), directory=tmp_path / "run", machine=Machine("cpu", 16e9, 16e9, "fp32")
     )
     assert [stage.name for stage in without.stages][:2] == ["rollouts", "training"]
+    choosing = make_forecast(
+        "on-policy",
+        tiny(choose_prompts="pass_rate", pass_rate_samples=4),
+        directory=tmp_path / "run",
+        machine=Machine("cpu", 16e9, 16e9, "fp32"),
+    )
+    first = choosing.stages[0]
+    assert first.name == "the student's samples"
+    assert first.tokens_out == pytest.approx(4 * forecast.volume.rows * min(forecast.volume.answer.mean, 24))
 
 
 def test_what_cannot_work_is_refused_before_an_answer_is_paid_for(

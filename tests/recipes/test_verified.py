@@ -145,6 +145,32 @@ def test_answers_to_wrong_questions_teach_nothing(tmp_path: Path) -> None:
         assert row["completion"][0]["content"].strip()
 
 
+def test_only_questions_that_the_student_solves_sometimes_are_trained_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    band: dict[str, Any] = {"min_pass_rate": 0.25, "max_pass_rate": 0.75, "pass_rate_samples": 4}
+    verified.run(tiny(choose_prompts="pass_rate", **band), run)
+    found = stages(run)
+    counts = found["prompts in the pass-rate band"]["counts"]
+    rates: dict[str, list[float]] = {}
+    for row in read_jsonl(run / "pass_rate" / "graded.jsonl"):
+        rates.setdefault(row["id"], []).append(row["grade"]["score"])
+    assert all(len(scores) == 4 for scores in rates.values())
+    asked = {row["id"] for row in read_jsonl(run / "graded.jsonl")}
+    assert asked == {id for id, scores in rates.items() if 0.25 <= sum(scores) / 4 <= 0.75}
+    assert counts["kept"] == len(asked) == counts["rows_in"] - sum(counts["dropped"].values())
+    assert set(counts["dropped"]) <= {"too easy", "too hard"}
+    # The control: as many, of all of them.
+    verified.run(tiny(choose_prompts="random", **band), run)
+    drawn = {row["id"] for row in read_jsonl(run / "graded.jsonl")}
+    assert len(drawn) == len(asked)
+    assert drawn <= set(rates)
+    assert stages(run)["the student's samples"] == found["the student's samples"]
+    with pytest.raises(NoData, match=r"solves no prompt in 40% to 40% of its samples"):
+        verified.run(tiny(choose_prompts="pass_rate", min_pass_rate=0.4, max_pass_rate=0.4), tmp_path / "none")
+    with pytest.raises(ValueError, match=r"min_pass_rate 0\.9 is above max_pass_rate 0\.8"):
+        verified.Config(min_pass_rate=0.9)
+
+
 def test_no_data_and_nothing_correct_are_said(tmp_path: Path) -> None:
     with pytest.raises(NoData, match=r"^No data for verified distillation$"):
         verified.run(tiny(data=DataConfig(path="tiny:problems", split="distill[:0]")), tmp_path / "none")

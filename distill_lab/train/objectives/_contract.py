@@ -38,7 +38,7 @@ class Signal(Protocol):
 
     def at(self, part: slice) -> Any:
         """The teacher's part for the loss positions `part`, in a form that the objective reads: logits [C, V] in fp32,
-        which may be overwritten, `TopK`, `Scored` or `Draws`. `part` may be empty."""
+        which may be overwritten, `TopK`, `SeveralTopK`, `Scored` or `Draws`. `part` may be empty."""
         ...
 
 
@@ -50,10 +50,24 @@ class TopK:
     """int64, distinct at each position."""
     log_p_CB: torch.Tensor
     """fp32, [C, K + 1]: log-probabilities of the ids, then of all others together."""
+    known_C: torch.Tensor | None = None
+    """bool: False where the teacher says nothing, and the divergence is 0; None: it says something everywhere."""
 
     def at(self, part: slice) -> TopK:
         """Those of some positions."""
-        return TopK(self.ids_CK[part], self.log_p_CB[part])
+        known_C = self.known_C
+        return TopK(self.ids_CK[part], self.log_p_CB[part], known_C if known_C is None else known_C[part])
+
+
+@dataclass(frozen=True)
+class SeveralTopK:
+    """What several teachers say of the same positions; their divergences are added."""
+
+    teachers: tuple[TopK, ...]
+
+    def at(self, part: slice) -> SeveralTopK:
+        """What they say of some positions."""
+        return SeveralTopK(tuple(each.at(part) for each in self.teachers))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 
 from distill_lab.errors import UserError
-from distill_lab.train.objectives._contract import ChunkLoss, ChunkTargets, Draws, TopK
+from distill_lab.train.objectives._contract import ChunkLoss, ChunkTargets, Draws, SeveralTopK, TopK
 
 Temperature = Annotated[float, Field(gt=0, le=100)]
 """Both sets of logits are divided by it; 1 compares the distributions themselves."""
@@ -59,7 +59,7 @@ def chunk_divergence(
             "this objective needs the teacher's probability of every id the student may choose, and a sampled cache has "
             "draws only; use forward_kl, --train.teacher-cache.mode top_k or hidden, or a teacher without a cache"
         )
-    if not isinstance(signal, (torch.Tensor, TopK)):
+    if not isinstance(signal, (torch.Tensor, TopK, SeveralTopK)):
         raise UserError("this objective compares with a teacher, and there is none; give --train.teacher.model")
     sums = logits_CV.new_zeros(2)
     for part in _blocks(logits_CV):
@@ -86,7 +86,7 @@ def _blocks(logits_CV: torch.Tensor) -> Iterator[slice]:
 def _block(
     logits_CV: torch.Tensor,
     labels_C: torch.Tensor,
-    signal: torch.Tensor | TopK,
+    signal: torch.Tensor | TopK | SeveralTopK,
     divergence: Divergence,
     temperature: float,
     ce_weight: float,
@@ -106,7 +106,12 @@ def _block(
         ce_C = -log_q_CV.gather(1, labels_C1)[:, 0]
         if ce_weight:
             ce_grad_CV = log_q_CV.exp()
-    if isinstance(signal, TopK):
+    if isinstance(signal, SeveralTopK):
+        kd_C, grad_CV = torch.zeros_like(ce_C), torch.zeros_like(log_q_CV)
+        for each in signal.teachers:
+            value_C, slope_CV = _on_buckets(log_q_CV.clone(), each, divergence)
+            kd_C, grad_CV = kd_C + value_C, grad_CV.add_(slope_CV)
+    elif isinstance(signal, TopK):
         kd_C, grad_CV = _on_buckets(log_q_CV, signal, divergence)
     else:
         if temperature != 1.0:
@@ -124,11 +129,17 @@ def _block(
 
 
 def _on_buckets(log_q_CV: torch.Tensor, top: TopK, divergence: Divergence) -> tuple[torch.Tensor, torch.Tensor]:
-    """The divergence of K ids and a bucket of all others, which is at most the whole one; its gradient for all V."""
+    """The divergence of K ids and a bucket of all others, which is at most the whole one; its gradient for all V.
+
+    Both are 0 at positions of which the teacher says nothing.
+    """
     top_log_q_CK = log_q_CV.gather(1, top.ids_CK)
     q_CV = log_q_CV.exp_()
     rest_CV = q_CV.scatter_(1, top.ids_CK, 0.0)
     rest_C1 = rest_CV.sum(1, keepdim=True).clamp_min_(TINY)
     value_C, grad_CB = divergence(torch.cat([top_log_q_CK, rest_C1.log()], 1), top.log_p_CB.clone())
     rest_CV.mul_(grad_CB[:, -1:] / rest_C1)
-    return value_C, rest_CV.scatter_(1, top.ids_CK, grad_CB[:, :-1])
+    grad_CV = rest_CV.scatter_(1, top.ids_CK, grad_CB[:, :-1])
+    if top.known_C is None:
+        return value_C, grad_CV
+    return value_C * top.known_C, grad_CV.mul_(top.known_C[:, None])
