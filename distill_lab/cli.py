@@ -14,10 +14,19 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from distill_lab.commands._spelling import (
+    field_type,
+    other_spellings,
+    refuse_options,
+    reject_empty_paths,
+    spell_out,
+    take_options,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -211,12 +220,12 @@ def _recipe(name: str, arguments: list[str]) -> int:
 def _recipe_settings(name: str, arguments: list[str], *, prog: str) -> tuple[ModuleType, Config, Path, list[str]]:
     """A recipe's module, its settings from preset, YAML and flags, its run directory, and notes on where they come from."""
     module = importlib.import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
-    options, rest = _take_options(arguments, ("preset", "config", "run"))
+    options, rest = take_options(arguments, ("preset", "config", "run"))
     from distill_lab.files.yaml_file import read_yaml
     from distill_lab.planning.presets import given, start
 
     yaml = read_yaml(Path(options["config"])) if "config" in options else {}
-    named = given(yaml, _spell_out(module.Config, rest))
+    named = given(yaml, spell_out(module.Config, rest))
     presets = getattr(module, "PRESETS", {})
     start_from, why, notes = start(presets, module.Config, preset=options.get("preset"), given=named)
     base = _from_yaml(start_from, options.get("config"))
@@ -238,32 +247,10 @@ def _command(name: str, arguments: list[str]) -> int:
             raise UserError(f"distill {name}: {recipe} is not a recipe; choose from {known}")
         _, config, directory, notes = _recipe_settings(recipe, arguments[1:], prog=f"distill {name} {recipe}")
         return module.main(recipe, config, directory, notes) or 0
-    _refuse_options(getattr(module, "REFUSED", {}), arguments)
-    arguments = _other_spellings(getattr(module, "ALIASES", {}), arguments)
+    refuse_options(getattr(module, "REFUSED", {}), arguments)
+    arguments = other_spellings(getattr(module, "ALIASES", {}), arguments)
     config = _flags(module.Config, None, arguments, prog=f"distill {name}", description=module.__doc__ or "")
     return module.main(config) or 0
-
-
-def _take_options(arguments: list[str], names: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Values of `--name value` and `--name=value` for the given names, and the remaining arguments."""
-    from distill_lab.errors import UserError
-
-    found, rest, position = {}, [], 0
-    while position < len(arguments):
-        flag, has_value, value = arguments[position].partition("=")
-        position += 1
-        if flag.removeprefix("--") not in names or not flag.startswith("--"):
-            rest.append(arguments[position - 1])
-            continue
-        if not has_value:
-            if position >= len(arguments):
-                raise UserError(f"{flag} needs a value")
-            value = arguments[position]
-            position += 1
-        if not value.strip():
-            raise UserError(f"{flag} is empty; give a value, or leave out {flag}")
-        found[flag.removeprefix("--")] = value
-    return found, rest
 
 
 def _from_yaml(base: Config, path: str | None) -> Config:
@@ -289,17 +276,9 @@ def _plain(error: ErrorDetails, kind: type[Config]) -> str:
     if error["type"] != "extra_forbidden":
         return error["msg"]
     *group, name = map(str, error["loc"])
-    inside = _field(kind, group)
+    inside = field_type(kind, group)
     close = get_close_matches(name, getattr(inside, "model_fields", {}), n=1)
     return f"no such setting; did you mean {close[0]}?" if close else "no such setting"
-
-
-def _field(kind: object, names: Sequence[str]) -> object:
-    """The type of the setting `names` lead to, such as ["train", "lora"]; None if there is none."""
-    for name in names:
-        field = getattr(kind, "model_fields", {}).get(name)
-        kind = field.annotation if field is not None else None
-    return kind
 
 
 def _flags(kind: type[C], base: C | None, arguments: list[str], *, prog: str, description: str) -> C:
@@ -307,89 +286,11 @@ def _flags(kind: type[C], base: C | None, arguments: list[str], *, prog: str, de
     os.environ.setdefault("PYDANTIC_ERRORS_INCLUDE_URL", "0")  # a link to pydantic's pages helps nobody with a setting
     import tyro
 
-    arguments = _spell_out(kind, arguments)
-    _reject_empty_paths(kind, arguments)
+    arguments = spell_out(kind, arguments)
+    reject_empty_paths(kind, arguments)
     if base is None:
         return tyro.cli(kind, args=arguments, prog=prog, description=description)
     return tyro.cli(kind, args=arguments, prog=prog, description=description, default=base)
-
-
-def _reject_empty_paths(kind: type[BaseModel], arguments: list[str]) -> None:
-    """Raise UserError for `--out ""`, which would mean the folder the user is in."""
-    from distill_lab.errors import UserError
-
-    paths = {
-        f"--{name.replace('_', '-')}" for name, field in kind.model_fields.items() if "Path" in str(field.annotation)
-    }
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
-        flag, equals, value = argument.partition("=")
-        if flag in paths and not (value if equals else following).strip():
-            raise UserError(f"{flag} is empty; give a path")
-
-
-def _spell_out(kind: type[BaseModel], arguments: list[str]) -> list[str]:
-    """Expand `--teacher M` to `--teacher.model M` (a group's name sets its first field) and `--dtype D` to every dtype."""
-    from pydantic import BaseModel
-
-    long: dict[str, str] = {"--max-cost": "--engine.price.max-cost"} if "engine" in kind.model_fields else {}
-    dtypes: list[str] = []
-    for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            first = next(iter(field.annotation.model_fields))
-            long[f"--{name.replace('_', '-')}"] = f"--{name.replace('_', '-')}.{first.replace('_', '-')}"
-            if "dtype" in field.annotation.model_fields:
-                dtypes.append(f"--{name.replace('_', '-')}.dtype")
-    first_ones: list[str] = []
-    if dtypes:
-        found, arguments = _take_options(arguments, ("dtype",))
-        # In front, so that a group's own dtype flag overrides it.
-        first_ones = [word for flag in dtypes for value in found.values() for word in (flag, value)]
-    spelled = first_ones
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        _reject_one_dash(kind, flag)
-        flag = long.get(flag, flag)
-        if value.lower() in ("true", "false") and _field(kind, flag[2:].replace("-", "_").split(".")) is bool:
-            group, dot, name = flag[2:].rpartition(".")
-            flag, equals, value = f"--{group}{dot}{'' if value.lower() == 'true' else 'no-'}{name}", "", ""
-        spelled.append(flag + equals + value)
-    return spelled
-
-
-def _reject_one_dash(kind: type[BaseModel], argument: str) -> None:
-    """Raise UserError for `-preset tiny`, which tyro does not take for `--preset tiny`."""
-    from distill_lab.errors import UserError
-
-    name = argument.removeprefix("-")
-    if not name.startswith("-") and name != argument and name.partition(".")[0].replace("-", "_") in (
-        *kind.model_fields, "preset", "config", "run",
-    ):  # fmt: skip
-        raise UserError(f"{argument}: write it with two dashes, --{name}")
-
-
-def _refuse_options(refused: dict[str, str], arguments: list[str]) -> None:
-    """Raise UserError for a command's REFUSED options of other programs: option -> what to type instead."""
-    for argument in arguments:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag in refused:
-            from distill_lab.errors import UserError
-
-            raise UserError(f"{argument.partition('=')[0]}: {refused[flag]}")
-
-
-def _other_spellings(aliases: dict[str, tuple[str, ...]], arguments: list[str]) -> list[str]:
-    """The arguments with a command's ALIASES (`--input-file`: the flags it means) expanded.
-
-    All but the last of those flags are defaults: they go first, so that flags the user typed override them.
-    """
-    first: list[str] = []
-    spelled: list[str] = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        *defaults, own = aliases.get(flag.replace("_", "-"), (flag,))
-        first += defaults
-        spelled.append(own + equals + value)
-    return [*first, *spelled]
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
