@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
-from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import AS_GIVEN, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import write_json
 from distill_lab.generation.cut_answers import dropped_warning
@@ -35,8 +35,13 @@ MANY_TRUNCATED = 0.1
 
 
 class RolloutConfig(PromptChoiceConfig):
-    """What the student writes, and how much of it a step learns from."""
+    """What the student writes, how much of it a step learns from, and by what measure."""
 
+    objective: str = "reverse_kl"
+    """How far student and teacher are apart at each token: reverse_kl, jsd, entropy_aware, skew_reverse_kl, forward_kl,
+    skew_kl or acceptance; for a teacher on a server sampled_reverse_kl."""
+    temperature: float = 1.0
+    """Both models' logits are divided by it in the loss; rollout.temperature is for writing."""
     rollout: SamplingConfig = SamplingConfig(max_new_tokens=512, temperature=1.0, thinking=False)
     """How the student writes its rollouts; num_samples: how many for each prompt of a round."""
     steps_per_round: Annotated[int, Field(ge=1)] = 4
@@ -58,6 +63,16 @@ class RolloutConfig(PromptChoiceConfig):
     def relabel(self) -> bool:
         """Whether the teacher writes answers."""
         return self.warm_up_epochs > 0
+
+    def train_settings(self, teacher: ModelConfig) -> TrainConfig:
+        """`train` with the recipe's objective and this teacher. Raises ValidationError for impossible ones."""
+        own = dict(each.split("=", 1) for each in self.train.objective_settings)
+        given = self.train.model_dump(context=AS_GIVEN) | {
+            "objective": self.objective,
+            "objective_settings": own | ({"temperature": self.temperature} if self.temperature != 1 else {}),
+            "teacher": teacher,
+        }
+        return TrainConfig.model_validate(given)
 
     def rollout_settings(self) -> RolloutSettings:
         """What the trainer needs to know. Raises UserError for a file that cannot be read, and for wrong settings."""

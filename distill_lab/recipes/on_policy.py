@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill_lab.activity import ProgressReporter
-from distill_lab.config import AS_GIVEN, QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.config import QWEN3_AT_ONCE, DataConfig, ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.evaluation.summary_file import Summary
 from distill_lab.pipeline.choosing import chosen_prompts
 from distill_lab.pipeline.fitting import models_to_compare, student_path
@@ -48,11 +48,6 @@ class Config(RolloutConfig):
     student: ModelConfig = ModelConfig(model="Qwen/Qwen2.5-0.5B-Instruct")
     data: DataConfig = DataConfig(path="alibaba-pai/DistilQwen_100k", split="train[:1000]")
     """The prompts; answers in the data are not used."""
-    objective: str = "reverse_kl"
-    """How far student and teacher are apart at each token: reverse_kl, jsd, entropy_aware, skew_reverse_kl, forward_kl,
-    skew_kl or acceptance; for a teacher on a server sampled_reverse_kl."""
-    temperature: float = 1.0
-    """Both models' logits are divided by it in the loss; rollout.temperature is for writing."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, temperature=1.0, thinking=False)
     """How the teacher samples the answers of the warm-up."""
     test_sampling: SamplingConfig = SamplingConfig(max_new_tokens=512, thinking=False)
@@ -61,16 +56,6 @@ class Config(RolloutConfig):
     train: TrainConfig = TrainConfig(max_steps=100)
     """How the student is trained in the rounds, and in the warm-up but for its epochs and learning rate. num_epochs
     needs max_steps -1: passes over the prompts. On validation_fraction of the prompts the student's own text is measured."""
-
-    def train_settings(self, teacher: ModelConfig) -> TrainConfig:
-        """`train` with the recipe's objective and this teacher. Raises ValidationError for impossible ones."""
-        own = dict(each.split("=", 1) for each in self.train.objective_settings)
-        given = self.train.model_dump(context=AS_GIVEN) | {
-            "objective": self.objective,
-            "objective_settings": own | ({"temperature": self.temperature} if self.temperature != 1 else {}),
-            "teacher": teacher,
-        }
-        return TrainConfig.model_validate(given)
 
 
 PRESETS = {

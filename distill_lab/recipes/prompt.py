@@ -94,7 +94,7 @@ PRESETS = {
 def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
     """Run the recipe in `directory` (resuming what is there) and return the summary.
 
-    It also has `reference` ("gold" or "teacher"), `cost` of an answer and `labels`. Raises UserError, NoData.
+    It also has `reference` ("gold" or "teacher"), `cost` of an answer, `labels`. Raises UserError, NoData.
     """
     system = read_system_prompt(config.prompt_file)
     labels = read_labels(config.labels, system) if config.grader in ("auto", "label") else ()
@@ -117,5 +117,4 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
             tokens = tokens_per_batch(config.student, rows, num_rows=config.rows_per_batch, thinking=thinking)
             train = with_batches(train, tokens, config.train.gradient_accumulation_steps)
         out = pipeline.student(student, rows, train, output=student_path(config.out), thinking=thinking)
-        models = models_to_compare(config, out, student, train)
-        return evaluate_prompt(pipeline, config, models, test, system, labels)
+        return evaluate_prompt(pipeline, config, models_to_compare(config, out, student, train), test, system, labels)
