@@ -325,9 +325,9 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def manifest_of(found: Mapping[str, Any]) -> Manifest:
-    """A run.json that was read. Raises KeyError if it has no recipe."""
+    """A run.json that was read; what it does not have is empty."""
     return Manifest(
-        recipe=found["recipe"],
+        recipe=found.get("recipe", ""),
         config=found.get("config", {}),
         date=found.get("date", ""),
         versions=found.get("versions", {}),
