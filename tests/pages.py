@@ -26,7 +26,7 @@ RUN_ELSEWHERE = ("docs/requirements.md", "docs/extending.md")
 """Pages whose code blocks tests/test_requirements.py and tests/docs/test_extending.py run from top to bottom."""
 FENCED = re.compile(r"(?ms)^```(\w*)[^\n]*\n(.*?)^```$")
 OF_RECIPES = {"--preset", "--config", "--run", "--dtype"}
-OF_ALL = {"--help", "--help-all"}
+OF_ALL = {"--help", "--help-all", "--version"}
 PLACEHOLDERS = {"COMMAND", "RECIPE"}
 
 

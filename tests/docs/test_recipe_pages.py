@@ -23,7 +23,7 @@ OURS = ("system1", "system2", "cot", "verified", "prompt")
 def test_figures_with_intervals_are_those_of_the_benchmarks(page: str) -> None:
     text = " ".join(PAGES[page].split())
     found = re.findall(INTERVAL, text)
-    assert len(found) >= 4
+    assert len(found) >= 3
     for figure in found:
         assert figure in RESULTS, f"{page}: {figure}"
 
