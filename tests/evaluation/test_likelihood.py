@@ -124,7 +124,7 @@ def test_a_batch_that_does_not_fit_is_halved(model: LiveTeacher, monkeypatch: py
             raise torch.OutOfMemoryError("out of memory")
         return own(self, batch)
 
-    pairs = make_pairs(7)
+    pairs = make_pairs(4)
     whole = dict(likelihoods(model, pairs))
     monkeypatch.setattr(LiveTeacher, "signal", signal)
     for place, found in likelihoods(model, pairs):
