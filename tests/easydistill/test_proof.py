@@ -50,7 +50,7 @@ def test_a_student_is_tested_on_rows_it_was_not_trained_on_and_trained_once(
         "--teacher",
         "tiny:teacher",
     ]
-    told += ["--instruction", STEP_BY_STEP, "--max-new-tokens", "60", "--no-measure"]
+    told += ["--instruction", STEP_BY_STEP, "--max-new-tokens", "160", "--no-measure"]
     assert cli.main(told) == 0
     directory = run_directory("out")
     summary = read_summary(directory / "summary.json")
