@@ -28,9 +28,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from distill_lab.config import Config, DataConfig, ModelConfig, SamplingConfig
+from distill_lab.commands._notebook import ask_student as ask_student
+from distill_lab.commands._notebook import cell_lines, print_errors
+from distill_lab.commands._notebook import estimate as estimate
+from distill_lab.commands._notebook import machine_line as machine_line
+from distill_lab.commands._notebook import recipe as recipe
+from distill_lab.commands._notebook import score as score
+from distill_lab.commands._notebook import show_page as show_page
+from distill_lab.commands._notebook import show_result as show_result
+from distill_lab.commands._notebook import show_rows as show_rows
+from distill_lab.commands._notebook import take_home as take_home
+from distill_lab.commands._usage import Usage
+from distill_lab.config import DataConfig, ModelConfig, SamplingConfig
 from distill_lab.easydistill import presets
 from distill_lab.easydistill.presets import COT, INSTRUCTIONS, LABELED, SYSTEM1_OUT, SYSTEM2_OUT, System1, System2
 from distill_lab.errors import ModelError, UserError
@@ -216,13 +225,15 @@ def run_easy_distill(config_path: str, relabel: bool = False) -> int:
     """Run a config in a separate process, with `easydistill` if installed, else `distill run`. Returns its exit code.
 
     relabel: `distill run` lets the teacher answer everything again; `easydistill` always does. The process's output is
-    printed as it arrives, so that a notebook shows it.
+    printed as it arrives; in a notebook its progress takes one line.
     """
     from distill_lab.easydistill.process import command, run_process
 
     words = command(config_path, relabel=relabel)
     print("Running:", " ".join(words))
-    code = run_process(words, on_line=lambda line: print(line, flush=True))
+    with Usage() as usage, cell_lines() as on_line:
+        code = run_process(words, on_line=on_line)
+    print(usage)
     if code == 0:
         print("EasyDistill run completed successfully.")
     else:
@@ -236,7 +247,7 @@ def distill_system1(config: dict[str, Any]) -> str | None:
     config: the keys of `System1`, each with a default. Existing data files are reused if they come from the same data set
     and slice. Prints progress, a summary and the student's path, and returns the path; None if there is no student.
     """
-    return _print_errors(lambda: _distill_system1(System1.model_validate(config)), System1)
+    return print_errors(lambda: _distill_system1(System1.model_validate(config)), System1)
 
 
 def distill_system2(config: dict[str, Any]) -> str | None:
@@ -245,21 +256,7 @@ def distill_system2(config: dict[str, Any]) -> str | None:
     config: the keys of `System2`, each with a default. An existing file is reused if it comes from the same data and
     thresholds. Prints and returns the same as `distill_system1`; also None if no trace passes the thresholds.
     """
-    return _print_errors(lambda: _distill_system2(System2.model_validate(config)), System2)
-
-
-def _print_errors(work: Callable[[], str | None], keys: type[Config]) -> str | None:
-    """Return what `work` returns; print an error that the user can fix, and return None."""
-    try:
-        return work()
-    except ValidationError as error:
-        for each in error.errors():
-            what = "no such key" if each["type"] == "extra_forbidden" else each["msg"]
-            print(f"config key {'.'.join(map(str, each['loc']))!r}: {what}")
-        print(f"Known keys: {', '.join(keys.model_fields)}")
-    except UserError as error:
-        print(error)
-    return None
+    return print_errors(lambda: _distill_system2(System2.model_validate(config)), System2)
 
 
 def _distill_system1(settings: System1) -> str | None:
@@ -291,15 +288,14 @@ def _distill_system2(settings: System2) -> str | None:
 
 def _ready(files: Sequence[str], source: dict[str, Any], prepare: Callable[[], None], *, no_data: str) -> bool:
     """Whether the data files contain rows of `source`; prepares them if they are missing or come from another source."""
-    from distill_lab.easydistill.prepare import is_prepared
+    from distill_lab.easydistill.prepare import is_edited, is_prepared
 
     if not is_prepared(*files, **source):
         prepare()
         return is_prepared(*files, **source)
-    them = "them" if len(files) > 1 else "it"
-    print(f"Using {' and '.join(files)} from an earlier call, with any changes to {them}; delete {them} to start over")
-    if not (rows := read_json(files[0])):
-        print(no_data)
+    rows = read_json(files[0])
+    yours = ", yours; without these files the lab prepares the slice" if is_edited(files[0]) else ""
+    print(f"Using {' and '.join(files)}: {len(rows):,} rows{yours}" if rows else no_data)
     return bool(rows)
 
 

@@ -176,6 +176,9 @@ class Run:
         path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
         last = stages.get(name)
         if last and last["key"] == key and last["status"] == "done" and last["output"] == path_fingerprint(path):
+            if last["at"] != output:
+                last["at"] = output
+                self._save()
             self.skipped.append(name)
             self.watch.skipped(name)
             return path
@@ -227,7 +230,14 @@ class Run:
 
     def _is_at(self, stage: StageRecord, output: str) -> bool:
         # The path as given, so that a run directory can be moved; earlier versions wrote absolute paths.
-        return stage["at"] in (output, str(self.path(output).absolute()))
+        return stage["at"] in (output, str(self.path(output).absolute())) or self._moved_along(stage, output)
+
+    def _moved_along(self, stage: Mapping[str, Any], output: str) -> bool:
+        """Whether an output outside the directory was moved or copied together with it: the same name and content."""
+        before, now = Path(stage["at"]), Path(output)
+        if not (before.is_absolute() and now.is_absolute() and before.name == now.name):
+            return False
+        return stage["status"] == "done" and stage["output"] == path_fingerprint(now)
 
     def recorded(self, model: str) -> JsonObject | None:
         """Settings that `record` stored for a model in this run, in this execution or an earlier one."""

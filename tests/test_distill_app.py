@@ -303,13 +303,14 @@ def test_data_that_is_there_is_used_unless_it_was_made_of_something_else(
     relabelled = [{**row, "output": "paid for"} for row in distill_app.read_json("data/train_labeled.json")]
     distill_app.save_json("data/train_labeled.json", relabelled)
     assert num_rows() == 40
+    assert ": 40 rows\n" in capsys.readouterr().out
     assert distill_app.read_json("data/train_labeled.json") == relabelled
     assert num_rows(dataset_slice="distill[:30]") == 30
     mine = [{"instruction": "Mine", "input": "", "output": "alone"}]
     distill_app.save_json("data/train_instructions.json", mine)
     distill_app.save_json("data/train_labeled.json", mine)
     assert num_rows(dataset_slice="distill[:20]") == 1
-    assert "from an earlier call, with any changes to them; delete them to start over" in capsys.readouterr().out
+    assert ": 1 rows, yours; without these files the lab prepares the slice" in capsys.readouterr().out
 
 
 def test_system2_trains_a_student_and_prepares_again_when_a_threshold_changes(
@@ -324,7 +325,7 @@ def test_system2_trains_a_student_and_prepares_again_when_a_threshold_changes(
     assert (before["rv_min"], before["slice"]) == (0.6, "distill[:40]")
     monkeypatch.setattr(distill_app, "run_easy_distill", lambda path: 0)
     assert distill_app.distill_system2(TINY_SYS2) == "./steps"
-    assert "Using data/omnithought_cot.json from an earlier call" in capsys.readouterr().out
+    assert "Using data/omnithought_cot.json: 40 rows\n" in capsys.readouterr().out
     assert distill_app.distill_system2(TINY_SYS2 | {"rv_min": 0.5}) == "./steps"
     assert distill_app.read_json("data/omnithought_cot.source.json")["rv_min"] == 0.5
 

@@ -3,21 +3,26 @@
 The largest is the teacher, the smallest the student. Skipped where DISTILL_LAB_REAL names no such folder.
 """
 
-import json
 import os
+from itertools import islice
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 
 from distill_lab import chat
 from distill_lab.cli import main
 from distill_lab.config import EngineConfig, LoraConfig, ModelConfig, SamplingConfig, TrainConfig
+from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import write_jsonl
 from distill_lab.generation.engines.transformers import load
 from distill_lab.models.loading import load_model
+from distill_lab.tiny.tasks import rows as task_rows
 from distill_lab.train.student import train_student
 from distill_lab.types import Prompt
+from tests.helpers import ROOT
 
 FOLDER = os.environ.get("DISTILL_LAB_REAL", "")
 pytestmark = [
@@ -118,7 +123,54 @@ def test_system1_from_the_command_line(tmp_path: Path) -> None:
          "--train.max-steps", "2", "--no-measure", "--run", str(tmp_path / "run")]
     )  # fmt: skip
     assert code == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(tmp_path / "run" / "summary.json")
     assert summary.n == 2
     assert set(summary.models) == {"teacher", "base", "student"}
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_notebook_on_these_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell, with few rows and adapters; the further recipes are estimated, and one of them is run."""
+    teacher, student = models()
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for task in ("instructions", "problems"):
+        rows = list(islice(task_rows(task, "train"), 16))
+        write_jsonl(tmp_path / f"{task}.jsonl", rows)
+    slices = 'DATASET_SLICE_SYS{0}, TEST_SLICE_SYS{0} = "train[:12]", "train[12:14]"'
+    small = 'MEASURE_SYS{0}, METHOD_SYS{0} = False, "lora"\n' + slices
+    parameters = {
+        "setup": 'PRESET = "qwen2.5"',
+        "system1-config": f"TEACHER_MODEL_SYS1, STUDENT_MODEL_SYS1 = {teacher!r}, {student!r}\n"
+        f"DATASET_SYS1, OUT_SYS1 = 'instructions.jsonl', './one'\n{small.format(1)}",
+        "system2-config": f"STUDENT_MODEL_SYS2 = {student!r}\n"
+        f"DATASET_SYS2, OUT_SYS2 = 'problems.jsonl', './two'\n{small.format(2)}",
+        "more-config": "RUN_MORE, ROWS_MORE, TEST_MORE, QUESTIONS_MORE = 'estimate only', 10, 1, 'problems.jsonl'",
+        "more-data": "short = {'sampling.max_new_tokens': 24, 'test_sampling.max_new_tokens': 24, 'train.lora.r': 8}\n"
+        "print(recipe('logits', PRESET, {**instructions, **short, 'relabel': False}, run='yes', directory='runs/run'))",
+        "export": 'EXPORT, CHECK = "safetensors", 1',
+    }
+    notebook = nbformat.read(ROOT / "notebook.ipynb", as_version=4)
+    for cell in notebook.cells:  # long answers say no more here
+        cell.source = cell.source.replace("else 512", "else 32").replace("else 1024", "else 64")
+        cell.source = cell.source.replace("ask_student(f", "ask_student(max_new_tokens=24, question=QUESTION, model=f")
+        cell.source = cell.source.replace('.run", QUESTION)', '.run")')
+    for place in reversed(range(len(notebook.cells))):
+        if notebook.cells[place].id in parameters:
+            notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(parameters[notebook.cells[place].id]))
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    said = {
+        cell.id: "".join(output.get("text", "") for output in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+    for number, out in ((1, "one"), (2, "two")):
+        assert said[f"system{number}-run"].endswith(f"System {number} student saved to ./{out}\n")
+        assert "score [95%]" in said[f"system{number}-score"]
+        assert f"all files are in {tmp_path / out}.run" in said[f"system{number}-score"]
+        summary = read_summary(tmp_path / f"{out}.run" / "summary.json")
+        assert set(summary.models) == {"teacher", "base", "student"}
+    assert "not found" not in said["comparison-run"]
+    assert read_summary(tmp_path / "runs" / "run" / "summary.json").n == 1
+    for name in ("cot", "verified", "prompt", "logits", "on-policy", "draft"):
+        assert "Estimate:\n  time: ~ " in said[name], said[name]
+    assert (tmp_path / "one.run" / "export" / "safetensors" / "README.md").is_file()

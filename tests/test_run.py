@@ -215,6 +215,32 @@ def test_a_run_that_was_moved_goes_on(tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "new" / "run.json").read_text()
 
 
+def test_a_student_beside_a_run_moves_along_with_it(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def train(path: Path) -> None:
+        made.append(path)
+        model_folder(path)
+
+    def go(place: str, setting: int) -> Run:
+        with open_run(tmp_path / place / "run") as run:
+            run.stage("student", str(tmp_path / place / "student"), inputs={"k": setting}, work=train)
+        return run
+
+    go("old", 1)
+    shutil.copytree(tmp_path / "old", tmp_path / "new", copy_function=shutil.copyfile)
+    assert go("new", 1).skipped == ["student"]
+    student = tmp_path / "new" / "student"
+    assert json.loads((tmp_path / "new" / "run" / "run.json").read_text())["stages"]["student"]["at"] == str(student)
+    shutil.copytree(tmp_path / "old", tmp_path / "third", copy_function=shutil.copyfile)
+    assert go("third", 2).skipped == []  # trained again, in place of what came along
+    assert made == [tmp_path / "old" / "student", tmp_path / "third" / "student"]
+    shutil.copytree(tmp_path / "old", tmp_path / "fourth", copy_function=shutil.copyfile)
+    (tmp_path / "fourth" / "student" / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="was not created by this run"):
+        go("fourth", 2)
+
+
 def test_the_watch_hears_of_stages_and_counts(tmp_path: Path) -> None:
     class Ear(ProgressReporter):
         def __init__(self) -> None:

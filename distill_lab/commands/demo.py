@@ -10,7 +10,6 @@ not Qwen's quality. Both students are distilled at the same time, on one CPU cor
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_lab import config as settings
+from distill_lab.commands._cell_output import PROGRESS
 from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:4000]", 5
 """Less than in the tiny preset, so that both students finish at about the same time."""
 COLUMN = 16
 """Column width of the final table, in characters."""
-PROGRESS = re.compile(r"  .*(?: left| so far|, for [^,]*)$")
-"""Matches progress lines of the other process."""
 
 
 class Config(settings.Config):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from distill_lab import config as settings
 
 if TYPE_CHECKING:
-    from distill_lab.planning.forecast import Forecast
+    from distill_lab.planning.forecast import Forecast, StageForecast
     from distill_lab.planning.volume import Lengths, Volume
 
 WIDTH = 80
@@ -85,6 +85,29 @@ def render(forecast: Forecast) -> Iterator[str]:
     if not forecast.problems:
         yield ""
         yield f"Nothing speaks against it: distill {forecast.recipe} with the same settings."
+
+
+def brief(forecast: Forecast) -> Iterator[str]:
+    """The same in a few lines: time, memory, downloads, and what speaks against it."""
+    from distill_lab.planning.memory_estimate import gigabytes
+
+    def parts(stages: Sequence[StageForecast]) -> str:
+        known = [each for each in stages if each.seconds is not None and each.seconds >= (forecast.seconds or 0) / 20]
+        return ", ".join(f"{each.name} {_time(each.seconds).removeprefix('~ ')}" for each in known)
+
+    yield from _wrapped(f"time: {_time(forecast.seconds)} in all: {parts(forecast.stages)}", indent=0)
+    if forecast.peak and forecast.peak.memory:
+        need, have = gigabytes(forecast.peak.memory.total), gigabytes(forecast.machine.usable)
+        yield from _wrapped(
+            f"memory: at most {need} of {have}, in {forecast.peak.name} ({forecast.peak.how})", indent=0
+        )
+    total = sum(each.bytes for each in forecast.downloads)
+    fetched = f"{gigabytes(total)} to download, " if total else ""
+    kept, free = gigabytes(forecast.disk_bytes), gigabytes(forecast.free_bytes)
+    yield f"disk: {fetched}{kept} for checkpoints and student, {free} free"
+    for title, lines in (("before you start", forecast.warnings), ("does not work as it is", forecast.problems)):
+        for line in lines:
+            yield from _wrapped(f"{title}: {line}", indent=0)
 
 
 def _volume(volume: Volume) -> Iterator[str]:

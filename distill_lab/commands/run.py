@@ -4,20 +4,25 @@ In: a JSON config of job type kd_black_box_local, kd_black_box_api, kd_black_box
 labeled_path as it is); kd_white_box, kd_white_box_train_only or kd_white_box_train_only_multi, which also learn the
 teacher's probabilities, written to or read from logits_path; or speckd_local, which trains a draft model. Out: the answers
 in labeled_path, the student in output_dir; everything else in <output_dir>.run.
-Run the same command again to resume. Answers already in labeled_path are kept and not generated again.
+Run the same command again to resume. Answers already in labeled_path are kept and not generated again. With --test the
+student is then tested beside its teacher and the base student: scores, speeds, and report.html in <output_dir>.run.
 
     distill run configs/kd_black_box_qwen_0_5b.json
+    distill run configs/kd_black_box_qwen_0_5b.json --test held_out.jsonl
     distill run configs/kd_white_box.json
 """
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import Field
 
 from distill_lab import config as settings
+from distill_lab.config import DataConfig
 
 
 class Config(settings.Config):
@@ -27,11 +32,45 @@ class Config(settings.Config):
     """The EasyDistill config."""
     relabel: bool = False
     """Let the teacher answer every instruction again and replace the answers in labeled_path."""
+    test: DataConfig = DataConfig(path="")
+    """Rows to test the student on; without them it is not tested."""
+    teacher: str = ""
+    """In the test: the model to compare with; empty: the config's teacher."""
+    instruction: str = ""
+    """In the test: text after every question, as in the training data."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 512
+    """In the test: maximum tokens per answer, including thinking."""
+    grader: str = "auto"
+    """In the test: a file name in distill_lab/grading/graders, or judge:MODEL; auto: by the gold answers."""
+    measure: bool = True
+    """In the test: measure the speed of teacher and student."""
 
 
 def main(config: Config) -> None:
-    """Run it with progress, and print where the student is."""
+    """Run it with progress, and print where the student is, or what it scored."""
     from distill_lab.easydistill import job
     from distill_lab.terminal import Terminal
 
-    job.run(config.config, relabel=config.relabel, watch=Terminal())
+    terminal = Terminal()
+    if not config.test.path:
+        job.run(config.config, relabel=config.relabel, watch=terminal)
+        return
+    from distill_lab.easydistill.job import run_directory
+    from distill_lab.easydistill.proof import Test, prove
+
+    test = Test(
+        data=config.test, teacher=config.teacher, instruction=config.instruction, grader=config.grader,
+        max_new_tokens=config.max_new_tokens, measure=config.measure,
+    )  # fmt: skip
+    summary = prove(config.config, test, relabel=config.relabel, typed=typed(config), watch=terminal)
+    terminal.summary(summary, run_directory(job.read_job(config.config).out))
+
+
+def typed(config: Config) -> str:
+    """The command with these settings."""
+    words = ["distill", "run", str(config.config), "--test.path", config.test.path, "--test.split", config.test.split]
+    for name in ("teacher", "instruction", "max_new_tokens", "grader"):
+        value = getattr(config, name)
+        if value != Config.model_fields[name].default:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join([*words, *([] if config.measure else ["--no-measure"])])

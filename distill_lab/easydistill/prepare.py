@@ -82,8 +82,13 @@ def is_prepared(path: str, *others: str, **source: Any) -> bool:
     """Whether a file was made from `source` and the others exist too; files made elsewhere or edited count as prepared."""
     if not all(Path(each).exists() for each in (path, *others)):
         return False
+    return is_edited(path) or read_json(str(_record(path))) == _made(path, source)
+
+
+def is_edited(path: str) -> bool:
+    """Whether a file was made or changed by someone else than `record_source`'s caller."""
     made = read_json(str(_record(path))) if _record(path).exists() else {}
-    return made.get("file") != fingerprint(Path(path)) or made == _made(path, source)
+    return made.get("file") != fingerprint(Path(path))
 
 
 def _made(path: str, source: dict[str, Any]) -> dict[str, Any]:

@@ -201,7 +201,8 @@ def _answers(
         quantization=chosen.quantization,
         compute=compute,
         rows=rows,
-        prompt_tokens=round(volume.prompt.mean + (volume.shared_tokens if teacher else 0)),
+        # What all prompts begin with is computed and held once.
+        prompt_tokens=round(volume.prompt.mean + (volume.shared_tokens / rows if teacher else 0)),
         new_tokens=round(volume.answer.mean),
         sampled=sampling.temperature > 0,
         cpu=machine.device == "cpu",

@@ -73,6 +73,8 @@ def settings_section(run: Manifest) -> str:
     config = shown(json.dumps(run["config"], ensure_ascii=False, indent=2))
     how = "Save the configuration as again.yaml (JSON is YAML), then:"
     command = f"distill {run['recipe']} --config again.yaml --run runs/again"
+    if typed := run["config"].get("typed"):  # of an EasyDistill job, whose own file is its configuration
+        how, command = "In the folder that holds this configuration:", typed
     return (
         f'<h2>How to get this again</h2><div class="card"><p class="small">{versions}</p>'
         f'<p class="small">{how}</p><pre tabindex="0">{shown(command)}</pre>'
