@@ -13,6 +13,8 @@ with OmniThought"). Supported row formats:
      "logical_correctness"}
     {"problem", "generations": [texts], "correctness_math_verify": [true or false], "is_reasoning_complete": [...]}
 
+Rows that `distill synthesize rate` wrote have the levels in their meta, by the last three names.
+
 A threshold from 0 to 1 is a fraction of the highest level (0.6 keeps levels 6 and above, because 0.6 * 9 = 5.4); above 1 it
 is a level. Missing values filter nothing: a trace without levels passes every threshold, and an unverified trace is kept,
 but one that failed verification is not.
@@ -36,7 +38,8 @@ from distill_lab.types import Counts, Message
 MAX_LEVEL = 9
 QUESTION = ("question", "instruction", "input", "problem")
 ANSWER = ("cot", "output", "response", "answer")
-SCORES = ("rv_score", "cd_score", "reasoning_verbosity", "cognitive_difficulty", "logical_correctness")
+RATED = ("reasoning_verbosity", "cognitive_difficulty", "logical_correctness")
+SCORES = ("rv_score", "cd_score", *RATED)
 VERDICTS, COMPLETE = ("correctness_math_verify", "correctness_llama"), "is_reasoning_complete"
 """Fields of OpenR1-Math with one value per generation."""
 SCHEMA = (
@@ -184,8 +187,8 @@ def select_traces(
         for number, row in enumerate(read_jsonl(prompts), start=1):
             meta = dict(row.get("meta") or {})
             try:
-                traces = None if META not in meta else [Trace(**trace) for trace in meta.pop(META)]
-            except TypeError as error:
+                traces = [Trace(**trace) for trace in meta.pop(META)] if META in meta else _rated(row, meta)
+            except (TypeError, ValueError) as error:
                 raise DataError(str(prompts), number, f"its meta contains invalid traces ({error})") from None
             if traces is None:
                 if row.get("completion"):
@@ -212,6 +215,16 @@ def select_traces(
 
     kept = write_jsonl(path, rows())
     return Counts(kept + dropped.total(), kept, dict(dropped))
+
+
+def _rated(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[Trace] | None:
+    """The row's one answer as a trace with the levels in its meta; None if it has no levels or several turns."""
+    completion = row.get("completion") or []
+    if len(completion) != 1 or all(meta.get(name) is None for name in RATED):
+        return None
+    verbosity, difficulty, correctness = RATED
+    rv, cd, verified = _level(meta, verbosity), _level(meta, difficulty), _truth(meta, correctness)
+    return [Trace(completion[0].get("thinking"), completion[0]["content"], rv, cd, verified)]
 
 
 def _nested(item: Any, field: str) -> Trace:
