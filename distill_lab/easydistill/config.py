@@ -127,16 +127,22 @@ JOBS: dict[str, type[LocalConfig] | type[ApiConfig] | type[TrainOnlyConfig]] = {
     "kd_black_box_train_only": TrainOnlyConfig,
     "kd_sft": TrainOnlyConfig,
 }
-_DATA_JOBS = (
-    "cot_long2short cot_short2long instruction_expansion instruction_refinement instruction_response_extraction".split()
-)
+TEXT_JOBS = (
+    *(
+        f"{name}_{how}"
+        for name in (
+            "cot_generation", "cot_long2short", "cot_short2long", "instruction_expansion", "instruction_refinement",
+            "instruction_response_extraction",
+        )
+        for how in ("api", "batch")
+    ),
+    "cot_eval_api", "instruct_eval_api", "instruct_sample_api",
+)  # fmt: skip
+"""Read by `text_jobs.py`."""
 OTHER_JOBS: dict[str, str | None] = {
     "kd_white_box": "recipes.logits",
     "kd_white_box_train_only": "recipes.logits",
-    "cot_generation_api": "commands.generate",
-    "cot_generation_batch": "commands.generate",
-    "cot_eval_api": None,
-    **dict.fromkeys(f"{name}_{how}" for name in _DATA_JOBS for how in ("api", "batch")),
+    **dict.fromkeys(TEXT_JOBS, "commands.synthesize"),
 }
 """EasyDistill's other jobs, and the module of the lab's command for the same purpose, if it has one."""
 VLLM_ONLY = ("enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "max_model_len")
@@ -179,14 +185,14 @@ class Job:
 
 def read_job(path: Path) -> Job:
     """Read the job in `path`. Raises UserError naming file, key and remedy, DataError if the file is not JSON."""
-    raw = _read_json(path)
+    raw = read_json(path)
     name = raw.get("job_type")
     if name not in JOBS:
         raise UserError(f"{path}: {_no_such_job(name)}")
     try:
         config = JOBS[name].model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {_problem(each)}" for each in error.errors())) from None
+        raise UserError("\n".join(f"{path}: {problem(each)}" for each in error.errors())) from None
     training, notes = config.training, []
     left = check(path, training)
     if isinstance(config, LocalConfig):
@@ -199,7 +205,7 @@ def read_job(path: Path) -> Job:
     system_prompt, api_key = "", SecretStr("")
     if isinstance(config, LocalConfig):
         local = config.inference
-        name = _model(path, config.models.teacher)
+        name = model_name(path, config.models.teacher)
         teacher = ModelConfig(model=name, quantization="auto", trust_remote_code=local.trust_remote_code)
         sampling = SamplingConfig(
             max_new_tokens=local.max_new_tokens, temperature=local.temperature, seed=local.seed, thinking=False
@@ -213,14 +219,14 @@ def read_job(path: Path) -> Job:
     seed = config.dataset.seed if training.seed is None else training.seed
     return Job(
         path=path,
-        instructions=str(_located(path, config.dataset.instruction_path)) if teacher else None,
-        labeled=_located(path, config.dataset.labeled_path),
+        instructions=str(located(path, config.dataset.instruction_path)) if teacher else None,
+        labeled=located(path, config.dataset.labeled_path),
         teacher=teacher,
         engine=engine,
         sampling=sampling,
         system_prompt=system_prompt,
         api_key=api_key,
-        student=ModelConfig(model=_model(path, config.models.student)),
+        student=ModelConfig(model=model_name(path, config.models.student)),
         out=Path(training.output_dir).expanduser(),
         training=training,
         seed=seed,
@@ -228,7 +234,9 @@ def read_job(path: Path) -> Job:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The config in `path`. Raises UserError or DataError for what is not one JSON object with each key once."""
+
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = [name for name in names if names.count(name) > 1]
@@ -266,7 +274,8 @@ def _no_such_job(name: Any) -> str:
     return f"job_type {name!r}: no such job; {hint}Choose from {known}"
 
 
-def _problem(error: Any) -> str:
+def problem(error: Any) -> str:
+    """One of a ValidationError's errors in a sentence: key and remedy."""
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
         return f"{key}: missing; give it a value"
@@ -284,14 +293,14 @@ def _base_url(path: Path, url: str) -> str:
         raise UserError(f"{path}: inference.base_url: {error}") from None
 
 
-def _located(config: Path, text: str) -> Path:
+def located(config: Path, text: str) -> Path:
     """A path relative to the current directory, or next to the config if it exists only there."""
     path = Path(text).expanduser()
     near_config = config.parent / path
     return near_config if not path.exists() and near_config.exists() else path
 
 
-def _model(config: Path, text: str) -> str:
+def model_name(config: Path, text: str) -> str:
     """A model's directory, searched like every path, or its name (EasyDistill's examples end in a slash)."""
-    path = _located(config, text)
+    path = located(config, text)
     return str(path) if path.is_dir() else text.rstrip("/")

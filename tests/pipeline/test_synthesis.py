@@ -410,7 +410,7 @@ def test_the_tiny_family_writes_nonsense_that_is_dropped_and_solutions_that_are_
     tiny: dict[str, Any] = {
         "model": ModelConfig(model="tiny:teacher", dtype="fp32"),
         "data": DataConfig(path="tiny:problems", split="test[:3]"),
-        "sampling": SamplingConfig(max_new_tokens=80),
+        "sampling": SamplingConfig(max_new_tokens=200),
         "max_retries": 0,
     }
     with pytest.raises(NoData, match=r"no row is left: 3 in, 0 kept"):

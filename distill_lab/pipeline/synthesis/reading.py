@@ -72,7 +72,7 @@ def _pairs(text: str, name: str) -> list[str] | None:
 
 
 def written(answer: Completion, tag: str | None) -> str | tuple[str]:
-    """(text,) between the tags, or of the whole answer if no tag is asked for; otherwise the reason against it."""
+    """(text,) between the tags, or of the whole answer if `tag` is None; otherwise the reason against it."""
     found = (answer.content.strip(),) if tag is None else inside(answer.content, tag)
     return found if isinstance(found, str) else (found[0],)
 

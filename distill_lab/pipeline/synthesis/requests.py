@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from distill_lab.pipeline.synthesis.jobs import Row, load
 from distill_lab.pipeline.synthesis.reading import shown
 from distill_lab.pipeline.synthesis.template import Template
 from distill_lab.types import Counts, Prompt
+
+MAX_TRIES = 50
+"""Tries to draw examples in an order in which they were not shown yet."""
 
 
 def request_id(row: str, part: str) -> str:
@@ -58,7 +61,7 @@ def template_of(fields: Mapping[str, Any]) -> Template:
 def write_draws(data: Path, *files: Path, num_rows: int, num_shown: int, seed: int, num_words: int) -> Counts:
     """Write a draw of examples for each new instruction that is still missing to the last of `files`.
 
-    The others are the results of earlier rounds. A draw depends only on the seed and its number. Raises UserError if the
+    The others are the results of earlier rounds. Draws depend only on the seed and their number. Raises UserError if the
     data has fewer rows than are shown together.
     """
     *results, path = files
@@ -68,13 +71,30 @@ def write_draws(data: Path, *files: Path, num_rows: int, num_shown: int, seed: i
     found = list(chain.from_iterable(map(read_jsonl, results)))
     made = (result["row"] for result in found if result["row"])
     kept, _ = distinct(rows, made, compared="new", num_words=num_words)
+    end = len(found) + max(0, num_rows - len(kept))
     draws: list[Row] = []
-    for number in range(len(found), len(found) + max(0, num_rows - len(kept))):
-        taken = [rows[place] for place in random.Random(f"{seed}/{number}").sample(range(len(rows)), num_shown)]
-        texts = [shown(row["messages"]) for row in taken]
-        draws.append({"id": f"new-{number}", "examples": texts, "shown": [row["id"] for row in taken]})
+    for number, places in enumerate(islice(_draws(len(rows), num_shown, seed), end)):
+        if number >= len(found):
+            taken = [rows[place] for place in places]
+            texts = [shown(row["messages"]) for row in taken]
+            draws.append({"id": f"new-{number}", "examples": texts, "shown": [row["id"] for row in taken]})
     write_jsonl(path, draws)
     return Counts(len(draws), len(draws))
+
+
+def _draws(num_rows: int, num_shown: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Places of the rows shown together, without end; none comes again as long as others are found in a few tries."""
+    drawn: set[tuple[int, ...]] = set()
+    for number in count():
+        tries = (_draw(num_rows, num_shown, f"{seed}/{number}/{attempt}") for attempt in range(MAX_TRIES))
+        places = next((each for each in tries if each not in drawn), None)
+        places = places or _draw(num_rows, num_shown, f"{seed}/{number}")
+        drawn.add(places)
+        yield places
+
+
+def _draw(num_rows: int, num_shown: int, seed: str) -> tuple[int, ...]:
+    return tuple(random.Random(seed).sample(range(num_rows), num_shown))
 
 
 def first_request(requests: Path) -> str:

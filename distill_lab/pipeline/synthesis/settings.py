@@ -42,7 +42,7 @@ class SynthesisConfig(Config):
     overlap_words: OverlapWords = 8
     """Words in a row that count as overlap with the test; with 0, near duplicates among new instructions stay, too."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=2048)
-    """How to sample the answers; greedy by default, and at temperature 0.7 or more where an answer is asked for again."""
+    """How to sample the answers; greedy by default, and at temperature 0.7 or more in a further round."""
     engine: EngineConfig = EngineConfig()
     """Which engine generates."""
 
