@@ -92,6 +92,9 @@ class HostileServer:
                 request = Request(body["messages"][-1]["content"], body, names, self.path, time.monotonic())
                 hostile.handle(self, request)
 
+            def do_GET(self) -> None:
+                hostile.reply(self, Request("", {}, {}, self.path, 0.0), Reply(body={"data": [{"id": "hostile"}]}))
+
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 

@@ -7,9 +7,14 @@ in labeled_path, the student in output_dir; everything else in <output_dir>.run.
 Run the same command again to resume. Answers already in labeled_path are kept and not generated again. With --test the
 student is then tested beside its teacher and the base student: scores, speeds, and report.html in <output_dir>.run.
 
+A job that makes data from data (instruction_expansion, instruction_refinement, instruction_response_extraction,
+cot_generation, cot_long2short, cot_short2long, each with _api or _batch; cot_eval_api, instruct_eval_api,
+instruct_sample_api) writes its rows to output_path; `distill synthesize` has the same jobs with more settings.
+
     distill run configs/kd_black_box_qwen_0_5b.json
     distill run configs/kd_black_box_qwen_0_5b.json --test held_out.jsonl
     distill run configs/kd_white_box.json
+    distill run configs/instruction_expansion_api.json
 """
 
 from __future__ import annotations
@@ -31,7 +36,8 @@ class Config(settings.Config):
     config: Annotated[Path, tyro.conf.Positional]
     """The EasyDistill config."""
     relabel: bool = False
-    """Let the teacher answer every instruction again and replace the answers in labeled_path."""
+    """Let the teacher answer every instruction again and replace the answers in labeled_path; in a job that makes data,
+    replace rows that were made with other settings."""
     test: DataConfig = DataConfig(path="")
     """Rows to test the student on; without them it is not tested."""
     teacher: str = ""
@@ -47,11 +53,21 @@ class Config(settings.Config):
 
 
 def main(config: Config) -> None:
-    """Run it with progress, and print where the student is, or what it scored."""
-    from distill_lab.easydistill import job
+    """Run it with progress, and print where the student is, what it scored, or how many rows were made."""
+    from distill_lab.easydistill import job, text_jobs
+    from distill_lab.errors import UserError
     from distill_lab.terminal import Terminal
 
     terminal = Terminal()
+    if text_jobs.is_text_job(config.config):
+        if config.test.path:
+            raise UserError(
+                f"{config.config} makes data and trains no student, so there is nothing to test; leave out --test"
+            )
+        from distill_lab.commands.synthesize import show
+
+        show(text_jobs.run(config.config, relabel=config.relabel, watch=terminal), terminal)
+        return
     if not config.test.path:
         job.run(config.config, relabel=config.relabel, watch=terminal)
         return

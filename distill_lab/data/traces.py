@@ -13,6 +13,8 @@ with OmniThought"). Supported row formats:
      "logical_correctness"}
     {"problem", "generations": [texts], "correctness_math_verify": [true or false], "is_reasoning_complete": [...]}
 
+Rows that `distill synthesize rate` wrote have the levels in their meta, by the last three names.
+
 A threshold from 0 to 1 is a fraction of the highest level (0.6 keeps levels 6 and above, because 0.6 * 9 = 5.4); above 1 it
 is a level. Missing values filter nothing: a trace without levels passes every threshold, and an unverified trace is kept,
 but one that failed verification is not.
@@ -26,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill_lab.control_tokens import split_thinking
 from distill_lab.errors import DataError, UserError
@@ -35,7 +38,8 @@ from distill_lab.types import Counts, Fields, JsonObject, Message
 MAX_LEVEL = 9
 QUESTION = ("question", "instruction", "input", "problem")
 ANSWER = ("cot", "output", "response", "answer")
-SCORES = ("rv_score", "cd_score", "reasoning_verbosity", "cognitive_difficulty", "logical_correctness")
+RATED = ("reasoning_verbosity", "cognitive_difficulty", "logical_correctness")
+SCORES = ("rv_score", "cd_score", *RATED)
 VERDICTS, COMPLETE = ("correctness_math_verify", "correctness_llama"), "is_reasoning_complete"
 """Fields of OpenR1-Math with one value per generation."""
 SCHEMA = (
@@ -185,8 +189,8 @@ def select_traces(
         for number, row in enumerate(read_jsonl(prompts), start=1):
             meta = dict(row.get("meta") or {})
             try:
-                traces = None if META not in meta else [Trace(**trace) for trace in meta.pop(META)]
-            except TypeError as error:
+                traces = [Trace(**trace) for trace in meta.pop(META)] if META in meta else _rated(row, meta)
+            except (TypeError, ValueError) as error:
                 raise DataError(str(prompts), number, f"its meta contains invalid traces ({error})") from None
             if traces is None:
                 if row.get("completion"):
@@ -213,6 +217,16 @@ def select_traces(
 
     kept = write_jsonl(path, rows())
     return Counts(kept + dropped.total(), kept, dict(dropped))
+
+
+def _rated(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[Trace] | None:
+    """The row's one answer as a trace with the levels in its meta; None if it has no levels or several turns."""
+    completion = row.get("completion") or []
+    if len(completion) != 1 or all(meta.get(name) is None for name in RATED):
+        return None
+    verbosity, difficulty, correctness = RATED
+    rv, cd, verified = _level(meta, verbosity), _level(meta, difficulty), _truth(meta, correctness)
+    return [Trace(completion[0].get("thinking"), completion[0]["content"], rv, cd, verified)]
 
 
 def _nested(item: object, field: str) -> Trace:

@@ -130,18 +130,24 @@ JOBS: dict[str, type[LocalConfig] | type[ApiConfig] | type[TrainOnlyConfig]] = {
     "kd_black_box_train_only": TrainOnlyConfig,
     "kd_sft": TrainOnlyConfig,
 }
-_DATA_JOBS = (
-    "cot_long2short cot_short2long instruction_expansion instruction_refinement instruction_response_extraction".split()
-)
 WHITE_BOX_JOBS = ("kd_white_box", "kd_white_box_train_only", "kd_white_box_train_only_multi")
 """Read by `white_box.py`."""
 DRAFT_JOB = "speckd_local"
 """Read by `speckd.py`."""
+TEXT_JOBS = (
+    *(
+        f"{name}_{how}"
+        for name in (
+            "cot_generation", "cot_long2short", "cot_short2long", "instruction_expansion", "instruction_refinement",
+            "instruction_response_extraction",
+        )
+        for how in ("api", "batch")
+    ),
+    "cot_eval_api", "instruct_eval_api", "instruct_sample_api",
+)  # fmt: skip
+"""Read by `text_jobs.py`."""
 OTHER_JOBS: dict[str, str | None] = {
-    "cot_generation_api": "commands.generate",
-    "cot_generation_batch": "commands.generate",
-    "cot_eval_api": None,
-    **dict.fromkeys(f"{name}_{how}" for name in _DATA_JOBS for how in ("api", "batch")),
+    **dict.fromkeys(TEXT_JOBS, "commands.synthesize"),
 }
 """EasyDistill's other jobs, and the module of the lab's command for the same purpose, if it has one."""
 VLLM_ONLY = ("enable_chunked_prefill", "gpu_memory_utilization", "enforce_eager", "max_model_len")

@@ -87,8 +87,7 @@ def labelled() -> list[dict[str, Any]]:
     [
         ({"job_type": None}, "job_type: missing; give one of kd_black_box_local"),
         ({"job_type": "kd_black_box_locl"}, "did you mean kd_black_box_local?"),
-        ({"job_type": "instruction_expansion_api"}, "job_type instruction_expansion_api: not supported"),
-        ({"job_type": "cot_generation_batch"}, "`distill generate`"),
+        ({"job_type": "instruction_expansion_ap"}, "did you mean instruction_expansion_api?"),
         ({"dataset__instruction_path": None}, "dataset.instruction_path: missing"),
         ({"dataset__labeled_path": None}, "dataset.labeled_path: missing"),
         ({"dataset__labelled_path": "x"}, "dataset.labelled_path: no such key"),
