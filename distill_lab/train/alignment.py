@@ -65,13 +65,18 @@ def align(student: Sequence[bytes], teacher: Sequence[bytes], *, max_tokens: int
 
 
 def _alike(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
-    """Bytes that two texts have in common at their start, and of the rest at their end."""
+    """Bytes that two texts have in common at their start and at their end, none of them counted twice."""
     shorter = min(len(left), len(right))
-    differs = np.flatnonzero(left[:shorter] != right[:shorter])
-    before = int(differs[0]) if len(differs) else shorter
-    rest = shorter - before
-    differs = np.flatnonzero(left[len(left) - rest :][::-1] != right[len(right) - rest :][::-1])
-    return before, int(differs[0]) if len(differs) else rest
+    before, after = (
+        int(differs[0]) if len(differs) else shorter
+        for differs in (
+            np.flatnonzero(left[:shorter] != right[:shorter]),
+            np.flatnonzero(left[len(left) - shorter :][::-1] != right[len(right) - shorter :][::-1]),
+        )
+    )
+    if after == shorter > before:  # one text is the end of the other, as an answer after a think block
+        return 0, after
+    return before, min(after, shorter - before)
 
 
 def _common(left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from distill_lab.types import Message
 
 MIN_ROWS_TO_SPLIT = 10
 REFUSED, UNTRAINED = "the chat template refuses it", "no message of the assistant is to be trained"
+
+OnRow = Callable[[Sequence[Message], Sequence[Message], Sequence[Row]], str]
+"""Called with prompt, completion and sequences of a row that would be kept; returns why it is dropped; empty: it is not."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def read_rows(
     validation_fraction: float,
     seed: int,
     thinking: bool | None = None,
+    on_row: OnRow | None = None,
 ) -> Rows:
     """Read, encode and split the rows of `path`.
 
@@ -83,6 +87,9 @@ def read_rows(
         encoded = [Row.from_encoded(each) for each in turns]
         if any(len(each) + 1 > max_length for each in encoded):
             dropped[TOO_LONG] += 1
+            continue
+        if on_row is not None and (reason := on_row(prompt, completion, encoded)):
+            dropped[reason] += 1
             continue
         texts = [text for message in (*prompt, *completion) for text in message.values() if isinstance(text, str)]
         num_spelled += bool(find_spelled(tokenizer, texts))
