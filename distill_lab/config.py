@@ -162,7 +162,7 @@ class TrainConfig(Config):
     """Settings of the objective, as NAME=NUMBER; its file lists them. In YAML also a mapping."""
     teacher: ModelConfig = ModelConfig(model="")
     """For an objective that compares with a teacher, such as forward_kl: the teacher, which stays in memory, frozen,
-    beside the student. Its tokenizer must be the student's."""
+    beside the student. Its tokenizer must be the student's, except for chunk_likelihood."""
     teacher_cache: TeacherCacheConfig = TeacherCacheConfig()
     """Capture the teacher's distributions before training instead of keeping the teacher in memory."""
     num_epochs: Annotated[float, Field(gt=0, le=10_000)] = 1.0

@@ -76,6 +76,11 @@ def render(forecast: Forecast) -> Iterator[str]:
         yield f"  {stage.name:<25}{tokens if stage.tokens_in else '-':>17}{memory:>10}{_time(stage.seconds):>13}"
         yield from _wrapped(stage.how, indent=6)
     yield f"  {'all':<52}{_time(forecast.seconds):>13}"
+    if forecast.tokenizers:
+        yield ""
+        yield "Tokenizers"
+        for line in forecast.tokenizers:
+            yield from _wrapped(line, indent=2)
     for title, lines in (("Before you start", forecast.warnings), ("Does not work as it is", forecast.problems)):
         if lines:
             yield ""

@@ -30,6 +30,7 @@ from distill_lab.evaluation.summary_parts import (
 )
 from distill_lab.files.jsonl import write_json
 from distill_lab.grading.graders import Metric
+from distill_lab.train.agreement import Agreement
 from distill_lab.train.rollout_stats import OnPolicyStats
 from distill_lab.types import Counts, JsonObject
 
@@ -195,6 +196,8 @@ class Summary:
     """Draft models: acceptance and wall time of each draft."""
     on_policy: OnPolicyStats | None = None
     """On-policy distillation: rounds, tokens generated, share of truncated rollouts, and own text before and after."""
+    agreement: Agreement | None = None
+    """Distillation between different tokenizers: on how much of the answers they can be compared."""
     student: str | None = None
     """Verified distillation: the directory of the best round's student."""
     ratings: RatingSummary | None = None

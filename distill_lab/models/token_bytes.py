@@ -27,16 +27,26 @@ SPACE = "\u2581"
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     """The bytes of every id that the tokenizer has a token for."""
-    added = {id: str(token) for id, token in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+    added = getattr(tokenizer, "added_tokens_decoder", {})
     spelled = {id: token for token, id in tokenizer.get_vocab().items() if id not in added}
     decoder = _decoder(tokenizer)
+    spaced = False
     if "ByteLevel" in decoder:
         table = _bytes_of_characters()
         found = {id: _from_characters(token, table) for id, token in spelled.items()}
     else:
         spaced = SPACE in decoder or "Metaspace" in decoder
         found = {id: _from_pieces(token, spaced=spaced) for id, token in spelled.items()}
-    return found | {id: token.encode() for id, token in added.items()}
+    # Gemma lists runs of its marks for spaces as added tokens; the decoder makes spaces of them all the same.
+    plain = {id for id, token in added.items() if spaced and not token.special}
+    return found | {
+        id: _from_pieces(str(token), spaced=True) if id in plain else str(token).encode() for id, token in added.items()
+    }
+
+
+def is_byte_piece(token: str) -> bool:
+    """Whether a token of a vocabulary, as it is spelled there, is a byte for which the vocabulary has no character."""
+    return BYTE.fullmatch(token) is not None
 
 
 def vocabulary_digest(names: Mapping[int, bytes]) -> str:
@@ -54,17 +64,29 @@ def refuse_other_ids(
 
     teacher, student: `token_bytes` of each. names: of the two models, for the message.
     """
-    shared = [id for id in sorted(teacher.keys() & student.keys()) if id < num_ids]
-    other = [id for id in shared if teacher[id] != student[id]]
+    shared, other = _compared(teacher, student, num_ids)
     if other or not shared:
         first = (
             f"id {other[0]} is {teacher[other[0]]!r} in one and {student[other[0]]!r} in the other; " if other else ""
         )
         raise UserError(
             f"the teacher {names[0]} and the student {names[1]} have different tokenizers: {first}{len(other):,} of "
-            f"{len(shared):,} ids that both have differ. This objective compares their probabilities id by id; choose a "
-            "teacher with the student's tokenizer, or train on the teacher's answers (--train.objective cross_entropy)"
+            f"{len(shared):,} ids that both have differ. This objective compares their probabilities id by id. Use `distill "
+            "logits --objective chunk_likelihood`, which compares chunks of text, choose a teacher with the student's "
+            "tokenizer, or train on the teacher's answers (--train.objective cross_entropy)"
         )
+
+
+def same_ids(teacher: Mapping[int, bytes], student: Mapping[int, bytes]) -> bool:
+    """Whether each id that both have stands for the same bytes; then the probabilities can be compared id by id."""
+    shared, other = _compared(teacher, student, 1 << 31)
+    return bool(shared) and not other
+
+
+def _compared(teacher: Mapping[int, bytes], student: Mapping[int, bytes], num_ids: int) -> tuple[list[int], list[int]]:
+    """The ids below `num_ids` that both have, and those of them that stand for other bytes."""
+    shared = [id for id in sorted(teacher.keys() & student.keys()) if id < num_ids]
+    return shared, [id for id in shared if teacher[id] != student[id]]
 
 
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> str:

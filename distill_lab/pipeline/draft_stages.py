@@ -16,6 +16,7 @@ from distill_lab.generation.model_identity import model_inputs
 from distill_lab.models.loading import without_weights
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.train.loss_module import decoder_and_head
+from distill_lab.train.teachers import reads_other_tokens
 
 ASKED: dict[str, dict[str, float]] = {"sampled": {"temperature": 1.0}, "greedy": {"temperature": 0.0}}
 """Sampling of the target's answers that drafts are compared on, by their kind."""
@@ -40,6 +41,15 @@ def check_draft_sampling(sampling: SamplingConfig, flag: str) -> None:
         raise UserError(
             "a draft is judged on the target's greedy answers and on answers at temperature 1, one per prompt; remove "
             + names
+        )
+
+
+def check_draft_objective(objective: str) -> None:
+    """Raise UserError for an objective between different tokenizers: a target accepts tokens, not text."""
+    if reads_other_tokens(objective):
+        raise UserError(
+            f"--objective {objective}: a draft guesses the target's tokens, so it needs the target's tokenizer; use "
+            "forward_kl or acceptance with a draft that has it"
         )
 
 

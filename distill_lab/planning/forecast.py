@@ -83,6 +83,8 @@ class Forecast:
     problems: tuple[str, ...]
     """What will stop the recipe, each with its remedy."""
     warnings: tuple[str, ...]
+    tokenizers: tuple[str, ...] = ()
+    """What of the data's texts two different tokenizers agree on, as a table."""
 
     @property
     def seconds(self) -> float | None:
@@ -119,8 +121,9 @@ def make_forecast(recipe: str, config: RecipeConfig, *, directory: Path, machine
     problems += _template_problems(config)
     downloads = tuple(_downloads(config))
     return Forecast(
-        recipe, machine, downloads, volume, stages, disk, free, tuple(problems), tuple(_warnings(config, volume))
-    )
+        recipe, machine, downloads, volume, stages, disk, free, tuple(problems), tuple(_warnings(config, volume)),
+        tokenizers=tuple(_tokenizers(config, volume)),
+    )  # fmt: skip
 
 
 def _stages(
@@ -344,6 +347,20 @@ def _warnings(config: RecipeConfig, volume: Volume) -> Iterator[str]:
         yield f"only {volume.rows} prompts to learn from; expect a small gain, and wide intervals"
     if 0 < volume.test_rows < 50:
         yield f"only {volume.test_rows} test prompts: the interval of a score is wider than 25 points"
+
+
+def _tokenizers(config: RecipeConfig, volume: Volume) -> Iterator[str]:
+    """If the recipe takes models with different tokenizers, what they agree on in the sample's texts."""
+    from distill_lab.models.token_bytes import same_ids, token_bytes
+    from distill_lab.train.agreement import agreement_lines
+    from distill_lab.train.comparison import text_agreement
+
+    teacher, student = (local_tokenizer(model) for model in (config.teacher, config.student))
+    if getattr(config, "objective", "") not in ("auto", "chunk_likelihood") or teacher is None or student is None:
+        return
+    if volume.texts and not same_ids(token_bytes(teacher), token_bytes(student)):
+        names = (config.teacher.model, config.student.model)
+        yield from agreement_lines(text_agreement(volume.texts, student, teacher, names=names))
 
 
 def _next_length(volume: Volume) -> int:

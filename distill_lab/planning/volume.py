@@ -77,6 +77,8 @@ class Volume:
     """Training prompts removed because of the test set; None if the two were not compared."""
     note: str
     """Why the data could not be read; may be empty."""
+    texts: tuple[str, ...] = ()
+    """The sample's answers; of rows that have none, the last message of the prompt."""
 
     @property
     def num_answers(self) -> int:
@@ -122,6 +124,7 @@ def measure_volume(config: RecipeConfig, recipe: str, *, deadline_s: float = 5.0
         sampled=len(sample),
         overlap=overlap,
         note=note,
+        texts=tuple((each.completion or each.prompt.messages[-1:])[0]["content"] for each in sample),
     )
 
 

@@ -22,7 +22,13 @@ from distill_lab.config import Asked, DataConfig, ModelConfig, SamplingConfig, T
 from distill_lab.errors import NoData, UserError
 from distill_lab.evaluation.summary import summarize
 from distill_lab.evaluation.summary_file import Summary
-from distill_lab.pipeline.draft_stages import check_draft_sampling, draft_base, draft_proof, measured
+from distill_lab.pipeline.draft_stages import (
+    check_draft_objective,
+    check_draft_sampling,
+    draft_base,
+    draft_proof,
+    measured,
+)
 from distill_lab.pipeline.fitting import base_model_config, student_path, trained_model_config
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_before
@@ -83,6 +89,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         check_draft_sampling(config.test_sampling, "--test-sampling")
         if config.grader != "auto":
             raise UserError("--grader belongs to a score, and a draft gets none; remove it")
+        check_draft_objective(config.objective)
         config = config.model_copy(update={"train": config.train_settings(config.teacher)})
         check_before(config, run=run, out={"student": output}, example="Qwen/Qwen2.5-0.5B-Instruct")
         config = config.model_copy(update={"train": config.train_settings(pipeline.resolve(config.teacher))})

@@ -16,6 +16,7 @@ from distill_lab.evaluation.eval_rows import EvalRow, first_samples
 from distill_lab.evaluation.summary_file import Summary, read_summary
 from distill_lab.files.bookkeeping import read_record
 from distill_lab.formatting import p_value_text, shown
+from distill_lab.report.agreement import agreement_section
 from distill_lab.report.document import document, write_document
 from distill_lab.report.elements import contents, facts
 from distill_lab.report.examples import examples_section
@@ -58,6 +59,7 @@ def write_report(run_dir: Path) -> Path:
         "numbers": ("All numbers", numbers_section(summary)),
         "groups": ("Score by group", groups_section(summary.groups, metric_name(summary))),
         "training": ("Training", training_section(training_logs(run_dir, run["stages"]))),
+        "tokenizers": ("Different tokenizers", agreement_section(summary)),
         "on-policy": ("On-policy rounds", on_policy_section(summary)),
         "tokens": ("Tokens", tokens_section(summary)),
         "latency": ("Latency", latency_section(summary)),

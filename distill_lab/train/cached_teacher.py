@@ -31,7 +31,7 @@ from distill_lab.train.loss_module import decoder_and_head
 from distill_lab.train.objectives import Draws, Head, LossBatch, Signal, TopK, signals_of
 from distill_lab.train.packing import Row
 from distill_lab.train.teacher_cache import CacheIdentity, Found, TeacherCache, create
-from distill_lab.train.teachers import HeadSignal, LiveTeacher, refuse_foreign_tokens
+from distill_lab.train.teachers import HeadSignal, LiveTeacher, reads_other_tokens, refuse_foreign_tokens
 from distill_lab.train.training_log import OnLog
 
 FORMS = {"sampled": "draws", "top_k": "top_k", "hidden": "logits"}
@@ -234,6 +234,12 @@ def check_cache(config: TrainConfig) -> None:
     if not signals_of(config.objective):
         raise UserError(
             f"the objective {config.objective} reads no teacher; leave out --train.teacher-cache.mode {mode}"
+        )
+    if reads_other_tokens(config.objective):
+        raise UserError(
+            f"train.teacher-cache.mode {mode}: a cache holds the teacher's distributions at the student's tokens, and with "
+            f"{config.objective} the teacher reads its own; use --cache-mode off (--train.teacher-cache.mode off), or a "
+            "teacher with the student's tokenizer"
         )
     raise UserError(
         f"the objective {config.objective} cannot be learned from a {mode} cache: it needs the teacher's probability of "

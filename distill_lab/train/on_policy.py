@@ -45,7 +45,7 @@ from distill_lab.train.rows import Rows
 from distill_lab.train.scoring_server import ScoringServer
 from distill_lab.train.server_teacher import ServerTeacher
 from distill_lab.train.student import load_student, train_model, training_inputs
-from distill_lab.train.teachers import check_teacher, known_ids, live_teacher
+from distill_lab.train.teachers import check_teacher, known_ids, live_teacher, reads_other_tokens
 from distill_lab.train.training_log import OnLog, check_is_log
 from distill_lab.types import JsonObject
 
@@ -63,6 +63,11 @@ def check_on_policy(config: TrainConfig, settings: RolloutSettings) -> None:
     name, signals = config.objective, signals_of(config.objective)
     if signals == ("scored",):
         _check_sampled(config, settings)
+    elif reads_other_tokens(name):
+        raise UserError(
+            f"the objective {name} compares texts that are there before training, and on-policy the student writes new ones "
+            "in every round; use `distill logits`, or a teacher with the student's tokenizer and --objective reverse_kl"
+        )
     elif "logits" not in signals:
         raise UserError(
             f"the objective {name} does not compare whole distributions; on the student's own text it would imitate itself. "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from distill_lab.types import Fields, Message
 
 MIN_ROWS_TO_SPLIT = 10
 REFUSED, UNTRAINED = "the chat template refuses it", "no message of the assistant is to be trained"
+
+OnRow = Callable[[Sequence[Message], Sequence[Message], Sequence[Row]], str]
+"""Called with prompt, completion and sequences of a row that would be kept; returns why it is dropped; empty: it is not."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def read_rows(
     validation_fraction: float,
     seed: int,
     thinking: bool | None = None,
+    on_row: OnRow | None = None,
 ) -> Rows:
     """Read, encode and split the rows of `path`.
 
@@ -70,6 +74,9 @@ def read_rows(
         if each.dropped:
             dropped[each.dropped] += 1
             first_refused = first_refused or each.refused
+            continue
+        if on_row is not None and (reason := on_row(each.prompt, each.completion, each.sequences)):
+            dropped[reason] += 1
             continue
         num_spelled += bool(find_spelled(tokenizer, each.texts))
         sequences.append(each.sequences)

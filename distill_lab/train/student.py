@@ -28,6 +28,8 @@ from distill_lab.generation.model_identity import model_inputs, weights_of
 from distill_lab.models.loading import check_weights, load_model, load_tokenizer, with_fp32_on_cpu
 from distill_lab.run import fingerprint
 from distill_lab.train import launch, loss_module
+from distill_lab.train.agreement import agreement_sentence
+from distill_lab.train.aligned_teacher import aligned_teacher, make_pairing
 from distill_lab.train.cached_teacher import GIVEN, cache_place, cached_teacher, check_cache, fill
 from distill_lab.train.capture import Captured
 from distill_lab.train.chat_template import leave_out_thinking
@@ -35,11 +37,12 @@ from distill_lab.train.checkpoints import keep_only, newest_whole, remove_finish
 from distill_lab.train.given_teacher import given_inputs, given_teachers
 from distill_lab.train.heap import TrainingHeap
 from distill_lab.train.objectives import Objective, load_objective
+from distill_lab.train.paired_rows import read_paired_rows
 from distill_lab.train.plan import make_plan, trained_weights, training_arguments, with_dtype
 from distill_lab.train.result import TrainResult
 from distill_lab.train.rounds import RoundSource, known_rows
 from distill_lab.train.rows import REFUSED, Rows, read_rows
-from distill_lab.train.teachers import Teacher, check_teacher, live_teacher
+from distill_lab.train.teachers import Teacher, check_teacher, live_teacher, reads_other_tokens
 from distill_lab.train.trackers import current, run_beside, tracker_callbacks
 from distill_lab.train.trainer import StudentTrainer
 from distill_lab.train.training_log import OnLog, check_is_log, mean_loss
@@ -104,23 +107,31 @@ def _train_loaded(
     start: float,
 ) -> TrainResult:
     model, tokenizer = load_student(student, config)
+    pairing = None
     with activity.doing(f"reading the training rows of {rows}"):
-        data = read_rows(
-            rows,
-            tokenizer,
-            max_length=config.max_length,
-            validation_fraction=config.validation_fraction,
-            seed=config.seed,
-            thinking=thinking,
-        )
+        if reads_other_tokens(config.objective):
+            pairing = make_pairing(config.teacher, tokenizer, student_name=student.model, thinking=thinking)
+            data = read_paired_rows(
+                rows, tokenizer, pairing,
+                max_length=config.max_length, validation_fraction=config.validation_fraction, seed=config.seed,
+            )  # fmt: skip
+        else:
+            data = read_rows(
+                rows, tokenizer, thinking=thinking,
+                max_length=config.max_length, validation_fraction=config.validation_fraction, seed=config.seed,
+            )  # fmt: skip
+    if pairing and on_log:
+        on_log({"note": agreement_sentence(pairing.agreement())})
     if thinking is False:
         leave_out_thinking(tokenizer)
     key = fingerprint(training_inputs(student, rows, config, thinking=thinking))
-    teacher = None
+    teacher: Teacher | None = None
     if config.teacher.model or config.teacher_cache.mode == GIVEN:
         head_rows = loss_module.decoder_and_head(model)[1].linear.out_features
         both = [*data.training, *data.validation]
-        if config.teacher_cache.mode == GIVEN:
+        if pairing:
+            teacher = aligned_teacher(config.teacher, pairing, tokens_per_batch=config.tokens_per_batch)
+        elif config.teacher_cache.mode == GIVEN:
             teacher = given_teachers(config, student_rows=head_rows, rows=both)
         elif config.teacher_cache.mode == "off":
             teacher = live_teacher(config.teacher, tokenizer, head_rows, both, student_name=student.model)

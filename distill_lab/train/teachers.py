@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab import activity
+from distill_lab.chat import inspect_template
 from distill_lab.config import ModelConfig
 from distill_lab.errors import UserError
 from distill_lab.models.loading import load_model
@@ -186,6 +187,11 @@ def known_ids(names: Mapping[int, bytes], *, num_ids: int, size: int = 0) -> np.
     return known
 
 
+def reads_other_tokens(objective: str) -> bool:
+    """Whether the teacher of this objective reads the text in its own tokens. Raises UserError for an unknown name."""
+    return "chunks" in signals_of(objective)
+
+
 def check_teacher(objective: str, teacher: ModelConfig, student: ModelConfig, *, on_policy: bool = False) -> None:
     """Raise UserError unless teacher and objective fit each other and the student. Loads tokenizers only.
 
@@ -228,5 +234,9 @@ def check_teacher(objective: str, teacher: ModelConfig, student: ModelConfig, *,
         )
     from distill_lab.models.loading import load_tokenizer
 
+    if reads_other_tokens(objective):
+        for model in (teacher, student):
+            inspect_template(load_tokenizer(model))
+        return
     maps = [token_bytes(load_tokenizer(model)) for model in (teacher, student)]
     refuse_other_ids(maps[0], maps[1], num_ids=1 << 31, names=(teacher.model, student.model))

@@ -14,6 +14,7 @@ from distill_lab.planning.machine import Machine
 from distill_lab.planning.throughput import Throughput
 from distill_lab.planning.volume import measure_volume
 from distill_lab.recipes import draft, logits, prompt, system1, system2, verified
+from tests.other_tokenizer import write_teacher
 
 LAPTOP = Machine("cpu", 16e9, 16e9, "fp32")
 CARD = Machine("cuda", 80e9, 128e9, "bf16")
@@ -166,6 +167,31 @@ def test_the_command_prints_lines_of_80_columns(
     assert "prompts to learn from, 500 to test on" in output
     assert "Nothing speaks against it" in output
     assert all(len(line) <= 80 for line in output.splitlines())
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_tokenizers_are_compared_on_the_datas_own_texts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = write_teacher(tmp_path / "other", "untied head with more rows")
+    data = own_data(tmp_path, rows=30)
+    config = logits.Config(teacher=ModelConfig(model=str(other)), student=STUDENT, data=data, num_test=10)
+
+    def lines(**changes: object) -> tuple[str, ...]:
+        changed = config.model_copy(update=changes)
+        return make_forecast("logits", changed, directory=tmp_path / "run", machine=LAPTOP).tokenizers
+
+    table = lines()
+    assert "have different tokenizers" in table[0]
+    assert any(line.split() and "the same token for both" in line for line in table)
+    assert lines(teacher=TEACHER) == lines(objective="forward_kl") == ()
+    assert lines(teacher=ModelConfig(model="Qwen/Qwen2.5-7B-Instruct")) == ()
+    monkeypatch.chdir(tmp_path)
+    command = ["plan", "logits", "--teacher", str(other), "--student", "tiny:student", "--data", data.path]
+    assert cli.main([*command, "--run", "run"]) == 0
+    output = capsys.readouterr().out
+    assert "\nTokenizers\n" in output
+    assert "tokens in both vocabularies" in output
     assert not (tmp_path / "run").exists()
 
 

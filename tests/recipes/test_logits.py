@@ -18,6 +18,7 @@ from distill_lab.evaluation.summary_file import read_summary
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.recipes import logits
 from tests.helpers import other_architecture
+from tests.other_tokenizer import write_teacher
 
 pytestmark = pytest.mark.slow
 
@@ -160,6 +161,53 @@ def test_other_architectures_teach(
     assert training["validation_loss_after"] < training["validation_loss_before"]
 
 
+def test_a_teacher_with_another_tokenizer(
+    random_model: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole line: found by itself, shown before training, and the student comes nearer to what the teacher says."""
+    teacher = ModelConfig(model=str(write_teacher(tmp_path / "teacher", "gemma3")), dtype="fp32")
+    config = tiny(
+        teacher=teacher, student=ModelConfig(model=str(random_model(hidden=32, layers=1))), relabel=False, cache_mode="off",
+        train=TrainConfig(learning_rate=2e-2, tokens_per_batch=256, num_epochs=4, validation_fraction=0.2),
+    )  # fmt: skip
+    assert config.objective == "auto"
+    run = tmp_path / "run"
+    summary = logits.run(config, run)
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    assert stages["student"]["inputs"]["train"]["objective"] == "chunk_likelihood"
+    assert list(stages).index("tokenizer agreement") < list(stages).index("student")
+    counts = stages["tokenizer agreement"]["counts"]
+    assert counts["rows_in"] == counts["kept"] + sum(counts["dropped"].values())
+    found = summary.agreement
+    assert found is not None
+    assert read_summary(run / "summary.json").agreement == found
+    assert found.student_tokens == found.same + found.parts + sum(found.dropped.values())
+    assert found.same > 0
+    assert found.chunks > 0
+    training = json.loads((run / "training.json").read_text())
+    assert training["validation_loss_after"] < training["validation_loss_before"]
+    steps = [row for row in read_jsonl(run / "training_log.jsonl") if "loss" in row]
+    assert all(row["metrics"].keys() == {"kd", "ce", "kd_same", "kd_chunks"} for row in steps)
+    assert '<section id="tokenizers">' in (run / "report.html").read_text(encoding="utf-8")
+    # A cache of another tokenizer's distributions, other objectives and other recipes are refused before anything is done.
+    cases = {
+        r"train.teacher-cache.mode sampled: a cache holds .*--cache-mode off": {"cache_mode": "sampled"},
+        r"different tokenizers: .*`distill logits --objective chunk_likelihood`": {"objective": "forward_kl"},
+    }
+    for number, (message, changes) in enumerate(cases.items()):
+        with pytest.raises(UserError, match=message):
+            logits.run(config.model_copy(update=changes), tmp_path / str(number))
+        assert not (tmp_path / str(number) / "data.jsonl").exists()
+    for recipe, objective, message in (
+        ("on-policy", "chunk_likelihood", "on-policy the student writes new ones in every round; use `distill logits`"),
+        ("on-policy", "reverse_kl", "have different tokenizers"),
+        ("draft", "chunk_likelihood", "a draft guesses the target's tokens, so it needs the target's tokenizer"),
+    ):
+        command = [recipe, "--preset", "tiny", "--teacher", teacher.model, "--objective", objective]
+        assert cli.main([*command, "--run", str(tmp_path / recipe / objective)]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
 def test_models_that_do_not_fit_each_other_are_refused_before_an_answer_is_paid_for(
     random_model: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -171,7 +219,8 @@ def test_models_that_do_not_fit_each_other_are_refused_before_an_answer_is_paid_
     swapped = text.replace(left, f'"g": {vocabulary["h"]},').replace(right, f'"h": {vocabulary["g"]},')
     (other / "tokenizer.json").write_text(swapped, encoding="utf-8")
     cases = {
-        "have different tokenizers": {"teacher": ModelConfig(model=str(other))},
+        "have different tokenizers": {"teacher": ModelConfig(model=str(other)), "objective": "forward_kl"},
+        "a cache holds the teacher's distributions at the student's tokens": {"teacher": ModelConfig(model=str(other))},
         "a server gives tokens, not distributions": {"teacher": ModelConfig(model="openai:big")},
         "jsd cannot be learned from a sampled cache": {"objective": "jsd"},
         "objective forward_kl: temperature": {"temperature": 0.0},

@@ -15,8 +15,10 @@ from distill_lab.evaluation.summary_parts import Paid
 from distill_lab.evaluation.verdict import tenths
 from distill_lab.formatting import seconds_text
 from distill_lab.generation.prices import Spending
+from distill_lab.report.agreement import agreement_section
 from distill_lab.report.labels import labels_section
 from distill_lab.report.page import write_report
+from distill_lab.train.agreement import Agreement
 from tests.made_runs import HOSTILE, made_run
 
 
@@ -116,6 +118,30 @@ def test_a_matrix_has_no_style_of_its_own(run: Path) -> None:
     html = labels_section(dataclasses.replace(summary_of(run), labels={"student": labels}))
     assert "style=" not in html
     assert [html.count(f'class="{kind}"') for kind in ("good-4", "bad-4", "good-9", "bad-0")] == [1, 1, 1, 1]
+
+
+def test_what_two_tokenizers_agree_on_is_a_table(run: Path) -> None:
+    before = summary_of(run)
+    assert agreement_section(before) == ""
+    found = Agreement(
+        teacher=HOSTILE, student="tiny:student", teacher_vocabulary=500, student_vocabulary=1280, shared_tokens=200,
+        texts=790, text_bytes=40_000, compared_bytes=39_000, student_tokens=9_000, teacher_tokens=12_000, same=6_000,
+        chunks=1_000, parts=2_700, teacher_parts=5_600, dropped={"in a chunk of more than 64 tokens": 300},
+    )  # fmt: skip
+    write_summary(run / "summary.json", dataclasses.replace(before, agreement=found))
+    assert summary_of(run).agreement == found
+    write_report(run)
+    html = section(run, "tokenizers")
+    text = words(html)
+    for part in (
+        "tokens in both vocabularies 200 16% of the student", "the same token for both 6,000 67% of the trained tokens",
+        "chunks of several tokens 1,000 30% of the trained tokens, on average 2.7 of the student and 5.6 of the teacher",
+        "bytes compared 39,000 98% of", "not compared 300 3.3% of the trained tokens: in a chunk of more than 64 tokens",
+    ):  # fmt: skip
+        assert part in text, part
+    assert HOSTILE not in html
+    write_summary(run / "summary.json", before)
+    write_report(run)
 
 
 def test_the_summary_with_all_new_parts_reads_back(run: Path) -> None:

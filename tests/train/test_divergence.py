@@ -269,7 +269,7 @@ def test_what_an_objective_cannot_read_is_refused() -> None:
                 chunk_function(name)(student.float(), ChunkTargets(labels, draws))
     assert signals_of("cross_entropy") == ()
     assert signals_of("sampled_reverse_kl") == ("scored",)
-    assert set(objective_names()) == {"cross_entropy", "sampled_reverse_kl", *ALL}
+    assert set(objective_names()) == {"cross_entropy", "sampled_reverse_kl", "chunk_likelihood", *ALL}
     for setting in ("temperature=0", "ce_weight=1.5", "ce_weight=-0.1"):
         with pytest.raises(UserError, match=rf"objective jsd: {setting.split('=')[0]}: "):
             load_objective("jsd", [setting])

@@ -41,8 +41,8 @@ from tests.train.test_packing import build, rows
 pytestmark = pytest.mark.slow
 
 KNOWN = [
-    "acceptance", "cross_entropy", "entropy_aware", "forward_kl", "jsd", "reverse_kl", "sampled_reverse_kl", "skew_kl",
-    "skew_reverse_kl",
+    "acceptance", "chunk_likelihood", "cross_entropy", "entropy_aware", "forward_kl", "jsd", "reverse_kl",
+    "sampled_reverse_kl", "skew_kl", "skew_reverse_kl",
 ]  # fmt: skip
 
 TOY = """

@@ -32,8 +32,10 @@ from distill_lab.train.objectives._chunked_head import batch_loss
 from distill_lab.train.objectives._contract import (
     ChunkFunction,
     ChunkLoss,
+    Chunks,
     ChunkTargets,
     Draws,
+    GroupedSignal,
     Head,
     LossBatch,
     LossOutput,
@@ -49,7 +51,9 @@ __all__ = [
     "ChunkFunction",
     "ChunkLoss",
     "ChunkTargets",
+    "Chunks",
     "Draws",
+    "GroupedSignal",
     "Head",
     "LossBatch",
     "LossOutput",
@@ -83,7 +87,8 @@ def load_objective(name: str, settings: Sequence[str] = ()) -> Objective:
 
 
 def signals_of(name: str) -> tuple[str, ...]:
-    """The forms of a teacher's signal that the objective reads: logits, top_k, draws; empty if it needs no teacher.
+    """The forms of a teacher's signal that the objective reads: logits, top_k, draws, scored, chunks; empty if it needs
+    no teacher.
 
     Raises UserError for an unknown name.
     """

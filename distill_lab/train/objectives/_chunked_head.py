@@ -13,6 +13,7 @@ The dtypes, scale, softcap, bias and the gradient in place are handled here and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from distill_lab.train.gradients import add_product, gradient_of
 from distill_lab.train.objectives._contract import (
     ChunkFunction,
     ChunkTargets,
+    GroupedSignal,
     Head,
     LossBatch,
     LossOutput,
@@ -72,7 +74,7 @@ def head_loss(
     hidden_NH: final hidden states at the loss positions, whose next tokens are labels_N (int64, each in [0, V)).
     weight_VH, bias (shape [V]): the output head; gradients are computed only for what requires them.
     signal: the teacher's, for all N. scale, softcap: as in `Head`; no tanh if softcap is None.
-    chunk: positions projected at once; None: as many as fit CHUNK_ELEMENTS.
+    chunk: positions projected at once; None: as many as fit CHUNK_ELEMENTS. A `GroupedSignal` divides no group.
     head_grad_scale: if given, the head's gradient times this is added to `weight_VH.grad` during the forward pass, and
     autograd gets none: the step then never holds two gradients of the head's size. For a caller that will multiply the loss
     by just this number, in one process alone (DDP and FSDP wait for autograd to accumulate that gradient).
@@ -123,6 +125,12 @@ class _Walk:
     metrics: dict[str, torch.Tensor]
     """Filled with the sums of the chunks' metrics."""
 
+    def parts(self) -> Sequence[slice]:
+        """The positions that are projected at once."""
+        if isinstance(self.signal, GroupedSignal):
+            return self.signal.parts(self.chunk)
+        return [slice(start, start + self.chunk) for start in range(0, max(1, len(self.labels_N)), self.chunk)]
+
     def targets(self, part: slice) -> ChunkTargets:
         return ChunkTargets(self.labels_N[part], self.signal if self.signal is None else self.signal.at(part))
 
@@ -144,14 +152,14 @@ class _HeadLoss(torch.autograd.Function):
         grad_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and needs_bias else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         used = slice(walk.num_ids)
-        rows = min(walk.chunk, len(hidden_NH))
+        parts = walk.parts()
+        rows = max(len(range(*part.indices(len(hidden_NH)))) for part in parts)
         # One chunk's logits for all chunks: fresh memory of this size costs more than a pass over it.
         buffer_CV = torch.empty((rows, walk.num_ids), dtype=dtype, device=hidden_NH.device)
         copy_VH = walk.head_copy_VH
         with torch.autocast(device, enabled=False):
             weight_VH = (head_VH if copy_VH is None or copy_VH.dtype != dtype else copy_VH)[used].to(dtype)
-            for start in range(0, max(1, len(hidden_NH)), walk.chunk):
-                part = slice(start, start + walk.chunk)
+            for part in parts:
                 hidden_CH = hidden_NH[part].to(dtype)
                 logits_CV = torch.mm(hidden_CH, weight_VH.T, out=buffer_CV[: len(hidden_CH)]).float()
                 logits_CV, slope_CV = as_the_model_has_them(

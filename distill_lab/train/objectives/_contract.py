@@ -6,9 +6,9 @@ C loss positions of one chunk, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -38,7 +38,17 @@ class Signal(Protocol):
 
     def at(self, part: slice) -> Any:
         """The teacher's part for the loss positions `part`, in a form that the objective reads: logits [C, V] in fp32,
-        which may be overwritten, `TopK`, `SeveralTopK`, `Scored` or `Draws`. `part` may be empty."""
+        which may be overwritten, `TopK`, `SeveralTopK`, `Scored`, `Draws` or `Chunks`. `part` may be empty."""
+        ...
+
+
+@runtime_checkable
+class GroupedSignal(Signal, Protocol):
+    """A signal of which some positions belong together."""
+
+    def parts(self, most: int) -> Sequence[slice]:
+        """All loss positions in their order, in at least one slice of at most `most` positions (or of one group that is
+        longer), none of which divides a group. `at` takes these slices alone."""
         ...
 
 
@@ -95,6 +105,27 @@ class Draws:
     """fp32, the teacher's entropy in nats, a mean over each row: only sums over whole rows are exact."""
     is_partial: bool
     """Whether `total_C` has zeros."""
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """What a teacher with another tokenizer says of the text at C positions, in K chunks that are whole tokens of both.
+
+    D teacher tokens, W ids of the teacher, S ids of either side that stand for the same bytes.
+    """
+
+    logits_DW: torch.Tensor
+    """fp32, the teacher's before each of its tokens; may be overwritten."""
+    labels_D: torch.Tensor
+    """int64, the teacher's tokens."""
+    chunk_D: torch.Tensor
+    """int64, in [0, K), not descending: the chunk of each."""
+    chunk_C: torch.Tensor
+    """int64, the chunk of each of the student's tokens, not descending, or -1: not compared."""
+    same_K: torch.Tensor
+    """bool; whether the chunk is one token, the same, for both."""
+    shared: torch.Tensor
+    """int64, [2, S]: ids of the student, and the teacher's for the same bytes."""
 
 
 @dataclass(frozen=True)

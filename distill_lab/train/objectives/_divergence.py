@@ -62,7 +62,7 @@ def chunk_divergence(
     if not isinstance(signal, (torch.Tensor, TopK, SeveralTopK)):
         raise UserError("this objective compares with a teacher, and there is none; give --train.teacher.model")
     sums = logits_CV.new_zeros(2)
-    for part in _blocks(logits_CV):
+    for part in blocks(logits_CV):
         kd_C, ce_C = _block(
             logits_CV[part],
             targets.labels_C[part],
@@ -76,7 +76,8 @@ def chunk_divergence(
     return ChunkLoss((1 - ce_weight) * kd + ce_weight * ce, logits_CV, {"kd": kd, "ce": ce})
 
 
-def _blocks(logits_CV: torch.Tensor) -> Iterator[slice]:
+def blocks(logits_CV: torch.Tensor) -> Iterator[slice]:
+    """Positions that are worked on at once: on a CPU CPU_BLOCK logits, elsewhere all."""
     rows, vocabulary = logits_CV.shape
     size = rows if logits_CV.device.type != "cpu" else max(1, CPU_BLOCK // vocabulary)
     for start in range(0, rows, max(1, size)):
@@ -109,10 +110,10 @@ def _block(
     if isinstance(signal, SeveralTopK):
         kd_C, grad_CV = torch.zeros_like(ce_C), torch.zeros_like(log_q_CV)
         for each in signal.teachers:
-            value_C, slope_CV = _on_buckets(log_q_CV.clone(), each, divergence)
+            value_C, slope_CV = on_buckets(log_q_CV.clone(), each, divergence)
             kd_C, grad_CV = kd_C + value_C, grad_CV.add_(slope_CV)
     elif isinstance(signal, TopK):
-        kd_C, grad_CV = _on_buckets(log_q_CV, signal, divergence)
+        kd_C, grad_CV = on_buckets(log_q_CV, signal, divergence)
     else:
         if temperature != 1.0:
             signal.div_(temperature)
@@ -128,7 +129,7 @@ def _block(
     return kd_C, ce_C
 
 
-def _on_buckets(log_q_CV: torch.Tensor, top: TopK, divergence: Divergence) -> tuple[torch.Tensor, torch.Tensor]:
+def on_buckets(log_q_CV: torch.Tensor, top: TopK, divergence: Divergence) -> tuple[torch.Tensor, torch.Tensor]:
     """The divergence of K ids and a bucket of all others, which is at most the whole one; its gradient for all V.
 
     Both are 0 at positions of which the teacher says nothing.
