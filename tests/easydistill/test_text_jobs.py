@@ -21,7 +21,7 @@ from distill_lab.files.jsonl import read_jsonl
 from tests.hostile_server import HostileServer
 from tests.writing_server import sentence, text_for, write
 
-pytestmark = pytest.mark.usefixtures("openai_environment")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("openai_environment")]
 
 LOCAL = {
     "enable_chunked_prefill": True, "seed": 777, "gpu_memory_utilization": 0.5, "temperature": 0.8,

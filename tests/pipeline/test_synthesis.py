@@ -25,7 +25,7 @@ from distill_lab.types import Completion
 from tests.hostile_server import HostileServer, Reply, Request, answer
 from tests.writing_server import sentence, write
 
-pytestmark = pytest.mark.usefixtures("openai_environment")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("openai_environment")]
 
 Synthesize = Callable[..., Made]
 

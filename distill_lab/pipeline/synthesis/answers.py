@@ -125,7 +125,7 @@ def write_made(*files: Path) -> Counts:
                 replaced.setdefault(result["source"], []).append(result)
     dropped: Counter[str] = Counter()
 
-    def results() -> Iterator[dict[str, Any]]:
+    def merged() -> Iterator[dict[str, Any]]:
         for result in read_jsonl(first):
             if result["source"] not in again:
                 yield result
@@ -135,7 +135,7 @@ def write_made(*files: Path) -> Counts:
             yield from rest
 
     def rows() -> Iterator[Row]:
-        for result in results():
+        for result in merged():
             if result["row"] is None:
                 dropped[result["reason"]] += 1
             else:
