@@ -172,7 +172,7 @@ def test_the_command_scores_compares_resumes_and_tells_what_was_trained_on(
     write_jsonl(tmp_path / "train.jsonl", [trained | {"completion": [{"role": "assistant", "content": "x"}]}])
     out = tmp_path / "own.jsonl"
     command = ["eval", "--suite", str(tasks / "write.yaml"), "--model", "tiny:teacher", "--base", "tiny:student"]
-    command += ["--suite.rows", str(tmp_path / "train.jsonl"), "--out", str(out)]
+    command += ["--suite.rows", str(tmp_path / "train.jsonl"), "--out", str(out), "--sampling.thinking", "False"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     score, base = read_score(out), read_score(tmp_path / "own.base.jsonl")
@@ -195,7 +195,7 @@ def test_the_command_scores_compares_resumes_and_tells_what_was_trained_on(
     monkeypatch.setattr("distill_lab.generation.engines.load_engine", no_model)
     assert cli.main(command) == 0
     assert "nothing was computed again" in capsys.readouterr().out
-    other = [*command[:5], "tiny:student", "--out", str(out)]
+    other = [*command[:4], "tiny:student", "--out", str(out)]
     assert cli.main(other) == 2
     assert "was made with other settings" in capsys.readouterr().err
 

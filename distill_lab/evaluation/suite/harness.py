@@ -94,7 +94,8 @@ def load_suite(names: str, *, on_server: bool) -> Suite:
                 )
         folders = [path for path in own if path.is_dir()]
         try:
-            manager: Any = tasks.TaskManager(include_path=folders or None)
+            # Reading all of its own tasks takes seconds.
+            manager: Any = tasks.TaskManager(include_path=folders or None, include_defaults=len(own) < len(given))
         except Exception as error:
             raise UserError(f"lm_eval's tasks cannot be read: {cause(error)}; install it again") from error
         suite = Suite(given, {}, {})
