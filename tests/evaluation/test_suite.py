@@ -226,13 +226,13 @@ def test_an_interrupted_command_goes_on(tasks: Path, tmp_path: Path, monkeypatch
 
 @needs_lm_eval
 def test_items_that_changed_are_another_result(tasks: Path, tmp_path: Path) -> None:
-    before = load_suite(str(tasks / "write.yaml"), on_server=False).config()
-    assert load_suite(str(tasks / "write.yaml"), on_server=False).config() == before
+    before = load_suite(str(tasks / "write.yaml"), on_server=False).key
+    assert load_suite(str(tasks / "write.yaml"), on_server=False).key == before
     lines = (tasks / "items.jsonl").read_text().splitlines()
     (tmp_path / "items.jsonl").write_text("\n".join(lines[::-1]))
     text = (tasks / "write.yaml").read_text().replace(str(tasks / "items.jsonl"), str(tmp_path / "items.jsonl"))
     (tmp_path / "write.yaml").write_text(text)
-    after = load_suite(str(tmp_path / "write.yaml"), on_server=False).config()
+    after = load_suite(str(tmp_path / "write.yaml"), on_server=False).key
     assert after["items"] != before["items"]
 
 
