@@ -83,7 +83,7 @@ def _evaluated(
     figures, overlap = items.with_suffix(".results.json"), items.with_suffix(".overlap.jsonl")
     inputs: dict[str, Any] = {
         **answer_inputs(model, engine, sampling),
-        "suite": suite.config(),
+        "suite": suite.key,
         "chat": config.chat,
         "num_fewshot": config.num_fewshot,
         "metric": config.metric,

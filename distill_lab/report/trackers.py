@@ -28,7 +28,7 @@ from distill_lab.train.trackers import FILE, PROJECT, TrackerRun, finish_wandb, 
 
 MODELS = ("teacher", "base", "student")
 OF_MODEL = (
-    "score", "ci95", "cut_share", "tokens_per_s", "tokens_per_s_single", "seconds_per_answer", "seconds_per_answer_single",
+    "score", "cut_share", "tokens_per_s", "tokens_per_s_single", "seconds_per_answer", "seconds_per_answer_single",
     "latency_p50_s", "latency_p95_s", "latency_p95_ci95", "num_parameters", "peak_memory_bytes",
 )  # fmt: skip
 OF_RUN = (
@@ -94,7 +94,8 @@ def read_proof(run: Run, summary: Summary) -> Proof:
     for name in MODELS:
         model = row["models"].get(name)
         if model is not None:
-            figures |= _flat(f"eval/{name}", {field: model.get(field) for field in OF_MODEL})
+            ends = {"score_ci95": model.get("ci95")}
+            figures |= _flat(f"eval/{name}", {field: model.get(field) for field in OF_MODEL} | ends)
         file = run.path(f"eval/{name}.jsonl")
         if model is None or not file.is_file():
             continue

@@ -172,7 +172,7 @@ def test_the_command_scores_compares_resumes_and_tells_what_was_trained_on(
     write_jsonl(tmp_path / "train.jsonl", [trained | {"completion": [{"role": "assistant", "content": "x"}]}])
     out = tmp_path / "own.jsonl"
     command = ["eval", "--suite", str(tasks / "write.yaml"), "--model", "tiny:teacher", "--base", "tiny:student"]
-    command += ["--suite.rows", str(tmp_path / "train.jsonl"), "--out", str(out)]
+    command += ["--suite.rows", str(tmp_path / "train.jsonl"), "--out", str(out), "--sampling.thinking", "False"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     score, base = read_score(out), read_score(tmp_path / "own.base.jsonl")
@@ -195,7 +195,7 @@ def test_the_command_scores_compares_resumes_and_tells_what_was_trained_on(
     monkeypatch.setattr("distill_lab.generation.engines.load_engine", no_model)
     assert cli.main(command) == 0
     assert "nothing was computed again" in capsys.readouterr().out
-    other = [*command[:5], "tiny:student", "--out", str(out)]
+    other = [*command[:4], "tiny:student", "--out", str(out)]
     assert cli.main(other) == 2
     assert "was made with other settings" in capsys.readouterr().err
 
@@ -226,13 +226,13 @@ def test_an_interrupted_command_goes_on(tasks: Path, tmp_path: Path, monkeypatch
 
 @needs_lm_eval
 def test_items_that_changed_are_another_result(tasks: Path, tmp_path: Path) -> None:
-    before = load_suite(str(tasks / "write.yaml"), on_server=False).config()
-    assert load_suite(str(tasks / "write.yaml"), on_server=False).config() == before
+    before = load_suite(str(tasks / "write.yaml"), on_server=False).key
+    assert load_suite(str(tasks / "write.yaml"), on_server=False).key == before
     lines = (tasks / "items.jsonl").read_text().splitlines()
     (tmp_path / "items.jsonl").write_text("\n".join(lines[::-1]))
     text = (tasks / "write.yaml").read_text().replace(str(tasks / "items.jsonl"), str(tmp_path / "items.jsonl"))
     (tmp_path / "write.yaml").write_text(text)
-    after = load_suite(str(tmp_path / "write.yaml"), on_server=False).config()
+    after = load_suite(str(tmp_path / "write.yaml"), on_server=False).key
     assert after["items"] != before["items"]
 
 

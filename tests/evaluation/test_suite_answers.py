@@ -18,7 +18,7 @@ ENGINE = EngineConfig(engine="transformers")
 
 
 def answers(work: Path, **sampling: Any) -> SuiteAnswers:
-    return SuiteAnswers(STUDENT, ENGINE, SamplingConfig(**sampling), work)
+    return SuiteAnswers(STUDENT, ENGINE, SamplingConfig(thinking=False, **sampling), work)
 
 
 def ask(text: str, doc: int = 0, *, plain: bool = False, **settings: Any) -> TextRequest:

@@ -42,17 +42,13 @@ class Suite:
     """Name -> lm_eval's task, in the order of the results."""
     groups: dict[str, Any] = field(repr=False)
     """Name -> lm_eval's group."""
+    key: dict[str, Any] = field(repr=False)
+    """What the tasks and their items are as they were loaded, for the key of a result. A run changes the tasks' settings."""
 
     @property
     def version(self) -> str:
         """Of lm_eval."""
-        return str(importlib.import_module("lm_eval").__version__)
-
-    def config(self) -> dict[str, Any]:
-        """What the tasks and their items are, for the key of a result."""
-        made = {name: _digest([task.dump_config()]) for name, task in self.tasks.items()}
-        items = {name: _digest(task.eval_docs) for name, task in self.tasks.items()}
-        return {"lm_eval": self.version, "tasks": made, "items": items}
+        return self.key["lm_eval"]
 
     def questions(self, limit: int | None) -> Iterator[tuple[str, str]]:
         """(id, question without examples) of every item, for a search for contamination; ids are those of eval rows."""
@@ -94,17 +90,24 @@ def load_suite(names: str, *, on_server: bool) -> Suite:
                 )
         folders = [path for path in own if path.is_dir()]
         try:
-            manager: Any = tasks.TaskManager(include_path=folders or None)
+            # Reading all of its own tasks takes seconds.
+            manager: Any = tasks.TaskManager(include_path=folders or None, include_defaults=len(own) < len(given))
         except Exception as error:
             raise UserError(f"lm_eval's tasks cannot be read: {cause(error)}; install it again") from error
-        suite = Suite(given, {}, {})
+        found: dict[str, Any] = {}
+        groups: dict[str, Any] = {}
         for name in given:
             for spec in _specs(name, manager):
                 loaded = _loaded(manager, name, spec)
-                suite.tasks.update(loaded["tasks"])
-                suite.groups.update(loaded["groups"])
-    _check_runnable(suite.tasks, on_server=on_server)
-    return suite
+                found |= loaded["tasks"]
+                groups |= loaded["groups"]
+    _check_runnable(found, on_server=on_server)
+    key = {
+        "lm_eval": str(importlib.import_module("lm_eval").__version__),
+        "tasks": {name: _digest([task.dump_config()]) for name, task in found.items()},
+        "items": {name: _digest(task.eval_docs) for name, task in found.items()},
+    }
+    return Suite(given, found, groups, key)
 
 
 def _is_path(name: str) -> bool:
