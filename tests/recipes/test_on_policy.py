@@ -137,8 +137,9 @@ def test_prompts_are_chosen_by_what_the_student_solves_when_the_rounds_begin(tmp
     assert all(row["num_tokens"] > 0 for row in read_jsonl(run / "pass_rate" / "completions.jsonl"))
     bare = tmp_path / "bare.jsonl"
     bare.write_text("".join(json.dumps({"instruction": f"Say {word}."}) + "\n" for word in "abcdefghijkl"))
+    data = {"data": DataConfig(path=str(bare)), "test": DataConfig(path=""), "num_test": 2}
     with pytest.raises(UserError, match="some prompts have no gold answer; give data with gold answers"):
-        on_policy.run(tiny(choose_prompts="pass_rate", data=DataConfig(path=str(bare)), **band), tmp_path / "bare")
+        on_policy.run(tiny(choose_prompts="pass_rate", **data, **band), tmp_path / "bare")
     assert not (tmp_path / "bare" / "completions.jsonl").exists()
 
 

@@ -148,6 +148,7 @@ def test_answers_to_wrong_questions_teach_nothing(tmp_path: Path) -> None:
 def test_only_questions_that_the_student_solves_sometimes_are_trained_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     band: dict[str, Any] = {"min_pass_rate": 0.25, "max_pass_rate": 0.75, "pass_rate_samples": 4}
+    band |= {"data": DataConfig(path="tiny:problems", split="distill[:12]")}
     verified.run(tiny(choose_prompts="pass_rate", **band), run)
     found = stages(run)
     counts = found["prompts in the pass-rate band"]["counts"]
@@ -165,8 +166,9 @@ def test_only_questions_that_the_student_solves_sometimes_are_trained_on(tmp_pat
     assert len(drawn) == len(asked)
     assert drawn <= set(rates)
     assert stages(run)["the student's samples"] == found["the student's samples"]
+    band |= {"min_pass_rate": 0.4, "max_pass_rate": 0.4}
     with pytest.raises(NoData, match=r"solves no prompt in 40% to 40% of its samples"):
-        verified.run(tiny(choose_prompts="pass_rate", min_pass_rate=0.4, max_pass_rate=0.4), tmp_path / "none")
+        verified.run(tiny(choose_prompts="pass_rate", **band), run)
     with pytest.raises(ValueError, match=r"min_pass_rate 0\.9 is above max_pass_rate 0\.8"):
         verified.Config(min_pass_rate=0.9)
 
