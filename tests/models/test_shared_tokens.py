@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from distill_lab.config import ModelConfig
 from distill_lab.models.loading import load_tokenizer
@@ -82,16 +80,3 @@ def test_the_same_ids_are_found(tiny: PreTrainedTokenizerBase, other: PreTrained
     assert not same_ids(names, token_bytes(other))
     assert not same_ids(names | {5: b"\xff\xff"}, names)
     assert not same_ids(names, {})
-
-
-def test_real_vocabularies(shared_data: Path) -> None:
-    loaded = {
-        name: AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
-        for name in ("qwen2.5", "qwen3", "gpt-neox-20b")
-    }
-    assert same_ids(*(token_bytes(loaded[name]) for name in ("qwen3", "qwen2.5")))
-    found = shared_tokens(loaded["qwen2.5"], loaded["gpt-neox-20b"])
-    assert len(found) == 40_827  # counted once by hand, with another program
-    within = shared_tokens(loaded["qwen2.5"], loaded["qwen3"])
-    assert (within.student_S == within.teacher_S).all()
-    assert len(within) == len(loaded["qwen2.5"])
