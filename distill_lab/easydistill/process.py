@@ -31,12 +31,9 @@ def run_process(command: list[str], *, on_line: Callable[[str], None]) -> int:
     if "torch" in sys.modules:
         from distill_lab.device import free_memory
 
-        free_memory()
+        free_memory()  # otherwise a notebook kernel would keep the memory of its deleted models
     root = str(Path(distill_lab.__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    from distill_lab.device import free_memory
-
-    free_memory()  # otherwise a notebook kernel would keep the memory of its deleted models
     process = subprocess.Popen(
         command,
         env={
