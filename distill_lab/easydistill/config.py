@@ -276,7 +276,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _no_such_job(name: Any) -> str:
     supported = (*JOBS, *WHITE_BOX_JOBS, DRAFT_JOB)
-    known = ", ".join(supported)
+    known = ", ".join((*supported, *TEXT_JOBS))
     if name is None:
         return f"job_type: missing; give one of {known}"
     if name in OTHER_JOBS:
