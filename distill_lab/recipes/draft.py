@@ -113,11 +113,7 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         }
         report = measured(pipeline, config, drafts, test, num_timed=config.num_timed if config.measure else 0)
         summary = dataclasses.replace(
-            summarize(run.recipe, report.num_answers, scores={}),
-            result=report.sentence(),
-            notes=tuple(report.lines()),
-            test_overlap=pipeline.overlap,
-            generated=pipeline.generated(),
-            draft=report,
-        )
+            summarize(run.recipe, report.num_answers, scores={}), result=report.sentence(), draft=report,
+            notes=tuple(report.lines()), test_overlap=pipeline.overlap, generated=pipeline.generated(),
+        )  # fmt: skip
         return published(run, lambda speeds: summary, None)
