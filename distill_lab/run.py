@@ -175,7 +175,7 @@ class Run:
     ) -> Path:
         path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
         last = stages.get(name)
-        if last and last["key"] == key and last["status"] == "done" and last["output"] == path_fingerprint(path):
+        if last and last["key"] == key and last["status"] == "done" and last.get("output") == path_fingerprint(path):
             if last["at"] != output:
                 last["at"] = output
                 self._save()
@@ -209,13 +209,14 @@ class Run:
         start = time.monotonic()
         counts = work(path)
         assert path.exists(), f"stage {name} did not write {path}"
-        stages[name] |= {
+        done: dict[str, Any] = {
             "status": "done",
             "seconds": round(seconds + time.monotonic() - start, 3),
             "output": path_fingerprint(path),
             **({"files": files_of(path)} if path.is_dir() else {}),
             "counts": counts.to_json() if counts else None,
         }
+        stages[name] = StageRecord(**{**stages[name], **done})
         self._save()
         self.watch.finished(name)
         if counts:
@@ -283,7 +284,8 @@ def _why_again(last: StageRecord | None, key: str, inputs: object) -> str:
         return ""
     if last["key"] == key:
         return "running again: its output was changed or removed"
-    found = differences(last["inputs"], inputs) if isinstance(last.get("inputs"), dict) else []
+    before = last.get("inputs")
+    found = differences(before, inputs) if isinstance(before, dict) else []
     more = f" and {len(found) - MAX_DIFFERENCES} more" if len(found) > MAX_DIFFERENCES else ""
     return f"running again with changed inputs: {', '.join(found[:MAX_DIFFERENCES])}{more}" if found else ""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 from distill_lab import __version__
 from distill_lab.config import ModelConfig
@@ -30,15 +30,18 @@ RELATIONS = {"adapter": "adapter", "plain": "finetune", "gguf": "quantized", "ml
 """Kind of the files a card is for -> the hub's word for how they relate to the base model."""
 
 
-class ExportRow(TypedDict):
-    """An exported file, as export.json has it."""
-
+class _ExportRow(TypedDict):
     file: str
     bytes: int
     kind: str
     weights: bool
     """Whether the file holds a model's weights."""
-    check: NotRequired[JsonObject | None]
+
+
+class ExportRow(_ExportRow, total=False):
+    """An exported file, as export.json has it."""
+
+    check: JsonObject | None
     """What `Check.to_json` says of it; None if it was not checked."""
 
 
@@ -259,7 +262,7 @@ def _exports(exports: Sequence[ExportRow]) -> str:
         "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in exports:
-        check = row.get("check") or {}
+        check: dict[str, Any] = row.get("check") or {}
         same = f"{check['same']} of {check['n']}" if check.get("n") else "not checked"
         shared = f"{check['shared']:.1%}" if check.get("n") else "-"
         scores = [f"{check[name]:.1%}" if check.get(name) is not None else "-" for name in ("score", "student_score")]
