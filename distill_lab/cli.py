@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from distill_lab.config import Config
 
 C = TypeVar("C", bound="BaseModel")
+S = TypeVar("S", bound="Config")
 PACKAGES = {"recipes": "a whole method in one command", "commands": "single steps and helpers"}
 GLOBAL_HELP = """\
 In addition to the flags below:
@@ -253,7 +254,7 @@ def _command(name: str, arguments: list[str]) -> int:
     return module.main(config) or 0
 
 
-def _from_yaml(base: Config, path: str | None) -> Config:
+def _from_yaml(base: S, path: str | None) -> S:
     if path is None:
         return base
     from pydantic import ValidationError

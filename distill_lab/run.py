@@ -175,12 +175,7 @@ class Run:
     ) -> Path:
         path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
         last = stages.get(name)
-        if (
-            last
-            and last["key"] == key
-            and last["status"] == "done"
-            and last.get("output", "") == path_fingerprint(path)
-        ):
+        if last and last["key"] == key and last["status"] == "done" and last.get("output") == path_fingerprint(path):
             if last["at"] != output:
                 last["at"] = output
                 self._save()

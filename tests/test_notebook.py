@@ -201,7 +201,7 @@ def trained_as(
 def test_both_trainings_fit_a_t4_with_12_gb_of_ram(
     time: str, relabel: bool, notebook: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    names = real_settings(notebook) | {"RELABEL_SYS1": relabel}
+    names: dict[str, Any] = {**real_settings(notebook), "RELABEL_SYS1": relabel}
     # What the kernel holds of the GPU when the cell runs: its context, once any cell before has used the GPU. Models are
     # given back (tests/test_kernel_memory.py).
     gpu = 0.96 * COLAB.memory - (CONTEXT if time == "second" else 0)
@@ -246,7 +246,7 @@ def test_every_other_cell_fits_a_t4_with_12_gb_of_ram(
     relabel: bool, notebook: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("distill_lab.planning.forecast._speed", lambda *args: Throughput(1e-4, {1: 1e-2, 64: 2e-2}))
-    names = real_settings(notebook) | {"RELABEL_SYS1": relabel}
+    names: dict[str, Any] = {**real_settings(notebook), "RELABEL_SYS1": relabel}
     ram = COLAB.usable_ram - KERNEL_RAM
     planned = called(notebook, names, "estimate") | called(notebook, names, "recipe")
     assert set(planned) == {"system1-estimate", "system2-estimate", *MORE}

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from distill_lab import cli
+from distill_lab.commands._spelling import other_spellings, spell_out, take_options
 from distill_lab.planning.presets import given, start
 
 
@@ -17,13 +18,13 @@ def settings(line: str) -> Any:
     package = cli._package_of(name)
     module = importlib.import_module(f"distill_lab.{package}.{name.replace('-', '_')}")
     if package == "recipes":
-        options, arguments = cli._take_options(arguments, ("preset", "config", "run"))
-        asked = options.get("preset", "tiny" if not given({}, cli._spell_out(module.Config, arguments)) else None)
+        options, arguments = take_options(arguments, ("preset", "config", "run"))
+        asked = options.get("preset", "tiny" if not given({}, spell_out(module.Config, arguments)) else None)
         base, _, _ = start(
-            module.PRESETS, module.Config, preset=asked, given=given({}, cli._spell_out(module.Config, arguments))
+            module.PRESETS, module.Config, preset=asked, given=given({}, spell_out(module.Config, arguments))
         )
         return cli._flags(module.Config, base, arguments, prog=line, description="")
     if getattr(module, "TAKES_RECIPE", False) and arguments and not arguments[0].startswith("-"):
         return settings(shlex.join([program, *arguments]))
-    arguments = cli._other_spellings(getattr(module, "ALIASES", {}), arguments)
+    arguments = other_spellings(getattr(module, "ALIASES", {}), arguments)
     return cli._flags(module.Config, None, arguments, prog=line, description="")

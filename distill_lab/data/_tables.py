@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distill_lab.data._arrow import Converter
 from distill_lab.data._row_types import Row
@@ -92,7 +92,7 @@ class Saved:
         dataset = self._open()
         end = len(dataset) if stop is None else min(stop, len(dataset))
         converter, index = Converter(dataset.features.arrow_schema), start
-        tables = dataset.with_format("arrow")
+        tables: Any = dataset.with_format("arrow")  # its slices are tables, not the dict that their type says
         try:
             for first in range(start, end, BATCH_ROWS):
                 table = tables[first : min(first + BATCH_ROWS, end)]
@@ -109,7 +109,7 @@ class Saved:
             import datasets
 
             try:
-                self._dataset = datasets.load_from_disk(str(self.folder))
+                self._dataset = datasets.Dataset.load_from_disk(str(self.folder))
             except Exception as error:  # its metadata are read without checks, so that damage shows as any exception
                 reason = f"cannot be read as a folder of save_to_disk ({_cause(error)}); save it again"
                 raise DataError(str(self.folder), None, reason) from error

@@ -159,7 +159,7 @@ def profile(
         def rows() -> Iterator[JsonObject]:
             for record in records:
                 _look(found, record, tokenizer, thinking)
-                yield record.prompt.to_json() | ({"completion": record.completion} if record.completion else {})
+                yield {**record.prompt.to_json(), **({"completion": record.completion} if record.completion else {})}
 
         write_jsonl(prompts, rows())
         found.counts, found.invalid = records.counts, records.invalid

@@ -193,7 +193,7 @@ def write_prompts(config: DataConfig, path: Path) -> Counts:
 
 def _row(record: Record) -> JsonObject:
     row = record.prompt.to_json()
-    return row if record.completion is None else row | {"completion": record.completion}
+    return row if record.completion is None else {**row, "completion": record.completion}
 
 
 def _row_number(bound: str, length: int | None) -> int:

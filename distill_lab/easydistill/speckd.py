@@ -232,11 +232,11 @@ def _training(path: Path, given: DraftTraining) -> Training:
             f"{path}: training.deepspeed_config: no learning rate; give scheduler.params.warmup_max_lr or "
             "optimizer.params.lr"
         )
-    warmup: dict[str, float] = {}
+    share, steps = 0.0, 0.0
     if schedule and schedule.params.total_num_steps:
-        warmup["warmup_ratio"] = min(1.0, schedule.params.warmup_num_steps / schedule.params.total_num_steps)
+        share = min(1.0, schedule.params.warmup_num_steps / schedule.params.total_num_steps)
     elif schedule:
-        warmup["warmup_steps"] = float(schedule.params.warmup_num_steps)
+        steps = float(schedule.params.warmup_num_steps)
     return Training(
         output_dir=given.savedir,
         num_train_epochs=given.num_epochs,
@@ -248,7 +248,8 @@ def _training(path: Path, given: DraftTraining) -> Training:
         weight_decay=optimizer.weight_decay,
         max_grad_norm=deepspeed.gradient_clipping,
         gradient_checkpointing=given.gradient_checkpoint,
-        **warmup,
+        warmup_ratio=share,
+        warmup_steps=steps,
     )
 
 

@@ -74,7 +74,8 @@ def time_assisted(
             )
         given = torch.tensor([list(ids)], device=target.device)
         start = time.perf_counter()
-        out: Any = target.generate(
+        model: Any = target  # generate is no method of its class
+        out = model.generate(
             given, attention_mask=torch.ones_like(given), generation_config=settings, assistant_model=assistant
         )
         written = out[0, given.shape[1] :].tolist()  # waits for the device

@@ -205,7 +205,7 @@ class Summary:
 
     def to_json(self) -> JsonObject:
         """As a JSON object."""
-        return dataclasses.asdict(self) | {"cost": self.cost.to_json() if self.cost else None}
+        return {**dataclasses.asdict(self), "cost": self.cost.to_json() if self.cost else None}
 
 
 def write_summary(path: Path, summary: Summary) -> None:

@@ -116,7 +116,10 @@ class LocalSpeaker:
         class Stopped(StoppingCriteria):
             """True for every row once the reader has gone."""
 
-            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object) -> torch.Tensor:
+            # No function makes the BoolTensor that the class asks for.
+            def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+                self, input_ids: torch.Tensor, scores: object, **kwargs: object
+            ) -> torch.Tensor:
                 return torch.full((input_ids.shape[0],), stopped.is_set(), device=input_ids.device)
 
         sample = {"do_sample": False}

@@ -200,7 +200,7 @@ def grade(
     def rows(skip: int) -> Iterator[JsonObject]:
         for item in answers.graded(grader, skip=skip, missing=False):
             assert item.completion is not None
-            yield item.completion.to_json() | {"grade": dataclasses.asdict(item.grade)}
+            yield {**item.completion.to_json(), "grade": dataclasses.asdict(item.grade)}
 
     with answers.asking(grader, path, paid, on_note):
         write_resumable(

@@ -43,7 +43,7 @@ class PackedLinear(nn.Linear):
     def __init__(self, plain: nn.Linear, *, keep: bool) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.register_parameter("weight", plain.weight if keep else None)
+        self.register_parameter("weight", plain.get_parameter("weight") if keep else None)
         self.register_parameter("bias", plain.bias if isinstance(plain.bias, nn.Parameter) else None)
         self.num_weights = plain.weight.numel()
         self._plain: tuple[nn.Linear, ...] = (plain,)

@@ -135,9 +135,8 @@ class Items:
             "similarity": self.similarity,
         }
         starts = range(0, len(self.rows), CHUNK)
-        return {"items-index": index} | {
-            f"items-{start // CHUNK}": self.rows[start : start + CHUNK] for start in starts
-        }
+        rows = {f"items-{start // CHUNK}": self.rows[start : start + CHUNK] for start in starts}
+        return {"items-index": index, **rows}
 
     def section(self) -> str:
         """Search, filters and an empty list, hidden until the script fills them."""

@@ -262,7 +262,7 @@ def _exports(exports: Sequence[ExportRow]) -> str:
         "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in exports:
-        check = row.get("check") or {}
+        check: dict[str, Any] = row.get("check") or {}
         same = f"{check['same']} of {check['n']}" if check.get("n") else "not checked"
         shared = f"{check['shared']:.1%}" if check.get("n") else "-"
         scores = [f"{check[name]:.1%}" if check.get(name) is not None else "-" for name in ("score", "student_score")]

@@ -51,8 +51,9 @@ def student_of(directory: Path) -> ModelConfig:
     path = directory / next((at for at in done if chosen and Path(chosen).parts[-2:] == _tail(directory, at)), done[-1])
     if not path.is_dir():
         raise UserError(f"{path}: the student of this run is no longer there; run its command again")
-    quantization = _trained_on(run) if is_adapter(str(path)) else "none"
-    if quantization not in get_args(Quantization):
+    trained_on = _trained_on(run) if is_adapter(str(path)) else "none"
+    quantization: Quantization | None = next((each for each in get_args(Quantization) if each == trained_on), None)
+    if quantization is None:
         raise DataError(str(directory / "run.json"), None, "does not say in how many bits the student was trained")
     return ModelConfig(model=str(path), quantization=quantization)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,12 +145,12 @@ class AlignedTeacher:
         """Hidden states at the loss positions of the rows, in their order, [D, T]. Rows of like length are read together."""
         linear = self.live.head.linear
         found: list[torch.Tensor] = [torch.zeros(0, linear.in_features, device=linear.weight.device)] * len(rows)
-        embeddings = self.live.decoder.get_input_embeddings().weight
+        embeddings: Any = self.live.decoder.get_input_embeddings()
         longest_first = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
         while longest_first:
             number = max(1, self._tokens_per_batch // len(rows[longest_first[0]]))
             part, longest_first = longest_first[:number], longest_first[number:]
-            together = collate([[rows[index]] for index in part]).to(embeddings.device)
+            together = collate([[rows[index]] for index in part]).to(embeddings.weight.device)
             sizes = [int(rows[index].loss_mask.sum()) for index in part]
             for index, hidden_DT in zip(part, self.live.hidden(together).split(sizes), strict=True):
                 found[index] = hidden_DT

@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Parameter numbers of glibc's mallopt(3)."""
@@ -58,9 +58,7 @@ class TrainingHeap(TrainerCallback):
         if (libc := _glibc()) is not None:
             libc.malloc_trim(0)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
         """Look at the first steps, and keep freed memory from then on if there is enough."""
         self._steps += 1
         if self._steps == WATCHED_STEP - 1:

@@ -91,6 +91,7 @@ class Hooks(TrainerCallback):
         """Seal the checkpoint when all processes have written theirs, and remove older ones."""
         self.trainer.accelerator.wait_for_everyone()
         if args.should_save:
+            assert args.output_dir is not None
             work = Path(args.output_dir)
             seal(work / f"checkpoint-{state.global_step}")
             remove_all_but_newest(work, NUM_CHECKPOINTS)

@@ -52,7 +52,7 @@ def is_suitable(decoder: PreTrainedModel, *, tolerance: float = TOLERANCE) -> bo
     return bool((found.float() - expected.float()).norm() < tolerance * expected.float().norm())
 
 
-def use(decoder: PreTrainedModel, name: str = NAME) -> str:
+def use(decoder: PreTrainedModel, name: str | None = NAME) -> str | None:
     """Let the decoder's layers call the attention `name`; returns the name of the one before."""
     config = decoder.config.get_text_config(decoder=True)
     before = config._attn_implementation

@@ -214,7 +214,8 @@ class StudentTrainer(ReplayingTrainer):
         return {TOKENS_PER_ANSWER: positions / num_rows} if num_rows else {}
 
     def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        summed: torch.Tensor = self.accelerator.reduce(values, "sum")
+        summed = self.accelerator.reduce(values, "sum")
+        assert isinstance(summed, torch.Tensor)
         return summed
 
     def _diverged(self, what: str, value: float, step: int) -> UserError:

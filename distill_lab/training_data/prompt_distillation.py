@@ -92,7 +92,7 @@ def write_gold(prompts: Path, path: Path, *, gold: str) -> Counts:
             number = int(row["id"].rpartition("-")[2])
             if number >= len(answers):
                 raise UserError(f"{gold}: no gold answer in line {number + 1}, for row {number} of the data")
-            yield row | {"answer": answers[number]}
+            yield {**row, "answer": answers[number]}
 
     number = write_jsonl(path, rows())
     return Counts(number, number)
@@ -154,7 +154,7 @@ def write_answered(prompts: Path, *files: Path, labels: Sequence[str]) -> Counts
             if read is None:
                 dropped[_reason(found[-1] if found else None)] += 1
             else:
-                yield row | {"completion": [{"role": "assistant", "content": read}]}
+                yield {**row, "completion": [{"role": "assistant", "content": read}]}
 
     kept = write_jsonl(path, rows())
     return Counts(kept + dropped.total(), kept, dict(dropped))

@@ -121,7 +121,7 @@ def with_summaries(rows: Path, summaries: Path, path: Path) -> Counts:
                 dropped[f"summary {REASONS.get(summary.finish_reason, EMPTY)}"] += 1
                 continue
             last: Message = row["completion"][-1] | {"thinking": summary.content.strip()}
-            yield row | {"completion": [*row["completion"][:-1], last]}
+            yield {**row, "completion": [*row["completion"][:-1], last]}
 
     kept = write_jsonl(path, changed())
     return Counts(kept + dropped.total(), kept, dict(dropped))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from distill_lab import cli
+from distill_lab.commands._spelling import spell_out, take_options
 from distill_lab.config import Config, ModelConfig, TrainConfig
 from distill_lab.device import has_gpu
 from distill_lab.errors import UserError
@@ -106,15 +107,15 @@ def test_a_learning_rate_left_open_follows_what_flags_and_yaml_train(tmp_path: P
 
 
 def test_short_forms_and_equals_signs() -> None:
-    spelled = cli._spell_out(system1.Config, ["--teacher=a/b", "--student", "c", "--relabel", "--data.split", "train"])
+    spelled = spell_out(system1.Config, ["--teacher=a/b", "--student", "c", "--relabel", "--data.split", "train"])
     assert spelled == ["--teacher.model=a/b", "--student.model", "c", "--relabel", "--data.split", "train"]
-    both = cli._spell_out(system1.Config, ["--dtype", "bf16", "--train.dtype", "fp32"])
+    both = spell_out(system1.Config, ["--dtype", "bf16", "--train.dtype", "fp32"])
     config = cli._flags(system1.Config, system1.PRESETS["tiny"], both, prog="distill", description="")
     assert (config.teacher.dtype, config.student.dtype, config.train.dtype) == ("bf16", "bf16", "fp32")
-    found, rest = cli._take_options(["--run=x", "--relabel", "--preset", "tiny"], ("run", "preset"))
+    found, rest = take_options(["--run=x", "--relabel", "--preset", "tiny"], ("run", "preset"))
     assert (found, rest) == ({"run": "x", "preset": "tiny"}, ["--relabel"])
     with pytest.raises(UserError, match="--run needs a value"):
-        cli._take_options(["--run"], ("run",))
+        take_options(["--run"], ("run",))
 
 
 def test_a_value_that_cannot_be_is_named_without_a_link() -> None:
@@ -127,7 +128,7 @@ def test_a_value_that_cannot_be_is_named_without_a_link() -> None:
 
 def test_flags_as_people_write_them() -> None:
     words = ["--relabel=false", "--train.compile=True", "--student.trust-remote-code=false", "--train.num-epochs=2"]
-    spelled = cli._spell_out(system1.Config, words)
+    spelled = spell_out(system1.Config, words)
     assert spelled == [
         "--no-relabel", "--train.compile", "--student.no-trust-remote-code", "--train.num-epochs=2"
     ]  # fmt: skip
@@ -135,8 +136,8 @@ def test_flags_as_people_write_them() -> None:
     assert (config.relabel, config.train.compile, config.train.num_epochs) == (False, True, 2)
     for typed in ("-preset", "-train.num-epochs", "-relabel"):
         with pytest.raises(UserError, match=f"^{typed}: write it with two dashes, -{typed}$"):
-            cli._spell_out(system1.Config, [typed, "x"])
-    assert cli._spell_out(system1.Config, ["--train.max-steps", "-1", "--grader", "-x"])[-1] == "-x"
+            spell_out(system1.Config, [typed, "x"])
+    assert spell_out(system1.Config, ["--train.max-steps", "-1", "--grader", "-x"])[-1] == "-x"
 
 
 @pytest.mark.parametrize(

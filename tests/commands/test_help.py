@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from distill_lab import cli
 from distill_lab.commands._help import NUM_FIRST, first_settings, help_text, reflowed
 from distill_lab.commands._settings_file import REQUIRED, preset_names, settings_of
+from distill_lab.commands._spelling import other_spellings
 
 FILES = {
     name: (package, cli._folder(package) / f"{name}.py") for package in cli.PACKAGES for name in cli._names(package)
@@ -121,18 +122,18 @@ def test_the_options_of_the_prompt_distillation_scripts_are_taken() -> None:
 
     script: str = "--input_file multi.txt --output_file pd.jsonl --model_name tiny:teacher --temperature 0.15"
     script += " --tensor_parallel_size 4 --max_retries 3"
-    words = cli._other_spellings(generate.ALIASES, [*script.split()])
+    words = other_spellings(generate.ALIASES, [*script.split()])
     config = cli._flags(generate.Config, None, words, prog="distill generate", description="")
     assert (config.data.path, str(config.cot), config.model.model) == ("multi.txt", "pd.jsonl", "tiny:teacher")
     assert (config.sampling.temperature, config.engine.tensor_parallel_size, config.retries) == (0.15, 4, 3)
     assert config.form == "messages"
     script = "--student_model m --rows rows.jsonl --output_dir out --report_to none"
-    words = cli._other_spellings(train.ALIASES, [*script.split()])
+    words = other_spellings(train.ALIASES, [*script.split()])
     config = cli._flags(train.Config, None, words, prog="distill train", description="")
     assert config.train.report_to == ("none",)
     script = "--model_name m --rows r.jsonl --output_dir o --lora_rank 32 --lora_alpha 16 --max_length 2048"
     script += " --gradient_accumulation_steps 4 --learning_rate 2e-4 --num_train_epochs 1 --lr_scheduler_type cosine"
-    words = cli._other_spellings(train.ALIASES, [*script.split()])
+    words = other_spellings(train.ALIASES, [*script.split()])
     config = cli._flags(train.Config, None, words, prog="distill train", description="")
     found = config.train
     assert (config.student.model, found.lora.r, found.lora.alpha, found.max_length) == ("m", 32, 16, 2048)

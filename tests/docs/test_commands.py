@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from distill_lab import cli
+from distill_lab.recipes import system1
 from scripts.architecture import ROOT
 from tests.pages import FENCED, PAGES, RUN_ELSEWHERE, all_flags, code_lines, commands, flags_of, spans
 from tests.typed import settings
@@ -119,10 +120,8 @@ def test_modules_that_python_is_to_run_exist() -> None:
 def test_yaml_settings_are_read(tmp_path: Path) -> None:
     [body] = [body for language, body in FENCED.findall(PAGES["docs/using.md"]) if language == "yaml"]
     (tmp_path / "mine.yaml").write_text(body, encoding="utf-8")
-    module, config, *_ = cli._recipe_settings(
-        "system1", ["--config", str(tmp_path / "mine.yaml")], prog="distill system1"
-    )
-    assert isinstance(config, module.Config)
+    _, config, *_ = cli._recipe_settings("system1", ["--config", str(tmp_path / "mine.yaml")], prog="distill system1")
+    assert isinstance(config, system1.Config)
     assert config.train.lora.r == 16
 
 

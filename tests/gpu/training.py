@@ -36,13 +36,12 @@ def train(setting: Setting, name: str, model: ModelConfig, config: TrainConfig, 
     if setting.small:
         config = config.model_copy(update={"tokens_per_batch": 256})
     losses: list[float] = []
-    train_student(
-        model,
-        rows,
-        setting.scratch / name,
-        config,
-        on_log=lambda row: losses.append(row["loss"]) if "loss" in row else None,
-    )
+
+    def keep(row: dict[str, Any]) -> None:
+        if "loss" in row:
+            losses.append(row["loss"])
+
+    train_student(model, rows, setting.scratch / name, config, on_log=keep)
     return losses
 
 

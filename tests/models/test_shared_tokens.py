@@ -23,6 +23,12 @@ def tiny() -> PreTrainedTokenizerBase:
     return load_tokenizer(ModelConfig(model="tiny:student"))
 
 
+def id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
+
+
 def test_pairs_are_the_same_bytes_and_each_id_is_in_one_pair(
     tiny: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
 ) -> None:
@@ -50,15 +56,15 @@ def test_pairs_are_the_same_bytes_and_each_id_is_in_one_pair(
 def test_end_tokens_are_a_pair_and_control_tokens_are_no_text(
     tiny: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
 ) -> None:
-    ends = tiny.convert_tokens_to_ids("<|im_end|>"), other.convert_tokens_to_ids("<end_of_turn>")
+    ends = id_of(tiny, "<|im_end|>"), id_of(other, "<end_of_turn>")
     found = shared_tokens(tiny, other, ends=ends)
     assert found.teacher_of_V[ends[0]] == ends[1]
-    assert found.teacher_of_V[tiny.convert_tokens_to_ids("<|endoftext|>")] == -1
+    assert found.teacher_of_V[id_of(tiny, "<|endoftext|>")] == -1
     itself = shared_tokens(tiny, tiny, ends=(ends[0], ends[0]))
     assert len(itself) == len(tiny)
     assert (itself.student_S == itself.teacher_S).all()
     # Another meaning of the same name: what ends a turn here is something else there.
-    begin = tiny.convert_tokens_to_ids("<|im_start|>")
+    begin = id_of(tiny, "<|im_start|>")
     moved = shared_tokens(tiny, tiny, ends=(ends[0], begin))
     assert moved.teacher_of_V[[ends[0], begin]].tolist() == [begin, -1]
 

@@ -25,6 +25,7 @@ from distill_lab.report.chart import (
 )  # fmt: skip
 from distill_lab.report.figure import panel_svg
 from distill_lab.report.training_curves import in_words, panels, read_log, training_logs, training_section
+from distill_lab.run import StageRecord
 from tests.made_runs import HOSTILE, made_run, manifest, write_log
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -123,7 +124,10 @@ def test_a_damaged_log_is_named_and_hides_nothing_else(line: str, tmp_path: Path
 
 
 def test_rounds_have_a_log_each(tmp_path: Path) -> None:
-    stages = {name: {"at": f"{folder}student"} for name, folder in (("student", ""), ("student 2", "iteration-2/"))}
+    stages = {
+        name: StageRecord(key="", at=f"{folder}student", status="done", seconds=1.0)
+        for name, folder in (("student", ""), ("student 2", "iteration-2/"))
+    }
     for folder in ("", "iteration-2"):
         (tmp_path / folder).mkdir(exist_ok=True)
         write_log(tmp_path / folder / "training_log.jsonl")

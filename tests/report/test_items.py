@@ -23,6 +23,10 @@ def read(run: Path, **more: Any) -> Items:
     return found
 
 
+def data_of(found: Items) -> dict[str, Any]:
+    return found.data()
+
+
 def bits(*titles: str) -> int:
     return sum(kind.bit for kind in KINDS if kind.title.split(":")[0].split()[0] in titles)
 
@@ -30,7 +34,7 @@ def bits(*titles: str) -> int:
 def test_every_item_is_in_the_data_with_its_texts(tmp_path: Path) -> None:
     run = made_run(tmp_path, num=CHUNK + 7)
     found = read(run)
-    data = found.data()
+    data = data_of(found)
     assert list(data) == ["items-index", "items-0", "items-1"]
     rows = data["items-0"] + data["items-1"]
     assert [len(data["items-0"]), len(rows)] == [CHUNK, CHUNK + 7]
@@ -62,12 +66,12 @@ def test_the_kinds_of_an_item_come_from_the_scores(tmp_path: Path) -> None:
         "won": bits("Won", "Learned", "Right"),
         "wrong": bits("Wrong"),
     }
-    titles = {title.split(":")[0]: number for _, title, number in found.data()["items-index"]["titles"]}
+    titles = {title.split(":")[0]: number for _, title, number in data_of(found)["items-index"]["titles"]}
     assert titles == {
         "Lost": 1, "Won": 1, "Learned": 2, "Forgotten": 1, "Wrong": 2, "Right": 3,
         "Won: the student does better than the teacher".split(":")[0]: 1,
     }  # fmt: skip
-    similarity = read(tmp_path, similarity=True).data()["items-index"]["titles"]
+    similarity = data_of(read(tmp_path, similarity=True))["items-index"]["titles"]
     assert not [title for _, title, _ in similarity if "Wrong" in title or "Right" in title or "Lost" in title]
 
 
@@ -81,11 +85,11 @@ def test_cut_missing_and_unreadable_answers_are_found(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "eval" / "student.jsonl", odd)
     found = read(tmp_path)
     assert found.kinds == [bits("Wrong", "Cut"), bits("Wrong", "Missing,"), bits("Wrong", "Missing,")]
-    assert found.data()["items-index"]["models"] == [["student", "Student"]]
+    assert data_of(found)["items-index"]["models"] == [["student", "Student"]]
 
 
 def test_fields_of_the_test_rows_are_filters(tmp_path: Path) -> None:
-    fields = read(made_run(tmp_path, num=24)).data()["items-index"]["fields"]
+    fields = data_of(read(made_run(tmp_path, num=24)))["items-index"]["fields"]
     assert [name for name, _, _ in fields] == ["level", "type"]
     assert fields[0][1:] == [["1", "2", "3", "4"], [place % 4 for place in range(24)]]
     found = read(made_run(tmp_path / "labels", num=24, words=1), by_label=True)
@@ -98,7 +102,10 @@ def test_texts_are_cut_with_a_mark_if_all_would_be_too_much(tmp_path: Path, monk
     monkeypatch.setattr(module, "MAX_PAGE_CHARS", 20 * 8 * 1000)
     found = read(run)
     assert (found.limit, found.num_cut) == (1000, 20 * 5 + 10 * 3)
-    text = found.rows[0][2][0][0]  # type: ignore[index]
+    answer = found.rows[0][2][0]
+    assert answer is not None
+    text = answer[0]
+    assert isinstance(text, str)
     assert text[:1000] in "".join(row["output"] for row in read_jsonl(run / "eval" / "teacher.jsonl"))
     assert text.endswith(" more characters]")
     assert f"{found.num_cut} texts are longer than 1,000 characters and cut here." in found.section()
@@ -106,7 +113,7 @@ def test_texts_are_cut_with_a_mark_if_all_would_be_too_much(tmp_path: Path, monk
 
 def test_what_a_model_says_stays_text(tmp_path: Path) -> None:
     found = read(made_run(tmp_path, num=3, output=HOSTILE))
-    block = json_block(found.data()["items-0"])
+    block = json_block(data_of(found)["items-0"])
     assert "<" not in block
     assert not set("\x1b\u202e\u2028\ud800") & set(block)
     [prompt, *_] = json.loads(block)[0]

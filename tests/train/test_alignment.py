@@ -75,12 +75,12 @@ def check(student: list[bytes], teacher: list[bytes], found: Alignment) -> None:
     ],
 )
 def test_examples(student: str, teacher: str, ours: list[int], theirs: list[int]) -> None:
-    tokens = [[token.replace("_", " ").encode() for token in text.split()] for text in (student, teacher)]
-    found = align(*tokens)
+    texts, others = ([token.replace("_", " ").encode() for token in text.split()] for text in (student, teacher))
+    found = align(texts, others)
     assert found.student_N.tolist() == ours
     assert found.teacher_M.tolist() == theirs
     assert found.num_chunks == max([-1, *ours]) + 1
-    check(*tokens, found)
+    check(texts, others, found)
 
 
 def test_a_chunk_of_too_many_tokens_is_left_out_and_tokens_without_bytes_do_no_harm() -> None:

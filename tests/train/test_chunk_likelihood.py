@@ -79,8 +79,9 @@ def reference(
     kd = torch.zeros((), dtype=torch.float64)
     for number, same in enumerate(LAID_OUT["same_K"].tolist()):
         ours, theirs = (LAID_OUT[name].eq(number).nonzero()[:, 0].tolist() for name in ("chunk_C", "chunk_D"))
-        a = -sum(log_p[place, LAID_OUT["labels_D"][place]] for place in theirs)
-        b = -sum(log_q[place, LAID_OUT["labels_C"][place]] for place in ours)
+        nothing = torch.zeros((), dtype=torch.float64)
+        a = -sum((log_p[place, LAID_OUT["labels_D"][place]] for place in theirs), nothing)
+        b = -sum((log_q[place, LAID_OUT["labels_C"][place]] for place in ours), nothing)
         p, q = torch.exp(-a / tau), torch.exp(-b / tau)
         binary = tau * (p * torch.log(p / q) + (1 - p) * torch.log((1 - p) / (1 - q)))
         kl = torch.zeros((), dtype=torch.float64)
@@ -181,13 +182,11 @@ def test_far_apart_and_certain_models_stay_finite_and_blocks_make_no_difference(
     parts = chunk_function(exact=0.5)(student.float(), ChunkTargets(LAID_OUT["labels_C"], signal(teacher)))
     torch.testing.assert_close(parts.total, whole.total)
     torch.testing.assert_close(parts.grad_CV, whole.grad_CV)
+    ids = torch.zeros(0, dtype=torch.int64)
     nothing = Chunks(
-        torch.zeros(0, W),
-        *(torch.zeros(0, dtype=torch.int64) for _ in range(3)),
-        torch.zeros(0, dtype=torch.bool),
-        SHARED,
+        logits_DW=torch.zeros(0, W), labels_D=ids, chunk_D=ids, chunk_C=ids, same_K=ids.bool(), shared=SHARED
     )
-    empty = chunk_function()(torch.zeros(0, V), ChunkTargets(torch.zeros(0, dtype=torch.int64), nothing))
+    empty = chunk_function()(torch.zeros(0, V), ChunkTargets(ids, nothing))
     assert empty.total == 0
     assert set(empty.metrics) == {"kd", "ce", "kd_same", "kd_chunks"}
 

@@ -161,7 +161,7 @@ def _loaded(manager: Any, name: str, spec: str) -> Any:
 @contextlib.contextmanager
 def _cache_if_hub_is_away(*, is_asked: bool) -> Iterator[None]:
     """Ask the hub once, briefly; if it does not answer, `datasets` looks into its cache at once instead of retrying."""
-    import datasets
+    import datasets.config
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -62,7 +62,7 @@ class PaddedBatch:
         kept = [number for number, row in enumerate(self.rows) if not row.done]
         self.rows = [self.rows[number] for number in kept]
         index = torch.tensor(kept, dtype=torch.long, device=self._ids_BT.device)
-        self._cache.reorder_cache(index)
+        self._cache.reorder_cache(index)  # pyright: ignore[reportArgumentType] - no function makes a LongTensor
         self._ids_BT, self._padding_B1 = self._ids_BT[index], self._padding_B1[index]
         self._sampler.keep(index)
 

@@ -25,7 +25,7 @@ from distill_lab.grading.graders._process import Helper
 from distill_lab.grading.graders._quantity import Number, same_number
 from distill_lab.grading.graders._same_formula import same
 from distill_lab.grading.graders.numeric import with_unit, worked_answer
-from distill_lab.types import Completion, Grade, Prompt
+from distill_lab.types import Completion, Grade, JsonObject, Prompt
 
 METRIC = "mathematical equality"
 LIMIT_S = 2.5
@@ -129,7 +129,10 @@ def _same_leaf(answer: str, gold: str, end_s: float) -> bool | None:
     if any(formula is None for formula in formulas) or too_much(answer) or too_much(gold):
         return None
     middle = 1 + answer.count("=")
-    question = {"gold": "=".join(map(str, formulas[middle:])), "answer": "=".join(map(str, formulas[:middle]))}
+    question: JsonObject = {
+        "gold": "=".join(map(str, formulas[middle:])),
+        "answer": "=".join(map(str, formulas[:middle])),
+    }
     limit_s = end_s - time.monotonic()
     verdict = _algebra.ask(question, limit_s=limit_s) if limit_s > 0 else None
     if verdict is None or "timeout" in verdict:

@@ -117,11 +117,11 @@ def write_made(*files: Path) -> Counts:
     that gave nothing by their last reason.
     """
     first, *later, path = files
-    again = {result["source"]: results for results in later for result in read_jsonl(results)}
+    again = {result["source"]: file for file in later for result in read_jsonl(file)}
     replaced: dict[str, list[dict[str, Any]]] = {}
-    for results in later:
-        for result in read_jsonl(results):
-            if again[result["source"]] == results:
+    for file in later:
+        for result in read_jsonl(file):
+            if again[result["source"]] == file:
                 replaced.setdefault(result["source"], []).append(result)
     dropped: Counter[str] = Counter()
 
