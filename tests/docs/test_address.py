@@ -44,9 +44,8 @@ def test_every_place_gets_the_address_and_a_second_one_replaces_it(copy: Path) -
     assert "(https://colab.research.google.com/github/someone/qwen-distillation-lab/blob/main/notebook.ipynb)" in readme
     assert f"git clone {URL} qwen-distillation-lab && cd" in readme
     notebook = (copy / "notebook.ipynb").read_text(encoding="utf-8")
-    assert f'REPOSITORY = "{URL}"\n' in [
-        "".join(line) for cell in json.loads(notebook)["cells"] for line in cell["source"]
-    ]
+    lines = [line for cell in json.loads(notebook)["cells"] for line in cell["source"]]
+    assert any(line.startswith(f'REPOSITORY = "{URL}"  # @param') for line in lines)
     assert f"\nrepository-code: {URL}\n" in (copy / "CITATION.cff").read_text(encoding="utf-8")
     assert f"[Unreleased]: {URL}/commits/main" in (copy / "CHANGELOG.md").read_text(encoding="utf-8")
     project = (copy / "pyproject.toml").read_text(encoding="utf-8")

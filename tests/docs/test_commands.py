@@ -23,8 +23,11 @@ PARSED = [name for name in PAGES if name not in RUN_ELSEWHERE]
 RECIPES = sorted(cli._spelled(name) for name in cli._names("recipes"))
 TAKE_RECIPES = {"plan"}
 """Commands that take a recipe and its settings."""
-OF_OTHERS = {"--temp", "--repeat-penalty", "--min-p", "--max-logprobs", "--max-model-len"}
-"""Flags of llama.cpp and vLLM that pages name."""
+OF_OTHERS = {
+    *("--temp", "--repeat-penalty", "--min-p", "--max-logprobs", "--max-model-len", "--append"),
+    "--per_device_train_batch_size",
+}
+"""Flags of llama.cpp, vLLM and wandb that pages name, and one that `distill train` refuses by name."""
 
 
 def taken(command: str) -> None:

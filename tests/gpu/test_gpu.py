@@ -24,7 +24,7 @@ SLACK_BYTES = 600 << 20
 ON_CPU_ELSEWHERE = {
     "stage-memory": "tests/recipes/test_system1.py runs the recipe on a CPU",
     "judge": "tests/grading/test_judge.py runs it on a CPU",
-    "vllm": "tests/generation/engines/test_vllm*.py run it on a CPU",
+    "vllm": "tests/generation/engines/test_vllm.py runs it on a CPU",
     "measure-time": "tests/evaluation/test_speed.py runs it on a CPU",
     "suite": "tests/conftest.py and all beside it: make test",
     "notebook": "tests/test_notebook.py runs it on a CPU",
