@@ -24,10 +24,10 @@ RECIPES = sorted(cli._spelled(name) for name in cli._names("recipes"))
 TAKE_RECIPES = {"plan"}
 """Commands that take a recipe and its settings."""
 OF_OTHERS = {
-    *("--temp", "--repeat-penalty", "--min-p", "--max-logprobs", "--max-model-len", "--append"),
+    *("--temp", "--repeat-penalty", "--min-p", "--max-logprobs", "--max-model-len", "--append", "--project"),
     "--per_device_train_batch_size",
 }
-"""Flags of llama.cpp, vLLM and wandb that pages name, and one that `distill train` refuses by name."""
+"""Flags of llama.cpp, vLLM, wandb and trackio that pages name, and one that `distill train` refuses by name."""
 
 
 def taken(command: str) -> None:
