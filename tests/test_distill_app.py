@@ -262,12 +262,14 @@ def test_easydistill_itself_is_called_where_it_is_installed(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     assert distill_app.run_easy_distill("some config.json") == 3
-    assert capsys.readouterr().out.splitlines() == [
+    *said, took, failed = capsys.readouterr().out.splitlines()
+    assert said == [
         "Running: easydistill --config some config.json",
         "called with --config some config.json",
         "trouble",
-        "EasyDistill run failed with code: 3",
     ]
+    assert "GB of memory" in took
+    assert failed == "EasyDistill run failed with code: 3"
     # Its exit code is 0 where training failed: then there is no student to be announced.
     program.write_text("#!/bin/sh\nexit 0\n")
     assert distill_app.distill_system1(TINY) is None

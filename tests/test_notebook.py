@@ -42,7 +42,7 @@ SMALL = {
 """Parameters put in after the cells that set them."""
 MORE = ("cot", "verified", "prompt", "logits", "on-policy", "draft")
 """Cells with a recipe each."""
-MAX_LINES = 45
+MAX_LINES = 60
 """Of a cell's output."""
 
 

@@ -173,11 +173,11 @@ def test_the_teachers_and_the_judges_costs_are_one_sum(server: HostileServer, tm
     assert len(server.requests) * COST <= 0.04
     found = run(1)
     assert len(server.requests) == 2 * NUM
-    assert {name: stage["requests"] for name, stage in found["stages"].items()} == {
+    assert {name: stage.requests for name, stage in found.stages.items()} == {
         "teacher answers": NUM,
         "grades": NUM,
     }
-    assert found["total"]["cost"] == pytest.approx(2 * NUM * COST)
+    assert found.total.cost == pytest.approx(2 * NUM * COST)
     assert any(note.startswith("paid for grades by judge:openai:m") for note in notes)
 
 
