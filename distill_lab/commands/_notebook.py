@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -29,6 +29,9 @@ from distill_lab.config import AS_GIVEN, Config, DataConfig, RecipeConfig, Sampl
 from distill_lab.errors import UserError
 from distill_lab.formatting import clean
 from distill_lab.planning.presets import is_tiny
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Settings = Mapping[str, Any]
 """Setting -> value: {"data.split": "train[:500]", "relabel": True}."""
@@ -83,8 +86,12 @@ def recipe_config(name: str, preset: str, settings: Settings) -> tuple[ModuleTyp
     try:
         return module, module.Config.model_validate(found)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        problems = (f"{'.'.join(map(str, each['loc']))}: {_problem(each)}" for each in error.errors())
         raise UserError(f"{name}: {'; '.join(problems)}") from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    return "no such key" if error["type"] == "extra_forbidden" else error["msg"]
 
 
 def flags(settings: Settings) -> list[str]:
@@ -325,7 +332,7 @@ def print_errors(work: Callable[[], str | None], keys: type[Config]) -> str | No
         return work()
     except ValidationError as error:
         for each in error.errors():
-            print(f"config key {'.'.join(map(str, each['loc']))!r}: {each['msg']}")
+            print(f"config key {'.'.join(map(str, each['loc']))!r}: {_problem(each)}")
         print(f"Known keys: {', '.join(keys.model_fields)}")
     except UserError as error:
         print(error)
