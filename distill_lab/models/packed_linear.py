@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 from distill_lab.device import MIN_WEIGHTS
 
 DTYPES = (torch.float32, torch.bfloat16)
-ROWS = (4, 16, 64)
-"""Rows of the products that are timed: several answers decoded together, and a short prompt."""
+ROWS = (1, 16, 64)
+"""Rows of the products that are timed: one answer, several decoded together, and a short prompt."""
 PACKED_FOR = 16
 """Rows that oneDNN chooses the layout for; it is as fast for other numbers."""
 MIN_GAIN = 1.1
@@ -110,18 +110,23 @@ def num_packed(model: nn.Module) -> int:
     )
 
 
-def gain(shape: tuple[int, int], dtype: torch.dtype) -> float:
-    """Speedup of packed over plain products with weights of (inputs, outputs) on this CPU; 0 if it cannot or errs."""
+def gain(shape: tuple[int, int], dtype: torch.dtype, *, rows: tuple[int, ...] = ROWS) -> float:
+    """Speedup of packed over plain products with weights of (inputs, outputs) on this CPU; 0 if it cannot or errs.
+
+    rows: of ROWS, those whose time counts.
+    """
     inputs, outputs = (min(side, MAX_SIDE) for side in shape)
-    return _gain(inputs, outputs, dtype, torch.get_num_threads())
+    taken = _seconds(inputs, outputs, dtype, torch.get_num_threads())
+    fast = sum(taken[number][1] for number in rows) if taken else 0.0
+    return sum(taken[number][0] for number in rows) / fast if fast else 0.0
 
 
 @cache
-def _gain(inputs: int, outputs: int, dtype: torch.dtype, num_threads: int) -> float:
-    """See `gain`. num_threads: only part of the cache key."""
+def _seconds(inputs: int, outputs: int, dtype: torch.dtype, num_threads: int) -> dict[int, tuple[float, float]]:
+    """Rows -> seconds of plain and of packed products; empty if they differ. num_threads: only part of the cache key."""
     generator = torch.Generator().manual_seed(0)
     plain = [torch.randn(outputs, inputs, generator=generator).to(dtype) for _ in range(NUM_WEIGHTS)]
-    slow = fast = 0.0
+    taken: dict[int, tuple[float, float]] = {}
     with torch.inference_mode():
         try:
             packed = [_packed(weight) for weight in plain]
@@ -130,7 +135,7 @@ def _gain(inputs: int, outputs: int, dtype: torch.dtype, num_threads: int) -> fl
                 expected = nn.functional.linear(hidden, plain[0]).float()
                 apart = (_product(hidden, packed[0], None).float() - expected).abs().max() / expected.abs().max()
                 if not float(apart) <= TOLERANCE[dtype]:
-                    return 0.0
+                    return {}
                 best = [float("inf")] * 2
                 for turn in range(1 + NUM_ROUNDS):
                     start = time.process_time()
@@ -141,10 +146,10 @@ def _gain(inputs: int, outputs: int, dtype: torch.dtype, num_threads: int) -> fl
                         _product(hidden, weight, None)
                     if turn:  # the first round sets up kernels
                         best = [min(best[0], middle - start), min(best[1], time.process_time() - middle)]
-                slow, fast = slow + best[0], fast + best[1]
+                taken[num_rows] = best[0], best[1]
         except (RuntimeError, NotImplementedError, AttributeError):
-            return 0.0  # a torch without oneDNN, or a processor that it has no kernels for
-    return slow / fast if fast else 0.0
+            return {}  # a torch without oneDNN, or a processor that it has no kernels for
+    return taken
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,9 @@ def measure_throughput(
         head_read = _product_s(head, READ_TOKENS, dtype, device, share)
         for rows in DECODE_ROWS:
             step = sum(
-                count * _product_s(sides, rows, dtype, device, share) / _gain_of_packing(shape, sides, dtype, device)
+                count
+                * _product_s(sides, rows, dtype, device, share)
+                / _gain_of_packing(shape, sides, rows, dtype, device)
                 for sides, count in [*products, (head, 1)]
             )
             steps[rows] = step * _packed(quantization, compute) / threads
@@ -134,15 +136,20 @@ def _packed(quantization: str, compute: Compute) -> float:
     return max(0.5, WEIGHT_BYTES[quantization] / (4 if compute == "fp32" else 2))
 
 
-def _gain_of_packing(shape: Shape, sides: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
+def _gain_of_packing(
+    shape: Shape, sides: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device
+) -> float:
     """How many times as fast an answering model's products are on a CPU, where its layers are packed."""
     from distill_lab.device import MIN_WEIGHTS
     from distill_lab.models import packed_linear
 
-    if device.type != "cpu" or shape.num_linear < MIN_WEIGHTS:
+    if (
+        device.type != "cpu"
+        or shape.num_linear < MIN_WEIGHTS
+        or packed_linear.gain(sides, dtype) < packed_linear.MIN_GAIN
+    ):
         return 1.0
-    gain = packed_linear.gain(sides, dtype)
-    return gain if gain >= packed_linear.MIN_GAIN else 1.0
+    return packed_linear.gain(sides, dtype, rows=(rows,))
 
 
 def _product_s(sides: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device, budget_s: float) -> float:

@@ -101,17 +101,17 @@ def test_no_rows_and_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_products_that_err_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    packed_linear._gain.cache_clear()
+    packed_linear._seconds.cache_clear()
     assert packed_linear.gain((64, 48), torch.float32) > 0
 
     def fails(*arguments: object) -> torch.Tensor:
         raise NotImplementedError
 
     for product in (lambda hidden, packed, bias: torch.zeros(len(hidden), 48), fails):
-        packed_linear._gain.cache_clear()
+        packed_linear._seconds.cache_clear()
         monkeypatch.setattr(packed_linear, "_product", product)
         assert packed_linear.gain((64, 48), torch.float32) == 0.0
-    packed_linear._gain.cache_clear()
+    packed_linear._seconds.cache_clear()
 
 
 def test_answers_of_a_packed_engine_are_those_of_a_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
