@@ -74,7 +74,7 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
         job = read_white_box(path, raw) if is_white_box(raw) else read_job(path)
     _check(job, relabel)
     with (
-        _in_environment(job.api_key.get_secret_value()),
+        in_environment(job.api_key.get_secret_value()),
         Run.open(run_directory(job.out), recipe="easydistill", config=job.to_json(), watch=watch) as run,
     ):
         pipeline = Pipeline(run, engine=job.engine)
@@ -342,7 +342,7 @@ def _settings(run: Run, job: Job, rows: Path, fitted: TrainConfig) -> tuple[Trai
 
 
 @contextmanager
-def _in_environment(key: str) -> Iterator[None]:
+def in_environment(key: str) -> Iterator[None]:
     """Set the config's API key in the environment during the run, where the engine reads it; it is never written."""
     old = os.environ.get(API_KEY)
     if key:

@@ -29,7 +29,7 @@ from distill_lab.easydistill.config import (
     problem,
     read_json,
 )
-from distill_lab.easydistill.job import _in_environment
+from distill_lab.easydistill.job import in_environment
 from distill_lab.easydistill.server import first_model
 from distill_lab.errors import UserError
 from distill_lab.pipeline.synthesis.choose import checked, custom_name
@@ -152,7 +152,7 @@ def run(config: str | Path, *, relabel: bool = False, watch: ProgressReporter | 
     """
     job = read_text_job(Path(config))
     watch = watch or ProgressReporter()
-    with _in_environment(job.api_key.get_secret_value()):
+    with in_environment(job.api_key.get_secret_value()):
         settings = job.settings
         if settings.model.model == "openai:":
             model = ModelConfig(model=f"openai:{first_model(settings.engine.base_url)}")

@@ -26,16 +26,6 @@ pytestmark = pytest.mark.slow
 SAMPLING = SamplingConfig(max_new_tokens=12, temperature=1.0, num_samples=2, seed=1)
 
 
-@pytest.fixture(scope="module")
-def folder(random_model: Callable[..., Path]) -> Path:
-    return random_model(initializer_range=0.15)
-
-
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Engine:
-    return load_engine(ModelConfig(model=str(folder)), EngineConfig(engine="transformers"))
-
-
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     return write_prompts(tmp_path / "prompts.jsonl", 6)
