@@ -32,6 +32,11 @@ def clean(text: str) -> str:
     )
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 300 characters; its kind if it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def duration(seconds: float) -> str:
     """A duration for people: `14 s`, `3 min`, `2 h 05 min`."""
     if seconds < 100:

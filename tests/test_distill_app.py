@@ -222,7 +222,7 @@ def test_invalid_system2_student_and_keys(folder: Path, capsys: pytest.CaptureFi
 def test_wrong_keys_and_values_of_the_config_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert distill_app.distill_system1({"student": "x", "num_epochs": "many"}) is None
     printed = capsys.readouterr().out
-    assert "config key 'student'" in printed
+    assert "config key 'student': no such key" in printed
     assert "config key 'num_epochs'" in printed
     assert "Known keys: teacher_model, student_model, dataset" in printed
 

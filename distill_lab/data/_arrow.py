@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from distill_lab.data._row_types import Unusable
+from distill_lab.formatting import one_line
 from distill_lab.types import Fields, JsonObject
 
 Convert = Callable[[Any], object]
@@ -73,7 +74,7 @@ def _value(scalar: Scalar) -> object:
     try:
         return scalar.as_py()
     except Exception as error:  # whatever the library for this type raises is the reason
-        return Unusable(" ".join(str(error).split())[:200] or type(error).__name__)
+        return Unusable(one_line(error))
 
 
 def _features(schema: Any) -> JsonObject:

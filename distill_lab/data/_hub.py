@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from distill_lab.data._row_types import Row
 from distill_lab.errors import UserError
+from distill_lab.formatting import one_line
 from distill_lab.types import Fields, JsonObject
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Hub:
         try:
             yield from stream(dataset, start, stop)
         except _hub_failures() as error:
-            raise UserError(f"{self.id}: the download failed ({_cause(error)}); run the same command again") from error
+            raise UserError(
+                f"{self.id}: the download failed ({one_line(error)}); run the same command again"
+            ) from error
 
     def _dataset(self, split: str) -> IterableDataset:
         if split not in self._datasets:
@@ -49,7 +52,7 @@ class Hub:
                 self._datasets[split] = datasets.load_dataset(self.id, self.name, split=split, streaming=True)
             except _hub_failures() as error:
                 remedy = f"give a configuration after a colon ({self.id}:main), a split before the bracket (test[:100])"
-                raise UserError(f"{self.id}: cannot be opened ({_cause(error)}); {remedy}") from error
+                raise UserError(f"{self.id}: cannot be opened ({one_line(error)}); {remedy}") from error
         return self._datasets[split]
 
     def _check(self) -> None:
@@ -72,7 +75,7 @@ class Hub:
             raise UserError(f"{self.id}: {reason}") from None
         except (HTTPError, OSError) as error:
             raise UserError(
-                f"{self.id}: no such file here, and the hub does not answer ({_cause(error)}); check the network, or "
+                f"{self.id}: no such file here, and the hub does not answer ({one_line(error)}); check the network, or "
                 f"download the file elsewhere (hf download --repo-type dataset {self.id}) and give its path"
             ) from error
 
@@ -111,7 +114,3 @@ def _hub_failures() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     return (HTTPError, OSError, ValueError, RuntimeError, DatasetsError, pyarrow.ArrowException)
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,6 +10,7 @@ from distill_lab.data._arrow import Converter
 from distill_lab.data._row_types import Row
 from distill_lab.data._text import LFS_START
 from distill_lab.errors import DataError, UserError
+from distill_lab.formatting import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,7 +52,7 @@ class Parquet:
                         yield Row(offset, None, fields)
                     index += batch.num_rows
             except (pyarrow.ArrowException, OSError, OverflowError) as error:
-                reason = f"row {index} and the rest of the file cannot be read ({_cause(error)}); download it again"
+                reason = f"row {index} and the rest of the file cannot be read ({one_line(error)}); download it again"
                 raise DataError(str(self.path), None, reason) from error
 
     def _open(self) -> ParquetFile:
@@ -64,11 +65,11 @@ class Parquet:
             names = file.schema_arrow.names
         except (pyarrow.ArrowException, OverflowError) as error:
             remedy = "fetch the file itself with `git lfs pull`" if _is_pointer(self.path) else "download it again"
-            reason = f"not a complete Parquet file ({_cause(error)}); {remedy}"
+            reason = f"not a complete Parquet file ({one_line(error)}); {remedy}"
             raise DataError(str(self.path), None, reason) from error
         except OSError as error:
             # Arrow reports damage like this, too.
-            reason = f"cannot be read as Parquet ({_cause(error)}); check its permissions, or download it again"
+            reason = f"cannot be read as Parquet ({one_line(error)}); check its permissions, or download it again"
             raise DataError(str(self.path), None, reason) from error
         _check_names(self.path, names)
         return file
@@ -101,7 +102,7 @@ class Saved:
                     yield Row(index, None, fields)
                     index += 1
         except (pyarrow.ArrowException, OSError, OverflowError, IndexError) as error:
-            reason = f"row {index} and the rest of the folder cannot be read ({_cause(error)}); save it again"
+            reason = f"row {index} and the rest of the folder cannot be read ({one_line(error)}); save it again"
             raise DataError(str(self.folder), None, reason) from error
 
     def _open(self) -> Dataset:
@@ -111,7 +112,7 @@ class Saved:
             try:
                 self._dataset = datasets.Dataset.load_from_disk(str(self.folder))
             except Exception as error:  # its metadata are read without checks, so that damage shows as any exception
-                reason = f"cannot be read as a folder of save_to_disk ({_cause(error)}); save it again"
+                reason = f"cannot be read as a folder of save_to_disk ({one_line(error)}); save it again"
                 raise DataError(str(self.folder), None, reason) from error
             _check_names(self.folder, self._dataset.column_names)
         return self._dataset
@@ -160,7 +161,7 @@ class ArrowFile:
                     batch.validate(full=True)  # the file is mapped into memory as it is, damage included
                     yield batch
         except (pyarrow.ArrowException, OSError, OverflowError) as error:
-            raise DataError(str(self.path), None, f"cannot be read as Arrow ({_cause(error)})") from error
+            raise DataError(str(self.path), None, f"cannot be read as Arrow ({one_line(error)})") from error
 
 
 def saved_splits(folder: Path) -> dict[str, Saved]:
@@ -185,7 +186,3 @@ def _check_names(path: Path, names: list[str]) -> None:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(str(path), None, f"several columns are called {', '.join(map(repr, repeated))}; rename them")
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

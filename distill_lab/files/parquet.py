@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import DataError
+from distill_lab.formatting import one_line
 
 BATCH_ROWS = 1024
 
@@ -30,7 +31,7 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
                     yield row
     except (ArrowException, OSError, OverflowError, ValueError) as error:  # Arrow reports damage as any of these
         where = f"row {number + 1} and the rest of the file" if number else "the file"
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = one_line(error)
         raise DataError(
             str(path), None, f"{where} cannot be read as Parquet ({cause}); make it again, or copy it again"
         ) from None

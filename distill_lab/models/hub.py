@@ -12,6 +12,7 @@ from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import ModelError
+from distill_lab.formatting import one_line
 from distill_lab.models.names import is_gguf
 
 HUB_TIMEOUT_S = 10.0
@@ -84,7 +85,7 @@ def hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
     except (HTTPError, OSError) as error:
         offline = True
         if not cached:
-            cause = " ".join(str(error).split())[:200] or type(error).__name__
+            cause = one_line(error)
             reason = f"no such directory, and the hub does not answer ({cause}); check the network, or {remedy}"
     if reason:
         raise ModelError(config.model, reason)

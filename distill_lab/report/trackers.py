@@ -21,6 +21,7 @@ from distill_lab.evaluation.token_stats import read_tokens, token_stats
 from distill_lab.files.fingerprints import fingerprint
 from distill_lab.files.jsonl import write_json
 from distill_lab.files.redact import environment_redactor
+from distill_lab.formatting import one_line
 from distill_lab.report.text_tables import TextTable
 from distill_lab.run import Run
 from distill_lab.settings.secrets import without_secrets
@@ -76,7 +77,7 @@ def log_proof(run: Run, summary: Summary) -> None:
         try:
             where = write(place, proof)
         except Exception as error:  # a service that is away, full or changed is no reason to lose a run
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)
             run.watch.note(
                 f"scores and answers did not reach {name} ({reason}); run the same command again to send them"
             )

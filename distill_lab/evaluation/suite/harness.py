@@ -92,7 +92,7 @@ def load_suite(names: str, *, on_server: bool) -> Suite:
         try:
             # Reading all of its own tasks takes seconds.
             manager: Any = tasks.TaskManager(include_path=folders or None, include_defaults=len(own) < len(given))
-        except Exception as error:
+        except Exception as error:  # it reads every YAML file in the folders, whatever is in them
             raise UserError(f"lm_eval's tasks cannot be read: {cause(error)}; install it again") from error
         found: dict[str, Any] = {}
         groups: dict[str, Any] = {}
@@ -171,7 +171,7 @@ def _cache_if_hub_is_away(*, is_asked: bool) -> Iterator[None]:
             HfApi().dataset_info("openai/gsm8k", timeout=HUB_TIMEOUT_S)
         except HfHubHTTPError:
             pass  # an answer
-        except Exception:
+        except Exception:  # each library below has its own errors for a network that is away
             datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield
