@@ -34,6 +34,7 @@ from distill_lab.generation.engines.transformers import TransformersEngine, load
 from distill_lab.models.loading import load_model
 from distill_lab.types import Prompt
 
+MODELS = ("teacher", "student")
 DTYPES = ("fp32", "bf16")
 MAX_NEW_TOKENS, TRIAL_TOKENS = 128, 48
 """Of an answer, and of an answer when batch sizes are tried."""
@@ -118,13 +119,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", nargs="+", type=int, default=[4, 8, 16, 32], help="batch sizes to try for generate")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="whose rows to measure")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     found: dict[str, Any] = {"rows": {}}
     if arguments.out.is_file():
         found = json.loads(arguments.out.read_text(encoding="utf-8"))
-    for name in ("teacher", "student"):
-        for dtype in DTYPES:
+    for name in arguments.models:
+        for dtype in arguments.dtypes:
             if f"{name} {dtype}" in found["rows"]:
                 continue
             row = measure(
@@ -139,7 +142,8 @@ def main() -> None:
         f"{name} bf16 over fp32": round(
             rows[f"{name} bf16"]["tokens_per_s"]["lab"] / rows[f"{name} fp32"]["tokens_per_s"]["lab"], 2
         )
-        for name in ("teacher", "student")
+        for name in MODELS
+        if {f"{name} bf16", f"{name} fp32"} <= rows.keys()
     }
     write_json(arguments.out, found)
     print("| model, dtype | lab batched | generate, sorted, best batch | lab's speed | lab single | generate single |")

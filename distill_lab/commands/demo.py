@@ -34,6 +34,8 @@ PROMPTS = (
 )
 SYSTEM2_SPLIT, SYSTEM2_EPOCHS = "distill[:4000]", 5
 """Less than in the tiny preset, so that both students finish at about the same time."""
+MEASURE_S = 30.0
+"""Seconds for the speed of each model: answers of these models take milliseconds."""
 COLUMN = 16
 """Column width of the final table, in characters."""
 
@@ -57,7 +59,9 @@ def main(config: Config) -> int:
     follow, reason = system1.PRESETS["tiny"], system2.PRESETS["tiny"]
     data = reason.data.model_copy(update={"split": SYSTEM2_SPLIT})
     train = reason.train.model_copy(update={"num_epochs": SYSTEM2_EPOCHS})
-    reason = reason.model_copy(update={"data": data, "train": train})
+    engine = follow.engine.model_copy(update={"measure_budget_s": MEASURE_S})
+    follow = follow.model_copy(update={"engine": engine})
+    reason = reason.model_copy(update={"data": data, "train": train, "engine": engine})
     with _beside("system2", reason.model_copy(update={"measure": False}), second) as (process, log):
         terminal.heading(
             "System 1: instruction following", "a 10-layer teacher writes the answers, a 2-layer student learns"
