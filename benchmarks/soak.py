@@ -36,9 +36,9 @@ MAX_KILLS = 4
 LIMIT_S = 600.0
 """A command that takes longer hangs."""
 TIMES = frozenset(
-    ("seconds", "date", "at", "started", "ended", "resumed_from", "time", "tokens_per_s", "files", "output", "python")
+    "seconds date at started ended resumed_from time tokens_per_s files output python completions".split()
 )
-"""Names in JSON files that hold times, places, or digests of files with times in them."""
+"""Names in JSON files that hold times, places, or digests of files with times or with rows in any order in them."""
 NOT_COMPARED = (".html", ".md", ".svg", ".log", ".lock", ".sqlite")
 UNORDERED = ("answers.jsonl", ".completions.jsonl", "completions.jsonl")
 """Files whose rows come in the order in which a model finishes them."""
@@ -248,6 +248,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=0, help="also memory and pace of this many prompts")
     parser.add_argument("--folder", type=Path, help="where the files go; they stay there")
     given = parser.parse_args()
+    # A shell's background jobs, and all that they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as temporary:
         place = given.folder or Path(temporary)
         place.mkdir(parents=True, exist_ok=True)
