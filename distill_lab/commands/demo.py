@@ -51,7 +51,7 @@ def main(config: Config) -> int:
     """Run the recipes, print the results and the next commands to try."""
     from distill_lab.evaluation.compare import compare_models
     from distill_lab.recipes import system1, system2
-    from distill_lab.report.side_by_side import TEACHER_CHARS, render_comparison
+    from distill_lab.report.side_by_side import LINE, TEACHER_CHARS, render_comparison
     from distill_lab.terminal import Terminal
 
     terminal = Terminal()
@@ -85,7 +85,8 @@ def main(config: Config) -> int:
         terminal.print(line)
     models = {"Teacher": "tiny:teacher", "System 1": str(first / "student"), "System 2": str(second / "student")}
     comparisons = compare_models(PROMPTS, models, step_by_step={"System 2"})
-    terminal.print(render_comparison(comparisons, max_chars={"Teacher": TEACHER_CHARS}))
+    width = min(terminal.console.width, LINE)
+    terminal.print(render_comparison(comparisons, max_chars={"Teacher": TEACHER_CHARS}, width=width))
     terminal.heading("What to do next")
     terminal.print(f"  open the reports     {first / 'report.html'}  {second / 'report.html'}")
     terminal.print(f"  ask the students     distill compare --teacher tiny:teacher --system1 {first / 'student'} \\")

@@ -23,8 +23,7 @@ def render_comparison(
     """The comparison as plain text: per prompt a block, per model its label on a separate line, then its answer.
 
     max_chars: label -> maximum characters of that model's answers; a cut is marked. width: characters per line. Each
-    missing model has the line
-    `Model not found at <path>`. Control characters in answers are left out.
+    missing model has the line `Model not found at <path>`. Control characters in answers are left out.
     """
     missing = comparisons[0].missing if comparisons else {}
     lines = [f"Model not found at {path}" for path in missing.values()]
