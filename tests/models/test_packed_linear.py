@@ -34,6 +34,8 @@ def packed_layers(model: nn.Module) -> list[PackedLinear]:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_a_packed_model_computes_the_same(kind: str, dtype: Any, tmp_path: Path) -> None:
+    if not packed_linear._seconds(64, 64, getattr(torch, "bfloat16" if dtype == "bf16" else "float32"), 1):
+        pytest.skip(f"oneDNN has no packed products in {dtype} for this processor")
     config = other_architecture(kind, load_tokenizer(ModelConfig(model="tiny:student")), tmp_path)
     config = config.model_copy(update={"dtype": dtype})
     plain, tokenizer = load_model(config)
