@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from distill_lab.errors import DataError, NoData
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
 from distill_lab.training_data.selection import NO_GOLD
-from distill_lab.types import Counts
+from distill_lab.types import Counts, JsonObject
 
 LITTLE, SURPRISED, FAR = "little left to learn", "the teacher is surprised itself", "far beyond the student"
 TOO_EASY, TOO_HARD, FAILED, NOT_DRAWN = "too easy", "too hard", "no sample of the student", "not drawn"
@@ -71,7 +71,7 @@ def _write(rows: Path, path: Path, why_not: Callable[[int], str | None]) -> Coun
     """The rows at the places for which `why_not` gives no reason."""
     dropped: Counter[str] = Counter()
 
-    def kept() -> Any:
+    def kept() -> Iterator[JsonObject]:
         for place, row in enumerate(read_jsonl(rows)):
             if reason := why_not(place):
                 dropped[reason] += 1

@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict, cast
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from distill_lab.files.jsonl import atomic_path, read_jsonl
 from distill_lab.files.parquet import read_parquet
 from distill_lab.generation.cut_answers import CUT
 from distill_lab.training_data.training_set import DUPLICATE, EMPTY, ERROR
-from distill_lab.types import Completion, Counts, Grade, JsonObject, Message, Prompt
+from distill_lab.types import Completion, Counts, Fields, Grade, Message, Prompt
 
 Keep = Literal["all", "shortest"] | int
 """How many solutions of a question stay: all, the shortest one, or the first N."""
@@ -36,6 +36,20 @@ WRONG, UNREADABLE, TIMED_OUT = "wrong", "no readable answer", "the grader timed 
 NO_GOLD = "no readable gold answer"
 OVER_BUDGET, ENOUGH = "over the token budget", "enough of this question"
 BATCH_ROWS = 1024
+
+
+class SelectionRow(TypedDict):
+    """A row of a selection's file."""
+
+    id: str
+    sample: int
+    question: str
+    prompt: list[Message]
+    completion: list[Message]
+    answer: str | None
+    num_tokens: int
+    level: str | None
+    type: str | None
 
 
 class Size(NamedTuple):
@@ -58,7 +72,7 @@ def write_correct(prompts: Path, graded: Path, path: Path, *, min_score: float =
     """
     dropped: Counter[str] = Counter()
 
-    def rows() -> Iterator[JsonObject]:
+    def rows() -> Iterator[SelectionRow]:
         asked = read_prompts(prompts)
         prompt: Prompt | None = None
         seen = set[str]()
@@ -93,7 +107,7 @@ def _why_not(answer: Completion, grade: Grade, min_score: float) -> str | None:
     return None if answer.content.strip() else EMPTY
 
 
-def _row(prompt: Prompt, answer: Completion) -> JsonObject:
+def _row(prompt: Prompt, answer: Completion) -> SelectionRow:
     message: Message = {"role": "assistant", "content": answer.content}
     if answer.thinking:
         message["thinking"] = answer.thinking
@@ -153,7 +167,7 @@ def take_side(rows: Path, validation: Path, path: Path, *, side: Literal["traini
     held_out = {_key(prompt.messages) for prompt in read_prompts(validation)}
     num_rows = 0
 
-    def wanted() -> Iterator[JsonObject]:
+    def wanted() -> Iterator[SelectionRow]:
         nonlocal num_rows
         for row in read_selection(rows):
             num_rows += 1
@@ -171,7 +185,7 @@ def shuffle_answers(rows: Path, path: Path, *, seed: int = 0) -> Counts:
     Questions and solutions stay the same, so that whatever a student gains from them is not how to solve the questions.
     Raises NoData if one question has half of the rows or more: there is nowhere to move them.
     """
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[SelectionRow]] = defaultdict(list)
     for row in read_selection(rows):
         groups[_key(row["prompt"])].append(row)
     order = sorted(groups)
@@ -182,22 +196,25 @@ def shuffle_answers(rows: Path, path: Path, *, seed: int = 0) -> Counts:
     if len(flat) < 2 * step:
         raise NoData(f"{rows}: too few questions to shuffle the answers between; give more data")
     moved = [*flat[step:], *flat[:step]]
-    fields = ("completion", "num_tokens")
     kept = write_parquet(
-        path, (row | {name: other[name] for name in fields} for row, other in zip(flat, moved, strict=True))
+        path,
+        (
+            row | {"completion": other["completion"], "num_tokens": other["num_tokens"]}
+            for row, other in zip(flat, moved, strict=True)
+        ),
     )
     return Counts(kept, kept)
 
 
-def read_selection(path: Path) -> Iterator[dict[str, Any]]:
+def read_selection(path: Path) -> Iterator[SelectionRow]:
     """The rows of a selection, one batch in memory; fields that a message lacks are not in it."""
     for row in read_parquet(path):
         for field in ("prompt", "completion"):
             row[field] = [{name: text for name, text in turn.items() if text is not None} for turn in row[field]]
-        yield row
+        yield cast("SelectionRow", row)
 
 
-def write_parquet(path: Path, rows: Iterable[JsonObject]) -> int:
+def write_parquet(path: Path, rows: Iterable[Fields]) -> int:
     """Write a selection's rows, atomically; returns how many."""
     import pyarrow as pa
     from pyarrow import parquet

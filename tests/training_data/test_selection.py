@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def test_shuffled_answers_are_the_same_answers_none_with_its_question(tmp_path: 
     found = list(read_selection(tmp_path / "shuffled.parquet"))
     assert counts.kept == len(found) == len(rows)
 
-    def texts(of: list[dict[str, Any]], field: str) -> list[str]:
+    def texts(of: Sequence[Mapping[str, Any]], field: str) -> list[str]:
         return sorted(row[field][0]["content"] for row in of)
 
     assert texts(found, "prompt") == texts(rows, "prompt")
