@@ -12,7 +12,7 @@ class Context(Protocol):
 
     @property
     def saved_tensors(self) -> tuple[torch.Tensor, ...]:
-        """What `save_for_backward` was given."""
+        """What `save_for_backward` was given; its Nones, too."""
         ...
 
     @property
@@ -20,5 +20,5 @@ class Context(Protocol):
         """Of each argument of the forward pass: whether its gradient is needed."""
         ...
 
-    def save_for_backward(self, *tensors: torch.Tensor) -> None:
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None:
         """Keep tensors for the backward pass."""

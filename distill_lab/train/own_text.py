@@ -91,5 +91,6 @@ def teacher_nats(signal: Signal, labels_N: torch.Tensor) -> torch.Tensor:
         if isinstance(said, Scored):
             total -= said.log_p_C.sum()
         else:
+            assert isinstance(said, torch.Tensor), "a teacher beside the student says whole distributions"
             total -= torch.log_softmax(said, -1).gather(1, labels_N[part, None]).sum()
     return total

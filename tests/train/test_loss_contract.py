@@ -177,6 +177,7 @@ def test_a_teachers_targets_reach_each_chunk_in_its_place() -> None:
             return probs_NV[part]
 
     def chunk_loss(logits_CV: torch.Tensor, targets: ChunkTargets) -> ChunkLoss:
+        assert isinstance(targets.signal, torch.Tensor)
         log_probs_CV = logits_CV.log_softmax(-1)
         entropy = -(log_probs_CV.exp() * log_probs_CV).sum()
         total = -(targets.signal * log_probs_CV).sum()

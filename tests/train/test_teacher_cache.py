@@ -14,10 +14,11 @@ import torch
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.errors import UserError
 from distill_lab.train.cached_teacher import CachedTeacher, cache_identity, cached_teacher
-from distill_lab.train.objectives import TopK
+from distill_lab.train.objectives import Draws, TopK
 from distill_lab.train.packing import Row, collate
 from distill_lab.train.student import train_student
 from distill_lab.train.teacher_cache import TeacherCache, create
+from distill_lab.train.teachers import HeadSignal
 from tests.helpers import filled_cache, live_teacher_of, teacher_settings
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,7 @@ def test_what_is_read_is_what_the_teacher_said(
         dense = torch.zeros(size, num_ids)
         for start in range(0, size, 7):
             draws = signal.at(slice(start, start + 7))
+            assert isinstance(draws, Draws)
             dense[start : start + 7].index_put_((draws.positions_M, draws.ids_M), draws.weights_M)
             assert len(draws.total_C) == len(draws.entropy_C) == len(dense[start : start + 7])
         kept = (64 * dense.sum(1)).round() / 64
@@ -49,9 +51,9 @@ def test_what_is_read_is_what_the_teacher_said(
             assert ((64 * (dense - whole)).abs() < 1 + 1e-3).all()
             assert drawn.all()
     entropy = -(whole * whole.clamp_min(1e-30).log()).sum().item()
-    assert CachedTeacher(cache, 999).signal(batch).at(slice(0, 999)).entropy_C.sum().item() == pytest.approx(
-        entropy, rel=1e-4
-    )
+    draws = CachedTeacher(cache, 999).signal(batch).at(slice(0, 999))
+    assert isinstance(draws, Draws)
+    assert draws.entropy_C.sum().item() == pytest.approx(entropy, rel=1e-4)
     found = cache.read(batch.row_ids_R)
     labels = whole.gather(1, batch.labels_N[:, None])[:, 0].log()
     assert found.log_p_R.sum() == pytest.approx(labels.sum().item(), rel=1e-4)
@@ -74,6 +76,7 @@ def test_top_k_and_hidden(teacher: ModelConfig, rows: list[Row], tmp_path: Path)
     exact = cached_teacher(hidden_config, tmp_path / "hidden", student_rows=whole.shape[1] - 128, rows=rows).signal(
         batch
     )
+    assert isinstance(exact, HeadSignal)
     logits = torch.cat([exact.at(slice(start, start + 5)).clone() for start in range(0, size, 5)])
     assert logits.shape == (size, whole.shape[1] - 128)
     torch.testing.assert_close(logits, whole[:, :-128], rtol=0.03, atol=0.15)  # bf16 has 8 bits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -36,9 +36,8 @@ class Signal(Protocol):
         """V if student and teacher share the ids below V only: the student's head is then used up to there. None: all."""
         ...
 
-    def at(self, part: slice) -> Any:
-        """The teacher's part for the loss positions `part`, in a form that the objective reads: logits [C, V] in fp32,
-        which may be overwritten, `TopK`, `SeveralTopK`, `Scored`, `Draws` or `Chunks`. `part` may be empty."""
+    def at(self, part: slice) -> SignalPart:
+        """The teacher's part for the loss positions `part`, in a form that the objective reads. `part` may be empty."""
         ...
 
 
@@ -128,6 +127,10 @@ class Chunks:
     """int64, [2, S]: ids of the student, and the teacher's for the same bytes."""
 
 
+SignalPart = torch.Tensor | TopK | SeveralTopK | Scored | Draws | Chunks
+"""What a teacher says about C loss positions. A tensor: its logits [C, V] in fp32, which may be overwritten."""
+
+
 @dataclass(frozen=True)
 class LossBatch:
     """The packed rows of one micro-batch. Each field names its one reader; `READERS` refuses a field that has none.
@@ -160,9 +163,12 @@ class LossBatch:
         tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
-    def decoder_inputs(self) -> dict[str, Any]:
+    def decoder_inputs(self) -> dict[str, torch.Tensor | int | None]:
         """The keyword arguments of a transformers decoder, which calls the row boundaries by FlashAttention's names."""
-        inputs: dict[str, Any] = {"input_ids": self.input_ids_BW, "position_ids": self.position_ids_BW}
+        inputs: dict[str, torch.Tensor | int | None] = {
+            "input_ids": self.input_ids_BW,
+            "position_ids": self.position_ids_BW,
+        }
         if self.cu_seqlens_R1 is not None:
             inputs |= {"cu_seq_lens_q": self.cu_seqlens_R1, "cu_seq_lens_k": self.cu_seqlens_R1}
             inputs |= {"max_length_q": self.max_seqlen, "max_length_k": self.max_seqlen}
@@ -209,7 +215,7 @@ class ChunkTargets:
 
     labels_C: torch.Tensor
     """int64, the next tokens."""
-    signal: Any = None
+    signal: SignalPart | None = None
     """The teacher's part for these positions (`Signal.at`); None without a teacher."""
 
 
