@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from distill_lab import activity
 from distill_lab.config import ModelConfig
 from distill_lab.models.loading import load_config, load_model, load_tokenizer
 from distill_lab.models.names import base_of, is_adapter, resolve
-from distill_lab.train.loss_module import decoder_and_head
+from distill_lab.train.loss_module import decoder_and_head, embedding_weight
 from distill_lab.train.objectives import Chunks, LossBatch
 from distill_lab.train.objectives._chunked_head import CHUNK_ELEMENTS, MIN_CHUNK
 from distill_lab.train.packing import Row, collate
@@ -145,12 +144,12 @@ class AlignedTeacher:
         """Hidden states at the loss positions of the rows, in their order, [D, T]. Rows of like length are read together."""
         linear = self.live.head.linear
         found: list[torch.Tensor] = [torch.zeros(0, linear.in_features, device=linear.weight.device)] * len(rows)
-        embeddings: Any = self.live.decoder.get_input_embeddings()
+        device = embedding_weight(self.live.decoder).device
         longest_first = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
         while longest_first:
             number = max(1, self._tokens_per_batch // len(rows[longest_first[0]]))
             part, longest_first = longest_first[:number], longest_first[number:]
-            together = collate([[rows[index]] for index in part]).to(embeddings.weight.device)
+            together = collate([[rows[index]] for index in part]).to(device)
             sizes = [int(rows[index].loss_mask.sum()) for index in part]
             for index, hidden_DT in zip(part, self.live.hidden(together).split(sizes), strict=True):
                 found[index] = hidden_DT

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,21 @@ TOLERANCE = 2e-2
 """Largest relative difference between a layer and the one that takes its place: that of bf16."""
 SWIGLU = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 """Children of the layers of transformers that compute `down(silu(gate(x)) * up(x))`."""
+
+
+class RmsNorm(nn.Module):
+    """A layer that `_is_rms_norm` recognizes, for types alone: each family of models has another class for it."""
+
+    weight: torch.Tensor
+
+
+class SwiGlu(nn.Module):
+    """A layer that `_is_swiglu` recognizes, for types alone."""
+
+    gate_proj: nn.Linear
+    up_proj: nn.Linear
+    down_proj: nn.Linear
+    act_fn: nn.Module
 
 
 class Bf16Passes:
@@ -97,41 +112,43 @@ class Bf16Passes:
         self._patched.append(module)
 
     def _round_frozen(self, model: nn.Module) -> None:
-        embedding: Any = self._decoder.get_input_embeddings()
-        plain = type(embedding) is nn.Embedding and embedding.max_norm is None
+        embedding = self._decoder.get_input_embeddings()
+        plain = embedding if type(embedding) is nn.Embedding and embedding.max_norm is None else None
         for module in model.modules():
             if type(module) is not nn.Linear or module.weight.requires_grad or not module.weight.is_floating_point():
                 continue
-            if plain or module.weight is not embedding.weight:
+            if plain is not None or module.weight is not embedding.weight:
                 module.weight.data = module.weight.data.to(torch.bfloat16)
-        if plain and not embedding.weight.requires_grad:
-            embedding.weight.data = embedding.weight.data.to(torch.bfloat16)
+        if plain is not None and not plain.weight.requires_grad:
+            plain.weight.data = plain.weight.data.to(torch.bfloat16)
             # The stream of hidden states that all layers add to is in fp32.
-            self._patch(embedding, lambda ids: F.embedding(ids, embedding.weight).float())
+            self._patch(plain, lambda ids: F.embedding(ids, plain.weight).float())
 
 
 def _linear(module: nn.Linear, copy: torch.Tensor, in_place: bool, hidden: torch.Tensor) -> torch.Tensor:
     return linear(hidden, module.weight, module.bias, copy, in_place=in_place)
 
 
-def _rms_norm(module: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return rms_norm(hidden, module.weight, _epsilon(module))
+def _rms_norm(module: RmsNorm, hidden: torch.Tensor) -> torch.Tensor:
+    epsilon = _epsilon(module)
+    assert epsilon is not None
+    return rms_norm(hidden, module.weight, epsilon)
 
 
-def _swiglu(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+def _swiglu(module: SwiGlu, hidden: torch.Tensor) -> torch.Tensor:
     return module.down_proj(swiglu(module.gate_proj(hidden), module.up_proj(hidden)))
 
 
-def _epsilon(module: Any) -> Any:
+def _epsilon(module: nn.Module) -> float | None:
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
 
 
 @torch.no_grad()
-def _is_rms_norm(module: Any) -> bool:
+def _is_rms_norm(module: nn.Module) -> TypeGuard[RmsNorm]:
     """Whether a module computes `weight * x / rms(x)`; others of that name multiply by 1 + weight, or not at all."""
-    weight = getattr(module, "weight", None)
+    weight, epsilon = getattr(module, "weight", None), _epsilon(module)
     names = {name for name, _ in module.named_parameters()}
-    if "RMSNorm" not in type(module).__name__ or names != {"weight"} or not isinstance(_epsilon(module), float):
+    if "RMSNorm" not in type(module).__name__ or names != {"weight"} or not isinstance(epsilon, float):
         return False
     if weight is None or weight.dim() != 1:
         return False
@@ -140,23 +157,23 @@ def _is_rms_norm(module: Any) -> bool:
         own = module(hidden).float()
     except (TypeError, RuntimeError):
         return False
-    return bool((own - _rms_norm(module, hidden).float()).norm() <= TOLERANCE * own.norm())
+    return bool((own - rms_norm(hidden, weight, epsilon).float()).norm() <= TOLERANCE * own.norm())
 
 
 @torch.no_grad()
-def _is_swiglu(module: Any) -> bool:
+def _is_swiglu(module: nn.Module) -> TypeGuard[SwiGlu]:
     """Whether a module computes `down(silu(gate(x)) * up(x))` and nothing else."""
     if {name for name, _ in module.named_children()} != SWIGLU:
         return False
-    points = torch.linspace(-6, 6, 25)
-    if not torch.allclose(module.act_fn(points), F.silu(points), atol=1e-5):
+    layer, points = cast("SwiGlu", module), torch.linspace(-6, 6, 25)
+    if not torch.allclose(layer.act_fn(points), F.silu(points), atol=1e-5):
         return False
-    hidden = torch.linspace(-2, 3, 2 * module.gate_proj.in_features).sin().view(1, 2, -1)
+    hidden = torch.linspace(-2, 3, 2 * layer.gate_proj.in_features).sin().view(1, 2, -1)
     was_training = module.training
     module.eval()
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            own, ours = module(hidden).float(), _swiglu(module, hidden).float()
+            own, ours = module(hidden).float(), _swiglu(layer, hidden).float()
     except (TypeError, RuntimeError):
         return False
     finally:

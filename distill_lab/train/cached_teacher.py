@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -202,7 +201,8 @@ def cache_identity(config: TrainConfig) -> CacheIdentity:
     mode, teacher = config.teacher_cache.mode, config.teacher
     settings = dict(each.split("=", 1) for each in config.objective_settings)
     size = config.teacher_cache.size or DEFAULT_SIZE[mode]
-    head: Any = without_weights(teacher).get_output_embeddings()
+    head = without_weights(teacher).get_output_embeddings()
+    assert head is not None
     identity = CacheIdentity(
         mode=mode,
         size=0 if mode == "hidden" else size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -23,6 +23,7 @@ from distill_lab.files.outputs import PARTIAL, remove_output, remove_work, work_
 from distill_lab.models.loading import load_model, load_tokenizer, quiet_peft, with_fp32_on_cpu
 from distill_lab.models.names import base_of, is_adapter, resolve
 from distill_lab.models.tied_head import untie_for
+from distill_lab.train.loss_module import causal_model
 from distill_lab.train.merge import can_write_merged, write_merged
 from distill_lab.train.portable import ADAPTER, make_portable
 from distill_lab.train.targets import adapter_targets
@@ -38,11 +39,10 @@ def add_adapters(
     experts or the router of a mixture.
     """
     targets = adapter_targets(model, config.targets, name=name)
-    layers: Any = model.modules()
-    for layer in layers:
+    for layer in model.modules():
         # bitsandbytes repacks weights for inference at the first pass in evaluation mode, and gradients end at those.
         if _is_quantized(layer):
-            layer.support_avx512bf16_for_cpu = False
+            setattr(layer, "support_avx512bf16_for_cpu", False)  # noqa: B010 - bitsandbytes', unknown to types
     settings = PeftLoraConfig(
         r=config.r,
         lora_alpha=config.alpha,
@@ -52,11 +52,12 @@ def add_adapters(
     )
     torch.manual_seed(seed)
     with quiet_peft():
-        adapted: Any = get_peft_model(model, settings)
+        adapted = get_peft_model(model, settings)
     adapted.peft_config["default"].base_model_name_or_path = name
     adapted.peft_config["default"].revision = revision
     # Embeddings are never trained; left to itself peft would ask the hub whether they have been resized.
-    adapted.save_pretrained = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    save = functools.partial(adapted.save_pretrained, save_embedding_layers=False)
+    setattr(adapted, "save_pretrained", save)  # noqa: B010 - no method to types
     return adapted.train()
 
 
@@ -102,12 +103,14 @@ def save_merged(model: PeftModel, out: Path, *, dtype: torch.dtype | None = None
 
     Quantized weights are unpacked a layer at a time: the whole model in 16 bits need not fit the memory.
     """
-    base: Any = model.get_base_model()
+    base = causal_model(model)
     if getattr(base, "is_quantized", False) and can_write_merged(model):
         write_merged(model, out, dtype=dtype or base.dtype)
         return
-    plain: Any = merged(model)
-    (plain.to(dtype) if dtype else plain).save_pretrained(out)
+    plain = merged(model)
+    if dtype:
+        cast("nn.Module", plain).to(dtype)  # types take `to` of a PreTrainedModel for an unbound function
+    plain.save_pretrained(out)
 
 
 def merged(model: PeftModel) -> PreTrainedModel:
@@ -115,8 +118,7 @@ def merged(model: PeftModel) -> PreTrainedModel:
 
     Unpacked, not loaded again in full precision: the adapters were trained on what the 4 or 8 bits stand for.
     """
-    base: Any = model.get_base_model()
-    if getattr(base, "is_quantized", False):
+    if getattr(causal_model(model), "is_quantized", False):
         config = model.peft_config["default"]
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         config.base_model_name_or_path = None
@@ -124,7 +126,8 @@ def merged(model: PeftModel) -> PreTrainedModel:
         with quiet_peft():
             model = get_peft_model(base.dequantize(), config)
         set_peft_model_state_dict(model, state)
-    plain: Any = model.merge_and_unload()
+    plain = model.merge_and_unload()
+    assert isinstance(plain, PreTrainedModel)
     return plain
 
 

@@ -53,9 +53,11 @@ class SignalSource(Protocol):
         ...
 
 
-def causal_model(model: nn.Module) -> Any:
+def causal_model(model: nn.Module) -> PreTrainedModel:
     """The causal language model itself: `model`, or what LoRA adapters were put on."""
-    return model if isinstance(model, PreTrainedModel) else getattr(model, "get_base_model")()  # noqa: B009 - PEFT's
+    causal = model if isinstance(model, PreTrainedModel) else getattr(model, "get_base_model")()  # noqa: B009 - PEFT's
+    assert isinstance(causal, PreTrainedModel), f"{_name(model)} is not one of transformers' models"
+    return causal
 
 
 def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
@@ -72,7 +74,16 @@ def decoder_and_head(model: nn.Module) -> tuple[PreTrainedModel, Head]:
     config = causal.config.get_text_config()
     # The names under which transformers' models configure what stands between the head and the logits.
     scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-    return causal.base_model, Head(linear, scale, getattr(config, "final_logit_softcapping", None))
+    decoder = causal.base_model
+    assert isinstance(decoder, PreTrainedModel), f"{_name(model)} has no decoder"
+    return decoder, Head(linear, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def embedding_weight(decoder: PreTrainedModel) -> torch.Tensor:
+    """The weights of the input embeddings; token ids belong on their device."""
+    weight = decoder.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
 
 
 def install(

@@ -13,12 +13,15 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from distill_lab.train.loss_module import causal_model
 
 SHARD_BYTES = 1 << 30
 """Maximum bytes of weights that wait in host memory until they are a file."""
@@ -30,17 +33,16 @@ def can_write_merged(model: PeftModel) -> bool:
 
     Others (mixtures of experts, whose tensors are put together while they are loaded) are merged in memory.
     """
-    base: Any = model.get_base_model()
     adapted = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     plain = all(type(layer).__name__ in ("Linear", "Linear4bit", "Linear8bitLt") for layer in adapted)
-    return plain and not getattr(base, "_weight_conversions", None)
+    return plain and not getattr(causal_model(model), "_weight_conversions", None)
 
 
 @torch.no_grad()
 def write_merged(model: PeftModel, out: Path, *, dtype: torch.dtype) -> None:
     """Write config and weights of the plain model that computes what `model` does to the directory `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    base: Any = model.get_base_model()
+    base = causal_model(model)
     shard: dict[str, torch.Tensor] = {}
     files: list[Path] = []
     names: dict[str, int] = {}
@@ -65,7 +67,7 @@ def write_merged(model: PeftModel, out: Path, *, dtype: torch.dtype) -> None:
         (out / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        delattr(config, "quantization_config")
     config.dtype = dtype
     config.architectures = [type(base).__name__]
     config.save_pretrained(out)
@@ -73,7 +75,7 @@ def write_merged(model: PeftModel, out: Path, *, dtype: torch.dtype) -> None:
         base.generation_config.save_pretrained(out)
 
 
-def _plain_weights(base: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _plain_weights(base: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and value of every weight of the merged model, one at a time; tied weights under their first name alone."""
     tied = set(getattr(base, "all_tied_weights_keys", None) or {})
     for path, module in base.named_modules():
@@ -96,24 +98,27 @@ def _plain_weights(base: Any) -> Iterator[tuple[str, torch.Tensor]]:
                 yield f"{path}.{name}" if path else name, value
 
 
-def _merged_layer(layer: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    weight = _unpacked(layer.base_layer)
+def _merged_layer(layer: LoraLayer) -> Iterator[tuple[str, torch.Tensor]]:
+    weight, bias = _unpacked(layer.base_layer), layer.base_layer.bias
+    delta = getattr(layer, "get_delta_weight")  # noqa: B009 - of peft's linear layers, not of all its layers
     for adapter in layer.active_adapters:
         if adapter in layer.lora_A:
-            weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+            weight = weight + delta(adapter).to(weight.dtype)
     yield "weight", weight
-    if layer.base_layer.bias is not None:
-        yield "bias", layer.base_layer.bias
+    if isinstance(bias, torch.Tensor):
+        yield "bias", bias
 
 
-def _unpacked(module: Any) -> torch.Tensor:
+def _unpacked(module: nn.Module) -> torch.Tensor:
     """A layer's weight as a plain tensor."""
-    if module.weight.is_floating_point():
-        return module.weight
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    if weight.is_floating_point():
+        return weight
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     state = getattr(module, "state", None)
-    return dequantize_bnb_weight(module.weight, state)
+    return dequantize_bnb_weight(weight, state)
 
 
 def _write(shard: dict[str, torch.Tensor], out: Path, number: int) -> Path:

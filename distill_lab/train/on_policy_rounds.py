@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distill_lab.config import TrainConfig
@@ -37,7 +37,7 @@ class OnPolicyRounds:
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         asked: Asked,
         settings: RolloutSettings,

@@ -150,8 +150,10 @@ def trained_weights(model: nn.Module, config: TrainConfig) -> tuple[int, str]:
     rate = f"learning rate {config.peak_learning_rate:g}"
     if not config.lora.r:
         return number, f"training all {number:,} weights, {rate}"
-    counted: Any = model
-    total = counted.get_nb_trainable_parameters()[1] - number  # those in 4 bits at their unpacked number
+    from peft import PeftModel
+
+    assert isinstance(model, PeftModel), "the weights of a student with lora.r are those of its adapters"
+    total = model.get_nb_trainable_parameters()[1] - number  # those in 4 bits at their unpacked number
     text = f"training adapters of rank {config.lora.r}: {number:,} weights beside {total:,} frozen ones"
     text += f" ({number / total:.2%}), {rate}"
     if config.peak_learning_rate < LOW_ADAPTER_RATE:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
+from transformers import Cache
 
-from distill_lab.train.loss_module import TOLERANCE
+from distill_lab.train.loss_module import TOLERANCE, embedding_weight
 from distill_lab.train.objectives import LossBatch
 from distill_lab.train.packing import Row, collate
 from distill_lab.train.teachers import HeadSignal, LiveTeacher
@@ -41,7 +41,7 @@ class PromptedTeacher:
         self._rows: dict[bytes, Row] = {}
         self._shared: list[int] = []
         """What all rows begin with, if its keys and values are kept."""
-        self._cache: Any = None
+        self._cache: Cache | None = None
         self._can_keep: bool | None = None
         """Whether kept keys and values give the same hidden states; None: not tried yet."""
 
@@ -90,12 +90,13 @@ class PromptedTeacher:
         ends = [Row(row.input_ids[start:], row.target[start:], row.loss_mask[start:]) for row in rows]
         batch = collate([[row] for row in ends]).to(device)
         with torch.autocast(device.type, enabled=False):
-            if self._cache is None:
+            kept = self._cache
+            if kept is None:
                 shared = torch.tensor([self._shared], device=device)
-                self._cache = self.live.decoder(input_ids=shared, use_cache=True).past_key_values
-            cache = copy.deepcopy(self._cache)  # a pass appends to it
+                kept = self._cache = self.live.decoder(input_ids=shared, use_cache=True).past_key_values
+            cache = copy.deepcopy(kept)  # a pass appends to it
             cache.batch_repeat_interleave(len(rows))
-            outputs: Any = self.live.decoder(
+            outputs = self.live.decoder(
                 input_ids=batch.input_ids_BW,
                 position_ids=batch.position_ids_BW + start,
                 past_key_values=cache,
@@ -104,7 +105,7 @@ class PromptedTeacher:
         return outputs.last_hidden_state.flatten(0, 1).index_select(0, batch.loss_positions_N)
 
     def _device(self) -> torch.device:
-        return self.live.decoder.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
+        return embedding_weight(self.live.decoder).device
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """The rows in their order, as many at once as fit."""

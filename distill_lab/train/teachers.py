@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill_lab import activity
 from distill_lab.chat import inspect_template
@@ -93,7 +93,7 @@ class HeadSignal:
 class LiveTeacher:
     """A teacher in memory, frozen, in its own dtype and quantization."""
 
-    def __init__(self, model: Any, num_ids: int) -> None:
+    def __init__(self, model: PreTrainedModel, num_ids: int) -> None:
         """model: a causal language model as `load_model` loads it. num_ids: V, at most its head's rows."""
         check_head(model)
         self.model = model.eval()
@@ -131,8 +131,8 @@ class LiveTeacher:
             lengths = batch.cu_seqlens_R1.diff().tolist()
             inputs = [{"input_ids": row_1L} for row_1L in batch.input_ids_BW.split(lengths, 1)]
         with torch.autocast(batch.labels_N.device.type, enabled=False):
-            outputs: list[Any] = [self.decoder(**each, use_cache=False) for each in inputs]
-        hidden_BWT = torch.cat([each.last_hidden_state for each in outputs], 1)
+            states = [self.decoder(**each, use_cache=False).last_hidden_state for each in inputs]
+        hidden_BWT = torch.cat(states, 1)
         return hidden_BWT.flatten(0, 1).index_select(0, batch.loss_positions_N.to(hidden_BWT.device))
 
     def _dtype(self) -> torch.dtype:
