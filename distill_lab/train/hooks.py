@@ -6,7 +6,7 @@ The events of `transformers.Trainer` -> calls of `StudentTrainer`, and checkpoin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -16,6 +16,9 @@ from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.checkpoints import remove_all_but_newest, seal
 from distill_lab.train.validation import Validation
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 NUM_CHECKPOINTS = 2
 """Kept while training: should the newest be damaged, there is one before it."""
 
@@ -24,7 +27,7 @@ class Hooked(Protocol):
     """What the hooks need of the trainer (`trainer.StudentTrainer`)."""
 
     config: TrainConfig
-    accelerator: Any
+    accelerator: Accelerator
     validation: Validation
     in_optimizer: bool
     bf16_passes: Bf16Passes | None

@@ -80,10 +80,15 @@ class ReplayingTrainer(Trainer):
             self._halve()
             again = self.running
 
-    def train(self, *arguments: Any, **settings: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: object = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """As the base class; memory that runs out between the passes is a UserError that says what to do."""
         try:
-            return super().train(*arguments, **settings)
+            return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -125,5 +130,5 @@ class ReplayingTrainer(Trainer):
         self.on_log({"note": f"out of memory: micro-batches of {tokens} tokens, {self.parts} times as many to a step"})
 
     def _trained(self) -> list[nn.Parameter]:
-        model: Any = self.model
-        return [weight for weight in model.parameters() if weight.requires_grad]
+        assert self.model is not None
+        return [weight for weight in self.model.parameters() if weight.requires_grad]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from distill_lab import activity
 from distill_lab.config import TrainConfig
@@ -21,18 +22,25 @@ from distill_lab.train import loss_module
 from distill_lab.train.bf16_passes import Bf16Passes
 from distill_lab.train.portable import ADAPTER, make_portable
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 class Saved(Protocol):
     """What saving needs of the trainer (`trainer.StudentTrainer`)."""
 
     config: TrainConfig
-    args: Any
-    model: Any
-    accelerator: Any
+    args: TrainingArguments
+    accelerator: Accelerator
     bf16_passes: Bf16Passes | None
     is_fsdp_enabled: bool
     is_deepspeed_enabled: bool
     saved_dtype: torch.dtype | None
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The student, as it was prepared for its processes."""
+        ...
 
     def save_model(self, output_dir: str) -> None:
         """Write the weights as they are."""
@@ -45,7 +53,7 @@ def save_student(trainer: Saved, partial: Path, tokenizer: PreTrainedTokenizerBa
     """
     activity.report("saving the student")
     config, args = trainer.config, trainer.args
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     loss_module.uninstall(model)
     if trainer.bf16_passes is not None:
         trainer.bf16_passes.remove()

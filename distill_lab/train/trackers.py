@@ -14,13 +14,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_lab.files.jsonl import write_json
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 PROJECT = "distill-lab"
 """The project in trackers that have some."""
@@ -50,14 +53,15 @@ class TrackerRun:
 def tracker_run(directory: Path) -> TrackerRun:
     """The run in a run directory; its name and id are made once."""
     file = directory / FILE
-    known: dict[str, Any] = {}
+    known: object = None
     with suppress(OSError, ValueError):
         known = json.loads(file.read_text(encoding="utf-8"))
-    if not (isinstance(known, dict) and isinstance(known.get("id"), str) and isinstance(known.get("name"), str)):
+    name, id = (known.get("name"), known.get("id")) if isinstance(known, dict) else (None, None)
+    if not (isinstance(name, str) and isinstance(id, str)):
         id = secrets.token_hex(4)
-        known = {"id": id, "name": f"{directory.resolve().name}-{id}"}
-        write_json(file, known)
-    return TrackerRun(known["name"], known["id"], directory.resolve())
+        name = f"{directory.resolve().name}-{id}"
+        write_json(file, {"id": id, "name": name})
+    return TrackerRun(name, id, directory.resolve())
 
 
 def run_beside(out: Path, key: str) -> TrackerRun:
@@ -93,31 +97,31 @@ def current(default: TrackerRun) -> TrackerRun:
     return TrackerRun(name, id, Path(folder))
 
 
-def tracker_callbacks(names: Sequence[str], run: TrackerRun) -> list[Any]:
+def tracker_callbacks(names: Sequence[str], run: TrackerRun) -> list[TrainerCallback]:
     """The callback of transformers for each tracker, writing to `run`. The packages must be installed (`check_trackers`)."""
     from transformers.integrations import integration_utils
 
     if "all" in names:
         names = integration_utils.get_available_reporting_integrations()
-    made: list[Any] = []
+    made: list[TrainerCallback] = []
     for name in dict.fromkeys(names):
         if name == "none":
             continue
-        callback: Any = integration_utils.INTEGRATION_TO_CALLBACK[name]()
-        if name == "tensorboard":
+        callback = integration_utils.INTEGRATION_TO_CALLBACK[name]()
+        if isinstance(callback, integration_utils.TensorBoardCallback):
             callback.logging_dir = str(run.tensorboard)
-        elif name == "wandb":
-            callback.setup = _after(lambda *_: wandb_run(run), callback.setup)
-        elif name == "trackio":
-            callback.setup = _after(lambda args, *_: _name(args, run), callback.setup)
+        elif isinstance(callback, integration_utils.WandbCallback):
+            callback.setup = _after(lambda args: wandb_run(run), callback.setup)
+        elif isinstance(callback, integration_utils.TrackioCallback):
+            callback.setup = _after(lambda args: _name(args, run), callback.setup)
         made.append(callback)
     return made
 
 
-def _after(first: Any, setup: Any) -> Any:
+def _after(first: Callable[[TrainingArguments], object], setup: Callable[..., object]) -> Callable[..., None]:
     """The callback's own setup, in the process that tracks after `first`."""
 
-    def both(args: Any, state: Any, model: Any, **settings: Any) -> None:
+    def both(args: TrainingArguments, state: TrainerState, model: object, **settings: object) -> None:
         if state.is_world_process_zero:
             first(args)
         setup(args, state, model, **settings)
@@ -125,7 +129,7 @@ def _after(first: Any, setup: Any) -> Any:
     return both
 
 
-def _name(args: Any, run: TrackerRun) -> None:
+def _name(args: TrainingArguments, run: TrackerRun) -> None:
     args.project, args.run_name = PROJECT, run.name
 
 

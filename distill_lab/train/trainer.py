@@ -10,12 +10,12 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from distill_lab.config import TrainConfig
@@ -31,9 +31,17 @@ from distill_lab.train.rounds import Rounds
 from distill_lab.train.teachers import Teacher
 from distill_lab.train.training_log import OnLog, TrainingLog
 from distill_lab.train.validation import Validation
+from distill_lab.types import Fields, JsonObject
 
 VALIDATION_LOSS = "validation_loss"
 TOKENS_PER_ANSWER = "tokens_per_answer"
+
+
+class MicroBatch(TypedDict):
+    """What the base class hands on for each micro-batch."""
+
+    number: int
+    batch: LossBatch
 
 
 class StudentTrainer(ReplayingTrainer):
@@ -52,11 +60,11 @@ class StudentTrainer(ReplayingTrainer):
         validation: Sequence[Row] = (),
         log_file: Path | None = None,
         saves_last: bool = False,
-        trackers: Sequence[Any] = (),
+        trackers: Sequence[TrainerCallback] = (),
     ) -> None:
         """saves_last: whether the last step has a checkpoint even if the student is saved after it, because something else
         comes in between. trackers: callbacks (`trackers.tracker_callbacks`)."""
-        attention: Any = getattr(model, "config")._attn_implementation  # noqa: B009 - wrappers pass it on, unknown to types
+        attention = getattr(model, "config")._attn_implementation  # noqa: B009 - wrappers pass it on, unknown to types
         self.flat = "flash" in str(attention)
         self.config, self.rounds, self.on_log, self.saves_last = config, rounds, on_log, saves_last
         self.metrics, self.parts, self.running, self.in_optimizer = MetricSums(), 1, [], False
@@ -111,12 +119,12 @@ class StudentTrainer(ReplayingTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The numbers of the planned micro-batches in their order, dealt out to the processes in turn."""
-        numbers: Any = self.train_dataset
+        numbers = cast("Dataset[int]", self.train_dataset)
         return self.accelerator.prepare(DataLoader(numbers, batch_size=1, collate_fn=self.data_collator))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[object], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | int | None]:
+    ) -> tuple[list[MicroBatch], torch.Tensor | int | None]:
         """The micro-batches of one step, and its loss positions over all of them and all processes.
 
         Rows become tensors here and not in the loader, which is a micro-batch ahead: rows may be made on the way.
@@ -131,7 +139,9 @@ class StudentTrainer(ReplayingTrainer):
         if self._answers is not None:
             num_rows = sum(len(batch.row_ids_R) for batch in batches)
             self._answers = self._answers[0] + positions, self._answers[1] + num_rows
-        samples = [{"batch": batch, **each} for batch, each in zip(batches, numbers, strict=True)]
+        samples: list[MicroBatch] = [
+            {"number": each["number"], "batch": batch} for batch, each in zip(batches, numbers, strict=True)
+        ]
         if self.in_place:
             return samples, positions
         return samples, self._sum_over_processes(torch.tensor(positions, device=device))
@@ -141,9 +151,14 @@ class StudentTrainer(ReplayingTrainer):
         return collate(bins, flat=self.flat).to(self.args.device)
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: Fields,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, JsonObject]:
         """The micro-batch's share of the step's loss. DDP and FSDP average gradients, hence the number of processes."""
+        assert num_items_in_batch is not None, "the loss positions of the step are known"
         scale = {"head_grad_scale": 1 / num_items_in_batch} if self.in_place and model.training else {}
         output: LossOutput = model(inputs["batch"], **scale)
         total = output.total
@@ -161,15 +176,18 @@ class StudentTrainer(ReplayingTrainer):
         self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = ""
     ) -> dict[str, float]:
         """The validation loss, in nats per loss position."""
-        loss = self.validation.loss(self.model_wrapped, self.accelerator, flat=self.flat, error=self.out_of_memory)
+        model = self.model_wrapped
+        assert model is not None
+        loss = self.validation.loss(model, self.accelerator, flat=self.flat, error=self.out_of_memory)
         metrics = {VALIDATION_LOSS: loss}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, dict(metrics))
         return metrics
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+    def floating_point_ops(self, inputs: Fields) -> int:
         """What the base class adds up in its state."""
-        batch: LossBatch = inputs["batch"]
+        batch = inputs["batch"]
+        assert isinstance(batch, LossBatch)
         return super().floating_point_ops({"input_ids": batch.input_ids_BW})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -194,7 +212,7 @@ class StudentTrainer(ReplayingTrainer):
         logs.update(metrics)  # trackers draw a curve of each
         super().log(logs, start_time)
         if "loss" in logs or VALIDATION_LOSS in logs:
-            entry: dict[str, Any] = self.state.log_history[-1]
+            entry = cast("JsonObject", self.state.log_history[-1])  # its metrics are not a number
             for name in metrics:
                 del entry[name], logs[name]
             metrics.pop(TOKENS_PER_ANSWER, None)

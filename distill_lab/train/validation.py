@@ -6,9 +6,10 @@ Shapes: N loss positions of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from distill_lab import activity
 from distill_lab.config import TrainConfig
@@ -16,6 +17,9 @@ from distill_lab.device import free_memory, is_out_of_memory
 from distill_lab.errors import UserError
 from distill_lab.train.packing import Row, collate, split_batch
 from distill_lab.train.plan import make_plan
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Validation:
@@ -31,7 +35,9 @@ class Validation:
         """Into how many parts each batch is split; doubled when the memory runs out."""
 
     @torch.no_grad()
-    def loss(self, model: Any, accelerator: Any, *, flat: bool, error: Callable[[str], UserError]) -> float:
+    def loss(
+        self, model: nn.Module, accelerator: Accelerator, *, flat: bool, error: Callable[[str], UserError]
+    ) -> float:
         """Nats per loss position over all rows; every process must call it at the same time.
 
         flat: as in `collate`. error: makes the error for memory that runs out even so, from where it did.
@@ -55,11 +61,13 @@ class Validation:
             if index < len(self.batches):
                 totals += sums
         model.train(was_training)
-        nats, positions = accelerator.reduce(totals, "sum").tolist()
+        summed = accelerator.reduce(totals, "sum")
+        assert isinstance(summed, torch.Tensor)
+        nats, positions = summed.tolist()
         return nats / positions
 
     def _sums(
-        self, model: Any, batch: list[list[Row]], device: torch.device, *, flat: bool, halve: bool
+        self, model: nn.Module, batch: list[list[Row]], device: torch.device, *, flat: bool, halve: bool
     ) -> torch.Tensor:
         """Nats and loss positions of one batch, [2]; with `halve` split smaller if the memory does not take it whole."""
         while True:
