@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -97,7 +96,7 @@ class Comparison:
 
     def agreement(self, counts: Mapping[str, int]) -> Agreement:
         """The figures of texts whose `Compared.counts` have been added up."""
-        values: dict[str, Any] = {name: counts.get(name, 0) for name in COUNTED}
+        values = {name: counts.get(name, 0) for name in COUNTED}
         return Agreement(
             teacher=self.names[0],
             student=self.names[1],

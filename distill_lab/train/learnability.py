@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import ModelConfig, TrainConfig
 from distill_lab.files.jsonl import write_jsonl
@@ -25,6 +24,7 @@ from distill_lab.train.packing import Row
 from distill_lab.train.rows import EncodedRow, encoded_rows
 from distill_lab.train.teacher_cache import TeacherCache
 from distill_lab.train.teachers import LiveTeacher
+from distill_lab.types import JsonObject
 
 
 def write_learnability(
@@ -65,15 +65,13 @@ def _nats_of(student: ModelConfig, rows: list[Row], config: TrainConfig, *, temp
     return found
 
 
-def _lines(
-    encoded: list[EncodedRow], own: dict[bytes, float], teachers: dict[bytes, float]
-) -> Iterator[dict[str, Any]]:
+def _lines(encoded: list[EncodedRow], own: dict[bytes, float], teachers: dict[bytes, float]) -> Iterator[JsonObject]:
     for each in encoded:
         if each.dropped:
             yield {"dropped": each.dropped}
             continue
         tokens = sum(int(row.loss_mask.sum()) for row in each.sequences)
-        line: dict[str, Any] = {"tokens": tokens}
+        line: JsonObject = {"tokens": tokens}
         if own:
             mean = _mean_of(each.sequences, tokens)
             student, teacher = mean(own), mean(teachers)

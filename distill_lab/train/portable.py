@@ -14,7 +14,7 @@ import copy
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from distill_lab.chat import inspect_template
 from distill_lab.errors import UserError
@@ -100,7 +100,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return own
 
 
-def with_old_names(settings: dict[str, Any]) -> dict[str, Any]:
+def with_old_names(settings: JsonObject) -> JsonObject:
     """A config as transformers 5 writes it, with the names of transformers 4 beside those of transformers 5.
 
     `rope_parameters` is there also as rope_theta, rope_scaling and partial_rotary_factor (of the full layers, where kinds
@@ -120,29 +120,35 @@ def with_old_names(settings: dict[str, Any]) -> dict[str, Any]:
     return both if _rope_read(both) == _rope_read(settings) else settings
 
 
-def _old_rope(settings: dict[str, Any]) -> dict[str, Any]:
+def _old_rope(settings: JsonObject) -> JsonObject:
     """The rotary embedding of a config as transformers 4 names it."""
-    rope = settings.get("rope_parameters") or {}
-    full, sliding = rope.get("full_attention") or rope, rope.get("sliding_attention")
+    rope = _part(settings, "rope_parameters")
+    full, sliding = _part(rope, "full_attention") or rope, _part(rope, "sliding_attention")
     if full.get("rope_theta") is None:
         return {}
     old = {name: full[name] for name in ("rope_theta", "partial_rotary_factor") if full.get(name) is not None}
-    if settings.get("model_type", "").startswith("gpt_neox"):
+    if str(settings.get("model_type")).startswith("gpt_neox"):
         old |= {NAMES_OF_THEIR_OWN[name]: value for name, value in old.items()}
     scaling = {name: value for name, value in full.items() if name not in old}
     if scaling.get("rope_type") == "longrope" and "original_max_position_embeddings" in settings:
         scaling = {name: scaling[name] for name in ("rope_type", "short_factor", "long_factor")}
     if scaling.get("rope_type", "default") != "default":
         # Phi-3 refuses a fourth name, and reads the older of the two.
-        older = {"type": scaling["rope_type"]}
-        old["rope_scaling"] = {**scaling, **older}
+        both = {**scaling, "type": scaling["rope_type"]}
         if scaling["rope_type"] == "longrope":
-            del old["rope_scaling"]["rope_type"]
+            del both["rope_type"]
+        old["rope_scaling"] = both
     elif len(scaling) > 1:
         old["rope_scaling"] = scaling
     if sliding:
         old["rope_local_base_freq"] = sliding["rope_theta"]
     return old
+
+
+def _part(settings: JsonObject, name: str) -> JsonObject:
+    """The settings that are together under this name; empty if there are none."""
+    part = settings.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _rope_read(settings: JsonObject) -> object:
@@ -171,14 +177,14 @@ def _rope_read(settings: JsonObject) -> object:
 def _end_ids(
     end: int | None,
     tokenizer: PreTrainedTokenizerBase,
-    settings: dict[str, Any],
+    settings: JsonObject,
     generation: GenerationConfig | None,
 ) -> list[int]:
     """The end of turn, then every other token that ended a text: for the model, its config and its tokenizer."""
-    found: list[Any] = [] if end is None else [end]
+    found = [] if end is None else [end]
     for known in (
         generation.eos_token_id if generation is not None else None,
-        settings.get("eos_token_id"),
+        cast("int | list[int] | None", settings.get("eos_token_id")),
         tokenizer.eos_token_id,
     ):
         found += [] if known is None else known if isinstance(known, list) else [known]
@@ -197,22 +203,20 @@ def _padding(tokenizer: PreTrainedTokenizerBase, end: int | None) -> int | None:
     return next((token for token in tokens if isinstance(token, int) and token != end), end)
 
 
-def _with_ends(
-    settings: dict[str, Any], ends: list[int], padding: int | None, *, several: bool = False
-) -> dict[str, Any]:
+def _with_ends(settings: JsonObject, ends: list[int], padding: int | None, *, several: bool = False) -> JsonObject:
     """Settings whose texts end with `ends`: all of them where readers take several, else the first."""
     if not ends:
         return settings
     several = several or isinstance(settings.get("eos_token_id"), list)
     settings = settings | {"eos_token_id": ends if several and len(ends) > 1 else ends[0]}
-    if isinstance(settings.get("text_config"), dict):
-        settings["text_config"] = _with_ends(settings["text_config"], ends, padding)
+    if isinstance(text := settings.get("text_config"), dict):
+        settings["text_config"] = _with_ends(text, ends, padding)
     if settings.get("pad_token_id") in (*([None] if several else []), ends[0]) and padding is not None:
         settings["pad_token_id"] = padding
     return settings
 
 
-def _base_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _base_settings(tokenizer: PreTrainedTokenizerBase) -> JsonObject:
     """The tokenizer_config.json that the tokenizer came from; empty where it has none."""
     from transformers.utils.hub import cached_file
 
@@ -228,7 +232,7 @@ def _base_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return _read(Path(found)) if found else {}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -23,7 +22,7 @@ from distill_lab.files.jsonl import read_jsonl
 from distill_lab.files.parquet import read_parquet
 from distill_lab.generation.cut_answers import TOO_LONG
 from distill_lab.train.packing import Row
-from distill_lab.types import Fields, Message
+from distill_lab.types import Fields, JsonObject, Message
 
 MIN_ROWS_TO_SPLIT = 10
 REFUSED, UNTRAINED = "the chat template refuses it", "no message of the assistant is to be trained"
@@ -142,7 +141,7 @@ def encoded_rows(
             yield EncodedRow(prompt, completion, sequences)
 
 
-def checked_rows(path: Path) -> Iterator[dict[str, Any]]:
+def checked_rows(path: Path) -> Iterator[JsonObject]:
     """The rows of `path` as they are, with prompt and completion. Raises DataError naming a malformed row's line."""
     for number, row in _read(path):
         _messages(row, "prompt", path, number)
@@ -166,7 +165,7 @@ def _held_out(prompts: list[bytes], fraction: float, seed: int) -> set[int]:
     return chosen
 
 
-def _read(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read(path: Path) -> Iterator[tuple[int, JsonObject]]:
     """The rows of a file with their 1-based line or row number."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the training rows that `training_set` wrote (.jsonl or .parquet)")

@@ -10,10 +10,10 @@ One `POST /completions` per text, with `prompt_logprobs`, which vLLM's server ha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict, cast
 
 import httpx2
 from transformers import PreTrainedTokenizerBase
@@ -41,6 +41,30 @@ class TokenScores:
     """Log-probabilities, in nats, by id: the most likely ids and the token that is there."""
     texts: dict[int, str]
     """How the server spells some of these ids; empty if it does not say."""
+
+
+class _Score(TypedDict):
+    """What vLLM says of an id at a position."""
+
+    logprob: float
+    decoded_token: str | None
+
+
+class _Choice(TypedDict):
+    prompt_logprobs: list[dict[str, _Score]]
+    """By position and id; there is nothing at the first position."""
+
+
+class _ServedModel(TypedDict):
+    id: str
+    max_model_len: int | None
+
+
+class _Answer(TypedDict):
+    """What is read of a response: the choices of /completions, the data of /models. Reading finds out if it is there."""
+
+    choices: list[_Choice]
+    data: list[_ServedModel]
 
 
 class ScoringServer:
@@ -142,7 +166,7 @@ class ScoringServer:
             except (UserError, LookupError, TypeError):
                 await deliver(None)
 
-    async def _retried(self, ask: Callable[[], Awaitable[httpx2.Response]]) -> dict[str, Any]:
+    async def _retried(self, ask: Callable[[], Awaitable[httpx2.Response]]) -> _Answer:
         """The JSON object of a response. Raises UserError."""
         attempt = 1
         while True:
@@ -158,7 +182,7 @@ class ScoringServer:
                 await asyncio.sleep(max(backoff_s(attempt, first_s=self.first_wait_s), error.wait_s or 0.0))
                 attempt += 1
 
-    async def _asked(self, ask: Callable[[], Awaitable[httpx2.Response]]) -> dict[str, Any]:
+    async def _asked(self, ask: Callable[[], Awaitable[httpx2.Response]]) -> _Answer:
         try:
             response = await ask()
         except httpx2.TimeoutException:
@@ -166,11 +190,12 @@ class ScoringServer:
         except httpx2.RequestError as error:
             raise RetryableError(f"it cannot be reached ({self._redact(str(error)) or type(error).__name__})") from None
         remedy: Callable[[int], str] = lambda status: "check the model's name, the address and OPENAI_API_KEY"  # noqa: E731
-        return json_object(
+        answer = json_object(
             response.status_code, response.headers, response.content, url=self.url, redact=self._redact, remedy=remedy
         )
+        return cast("_Answer", answer)
 
-    def _read(self, data: dict[str, Any], ids: Sequence[int]) -> list[TokenScores]:
+    def _read(self, data: _Answer, ids: Sequence[int]) -> list[TokenScores]:
         """The scores in a response. Raises UserError if they are not those of `ids`."""
         try:
             found = data["choices"][0]["prompt_logprobs"]
@@ -182,9 +207,9 @@ class ScoringServer:
         return scores
 
 
-def _position(found: dict[str, dict[str, Any]]) -> TokenScores:
+def _position(found: Mapping[str, _Score]) -> TokenScores:
     log_p = {int(id): max(float(each["logprob"]), LOWEST) for id, each in found.items()}
-    texts = {int(id): each["decoded_token"] for id, each in found.items() if isinstance(each.get("decoded_token"), str)}
+    texts = {int(id): text for id, each in found.items() if isinstance(text := each.get("decoded_token"), str)}
     return TokenScores(log_p, texts)
 
 

@@ -22,7 +22,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -276,7 +275,7 @@ def ranks_digest(ranks: np.ndarray) -> str:
 def _read_table(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         raw = file.read(HEADER.itemsize)
-        header: Any = np.frombuffer(raw, HEADER)[0] if len(raw) == HEADER.itemsize else None
+        header = np.frombuffer(raw, HEADER)[0] if len(raw) == HEADER.itemsize else None
         if header is not None and header["magic"] == MAGIC:
             table = file.read(int(header["rows"]) * TABLE.itemsize)
             size = HEADER.itemsize + len(table) + int(header["body_bytes"])
