@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     Field,
@@ -121,7 +121,7 @@ class SamplingConfig(Config):
         return response_format(given)
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_format(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_no_format(self, write: SerializerFunctionWrapHandler) -> JsonObject:
         """Results from before there was a choice still count."""
         return _without(write(self), self, "response_format")
 
@@ -257,7 +257,7 @@ class TrainConfig(Config):
         return tuple(f"{name}={settings[name]!r}" for name in sorted(settings))
 
     @model_serializer(mode="wrap")
-    def _leave_out_the_default_objective(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_the_default_objective(self, write: SerializerFunctionWrapHandler) -> JsonObject:
         """Records without an objective mean the default one, so that results from before there was a choice still count."""
         values = write(self)
         if not self.teacher.model:

@@ -36,7 +36,7 @@ from distill_lab.files.jsonl import write_json
 from distill_lab.files.locks import locked, take_lock
 from distill_lab.files.outputs import check_work, remove_output, remove_work, writing
 from distill_lab.settings.template_date import first_date, frozen, recorded_in
-from distill_lab.types import Counts, Fields, JsonObject
+from distill_lab.types import Counts, CountsRecord, Fields, JsonObject
 
 VERSIONED = ("qwen-distillation-lab", "torch", "transformers", "accelerate", "datasets", "bitsandbytes", "peft")
 
@@ -57,14 +57,6 @@ class Stage:
         return self.counts.kept
 
 
-class CountsRecord(TypedDict):
-    """`Counts` in run.json."""
-
-    rows_in: int
-    kept: int
-    dropped: dict[str, int]
-
-
 class _StageRecord(TypedDict):
     key: str
     at: str
@@ -73,7 +65,13 @@ class _StageRecord(TypedDict):
     seconds: float
 
 
-class StageRecord(_StageRecord, total=False):
+class StageNotes(TypedDict, total=False):
+    """What a stage in run.json says to people; it does not decide whether the stage runs again."""
+
+    sampling: JsonObject
+
+
+class StageRecord(_StageRecord, StageNotes, total=False):
     """A stage in run.json."""
 
     inputs: JsonObject
@@ -81,7 +79,6 @@ class StageRecord(_StageRecord, total=False):
     """Fingerprint of what a finished stage wrote."""
     files: list[str]
     counts: CountsRecord | None
-    sampling: JsonObject
 
 
 class Manifest(TypedDict):
@@ -139,7 +136,7 @@ class Run:
         return run
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Fields:
         """The resolved settings, as they are in run.json."""
         return self._manifest["config"]
 
@@ -154,7 +151,7 @@ class Run:
         *,
         inputs: Fields,
         work: Callable[[Path], Counts | None],
-        about: Fields | None = None,
+        about: StageNotes | None = None,
     ) -> Stage:
         """Create `output` (a file or directory of this run) by calling `work(path)` once.
 
@@ -171,7 +168,7 @@ class Run:
         return Stage(path, Counts(**counts) if counts else None)
 
     def _stage(
-        self, name: str, output: str, inputs: JsonObject, work: Callable[[Path], Counts | None], about: Fields
+        self, name: str, output: str, inputs: JsonObject, work: Callable[[Path], Counts | None], about: StageNotes
     ) -> Path:
         path, key, stages = self.path(output), fingerprint(inputs), self._manifest["stages"]
         last = stages.get(name)
@@ -193,7 +190,7 @@ class Run:
             remove_work(path)
             last = None
         seconds = last["seconds"] if last else 0.0
-        begun: dict[str, Any] = {
+        begun: StageRecord = {
             "key": key,
             "at": output,
             "status": "running",
@@ -201,7 +198,7 @@ class Run:
             "inputs": inputs,
             **about,
         }
-        stages[name] = StageRecord(**begun)
+        stages[name] = begun
         self._save()
         self.watch.stage(name)
         if why:
@@ -209,14 +206,16 @@ class Run:
         start = time.monotonic()
         counts = work(path)
         assert path.exists(), f"stage {name} did not write {path}"
-        done: dict[str, Any] = {
+        done: StageRecord = {
+            **begun,
             "status": "done",
             "seconds": round(seconds + time.monotonic() - start, 3),
             "output": path_fingerprint(path),
-            **({"files": files_of(path)} if path.is_dir() else {}),
-            "counts": counts.to_json() if counts else None,
         }
-        stages[name] = StageRecord(**{**stages[name], **done})
+        if path.is_dir():
+            done["files"] = files_of(path)
+        done["counts"] = counts.to_json() if counts else None
+        stages[name] = done
         self._save()
         self.watch.finished(name)
         if counts:
@@ -233,12 +232,12 @@ class Run:
         # The path as given, so that a run directory can be moved; earlier versions wrote absolute paths.
         return stage["at"] in (output, str(self.path(output).absolute())) or self._moved_along(stage, output)
 
-    def _moved_along(self, stage: Mapping[str, Any], output: str) -> bool:
+    def _moved_along(self, stage: StageRecord, output: str) -> bool:
         """Whether an output outside the directory was moved or copied together with it: the same name and content."""
         before, now = Path(stage["at"]), Path(output)
         if not (before.is_absolute() and now.is_absolute() and before.name == now.name):
             return False
-        return stage["status"] == "done" and stage["output"] == path_fingerprint(now)
+        return stage["status"] == "done" and stage.get("output") == path_fingerprint(now)
 
     def recorded(self, model: str) -> JsonObject | None:
         """Settings that `record` stored for a model in this run, in this execution or an earlier one."""

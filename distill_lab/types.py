@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 JsonObject = dict[str, object]
 """What a JSON object holds by name; a value is narrowed before it is used."""
@@ -34,7 +34,7 @@ class Prompt:
     meta: dict[str, Any] = field(default_factory=dict)
     """Other fields of the row (level, type, source)."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSONL row."""
         return dataclasses.asdict(self)
 
@@ -89,7 +89,7 @@ class Completion:
     usage: Usage | None = None
     """What a server counted for it; None for local models, and for answers that an earlier run paid for."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The JSONL row."""
         row = dataclasses.asdict(self)
         for name in ("error", "usage"):
@@ -125,6 +125,14 @@ class Grade:
     count."""
 
 
+class CountsRecord(TypedDict):
+    """`Counts` in run.json."""
+
+    rows_in: int
+    kept: int
+    dropped: dict[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How many rows a stage read, kept and dropped. `rows_in == kept + sum(dropped.values())` always holds."""
@@ -137,9 +145,9 @@ class Counts:
     def __post_init__(self) -> None:
         assert self.rows_in == self.kept + sum(self.dropped.values()), f"rows do not add up: {self}"
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSONL row."""
-        return dataclasses.asdict(self)
+    def to_json(self) -> CountsRecord:
+        """As in run.json."""
+        return {"rows_in": self.rows_in, "kept": self.kept, "dropped": dict(self.dropped)}
 
     def __str__(self) -> str:
         reasons = "".join(f", {number} dropped: {reason}" for reason, number in self.dropped.items() if number)

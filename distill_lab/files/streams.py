@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 from distill_lab.files.redact import environment_redactor
 
@@ -55,7 +55,7 @@ class GuardedStream:
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
 

@@ -63,7 +63,7 @@ def _check_names(data: Mapping[object, object], path: Path) -> None:
 
 def merge_settings(base: Fields, change: Fields) -> dict[str, Any]:
     """`base` updated with the values of `change`; nested mappings are merged recursively."""
-    result: dict[str, Any] = dict(base)
+    result = dict(base)
     for key, value in change.items():
         old = result.get(key)
         result[key] = merge_settings(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import Any
+
+from distill_lab.types import Fields, JsonObject
 
 ENVIRONMENT = ("OPENAI_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 """Environment variables whose value is never printed or recorded."""
@@ -41,9 +42,11 @@ def secrets_in(fields: object) -> list[str]:
     return sorted(found, key=lambda value: (-len(value), value))
 
 
-def without_secrets(fields: object) -> Any:
+def without_secrets(fields: Fields) -> JsonObject:
     """The same fields with MARK in place of every secret; anything else is unchanged."""
-    return _marked(fields, set(secrets_in(fields)))
+    marked = _marked(fields, set(secrets_in(fields)))
+    assert isinstance(marked, dict)
+    return marked
 
 
 def _secrets(value: object, known: set[str], *, hidden: bool) -> Iterator[str]:

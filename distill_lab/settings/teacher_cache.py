@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from distill_lab.settings.base import Config
+from distill_lab.types import JsonObject
 
 
 class TeacherCacheConfig(Config):
@@ -26,7 +27,7 @@ class TeacherCacheConfig(Config):
     """given: one folder for each teacher, made from files of another tool; their divergences are added."""
 
     @model_serializer(mode="wrap")
-    def _leave_out_no_folders(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_no_folders(self, write: SerializerFunctionWrapHandler) -> JsonObject:
         """Records without folders mean none, so that results from before there were any still count."""
         values = write(self)
         if not self.folders:
