@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 from weakref import WeakKeyDictionary
 
 from distill_lab.control_tokens import THINKING_TAGS, mark, token_ids, unmark
@@ -155,7 +155,7 @@ def opens_thinking(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bo
     return end.endswith(tuple(opening for opening, _ in THINKING_TAGS))
 
 
-_templates: WeakKeyDictionary[Any, dict[str, Template]] = WeakKeyDictionary()
+_templates: WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, Template]] = WeakKeyDictionary()
 
 
 def inspect_template(tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -293,6 +293,18 @@ def _without_thinking(message: Message) -> Message:
     return {key: value for key, value in message.items() if key not in ("thinking", "reasoning_content")}
 
 
+class TemplateSettings(TypedDict, total=False):
+    """Arguments of `apply_chat_template` that are not given if the template is to decide."""
+
+    enable_thinking: bool
+    chat_template: str
+
+
+def template_settings(thinking: bool | None) -> TemplateSettings:
+    """thinking: whether the template turns it on; None: its default."""
+    return {} if thinking is None else {"enable_thinking": thinking}
+
+
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, thinking: bool | None, open_turn: bool
 ) -> str:
@@ -310,7 +322,7 @@ def _render(
             if isinstance(row.get(field), str):
                 row[field] = mark(tokenizer, row[field])
         rows.append(row)
-    settings: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    settings = template_settings(thinking)
     if "strftime_now" in str(tokenizer.chat_template):
         settings["chat_template"] = template_date.dated(tokenizer.get_chat_template())
     try:

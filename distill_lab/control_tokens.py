@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
@@ -120,8 +120,11 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str, *, spelled: bool = False) -> list[int]:
     """Token ids of `text`; spelled: control tokens in it are encoded as plain text."""
-    settings: dict[str, Any] = {"split_special_tokens": True} if spelled else {}
-    encoding: Mapping[str, Any] = tokenizer(_whole(text), add_special_tokens=False, **settings)
+    text = _whole(text)
+    if spelled:
+        encoding = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    else:
+        encoding = tokenizer(text, add_special_tokens=False)
     return list(encoding["input_ids"])
 
 

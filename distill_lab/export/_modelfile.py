@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from distill_lab.chat import template_settings
 from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,10 +73,10 @@ def family_of(tokenizer: PreTrainedTokenizerBase) -> Family:
     system = before.removeprefix("<|im_start|>system\n").removesuffix(END + "\n") if before else None
     given = {"role": "system", "content": "sysstem"}
     conversations = ([user], [given, user], [user, answer, again], [given, user, answer, again])
-    thinks = _rendered(tokenizer, [user], enable_thinking=False) != _rendered(tokenizer, [user])
+    thinks = _rendered(tokenizer, [user], thinking=False) != _rendered(tokenizer, [user])
     for messages in conversations:
-        for settings, opening in (({}, OPENING), ({"enable_thinking": False}, OPENING + EMPTY_THOUGHT * thinks)):
-            if _rendered(tokenizer, messages, **settings) != chatml(messages, system) + opening:
+        for thinking, opening in ((None, OPENING), (False, OPENING + EMPTY_THOUGHT * thinks)):
+            if _rendered(tokenizer, messages, thinking=thinking) != chatml(messages, system) + opening:
                 raise UserError(
                     f"{tokenizer.name_or_path}: its chat template is neither ChatML nor Qwen3's, and no other can be "
                     "written for Ollama; use --to gguf, whose file contains the template itself, with llama.cpp or LM Studio"
@@ -119,5 +120,8 @@ def modelfile(
     return "\n".join(lines) + "\n"
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **settings: Any) -> str:
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, thinking: bool | None = None
+) -> str:
+    settings = template_settings(thinking)
     return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **settings))
