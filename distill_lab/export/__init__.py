@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from distill_lab.config import Dtype
 from distill_lab.errors import UserError
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from distill_lab.export._source import Source
-    from distill_lab.generation.engines import Engine
+    from distill_lab.generation.engines.llama_cpp import LlamaCppEngine
+    from distill_lab.generation.engines.transformers import TransformersEngine
+
+    ExportEngine: TypeAlias = LlamaCppEngine | TransformersEngine
+    """What an export is loaded into for its check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Exported:
     """A file or directory that was written."""
 
     path: Path
-    open: Callable[[PreTrainedTokenizerBase], Engine] | None = None
+    open: Callable[[PreTrainedTokenizerBase], ExportEngine] | None = None
     """Load it again; None if it holds no weights."""
     loaded_with: str = ""
     """The program that `open` uses."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_lab.config import SamplingConfig
 from distill_lab.evaluation.eval_rows import first_samples
@@ -25,7 +25,7 @@ from distill_lab.files.jsonl import write_jsonl
 from distill_lab.types import Completion, JsonObject, Prompt
 
 if TYPE_CHECKING:
-    from distill_lab.export import Exported
+    from distill_lab.export import Exported, ExportEngine
     from distill_lab.generation.engines import Engine
     from distill_lab.report.model_card import ExportRow
 
@@ -133,22 +133,24 @@ def compare(
     )
 
 
-def same_tokens(engine: Any, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int | None:
+def same_tokens(engine: ExportEngine, prompts: Sequence[Prompt], sampling: SamplingConfig) -> int | None:
     """Prompts that a program's own tokenizer reads as the student's does; None if it does not show its tokens."""
-    if not hasattr(engine, "token_ids"):
+    from distill_lab.generation.engines.llama_cpp import LlamaCppEngine
+
+    if not isinstance(engine, LlamaCppEngine):
         return None
-    from distill_lab.chat import prompt_ids
+    from distill_lab.chat import prompt_ids, template_settings
 
     tokenizer, alike = engine.io.tokenizer, 0
-    settings: dict[str, Any] = {} if sampling.thinking is None else {"enable_thinking": sampling.thinking}
+    settings = template_settings(sampling.thinking)
     for prompt in prompts:
         text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False, **settings)
-        alike += engine.token_ids(text) == prompt_ids(tokenizer, prompt.messages, thinking=sampling.thinking)
+        alike += engine.token_ids(str(text)) == prompt_ids(tokenizer, prompt.messages, thinking=sampling.thinking)
     return alike
 
 
 def same_next_tokens(
-    engine: Any, prompts: Sequence[Prompt], expected: Mapping[str, Completion], sampling: SamplingConfig
+    engine: ExportEngine, prompts: Sequence[Prompt], expected: Mapping[str, Completion], sampling: SamplingConfig
 ) -> tuple[int, int]:
     """Tokens of the student's answers, and how many of them are the export's first choice after the same text.
 
@@ -168,8 +170,10 @@ def same_next_tokens(
     return compared, same
 
 
-def _first_choices(engine: Any, ids: list[int], start: int) -> list[int]:
-    if hasattr(engine, "next_tokens"):
+def _first_choices(engine: ExportEngine, ids: list[int], start: int) -> list[int]:
+    from distill_lab.generation.engines.llama_cpp import LlamaCppEngine
+
+    if isinstance(engine, LlamaCppEngine):
         return engine.next_tokens(ids, start)
     import torch
 

@@ -16,6 +16,7 @@ from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
+    from tokenizers import Tokenizer
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -89,7 +90,7 @@ _REFUSED = (
 )
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"{tokenizer.name_or_path}: {_REFUSED.format('it has no tokenizer.json')}")

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from distill_lab import activity
 from distill_lab.errors import UserError
 from distill_lab.files.outputs import writing
+from distill_lab.types import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
-    from gguf import GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFWriter
     from transformers import PreTrainedModel
 
 ARCHITECTURES = {"qwen2": "QWEN2", "qwen3": "QWEN3"}
@@ -30,9 +32,45 @@ Q8_BLOCK = 32
 """Weights that share a scale in Q8_0."""
 
 
-def check_convertible(folder: Path) -> dict[str, Any]:
+class RopeFields(TypedDict, total=False):
+    """A rotary embedding in a config.json; `type` in older versions."""
+
+    rope_type: str
+    type: str
+    rope_theta: float
+    factor: float
+    original_max_position_embeddings: int
+
+
+class _Sizes(TypedDict):
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+
+
+class ModelFields(_Sizes, total=False):
+    """A config.json of Qwen2 or Qwen3, as far as it is read here."""
+
+    head_dim: int | None
+    num_key_value_heads: int | None
+    tie_word_embeddings: bool
+    rope_theta: float
+    rope_parameters: RopeFields | None
+    rope_scaling: RopeFields | None
+    use_sliding_window: bool
+    attention_bias: bool
+    hidden_act: str
+    quantization_config: JsonObject
+
+
+def check_convertible(folder: Path) -> ModelFields:
     """The config of the model in `folder`. Raises UserError, with the remedy, for a model that is not converted here."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: ModelFields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("model_type")
     rope = _rope(config)
     reasons = {
@@ -40,8 +78,7 @@ def check_convertible(folder: Path) -> dict[str, Any]:
         "its weights are quantized": "quantization_config" in config,
         "it uses a sliding window": bool(config.get("use_sliding_window")),
         "its attention has biases that GGUF has no place for": kind == "qwen3" and bool(config.get("attention_bias")),
-        f"its rotary embedding is scaled by {rope['rope_type']}": rope["rope_type"]
-        not in ("default", "linear", "yarn"),
+        f"its rotary embedding is scaled by {rope.type}": rope.type not in ("default", "linear", "yarn"),
         f"its activation is {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
     }
     for reason, found in reasons.items():
@@ -123,7 +160,7 @@ def unpacked(path: Path, folder: Path) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def _add_sizes(writer: GGUFWriter, config: dict[str, Any]) -> None:
+def _add_sizes(writer: GGUFWriter, config: ModelFields) -> None:
     import gguf
 
     heads = config["num_attention_heads"]
@@ -139,24 +176,38 @@ def _add_sizes(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_value_length(size)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     rope = _rope(config)
-    writer.add_rope_freq_base(rope["rope_theta"])
-    if rope["rope_type"] != "default":
-        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
-        writer.add_rope_scaling_factor(rope["factor"])
-    if rope["rope_type"] == "yarn":
-        original = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-        writer.add_rope_scaling_orig_ctx_len(original)
+    writer.add_rope_freq_base(rope.theta)
+    if rope.type != "default":
+        assert rope.factor is not None, f"a rotary embedding that is scaled by {rope.type} has a factor"
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope.type))
+        writer.add_rope_scaling_factor(rope.factor)
+    if rope.type == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope.original_length or config["max_position_embeddings"])
 
 
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Rope:
+    """A rotary embedding."""
+
+    type: str
+    theta: float
+    factor: float | None
+    """By which it is scaled; None if its type is default."""
+    original_length: int | None
+
+
+def _rope(config: ModelFields) -> _Rope:
     """The rotary embedding, whichever version of transformers wrote the config."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_type", rope.get("type", "default"))
-    rope.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
-    return rope
+    found = config.get("rope_parameters") or config.get("rope_scaling") or RopeFields()
+    return _Rope(
+        found.get("rope_type", found.get("type", "default")),
+        found.get("rope_theta", config.get("rope_theta", 10_000.0)),
+        found.get("factor"),
+        found.get("original_max_position_embeddings"),
+    )
 
 
-def _check_complete(folder: Path, config: dict[str, Any], places: set[str]) -> None:
+def _check_complete(folder: Path, config: ModelFields, places: set[str]) -> None:
     """Raise UserError if weights are missing: llama.cpp would say so only when somebody opens the file."""
     names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "ffn_norm"]
     needed = {f"blk.{layer}.{name}.weight" for layer in range(config["num_hidden_layers"]) for name in names}
@@ -194,7 +245,7 @@ def _weights(folder: Path, names: dict[str, str]) -> Iterator[tuple[str, np.ndar
                     yield name, tensors.get_tensor(name).float().numpy()
 
 
-def _type_of(shape: tuple[int, ...], kind: str) -> Any:
+def _type_of(shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:
     import gguf
 
     if len(shape) == 1:
@@ -204,13 +255,13 @@ def _type_of(shape: tuple[int, ...], kind: str) -> Any:
     return gguf.GGMLQuantizationType[kind]
 
 
-def _numpy_type(raw: Any) -> Any:
+def _numpy_type(raw: GGMLQuantizationType) -> np.dtype:
     import numpy as np
 
     return np.dtype({"F32": np.float32, "F16": np.float16}.get(raw.name, np.int8))
 
 
-def _num_bytes(shape: tuple[int, ...], raw: Any) -> int:
+def _num_bytes(shape: tuple[int, ...], raw: GGMLQuantizationType) -> int:
     import gguf
 
     block, size = gguf.GGML_QUANT_SIZES[raw]
@@ -220,7 +271,7 @@ def _num_bytes(shape: tuple[int, ...], raw: Any) -> int:
     return number // block * size
 
 
-def _packed(weight: np.ndarray, raw: Any, name: str) -> np.ndarray:
+def _packed(weight: np.ndarray, raw: GGMLQuantizationType, name: str) -> np.ndarray:
     import gguf
     import numpy as np
 

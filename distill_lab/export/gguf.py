@@ -21,7 +21,7 @@ from distill_lab.export._quantizer import REMEDY, quantize, quantizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from distill_lab.generation.engines import Engine
+    from distill_lab.export import ExportEngine
 
 K_TYPES = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q5_K_S", "Q6_K", "Q3_K_M", "Q2_K")
 LLAMA_CPP, TRANSFORMERS = "llama.cpp", "transformers (unpacked)"
@@ -70,7 +70,7 @@ def export(job: Job) -> list[Exported]:
     return found
 
 
-def reopened(path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Engine:
+def reopened(path: Path, folder: Path, tokenizer: PreTrainedTokenizerBase) -> ExportEngine:
     """The file in llama.cpp or, if that is not installed, unpacked by transformers. folder: the model it was made from."""
     from distill_lab.config import ModelConfig
     from distill_lab.generation.engines.llama_cpp import LlamaCppEngine

@@ -19,7 +19,7 @@ from distill_lab.export import Exported, Job, Options
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from distill_lab.generation.engines import Engine
+    from distill_lab.export import ExportEngine
 
 SHORT: dict[str, Dtype] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
@@ -66,7 +66,7 @@ def stored_dtype(job: Job) -> Dtype:
     return SHORT.get(stored, "fp32")
 
 
-def reopened(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Engine:
+def reopened(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ExportEngine:
     """The directory in the engine transformers, with its own tokenizer."""
     from distill_lab.generation.engines.transformers import load
     from distill_lab.models.loading import with_fp32_on_cpu
