@@ -14,10 +14,11 @@ import re
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import Protocol, cast
 
 from distill_lab.activity import BY_PACE, Activity, ProgressReporter
 from distill_lab.formatting import clean, duration
+from distill_lab.types import JsonObject
 
 EVERY_S = 0.5
 """Seconds between two changes of the line."""
@@ -34,14 +35,26 @@ def keep_line(text: str) -> bool:
     )
 
 
-def notebook_display() -> Any:
+class Handle(Protocol):
+    """A place in a cell's output."""
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None: ...
+
+
+class Display(Protocol):
+    """IPython's `display`, as it is called here. raw: `data` is text by its MIME type."""
+
+    def __call__(self, data: dict[str, str], *, raw: bool, display_id: bool) -> Handle: ...
+
+
+def notebook_display() -> Display | None:
     """IPython's `display` in a notebook's kernel, else None."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None or not hasattr(shell, "kernel"):
         return None
     from IPython.display import display  # pyright: ignore[reportMissingImports]
 
-    return display
+    return cast(Display, display)  # with a display_id it returns a handle
 
 
 class CellLine:
@@ -49,7 +62,7 @@ class CellLine:
 
     def __init__(self) -> None:
         self._display = notebook_display()
-        self._handle: Any = None
+        self._handle: Handle | None = None
         self._shown_at = 0.0
         self._waiting = ""
 
@@ -71,10 +84,10 @@ class CellLine:
 
     def _write(self, text: str) -> None:
         data = {"text/plain": clean(text)[:200]}
-        if self._handle is None:
-            self._handle = self._display(data, raw=True, display_id=True)
-        else:
+        if self._handle is not None:
             self._handle.update(data, raw=True)
+        elif self._display is not None:
+            self._handle = self._display(data, raw=True, display_id=True)
         self._shown_at = time.monotonic()
 
     def __enter__(self) -> CellLine:
@@ -119,9 +132,10 @@ class CellReporter(ProgressReporter):
         if activity is not None:
             self._line.show(": ".join(filter(None, [self._title, str(activity)])))
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: JsonObject) -> None:
         """Show training metrics as progress; keep the trainer's notes."""
+        step, total = row.get("step"), row.get("num_steps")
         if "note" in row:
-            self.note(row["note"])
-        elif "step" in row and "num_steps" in row:
-            self.progress(row["step"], row["num_steps"], detail=f"loss {row['loss']:.3f}" if "loss" in row else "")
+            self.note(str(row["note"]))
+        elif isinstance(step, int) and isinstance(total, int):
+            self.progress(step, total, detail=f"loss {row['loss']:.3f}" if "loss" in row else "")

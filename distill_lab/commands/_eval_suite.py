@@ -6,14 +6,16 @@ Tasks are loaded before any model. Answers are kept as they come (`<out>.work`),
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
+    from distill_lab.evaluation.eval_rows import EvalRow
     from distill_lab.evaluation.suite.contamination import Contamination
     from distill_lab.evaluation.suite.harness import Suite
     from distill_lab.settings.suite import SuiteConfig
     from distill_lab.terminal import Terminal
+    from distill_lab.types import JsonObject
 
 
 def eval_suite(
@@ -81,7 +83,7 @@ def _evaluated(
     from distill_lab.generation.model_identity import answer_inputs, shown_name
 
     figures, overlap = items.with_suffix(".results.json"), items.with_suffix(".overlap.jsonl")
-    inputs: dict[str, Any] = {
+    inputs: JsonObject = {
         **answer_inputs(model, engine, sampling),
         "suite": suite.key,
         "chat": config.chat,
@@ -172,7 +174,7 @@ def _run(
     remove_work(items)
 
 
-def _clean_lines(rows: list[Any], contamination: Contamination) -> list[str]:
+def _clean_lines(rows: list[EvalRow], contamination: Contamination) -> list[str]:
     """The score of each task with items that overlap, without those items."""
     from distill_lab.evaluation.statistics import score_interval
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -29,11 +29,12 @@ from distill_lab.config import AS_GIVEN, Config, DataConfig, RecipeConfig, Sampl
 from distill_lab.errors import UserError
 from distill_lab.formatting import clean
 from distill_lab.planning.presets import is_tiny
+from distill_lab.types import Fields
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-Settings = Mapping[str, Any]
+Settings = Fields
 """Setting -> value: {"data.split": "train[:500]", "relabel": True}."""
 ESTIMATE_ONLY, AUTO = "estimate only", "auto"
 MAX_CHARS = 240
@@ -76,7 +77,8 @@ def recipe_config(name: str, preset: str, settings: Settings) -> tuple[ModuleTyp
     module = import_module(f"distill_lab.recipes.{name.replace('-', '_')}")
     if preset not in module.PRESETS:
         raise UserError(f"{name} has no preset {preset}; choose from {', '.join(module.PRESETS)}")
-    found: dict[str, Any] = module.PRESETS[preset].model_dump(context=AS_GIVEN)
+    base: RecipeConfig = module.PRESETS[preset]
+    found = base.model_dump(context=AS_GIVEN)
     for key, value in settings.items():
         *groups, last = key.split(".")
         place = found

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from pydantic import Field
@@ -26,7 +26,7 @@ from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
     from distill_lab.generation.streaming import Speaker
-    from distill_lab.types import Message
+    from distill_lab.types import Fields, Message
 
 HELP = """\
 /help              this list
@@ -84,7 +84,7 @@ class Chat:
     """Questions in, answers of every voice out. write: receives text for the screen."""
 
     def __init__(
-        self, voices: list[Voice], sampling: SamplingConfig, *, system: str, write: Callable[[str], Any], colors: bool
+        self, voices: list[Voice], sampling: SamplingConfig, *, system: str, write: Callable[[str], None], colors: bool
     ) -> None:
         self.voices, self.sampling, self.system = voices, sampling, system
         self._write, self._colors = write, colors
@@ -272,10 +272,10 @@ def _voices(config: Config) -> tuple[list[Voice], SamplingConfig, list[str]]:
     return voices, sampling, notes
 
 
-def _teachers_system(made: dict[str, Any]) -> str:
+def _teachers_system(made: Fields) -> str:
     """The prompt that a teacher of `distill prompt` has, and its student does not."""
     if not made.get("prompt_file"):
         return ""
     from distill_lab.training_data.prompt_distillation import read_system_prompt
 
-    return read_system_prompt(made["prompt_file"])
+    return read_system_prompt(str(made["prompt_file"]))

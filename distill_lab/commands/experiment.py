@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import tyro
 from pydantic import Field
@@ -28,7 +28,7 @@ from distill_lab.config import EngineConfig
 
 if TYPE_CHECKING:
     from distill_lab.evaluation.experiment import ExperimentResult
-    from distill_lab.pipeline.experiments.arms import Options
+    from distill_lab.pipeline.experiments.arms import Options, Recipe
     from distill_lab.pipeline.experiments.definition import Experiment
     from distill_lab.terminal import Terminal
 
@@ -103,13 +103,13 @@ def main(config: Config) -> int:
     return 0
 
 
-def find_recipe(name: str) -> Any:
+def find_recipe(name: str) -> Recipe:
     """The recipe with this name. Raises UserError if there is none."""
     from distill_lab.errors import UserError
 
     module = f"distill_lab.recipes.{name.replace('-', '_')}"
     try:
-        return import_module(module)
+        return cast("Recipe", import_module(module))
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # what the recipe needs is missing, not the recipe
