@@ -8,7 +8,7 @@ converted is `Unusable` and does not stop the others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from distill_lab.data._row_types import Unusable
@@ -25,13 +25,42 @@ class Scalar(Protocol):
     def as_py(self) -> object: ...
 
 
+class ArrowType(Protocol):
+    """A pyarrow type; a nested one has one or more of these."""
+
+    @property
+    def value_type(self) -> ArrowType: ...
+    @property
+    def item_type(self) -> ArrowType: ...
+    def __iter__(self) -> Iterator[Field]: ...
+
+
+class Field(Protocol):
+    """A column of a table, or a field of a struct."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> ArrowType: ...
+
+
+class Schema(Protocol):
+    """A pyarrow schema."""
+
+    @property
+    def names(self) -> list[str]: ...
+    @property
+    def metadata(self) -> Mapping[bytes, bytes] | None: ...
+    def __iter__(self) -> Iterator[Field]: ...
+
+
 class Batch(Protocol):
     """A pyarrow record batch or table."""
 
     @property
     def num_rows(self) -> int: ...
     @property
-    def schema(self) -> Any: ...
+    def schema(self) -> Schema: ...
     def column(self, i: str, /) -> Iterable[Scalar]: ...
     def to_pylist(self) -> list[JsonObject]: ...
 
@@ -39,7 +68,7 @@ class Batch(Protocol):
 class Converter:
     """Converts the rows of tables with one schema; knows class labels from the features that `datasets` stores in it."""
 
-    def __init__(self, schema: Any) -> None:
+    def __init__(self, schema: Schema) -> None:
         features = _features(schema)
         self.converters: dict[str, Convert] = {}
         for field in schema:
@@ -77,7 +106,7 @@ def _value(scalar: Scalar) -> object:
         return Unusable(one_line(error))
 
 
-def _features(schema: Any) -> JsonObject:
+def _features(schema: Schema) -> JsonObject:
     """The features of `datasets` in a schema's metadata; empty if there are none."""
     try:
         stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -87,7 +116,7 @@ def _features(schema: Any) -> JsonObject:
     return features if isinstance(features, dict) else {}
 
 
-def _converter(kind: Any, feature: object) -> Convert | None:
+def _converter(kind: ArrowType, feature: object) -> Convert | None:
     """How to convert a value of an Arrow type; None if it stays as it is."""
     import pyarrow.types as types
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from distill_lab.data._arrow import Converter
 from distill_lab.data._row_types import Row
@@ -14,7 +14,7 @@ from distill_lab.formatting import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pyarrow import RecordBatch
+    from pyarrow import RecordBatch, Table
     from pyarrow.parquet import ParquetFile
 
 BATCH_ROWS = 256
@@ -93,10 +93,11 @@ class Saved:
         dataset = self._open()
         end = len(dataset) if stop is None else min(stop, len(dataset))
         converter, index = Converter(dataset.features.arrow_schema), start
-        tables: Any = dataset.with_format("arrow")  # its slices are tables, not the dict that their type says
+        tables = dataset.with_format("arrow")
         try:
             for first in range(start, end, BATCH_ROWS):
-                table = tables[first : min(first + BATCH_ROWS, end)]
+                # Not the dict that the type of its slices says.
+                table = cast("Table", tables[first : min(first + BATCH_ROWS, end)])
                 table.validate(full=True)  # the files are mapped into memory as they are, damage included
                 for fields in converter.rows(table):
                     yield Row(index, None, fields)

@@ -28,7 +28,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.control_tokens import split_thinking
 from distill_lab.errors import DataError, UserError
@@ -189,7 +188,10 @@ def select_traces(
         for number, row in enumerate(read_jsonl(prompts), start=1):
             meta = dict(row.get("meta") or {})
             try:
-                traces = [Trace(**trace) for trace in meta.pop(META)] if META in meta else _rated(row, meta)
+                if META in meta:
+                    traces = [Trace(**trace) for trace in meta.pop(META)]
+                else:
+                    traces = _rated(row.get("completion") or [], meta)
             except (TypeError, ValueError) as error:
                 raise DataError(str(prompts), number, f"its meta contains invalid traces ({error})") from None
             if traces is None:
@@ -219,9 +221,8 @@ def select_traces(
     return Counts(kept + dropped.total(), kept, dict(dropped))
 
 
-def _rated(row: Mapping[str, Any], meta: Mapping[str, Any]) -> list[Trace] | None:
-    """The row's one answer as a trace with the levels in its meta; None if it has no levels or several turns."""
-    completion = row.get("completion") or []
+def _rated(completion: Sequence[Message], meta: Fields) -> list[Trace] | None:
+    """A row's one answer as a trace with the levels in its meta; None if it has no levels or several turns."""
     if len(completion) != 1 or all(meta.get(name) is None for name in RATED):
         return None
     verbosity, difficulty, correctness = RATED
