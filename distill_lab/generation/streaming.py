@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from queue import Queue
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
@@ -22,6 +22,7 @@ from distill_lab.models.names import api_engine
 from distill_lab.types import Fields, Message, Prompt
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -30,6 +31,14 @@ class Speaker(Protocol):
 
     def answer(self, messages: Sequence[Message], sampling: SamplingConfig) -> Iterator[str]:
         """The pieces of the answer to the last message. Raises UserError if the model cannot answer."""
+        ...
+
+
+class Generating(Protocol):
+    """A model of transformers that generates, which the type PreTrainedModel does not say."""
+
+    def generate(self, inputs: torch.Tensor, **settings: object) -> object:
+        """The ids of the prompt and its completion."""
         ...
 
 
@@ -60,8 +69,7 @@ class LocalSpeaker:
 
     def answer(self, messages: Sequence[Message], sampling: SamplingConfig) -> Iterator[str]:
         """See `Speaker`."""
-        config: Any = self.model.config
-        context = getattr(config, "max_position_embeddings", 1 << 20)
+        context = getattr(self.model.config, "max_position_embeddings", 1 << 20)
         ids, limit, refusal = self.io.request(Prompt("chat", list(messages)), sampling, context=context)
         if refusal:
             raise UserError(f"{refusal}; /reset starts a new conversation")
@@ -133,8 +141,8 @@ class LocalSpeaker:
             pad_token_id=self.tokenizer.pad_token_id,
             **sample,
         )
-        model: Any = self.model
-        row = torch.tensor([ids], device=model.device)
+        model = cast(Generating, self.model)
+        row = torch.tensor([ids], device=self.model.device)
         try:
             with torch.inference_mode():
                 model.generate(

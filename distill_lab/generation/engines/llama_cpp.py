@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from distill_lab import activity
 from distill_lab.chat import opens_thinking, split_thinking
@@ -21,7 +21,7 @@ from distill_lab.config import EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.errors import ModelError, UserError
 from distill_lab.generation.engines._token_io import TokenIO
 from distill_lab.models.names import is_gguf, resolve
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, Fields, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,14 @@ def load(model: ModelConfig, config: EngineConfig) -> LlamaCppEngine:
     return LlamaCppEngine(path, load_tokenizer(model), context=context)
 
 
+class _Server(Protocol):
+    """A model in llama.cpp, as the package xllamacpp has it."""
+
+    @property
+    def listening_address(self) -> str: ...
+    def handle_completions(self, request: Fields) -> Mapping[str, Any]: ...
+
+
 class LlamaCppEngine:
     """A GGUF file opened by llama.cpp. context: maximum tokens of prompt plus completion."""
 
@@ -61,7 +69,7 @@ class LlamaCppEngine:
         self.io = TokenIO(tokenizer)
         self._path, self._context = path, context
         self._size = 0
-        self._server: Any = None
+        self._server: _Server | None = None
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingConfig) -> Iterator[Completion]:
         """See `Engine`. A prompt that does not fit the context gets a completion with `finish_reason` error."""
@@ -83,9 +91,7 @@ class LlamaCppEngine:
         """The tokens that llama.cpp makes of a rendered prompt, by the tokenizer in the file."""
         import httpx2
 
-        if self._server is None:
-            self._open(MIN_CONTEXT)
-        server: Any = self._server
+        server = self._server or self._open(MIN_CONTEXT)
         body = {"content": text, "add_special": True, "parse_special": True}
         answer = httpx2.post(f"{server.listening_address}/tokenize", json=body, timeout=60)
         return [int(token) for token in answer.raise_for_status().json()["tokens"]]
@@ -97,9 +103,9 @@ class LlamaCppEngine:
         """
         import httpx2
 
-        if self._server is None or len(ids) > self._size:
-            self._open(len(ids))
-        server: Any = self._server
+        server = self._server
+        if server is None or len(ids) > self._size:
+            server = self._open(len(ids))
         found = []
         with httpx2.Client(base_url=server.listening_address, timeout=60) as client:
             for end in range(start, len(ids)):
@@ -111,8 +117,8 @@ class LlamaCppEngine:
                 found.append(int(token))
         return found
 
-    def _open(self, size: int) -> None:
-        library: Any = importlib.import_module(PACKAGE)
+    def _open(self, size: int) -> _Server:
+        library = importlib.import_module(PACKAGE)
         self._server = None
         self._size = max(MIN_CONTEXT, min(self._context, size + 1))
         settings = library.CommonParams()
@@ -123,9 +129,10 @@ class LlamaCppEngine:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         with activity.doing(f"loading {self._path} into llama.cpp"):
             try:
-                self._server = library.Server(settings)
+                self._server = server = cast(_Server, library.Server(settings))
             except RuntimeError as error:
                 raise ModelError(self._path, f"llama.cpp cannot open it: {error}") from error
+        return server
 
     def _answer(self, prompt: Prompt, sample: int, ids: list[int], limit: int, sampling: SamplingConfig) -> Completion:
         assert self._server is not None

@@ -24,7 +24,7 @@ from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from transformers import AutoConfig, GenerationConfig
@@ -42,10 +42,12 @@ from distill_lab.models.hub import hub_arguments
 from distill_lab.models.loading import _skeleton, load_tokenizer
 from distill_lab.models.names import base_of, is_adapter, resolve
 from distill_lab.models.precision import FULL_SHARE, MIN_QUANTIZED, count_weights
-from distill_lab.types import Completion, Prompt
+from distill_lab.types import Completion, Fields, JsonObject, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from distill_lab.generation.engines._vllm_types import Llm, Output, Platform
 
 CPU_CACHE_BYTES = 2 << 30
 """KV cache on a CPU, unless VLLM_CPU_KVCACHE_SPACE (GiB) is set."""
@@ -122,7 +124,7 @@ def _import() -> None:
         thread.submit(importlib.import_module, "vllm.v1.engine.async_llm").result()
 
 
-def _start(settings: dict[str, Any]) -> Any:
+def _start(settings: Fields) -> Llm:
     """Load the model, with vLLM's defaults for many prompts at once rather than those for servers."""
     from vllm import AsyncEngineArgs  # pyright: ignore
     from vllm.usage.usage_lib import UsageContext  # pyright: ignore
@@ -131,12 +133,12 @@ def _start(settings: dict[str, Any]) -> Any:
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**settings), usage_context=UsageContext.LLM_CLASS)
 
 
-def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
+def _settings(model: ModelConfig, config: EngineConfig) -> JsonObject:
     """Arguments for vLLM's engine."""
-    platform = importlib.import_module("vllm.platforms").current_platform
+    platform: Platform = importlib.import_module("vllm.platforms").current_platform
     on_cpu = platform.is_cpu()
     on_half = not on_cpu and not platform.has_device_capability(80)  # no bf16 units (T4)
-    settings: dict[str, Any] = {
+    settings: JsonObject = {
         "model": resolve(model.model),
         "revision": model.revision,
         "tokenizer_revision": model.revision,
@@ -160,7 +162,7 @@ def _settings(model: ModelConfig, config: EngineConfig) -> dict[str, Any]:
     return settings
 
 
-def _quantization(model: ModelConfig, config: EngineConfig, platform: Any) -> str | None:
+def _quantization(model: ModelConfig, config: EngineConfig, platform: Platform) -> str | None:
     """Name of the quantization that vLLM applies while loading; None: load the checkpoint unchanged.
 
     `auto` means the same as in the engine transformers (`precision.choose_quantization`), as far as vLLM supports it. Its
@@ -201,7 +203,7 @@ def _checkpoint_quantization(model: ModelConfig) -> str | None:
 
 
 def _fitting_quantization(
-    model: ModelConfig, config: EngineConfig, platform: Any, methods: Sequence[str]
+    model: ModelConfig, config: EngineConfig, platform: Platform, methods: Sequence[str]
 ) -> Quantization:
     """The first of none, 8bit and 4bit that this vLLM supports and that fits the GPUs the weights are split across."""
     path = resolve(model.model)
@@ -238,7 +240,7 @@ class _Request:
     """Maximum tokens of the completion."""
 
 
-_Answer = tuple[_Request, Any]
+_Answer: TypeAlias = "tuple[_Request, Output | str]"
 """A request and vLLM's output for it, or a string saying why there is none."""
 
 
@@ -246,7 +248,7 @@ class VllmEngine:
     """A running vLLM, its tokenizer, and the guard of its child processes. All end with this object."""
 
     def __init__(
-        self, llm: Any, tokenizer: PreTrainedTokenizerBase, guard: Guard, *, adapter: str | None = None
+        self, llm: Llm, tokenizer: PreTrainedTokenizerBase, guard: Guard, *, adapter: str | None = None
     ) -> None:
         self._llm = llm
         generation = llm.model_config.try_get_generation_config()
@@ -317,7 +319,7 @@ class VllmEngine:
                 else:
                     yield _Request(prompt, sample, ids, limit)
 
-    async def _ask(self, row: _Request, parameters: Any) -> _Answer:
+    async def _ask(self, row: _Request, parameters: object) -> _Answer:
         """The answer from vLLM, or why there is none. Raises EngineDeadError."""
         from vllm.exceptions import VLLMClientError  # pyright: ignore
         from vllm.v1.engine import exceptions  # pyright: ignore
@@ -336,7 +338,7 @@ class VllmEngine:
             ) from error
         return row, outputs[0].outputs[0]
 
-    def _completion(self, row: _Request, answer: Any, stop: StopStrings) -> Completion:
+    def _completion(self, row: _Request, answer: Output | str, stop: StopStrings) -> Completion:
         if isinstance(answer, str):
             return Completion(row.prompt.id, row.sample, "", None, "error", 0, answer)
         tokens, reason = list(answer.token_ids), answer.finish_reason
@@ -346,7 +348,7 @@ class VllmEngine:
         cut_at = stop.find(tokens) if stop and tokens else None
         return self._io.completion(row.prompt, row.sample, row.prompt_ids, tokens, reason, cut_at=cut_at)
 
-    def _parameters(self, row: _Request, sampling: SamplingConfig, stop: StopStrings) -> Any:
+    def _parameters(self, row: _Request, sampling: SamplingConfig, stop: StopStrings) -> object:
         from vllm import SamplingParams  # pyright: ignore
         from vllm.exceptions import VLLMClientError  # pyright: ignore
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore
@@ -378,7 +380,7 @@ def _seed(seed: int, prompt_id: str, sample: int) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "big") >> 1
 
 
-def _end(llm: Any, loop: asyncio.AbstractEventLoop, thread: Thread, guard: Guard) -> None:
+def _end(llm: Llm, loop: asyncio.AbstractEventLoop, thread: Thread, guard: Guard) -> None:
     """End vLLM's processes, so that the GPU memory is free for the next step."""
     llm.shutdown()
     # Otherwise it would shut down again when Python unloads modules, and fail because they are gone.

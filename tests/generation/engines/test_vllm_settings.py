@@ -35,6 +35,9 @@ class FakePlatform:
     def is_cpu(self) -> bool:
         return self.total == 0
 
+    def has_device_capability(self, capability: int) -> bool:
+        return True
+
     def get_device_total_memory(self) -> int:
         return self.total
 

@@ -13,7 +13,7 @@ import socket
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -26,6 +26,9 @@ from distill_lab.generation.engines._ray.blocks import Block, Blocks
 from distill_lab.generation.engines._ray.worker import Failure, Worker
 from distill_lab.settings import template_date
 from distill_lab.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 LOG = logging.getLogger(__name__)
 CPUS_PER_WORKER = 2
@@ -99,22 +102,57 @@ _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 _ENGINES: weakref.WeakSet[RayEngine] = weakref.WeakSet()
 
 
+Results = Iterator["ray.ObjectRef[Completion | Failure]"]
+"""What a worker generates, each as soon as it is there."""
+
+
+class RemoteReady(Protocol):
+    """What each of Ray's actors has."""
+
+    def remote(self) -> ray.ObjectRef[bool]: ...
+
+
+class RemoteLoad(Protocol):
+    """`Worker.load` in the worker's process."""
+
+    def remote(self, model: ModelConfig, config: EngineConfig, date: str) -> ray.ObjectRef[str]: ...
+
+
+class RemoteGenerate(Protocol):
+    """`Worker.generate` in the worker's process. num_returns: "streaming"."""
+
+    def options(self, *, num_returns: str) -> RemoteGenerate: ...
+    def remote(self, prompts: list[Prompt], sampling: SamplingConfig) -> Results: ...
+
+
+class RemoteWorker(Protocol):
+    """Ray's handle of a `Worker`."""
+
+    __ray_ready__: RemoteReady
+    load: RemoteLoad
+    generate: RemoteGenerate
+
+
 class WorkerHandle:
     """The driver's view of a worker process: loading, working on a block, or free."""
 
     def __init__(self, model: ModelConfig, config: EngineConfig, takes: dict[str, float]) -> None:
         self._loads, self._takes = (model, config), takes
-        self.actor: Any = None
-        self._placed: Any = None
-        self.doing: Any = None
+        self.actor: RemoteWorker | None = None
+        self._placed: ray.ObjectRef[bool] | None = None
+        self._loaded: ray.ObjectRef[str] | None = None
+        self._results: Results | None = None
+        self.doing: ray.ObjectRef[str] | Results | None = None
         """What to wait for: the result of loading, or the stream of completions."""
         self.block: Block | None = None
 
     def start(self) -> None:
         """Start a process and load the model in it."""
-        self.actor = ray.remote(Worker).options(max_restarts=0, **self._takes).remote()
-        self._placed = self.actor.__ray_ready__.remote()
-        self.doing, self.block = self.actor.load.remote(*self._loads, template_date.now().isoformat()), None
+        actor = cast(RemoteWorker, ray.remote(Worker).options(max_restarts=0, **self._takes).remote())
+        self.actor = actor
+        self._placed = actor.__ray_ready__.remote()
+        self.doing = self._loaded = actor.load.remote(*self._loads, template_date.now().isoformat())
+        self._results = self.block = None
 
     @property
     def placed(self) -> bool:
@@ -123,27 +161,28 @@ class WorkerHandle:
 
     def ask(self, block: Block, sampling: SamplingConfig) -> None:
         """Send a block to the worker."""
+        assert self.actor is not None
         self.block = block
-        self.doing = self.actor.generate.options(num_returns="streaming").remote(list(block.prompts.values()), sampling)
+        generate = self.actor.generate.options(num_returns="streaming")
+        self.doing = self._results = generate.remote(list(block.prompts.values()), sampling)
 
     def next(self) -> Completion | Failure | None:
         """The next result; None if loading or a block is done. Raises RayError if the process has died."""
-        if self.block is None:
-            reason: str = ray.get(self.doing)
-            if reason:
+        if self._results is None:
+            assert self._loaded is not None
+            if reason := ray.get(self._loaded):
                 raise UserError(reason)
             return None
         try:
-            found: Any = ray.get(next(self.doing))
-            return found
+            return ray.get(next(self._results))
         except StopIteration:
             return None
 
     def end(self) -> None:
         """End the process, if any."""
         if self.actor is not None and ray.is_initialized():
-            ray.kill(self.actor)
-        self.actor = self._placed = self.doing = self.block = None
+            ray.kill(cast("ActorHandle[Worker]", self.actor))
+        self.actor = self._placed = self._loaded = self._results = self.doing = self.block = None
 
 
 class RayEngine:
