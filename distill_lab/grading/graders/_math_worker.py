@@ -16,9 +16,14 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias
 
 from distill_lab.types import Fields
+
+if TYPE_CHECKING:
+    from sympy import Basic, Expr, MatrixBase
+
+    Formula: TypeAlias = Expr | MatrixBase
 
 MAX_MEMORY = 2 << 30
 """Maximum address space of a child in bytes; if it needs more, the answer counts as not equal."""
@@ -61,44 +66,57 @@ class Algebra:
 
         self._sympy, self._verify, self._latex2sympy = sympy, math_verify.verify, latex2sympy
         self._config = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
-        self._read_before: dict[str, Any] = {}
+        self._read_before: dict[str, Formula | None] = {}
 
     def check(self, gold: str, answer: str) -> dict[str, bool]:
         """Whether the answer can be read, and equals the gold answer; equations do if one is a multiple of the other."""
         if "=" in gold and "=" in answer:
-            one, other = ([self.read(side) for side in text.split("=")] for text in (answer, gold))
-            if len(one) != 2 or len(other) != 2 or any(side is None for side in (*one, *other)):
+            one, other = self._difference(answer), self._difference(gold)
+            if one is None or other is None:
                 return {"parsed": False, "equal": False}
-            return {"parsed": True, "equal": self.proportional(one[0] - one[1], other[0] - other[1])}
+            return {"parsed": True, "equal": self.proportional(one, other)}
         found, expected = self.read(answer), self.read(gold)
         if found is None or expected is None:
             return {"parsed": False, "equal": False}
         return {"parsed": True, "equal": self.equal(found, expected)}
 
-    def read(self, latex: str) -> Any:
+    def _difference(self, equation: str) -> Expr | None:
+        """The left side minus the right one; None if they cannot be read, are matrices, or are more than two."""
+        from sympy import Expr
+
+        sides = [self.read(side) for side in equation.split("=")]
+        if len(sides) != 2 or sides[0] is None or sides[1] is None:
+            return None
+        found = sides[0] - sides[1]
+        return found if isinstance(found, Expr) else None
+
+    def read(self, latex: str) -> Formula | None:
         """The sympy expression or matrix; None for anything else."""
+        from sympy import Expr, MatrixBase
+
         if latex not in self._read_before:
             if len(self._read_before) > 1000:
                 self._read_before.clear()
-            found: Any = self._latex2sympy(latex, conversion_config=self._config)
-            sympy = self._sympy
-            matrix = isinstance(found, sympy.MatrixBase)
-            self._read_before[latex] = (
-                found if matrix or (isinstance(found, sympy.Expr) and not found.is_Relational) else None
-            )
+            found = self._latex2sympy(latex, conversion_config=self._config)
+            if isinstance(found, MatrixBase) or (isinstance(found, Expr) and not found.is_Relational):
+                self._read_before[latex] = found
+            else:
+                self._read_before[latex] = None
         return self._read_before[latex]
 
-    def equal(self, one: Any, other: Any) -> bool:
+    def equal(self, one: Formula, other: Formula) -> bool:
         """Whether two expressions are equal.
 
         Rational numbers are compared exactly. Anything else is evaluated to 50 digits, with variables at several points of
         the complex plane (the lemma of Schwartz and Zippel), and must agree there to a relative 1e-25: never to an absolute
         difference, by which all small numbers would be equal.
         """
-        sympy = self._sympy
+        import sympy
+
         if isinstance(one, sympy.MatrixBase) or isinstance(other, sympy.MatrixBase):
-            both = isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase)
-            return both and one.shape == other.shape and all(map(self.equal, one.flat(), other.flat()))
+            if not (isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase)):
+                return False
+            return one.shape == other.shape and all(map(self.equal, one.flat(), other.flat()))
         one, other = one.doit(), other.doit()
         if one == other:
             return not one.has(sympy.nan, sympy.zoo)
@@ -111,12 +129,14 @@ class Algebra:
             return decided
         return bool(self._verify(other, one, timeout_seconds=0)) and sympy.simplify(one - other) == 0
 
-    def _at_points(self, one: Any, other: Any) -> bool | None:
+    def _at_points(self, one: Expr, other: Expr) -> bool | None:
         """Whether they agree at all of a few points; None if they cannot be evaluated, or are both zero."""
         symbols = sorted(one.free_symbols | other.free_symbols, key=str)
         agreed = 0
         for point in range(NUM_POINTS if symbols else 1):
-            values = {symbol: self._coordinate(point, number) for number, symbol in enumerate(symbols)}
+            values: dict[Basic | complex, Expr | complex] = {
+                symbol: self._coordinate(point, number) for number, symbol in enumerate(symbols)
+            }
             first, second = (side.subs(values).evalf(50) for side in (one, other))
             if not (first.is_number and second.is_number and first.is_finite and second.is_finite):
                 continue
@@ -131,13 +151,13 @@ class Algebra:
             agreed += 1
         return True if agreed > (1 if symbols else 0) else None
 
-    def _coordinate(self, point: int, number: int) -> Any:
+    def _coordinate(self, point: int, number: int) -> Expr:
         """A fixed value for a variable: positive, negative, large and complex in turn."""
         rational = self._sympy.Rational
         real = rational(7 + 12 * number + 5 * point, 11 + 2 * number) * (1, -1, 1, -1, 1)[point]
         return real + self._sympy.I * rational(3 + number, 7) if point == 4 else real
 
-    def proportional(self, one: Any, other: Any) -> bool:
+    def proportional(self, one: Expr, other: Expr) -> bool:
         """Whether one of two expressions is a constant, not zero, times the other."""
         ratio = self._sympy.simplify(one / other)
         return bool(ratio.is_number and ratio.is_finite and ratio != 0)
