@@ -9,7 +9,6 @@ transformers, needs both models to have the same number.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,13 +30,12 @@ def write_with_rows(config: ModelConfig, num_rows: int, path: Path) -> None:
             f"{config.model}: its tokenizer has {len(tokenizer):,} tokens, but the target's head has {num_rows:,} rows; "
             "choose a draft with the target's tokenizer"
         )
-    causal: Any = model
-    before = causal.get_input_embeddings().weight.shape[0]
-    causal.resize_token_embeddings(num_rows, mean_resizing=False)
-    for layer in {id(each): each for each in (causal.get_input_embeddings(), causal.get_output_embeddings())}.values():
-        for values in (layer.weight, getattr(layer, "bias", None)):
+    before = model.get_input_embeddings().get_parameter("weight").shape[0]
+    model.resize_token_embeddings(num_rows, mean_resizing=False)
+    for layer in {id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        for values in (getattr(layer, name, None) for name in ("weight", "bias")):
             if values is not None:
                 values[before:] = values[:before].mean(0)
     path.mkdir(parents=True, exist_ok=True)
-    causal.save_pretrained(path)
+    model.save_pretrained(path)
     tokenizer.save_pretrained(path)

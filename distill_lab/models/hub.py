@@ -14,6 +14,7 @@ from distill_lab.config import ModelConfig
 from distill_lab.errors import ModelError
 from distill_lab.formatting import one_line
 from distill_lab.models.names import is_gguf
+from distill_lab.types import JsonObject
 
 HUB_TIMEOUT_S = 10.0
 """Timeout in seconds for asking the hub whether it has a model."""
@@ -48,7 +49,7 @@ def ask_hub(name: str, revision: str | None) -> str | None:
 
 def hub_arguments(path: str, config: ModelConfig) -> dict[str, Any]:
     """Arguments for every from_pretrained call. Asks the hub once, briefly, whether it has the model (HUB_TIMEOUT_S)."""
-    arguments: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    arguments: JsonObject = {"trust_remote_code": config.trust_remote_code}
     if Path(path).exists() and config.revision:
         raise ModelError(config.model, f"is on this machine and has no revision {config.revision!r}; remove revision")
     if Path(path).is_dir():

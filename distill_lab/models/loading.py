@@ -12,11 +12,11 @@ import functools
 import importlib
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers import (
@@ -46,6 +46,10 @@ from distill_lab.models.precision import (
     count_weights,
     is_spread,
 )
+from distill_lab.types import Fields, JsonObject
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -70,7 +74,7 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
     with activity.doing(f"loading {config.model}"), _loading(config):
         hub = hub_arguments(path, config)
         tokenizer = _tokenizer(path, config, hub)
-        arguments: dict[str, Any] = {**hub, "output_loading_info": True}
+        arguments: JsonObject = {**hub, "output_loading_info": True}
         skeleton = _skeleton(path, hub)
         weights = count_weights(skeleton)
         quantization = _quantization(config, path, weights, device)
@@ -82,8 +86,9 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
         arguments["dtype"] = torch.float32 if full else DTYPES[_dtype(config, quantization, skeleton, device)]
         if not full:
             arguments["device_map"] = "auto" if is_spread(weights, quantization, device) else {"": device}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(_place(path), **arguments)
-        model, info = loaded
+        # Not the model alone, which the type says, because of `output_loading_info`.
+        loaded = AutoModelForCausalLM.from_pretrained(_place(path), **arguments)
+        model, info = cast(tuple[PreTrainedModel, Mapping[str, Collection[str]]], loaded)
         _check_vocabulary(config, tokenizer, model)
         if is_gguf(path):
             _forget_packing(model)
@@ -95,7 +100,9 @@ def load_model(config: ModelConfig, *, training: bool = False) -> tuple[PreTrain
     return model.train(training), tokenizer
 
 
-def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[Any, PreTrainedTokenizerBase]:
+def _with_adapters(
+    path: Path, config: ModelConfig, *, training: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Like `load_model`, for the adapters in `path` and the base model that their config names."""
     from peft import PeftModel
 
@@ -108,9 +115,9 @@ def _with_adapters(path: Path, config: ModelConfig, *, training: bool) -> tuple[
         untie_for(path, model)
         if (path / "tokenizer_config.json").is_file():
             tokenizer = _tokenizer(str(path), config, hub_arguments(str(path), config))
-        adapted: Any = PeftModel.from_pretrained(model, path)
+        adapted = PeftModel.from_pretrained(model, path)
         quantized = getattr(model, "is_quantized", False)
-        plain: Any = adapted.get_base_model() if quantized else adapted.merge_and_unload()
+        plain = cast(PreTrainedModel, adapted.get_base_model() if quantized else adapted.merge_and_unload())
     return plain.requires_grad_(training and not quantized).train(training), tokenizer
 
 
@@ -155,7 +162,7 @@ def _quantization(config: ModelConfig, path: str, weights: Weights, device: torc
     return "none"
 
 
-def _unpacked() -> dict[str, Any]:
+def _unpacked() -> JsonObject:
     """Arguments that make transformers dequantize a GGUF file; versions before 5.23 always do."""
     from transformers.utils import quantization_config
 
@@ -165,8 +172,8 @@ def _unpacked() -> dict[str, Any]:
 
 def _forget_packing(model: PreTrainedModel) -> None:
     """Remove the marks of quantization: dequantized weights can be trained, saved and adapted like any others."""
-    marks: list[tuple[Any, str]] = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
-    for owner, name in [*marks, (model.config, "quantization_config")]:
+    marks = [(model, name) for name in ("is_quantized", "hf_quantizer", "quantization_method")]
+    for owner, name in (*marks, (model.config, "quantization_config")):
         if hasattr(owner, name):
             delattr(owner, name)
 
@@ -178,7 +185,7 @@ def _dtype(config: ModelConfig, quantization: Quantization, skeleton: PreTrained
     return choose_dtype(config.dtype, skeleton, device)
 
 
-def _tokenizer(path: str, config: ModelConfig, hub: dict[str, Any]) -> PreTrainedTokenizerBase:
+def _tokenizer(path: str, config: ModelConfig, hub: Fields) -> PreTrainedTokenizerBase:
     if is_gguf(path) and has_tokenizer(Path(path).parent):
         hub = {name: value for name, value in hub.items() if name != "gguf_file"}
     tokenizer = AutoTokenizer.from_pretrained(_place(path), **hub)
@@ -195,8 +202,7 @@ def _place(path: str) -> str:
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    embeddings: Any = model.get_input_embeddings()
-    rows = embeddings.weight.shape[0]
+    rows = model.get_input_embeddings().get_parameter("weight").shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             config.model,
@@ -212,7 +218,7 @@ def load_config(config: ModelConfig) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(_place(path), **hub_arguments(path, config))
 
 
-def _skeleton(path: str, hub: dict[str, Any]) -> PreTrainedModel:
+def _skeleton(path: str, hub: Fields) -> PreTrainedModel:
     """The model without weights, built from its config."""
     trust = {"trust_remote_code": hub["trust_remote_code"]}
     with torch.device("meta"):
@@ -234,7 +240,7 @@ def without_weights(config: ModelConfig) -> PreTrainedModel:
     return skeleton
 
 
-def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel) -> Any:
+def _bitsandbytes(config: ModelConfig, quantization: Quantization, skeleton: PreTrainedModel) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.base import get_keys_to_not_convert
 
@@ -291,13 +297,13 @@ def quiet_peft() -> Iterator[None]:
 @contextmanager
 def _quiet_gguf() -> Iterator[None]:
     """Hide transformers' progress bar for dequantizing a GGUF file, which its own setting does not control."""
-    reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    before = reader.tqdm
-    reader.tqdm = functools.partial(before, disable=True)
+    names = vars(importlib.import_module("transformers.modeling_gguf_pytorch_utils"))
+    before = names["tqdm"]
+    names["tqdm"] = functools.partial(before, disable=True)
     try:
         yield
     finally:
-        reader.tqdm = before
+        names["tqdm"] = before
 
 
 @contextmanager

@@ -9,13 +9,16 @@ compute something else. Therefore each gets a separate weight first, and the con
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PREFIX = "base_model.model."
 """Prefix that peft adds to the names of a model's weights."""
 
 
-def untie_for(adapter: Path | str, model: Any) -> bool:
+def untie_for(adapter: Path | str, model: PreTrainedModel) -> bool:
     """Untie `model`'s output head from its embeddings if the adapters in a directory change either; return whether it did.
 
     model: a causal language model of transformers without adapters; changed in place and saved with both weights.
@@ -32,11 +35,12 @@ def untie_for(adapter: Path | str, model: Any) -> bool:
     return True
 
 
-def untie(model: Any) -> None:
+def untie(model: PreTrainedModel) -> None:
     """Give a causal language model's output head a separate copy of the weight it shares with the embeddings."""
     import torch
 
     head = model.get_output_embeddings()
+    assert head is not None, "a causal language model has an output head"
     weight = head.weight
     head.weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
     for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():

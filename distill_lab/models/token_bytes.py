@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -91,7 +90,7 @@ def _compared(teacher: Mapping[int, bytes], student: Mapping[int, bytes], num_id
 
 def _decoder(tokenizer: PreTrainedTokenizerBase) -> str:
     """The settings of the decoder of a fast tokenizer, as text; empty for a slow one."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not hasattr(backend, "to_str"):
         return ""
     return json.dumps(json.loads(backend.to_str())["decoder"], ensure_ascii=False)

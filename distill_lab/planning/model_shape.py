@@ -10,16 +10,19 @@ architecture: mixtures of experts, sliding windows, output heads that are not ti
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_lab.config import ModelConfig
 from distill_lab.planning.known_models import config_of
+from distill_lab.types import Fields
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LINEAR_KINDS = ("Linear", "Conv1D")
 """Class names of linear layers (Conv1D is GPT-2's, with transposed weights)."""
@@ -131,7 +134,7 @@ def measure(config: PreTrainedConfig, *, name: str, trust_remote_code: bool = Fa
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = model.config.get_text_config(decoder=True)
     fields = text.to_dict()
     heads = text.num_attention_heads
@@ -142,10 +145,13 @@ def measure(config: PreTrainedConfig, *, name: str, trust_remote_code: bool = Fa
     found: Counter[tuple[str, int, int]] = Counter()
     for path, module in model.named_modules():
         if type(module).__name__ in LINEAR_KINDS and module is not head:
-            found[path.rpartition(".")[2], int(module.weight.shape[1]), int(module.weight.shape[0])] += 1
+            outputs, inputs = module.get_parameter("weight").shape
+            found[path.rpartition(".")[2], inputs, outputs] += 1
     first = list(layers[0].named_modules()) if layers else []
     sizes = [
-        module.weight.numel() for _, module in first if "Norm" in type(module).__name__ and hasattr(module, "weight")
+        module.get_parameter("weight").numel()
+        for _, module in first
+        if "Norm" in type(module).__name__ and hasattr(module, "weight")
     ]
     experts = fields.get("num_experts_per_tok") or 0
     width = fields.get("intermediate_size") or fields.get("n_inner") or 4 * text.hidden_size
@@ -157,7 +163,7 @@ def measure(config: PreTrainedConfig, *, name: str, trust_remote_code: bool = Fa
     return Shape(
         name=name,
         num_parameters=model.num_parameters(),
-        embedding=embedding.weight.numel(),
+        embedding=embedding.get_parameter("weight").numel(),
         untied_head=0 if tied or head is None else head.weight.numel(),
         linears=tuple(Linear(*key, count) for key, count in sorted(found.items())),
         num_layers=text.num_hidden_layers,
@@ -178,16 +184,18 @@ def measure(config: PreTrainedConfig, *, name: str, trust_remote_code: bool = Fa
     )
 
 
-def _layers(model: Any, number: int) -> Any:
+def _layers(model: PreTrainedModel, number: int) -> Sequence[torch.nn.Module]:
     """The decoder's layers."""
-    lists = [module for module in model.modules() if type(module).__name__ == "ModuleList" and len(module) == number]
-    return lists[0] if lists else []
+    from torch.nn import ModuleList
+
+    lists = (list(module) for module in model.modules() if type(module) is ModuleList and len(module) == number)
+    return next(lists, [])
 
 
-def _windows(fields: dict[str, Any], number: int) -> tuple[int, ...]:
-    window = fields.get("sliding_window") or 0
-    kinds = fields.get("layer_types")
-    if kinds:
+def _windows(fields: Fields, number: int) -> tuple[int, ...]:
+    given, kinds = fields.get("sliding_window"), fields.get("layer_types")
+    window = given if isinstance(given, int) else 0
+    if kinds and isinstance(kinds, (list, tuple)):
         known = {"full_attention": 0, "sliding_attention": window, "linear_attention": -1, "chunked_attention": window}
         return tuple(known.get(kind, 0) for kind in kinds)
     return (window if fields.get("use_sliding_window", True) else 0,) * number

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
@@ -28,7 +28,7 @@ from distill_lab.train.rollout_stats import OnPolicyStats
 from distill_lab.train.rollouts import RolloutSettings
 from distill_lab.train.training_log import NAME as TRAINING_LOG
 from distill_lab.training_data.prompt_distillation import read_system_prompt, write_asked
-from distill_lab.types import Counts
+from distill_lab.types import Counts, JsonObject
 
 MANY_TRUNCATED = 0.1
 """Share of rollouts cut at the token limit from which on a note says so."""
@@ -123,7 +123,7 @@ def warmed_up(
         name, output = "prompts for the teacher", "teacher_prompts.jsonl"
         asked = pipeline.step(name, output, write_asked, prompts, system=system, labels=()).path
     rows = pipeline.training_set(prompts, pipeline.answers("teacher answers", config.teacher, asked, config.sampling))
-    changes: dict[str, Any] = {
+    changes: JsonObject = {
         "objective": "cross_entropy", "objective_settings": (), "teacher": ModelConfig(model=""), "max_steps": -1,
         "num_epochs": config.warm_up_epochs, "lora": train.lora.model_copy(update={"merge": train.lora.r > 0}),
     }  # fmt: skip
