@@ -9,7 +9,7 @@ stays as it is. Paths of this machine are not in it: of a local model or file on
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -85,7 +85,7 @@ def write_card(
 
 
 def card(
-    run: Mapping[str, Any],
+    run: Fields,
     summary: Mapping[str, Any],
     *,
     model: str = "",
@@ -93,14 +93,14 @@ def card(
     exports: Sequence[ExportRow] = (),
 ) -> str:
     """The card's text. run, summary: the files of a run; both empty for a model that no run here made."""
-    config = run.get("config", {})
+    config = part(run, "config")
     student = ModelConfig.model_validate(config["student"]) if config else ModelConfig(model=model)
     base = _base(student)
     teacher = str(part(config, "teacher").get("model") or "")
     parts = [
         _head(base, config, str(run.get("recipe", "")), kind),
         f"# {_title(base, teacher)}\n",
-        _about(run, summary, base, teacher),
+        _about(run, summary.get("notes", ()), base, teacher),
         _scores(summary),
         _usage(config, kind, exports),
         _exports(exports),
@@ -154,14 +154,15 @@ def _head(base: ModelConfig, config: Fields, recipe: str, kind: str) -> str:
     return f"---\n{stream.getvalue()}---\n"
 
 
-def _about(run: Mapping[str, Any], summary: Mapping[str, Any], base: ModelConfig, teacher: str) -> str:
+def _about(run: Fields, notes: Iterable[object], base: ModelConfig, teacher: str) -> str:
     if not run:
         return f"An export of {_cell(short_name(base.model))} made with Qwen Distillation Lab {__version__}.\n"
-    config, plan = run["config"], fitted(run)
-    data, train = config.get("data") or {}, plan.get("train") or config.get("train") or {}
-    rows = ((run["stages"].get("training set") or {}).get("counts") or {}).get("kept")
+    config, plan = part(run, "config"), fitted(run)
+    data, train = part(config, "data"), part(plan, "train") or part(config, "train")
+    rows = part(part(part(run, "stages"), "training set"), "counts").get("kept")
+    version = part(run, "versions").get("qwen-distillation-lab", __version__)
     facts = {
-        "Recipe": f"`{run['recipe']}` of Qwen Distillation Lab {run['versions'].get('qwen-distillation-lab', __version__)}",
+        "Recipe": f"`{run['recipe']}` of Qwen Distillation Lab {version}",
         "Base student": short_name(base.model),
         "Teacher": short_name(teacher),
         "Data": f"{short_name(str(data.get('path', '')))}, `{data.get('split', 'train')}`",
@@ -169,16 +170,16 @@ def _about(run: Mapping[str, Any], summary: Mapping[str, Any], base: ModelConfig
         "Training": training_text(plan, train),
     }
     lines = [f"| {name} | {_cell(fact)} |" for name, fact in facts.items() if fact]
-    notes = [f"> {_cell(str(note))}" for note in summary.get("notes", ()) if "/" not in str(note)]
-    return "\n".join(["| | |", "|---|---|", *lines, "", *notes]) + "\n"
+    quoted = [f"> {_cell(str(note))}" for note in notes if "/" not in str(note)]
+    return "\n".join(["| | |", "|---|---|", *lines, "", *quoted]) + "\n"
 
 
-def training_text(plan: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+def training_text(plan: Fields, train: Fields) -> str:
     """How a student was trained: method, objective, epochs, learning rate and seed."""
     if not train:
         return ""
     method = str(plan.get("line", "")).partition(",")[0]
-    rank = (train.get("lora") or {}).get("r")
+    rank = part(train, "lora").get("r")
     parts = [
         method or (f"LoRA, r {rank}" if rank else "full fine-tune"),
         f"objective {train['objective']}" if train.get("objective") else "cross-entropy",
@@ -208,7 +209,7 @@ def _scores(summary: Mapping[str, Any]) -> str:
     return "\n".join(["## Scores\n", *lines, "", *_conclusions(summary, metric)])
 
 
-def _conclusions(summary: Mapping[str, Any], metric: Mapping[str, Any]) -> Iterator[str]:
+def _conclusions(summary: Mapping[str, Any], metric: Fields) -> Iterator[str]:
     if metric.get("similarity"):
         yield "This figure says how alike two texts are, not how good an answer is.\n"
     if summary.get("retention") is not None:
@@ -262,13 +263,12 @@ def _exports(exports: Sequence[ExportRow]) -> str:
         "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in exports:
-        check: dict[str, Any] = row.get("check") or {}
+        check = row.get("check") or {}
         same = f"{check['same']} of {check['n']}" if check.get("n") else "not checked"
         shared = f"{check['shared']:.1%}" if check.get("n") else "-"
         scores = [f"{check[name]:.1%}" if check.get(name) is not None else "-" for name in ("score", "student_score")]
         size = f"{row['bytes'] / 1e6:,.1f} MB"
-        tokens = check.get("next_tokens")
-        following = f"{check['next_tokens_same'] / tokens:.1%}" if tokens else "-"
+        following = _share(check.get("next_tokens_same"), check.get("next_tokens"))
         cells = (row["file"], size, check.get("loaded_with", "-"), same, shared, following, *scores)
         lines.append("| " + " | ".join(_cell(str(cell)) for cell in cells) + " |")
     lines += [
@@ -277,6 +277,10 @@ def _exports(exports: Sequence[ExportRow]) -> str:
         "token: the share of the student's tokens that are the file's first choice, too, after the same text.\n",
     ]
     return "\n".join(lines)
+
+
+def _share(part: object, whole: object) -> str:
+    return f"{part / whole:.1%}" if isinstance(part, int) and isinstance(whole, int) and whole else "-"
 
 
 def _licenses(base: ModelConfig, teacher: str, config: Fields) -> str:

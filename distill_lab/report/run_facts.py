@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.files.locks import take_lock
@@ -69,7 +68,7 @@ def facts_of(manifest: Manifest, directory: Path) -> RunFacts:
     """The facts in the content of a run.json."""
     config, stages = manifest["config"] if isinstance(manifest["config"], dict) else {}, manifest["stages"]
     data, plan = part(config, "data"), fitted(manifest)
-    train = plan.get("train") or config.get("train") or {}
+    train = part(plan, "train") or part(config, "train")
     counts = next((stages[name].get("counts") for name in ("training set", "shuffled answers") if name in stages), None)
     split = str(data.get("split", ""))
     places = [str(each["on"]) for name, each in manifest["models"].items() if each.get("on") and "training" in name]
@@ -88,7 +87,7 @@ def facts_of(manifest: Manifest, directory: Path) -> RunFacts:
     )
 
 
-def _training(plan: Mapping[str, Any], train: Any) -> str:
+def _training(plan: Fields, train: Fields) -> str:
     try:
         return training_text(plan, train)
     except (KeyError, TypeError, ValueError, AttributeError):

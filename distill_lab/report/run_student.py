@@ -6,7 +6,6 @@ student_of(Path("runs/demo/system1"))   -> ModelConfig(model="runs/demo/system1/
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -58,9 +57,10 @@ def student_of(directory: Path) -> ModelConfig:
     return ModelConfig(model=str(path), quantization=quantization)
 
 
-def fitted(run: Mapping[str, Any]) -> dict[str, Any]:
+def fitted(run: Fields) -> Fields:
     """What run.json records about the training: `student`, `train` and, in a sentence, `line`; {} if it does not."""
-    found = [value for name, value in run.get("models", {}).items() if name.startswith("training {")]
+    models = part(run, "models")
+    found = [value for name, value in models.items() if name.startswith("training {") and isinstance(value, dict)]
     return found[-1] if found else {}
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.evaluation.eval_rows import EvalRow, first_samples
 from distill_lab.evaluation.summary_file import Summary
@@ -26,6 +25,7 @@ from distill_lab.report.text_tables import TextTable
 from distill_lab.run import Run
 from distill_lab.settings.secrets import without_secrets
 from distill_lab.train.trackers import FILE, PROJECT, TrackerRun, finish_wandb, tracker_run, wandb_run
+from distill_lab.types import Fields, JsonObject
 
 MODELS = ("teacher", "base", "student")
 OF_MODEL = (
@@ -56,7 +56,7 @@ class Proof:
     answers: list[tuple[str, ...]]
     """Rows of sample answers."""
     result: str
-    config: dict[str, Any]
+    config: JsonObject
     """The run's settings, without secrets."""
 
 
@@ -150,7 +150,7 @@ def _last_step(directory: Path) -> int:
     return 0
 
 
-def _report_to(config: Mapping[str, Any]) -> Sequence[str]:
+def _report_to(config: Fields) -> Sequence[str]:
     train = config.get("train")
     return train.get("report_to") or () if isinstance(train, Mapping) else ()
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.errors import DataError
 from distill_lab.files.jsonl import read_jsonl
@@ -18,9 +17,10 @@ from distill_lab.formatting import seconds_text, shown
 from distill_lab.report.chart import Line, Panel, Point, line_panel
 from distill_lab.report.elements import head, row_head, table
 from distill_lab.report.figure import inline_svg
-from distill_lab.report.run_student import STAGE
+from distill_lab.report.run_student import STAGE, part
 from distill_lab.run import StageRecord
 from distill_lab.train.training_log import NAME
+from distill_lab.types import Fields
 
 NUMBERS = ("epoch", "loss", "learning_rate", "grad_norm", "tokens_per_s", "validation_loss", "seconds")
 TABLE_ROWS = 20
@@ -35,20 +35,20 @@ class Log:
 
     title: str
     path: Path
-    rows: tuple[Mapping[str, Any], ...]
+    rows: tuple[Fields, ...]
     problem: str = ""
     """Why there are no rows."""
 
     def points(self, name: str) -> list[Point]:
         """(step, value) of the rows that have `name`; a value that was not finite is nan."""
-        return [(row["step"], _number(row[name])) for row in self.rows if name in row]
+        return [(_step(row), _number(row[name])) for row in self.rows if name in row]
 
     def metrics(self) -> dict[str, list[Point]]:
         """The objective's parts: name -> points."""
         found: dict[str, list[Point]] = {}
         for row in self.rows:
-            for name, value in (row.get("metrics") or {}).items():
-                found.setdefault(name, []).append((row["step"], _number(value)))
+            for name, value in part(row, "metrics").items():
+                found.setdefault(name, []).append((_step(row), _number(value)))
         return found
 
 
@@ -73,7 +73,7 @@ def read_log(path: Path, title: str) -> Log:
     return Log(title, path, rows)
 
 
-def _checked(row: Mapping[str, Any], path: Path, number: int) -> Mapping[str, Any]:
+def _checked(row: Fields, path: Path, number: int) -> Fields:
     metrics = row.get("metrics", {})
     values = [row.get(name) for name in NUMBERS] + list(metrics.values() if isinstance(metrics, dict) else ["no"])
     if type(row.get("step")) is not int or any(isinstance(value, bool) or not _is_number(value) for value in values):
@@ -85,8 +85,14 @@ def _is_number(value: object) -> bool:
     return value is None or isinstance(value, (int, float))
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _step(row: Fields) -> int:
+    step = row["step"]
+    assert isinstance(step, int), "checked by `_checked`"
+    return step
 
 
 def panels(log: Log) -> dict[str, Panel]:
@@ -105,13 +111,13 @@ def panels(log: Log) -> dict[str, Panel]:
 def in_words(log: Log) -> str:
     """What the curves show, for those who do not see them."""
     losses, checked = log.points("loss"), log.points("validation_loss")
-    steps = max((row["step"] for row in log.rows), default=0)
+    steps = max(map(_step, log.rows), default=0)
     parts = [f"{steps:,} steps"]
     if losses:
         parts.append(f"training loss {losses[0][1]:.3f} to {losses[-1][1]:.3f}")
     if len(checked) > 1:
         parts.append(f"validation loss {checked[0][1]:.3f} to {checked[-1][1]:.3f}")
-    seconds = [row["seconds"] for row in log.rows if row.get("seconds")]
+    seconds = [spent for row in log.rows if isinstance(spent := row.get("seconds"), (int, float)) and spent]
     return ", ".join([*parts, *([seconds_text(seconds[-1])] if seconds else [])])
 
 
@@ -140,7 +146,7 @@ def _table(log: Log) -> str:
     shapes = {"loss": ".4f", "validation_loss": ".4f", "learning_rate": ".3g", "tokens_per_s": ",.0f"}
     titles = ("Step", "Training loss", "Validation loss", "Learning rate", "Tokens/s")
 
-    def cell(row: Mapping[str, Any], name: str) -> str:
+    def cell(row: Fields, name: str) -> str:
         value = row.get(name)
         return "–" if value is None else format(value, shapes[name])
 
