@@ -13,15 +13,13 @@ import pytest
 from distill_lab.config import DataConfig, EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.data.records import Records, write_prompts
 from distill_lab.data.traces import select_traces
-from distill_lab.errors import DataError, NoData, UserError
+from distill_lab.errors import NoData, UserError
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
-from distill_lab.pipeline.synthesis.answers import Answers, write_made
 from distill_lab.pipeline.synthesis.jobs.balance import SHARES
 from distill_lab.pipeline.synthesis.select import shares, write_balanced, write_repeated
 from distill_lab.pipeline.synthesis.settings import SynthesisConfig
 from distill_lab.pipeline.synthesis.synthesize import Made, preview, run_directory, synthesize
 from distill_lab.training_data.training_set import write_training_set
-from distill_lab.types import Completion
 from tests.hostile_server import HostileServer, Reply, Request, answer
 from tests.writing_server import sentence, write
 
@@ -371,39 +369,6 @@ def test_no_row_left_is_said_and_writes_nothing(folder: Path, server: HostileSer
     assert not Path("out.jsonl").exists()
     with pytest.raises(NoData, match="nothing to ask about: 2 in, 0 kept, 2 dropped: no completion; shorten needs"):
         synthesize("shorten", settings(server), Path("short.jsonl"))
-
-
-def test_completions_of_something_else_are_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "completions.jsonl"
-    completions = [Completion(id, 0, f"of {id}", None, "stop", 1).to_json() for id in ("b", "a")]
-    write_jsonl(path, completions)
-    answers = Answers(path)
-    assert answers.take("a", 0).content == "of a"
-    with pytest.raises(DataError, match="'c' is missing"):
-        answers.take("c", 0)
-    with pytest.raises(DataError, match="'b' answers none of the requests"):
-        answers.close()
-    write_jsonl(path, [*completions, completions[0]])
-    with pytest.raises(DataError, match="'b' occurs twice"):
-        Answers(path)
-
-
-def test_results_of_later_rounds_replace_earlier_ones(tmp_path: Path) -> None:
-    def result(source: str, sample: int, text: str | None) -> dict[str, Any]:
-        row = None if text is None else {"id": source, "text": text}
-        return {"source": source, "sample": sample, "reason": None if text else "empty", "row": row}
-
-    rounds = [
-        [result("a", 0, None), result("a", 1, None), result("b", 0, "b0"), result("b", 1, None), result("c", 0, None)],
-        [result("a", 0, None), result("a", 1, "a1"), result("c", 0, None)],
-        [result("c", 0, "c2"), result("new", 0, "n")],
-    ]
-    files = [tmp_path / f"{n}.jsonl" for n in range(3)]
-    for path, rows in zip(files, rounds, strict=True):
-        write_jsonl(path, rows)
-    counts = write_made(*files, tmp_path / "made.jsonl")
-    assert [row["text"] for row in read_jsonl(tmp_path / "made.jsonl")] == ["a1", "b0", "c2", "n"]
-    assert (counts.rows_in, counts.dropped) == (6, {"empty": 2})
 
 
 def test_the_tiny_family_writes_nonsense_that_is_dropped_and_solutions_that_are_kept(folder: Path) -> None:
