@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -25,6 +25,21 @@ from distill_lab.evaluation.intervals import log_mean_variance, log_normal
 
 ALONE = ""
 """The target without a draft."""
+
+
+class Generating(Protocol):
+    """A causal language model: `PreTrainedModel` has no `generate`, its subclasses have."""
+
+    def generate(
+        self,
+        inputs: torch.Tensor,
+        *,
+        attention_mask: torch.Tensor,
+        generation_config: GenerationConfig,
+        assistant_model: PreTrainedModel | None,
+    ) -> torch.Tensor:
+        """Prompts (batch by tokens) -> the same with what follows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +73,8 @@ def time_assisted(
     pass, by draft.
     """
 
+    model = cast(Generating, target)
+
     def answer(name: str, ids: Sequence[int]) -> tuple[float, list[int]]:
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(end_ids), pad_token_id=pad_id
@@ -74,7 +91,6 @@ def time_assisted(
             )
         given = torch.tensor([list(ids)], device=target.device)
         start = time.perf_counter()
-        model: Any = target  # generate is no method of its class
         out = model.generate(
             given, attention_mask=torch.ones_like(given), generation_config=settings, assistant_model=assistant
         )

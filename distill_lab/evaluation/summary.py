@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_lab.evaluation.evaluate import Score
 from distill_lab.evaluation.goals import Figure, Kpi, judge, smallest
@@ -204,10 +204,7 @@ def latency_tokens(models: Mapping[str, ModelSummary]) -> int:
 
 
 def _model(score: Score | None, speed: Speed | None, steps: Steps | None) -> ModelSummary:
-    found: dict[str, Any] = {}
-    if score:
-        names = ("score", "ci95", "correct", "cut_share", "truncated", "unparseable", "missing", "timeouts", "bad_gold")
-        found |= {name: getattr(score, name) for name in names}
+    found = {name: getattr(score, name) for name in _OF_SCORE} if score else {}
     if speed:
         found |= {name: getattr(speed, name) for name in _OF_SPEED}
         found |= {"timed_prompts": speed.num_prompts, "timed_max_tokens": speed.max_tokens}
@@ -218,6 +215,7 @@ def _model(score: Score | None, speed: Speed | None, steps: Steps | None) -> Mod
     return ModelSummary(**found, mean_tokens=mean_tokens)
 
 
+_OF_SCORE = ("score", "ci95", "correct", "cut_share", "truncated", "unparseable", "missing", "timeouts", "bad_gold")
 _OF_SPEED = (
     *("tokens_per_s", "tokens_per_s_single", "seconds_per_answer", "seconds_per_answer_single", "engine", "device"),
     *("dtype", "num_latencies", "latencies_s", "latency_p50_s", "latency_p95_s", "latency_tokens", "num_parameters"),

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from distill_lab.generation.progress import Progress
     from distill_lab.train.teachers import LiveTeacher
 
+GenerationSettings = Mapping[str, Any]
+"""Generation settings, as a task's YAML file has them."""
 MAX_NEW_TOKENS = 256
 """Of a task that sets no limit, as in lm-evaluation-harness."""
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -56,8 +58,8 @@ class TextRequest:
     """Of the request, among those of the item."""
     messages: list[Message]
     """A conversation, or a text to continue (`plain_text`)."""
-    settings: Mapping[str, Any]
-    """The task's generation settings."""
+    settings: GenerationSettings
+    """The task's."""
 
     @property
     def id(self) -> str:
@@ -181,8 +183,9 @@ class SuiteAnswers:
         return made
 
     def _kept(self) -> dict[str, Likelihood]:
-        rows: Iterator[dict[str, Any]] = whole_rows(self._file) if self._file.exists() else iter(())
-        return {row["key"]: Likelihood(row["log_p"], row["is_greedy"]) for row in rows}
+        if not self._file.exists():
+            return {}
+        return {row["key"]: Likelihood(row["log_p"], row["is_greedy"]) for row in whole_rows(self._file)}
 
     def _keep(self, found: Mapping[str, Likelihood]) -> None:
         with JsonlAppender(self._file) as file:
@@ -236,7 +239,7 @@ class SuiteAnswers:
         self.close()
 
 
-def task_sampling(settings: Mapping[str, Any], given: SamplingConfig, *, task: str) -> SamplingConfig:
+def task_sampling(settings: GenerationSettings, given: SamplingConfig, *, task: str) -> SamplingConfig:
     """How to sample for a task: its generation settings, and what the user set to other than the default.
 
     As in lm-evaluation-harness, a task without `do_sample: true` is greedy unless it only sets a temperature. Raises
@@ -245,7 +248,7 @@ def task_sampling(settings: Mapping[str, Any], given: SamplingConfig, *, task: s
     until = settings.get("until") or []
     length = next((settings[name] for name in LENGTHS if settings.get(name) is not None), MAX_NEW_TOKENS)
     sampled = settings.get("do_sample")
-    values: dict[str, Any] = {name: settings[name] for name in TAKEN if settings.get(name) is not None}
+    values = {name: settings[name] for name in TAKEN if settings.get(name) is not None}
     if not sampled if sampled is not None else not float(values.get("temperature", 0)):
         values = {"repetition_penalty": values["repetition_penalty"]} if "repetition_penalty" in values else {}
     elif "temperature" not in values:

@@ -14,11 +14,11 @@ import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_lab.data.contamination import NUM_WORDS, find_overlaps
 from distill_lab.evaluation.suite.harness import Suite
 from distill_lab.files.jsonl import read_jsonl, write_jsonl
+from distill_lab.types import JsonObject
 
 TRAINING_SETS = ("train.jsonl", "train.parquet")
 """Where a run keeps what its student was trained on."""
@@ -43,7 +43,7 @@ class Contamination:
         """Of all tasks."""
         return frozenset(id for ids in self.items.values() for id in ids)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object."""
         return dataclasses.asdict(self)
 

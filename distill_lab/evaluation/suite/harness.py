@@ -13,14 +13,16 @@ import importlib
 import json
 import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from distill_lab.errors import UserError
+from distill_lab.evaluation.suite._lm_eval import Loaded, Task, TaskManager, TaskModule
+from distill_lab.types import Fields
 
 NAMES = {"math500": "minerva_math500"}
 """What people call a task -> its name in lm_eval."""
@@ -32,18 +34,29 @@ NUM_NAMED = 3
 HUB_TIMEOUT_S = 10.0
 
 
+class SuiteKey(TypedDict):
+    """What tasks and their items are."""
+
+    lm_eval: str
+    """Its version."""
+    tasks: dict[str, str]
+    """Name -> digest of the settings."""
+    items: dict[str, str]
+    """Name -> digest of the items."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """Tasks with their items."""
 
     names: tuple[str, ...]
     """As the user gave them."""
-    tasks: dict[str, Any]
+    tasks: dict[str, Task]
     """Name -> lm_eval's task, in the order of the results."""
-    groups: dict[str, Any] = field(repr=False)
+    groups: dict[str, object] = field(repr=False)
     """Name -> lm_eval's group."""
-    key: dict[str, Any] = field(repr=False)
-    """What the tasks and their items are as they were loaded, for the key of a result. A run changes the tasks' settings."""
+    key: SuiteKey = field(repr=False)
+    """The tasks and their items as they were loaded, for the key of a result. A run changes the tasks' settings."""
 
     @property
     def version(self) -> str:
@@ -91,18 +104,20 @@ def load_suite(names: str, *, on_server: bool) -> Suite:
         folders = [path for path in own if path.is_dir()]
         try:
             # Reading all of its own tasks takes seconds.
-            manager: Any = tasks.TaskManager(include_path=folders or None, include_defaults=len(own) < len(given))
+            manager: TaskManager = tasks.TaskManager(
+                include_path=folders or None, include_defaults=len(own) < len(given)
+            )
         except Exception as error:  # it reads every YAML file in the folders, whatever is in them
             raise UserError(f"lm_eval's tasks cannot be read: {cause(error)}; install it again") from error
-        found: dict[str, Any] = {}
-        groups: dict[str, Any] = {}
+        found: dict[str, Task] = {}
+        groups: dict[str, object] = {}
         for name in given:
             for spec in _specs(name, manager):
                 loaded = _loaded(manager, name, spec)
                 found |= loaded["tasks"]
                 groups |= loaded["groups"]
     _check_runnable(found, on_server=on_server)
-    key = {
+    key: SuiteKey = {
         "lm_eval": str(importlib.import_module("lm_eval").__version__),
         "tasks": {name: _digest([task.dump_config()]) for name, task in found.items()},
         "items": {name: _digest(task.eval_docs) for name, task in found.items()},
@@ -114,7 +129,7 @@ def _is_path(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or Path(name).is_dir() or "/" in name
 
 
-def _specs(name: str, manager: Any) -> list[str]:
+def _specs(name: str, manager: TaskManager) -> list[str]:
     """What a name stands for: itself, a file, or the tasks of a folder."""
     path = Path(name)
     if not _is_path(name):
@@ -136,7 +151,7 @@ def _specs(name: str, manager: Any) -> list[str]:
     return inside
 
 
-def _loaded(manager: Any, name: str, spec: str) -> Any:
+def _loaded(manager: TaskManager, name: str, spec: str) -> Loaded:
     """Tasks and groups of one spec, items included. Raises UserError with the reason and a remedy."""
     from distill_lab import activity
 
@@ -179,7 +194,7 @@ def _cache_if_hub_is_away(*, is_asked: bool) -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _check_runnable(tasks: Mapping[str, Any], *, on_server: bool) -> None:
+def _check_runnable(tasks: Mapping[str, Task], *, on_server: bool) -> None:
     def refuse(names: Sequence[str], why: str) -> None:
         if names:
             more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
@@ -209,7 +224,7 @@ def quiet() -> Iterator[None]:
 
     logger = logging.getLogger("lm_eval")
     level, bars = logger.level, datasets.are_progress_bars_disabled()
-    task: Any = importlib.import_module("lm_eval.api.task")
+    task = cast(TaskModule, importlib.import_module("lm_eval.api.task"))
     before = task.tqdm
     logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
@@ -238,7 +253,7 @@ def seeded() -> Iterator[None]:
         np.random.set_state(others)
 
 
-def _digest(rows: Any) -> str:
+def _digest(rows: Iterable[Fields]) -> str:
     """Of a task's settings or items."""
     digest = hashlib.sha256()
     for row in rows:

@@ -13,17 +13,16 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill_lab.errors import UserError
 from distill_lab.evaluation.eval_rows import MISSING, EvalRow
 from distill_lab.evaluation.intervals import Interval
 from distill_lab.evaluation.statistics import score_interval
+from distill_lab.evaluation.suite._lm_eval import Results, Sample, Task
 from distill_lab.evaluation.suite.answers import SuiteAnswers
 from distill_lab.evaluation.suite.harness import WRITTEN, Suite
-from distill_lab.evaluation.suite.run import Results
 from distill_lab.models.plain_text import as_prompt
-from distill_lab.types import Completion, Grade, Message
+from distill_lab.types import Completion, Fields, Grade, JsonObject, Message
 
 UNREAD = "[invalid]"
 """What lm_eval's filters leave of an answer in which they find nothing."""
@@ -47,7 +46,7 @@ class TaskResult:
     version: str
     """Of the task in lm_eval."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """As a JSON object."""
         return dataclasses.asdict(self)
 
@@ -88,7 +87,7 @@ def group_figures(results: Results) -> dict[str, dict[str, float]]:
 
 
 def choose_metric(
-    samples: Sequence[Mapping[str, Any]], wanted: str, *, lower_is_better: frozenset[str], task: str
+    samples: Sequence[Sample], wanted: str, *, lower_is_better: frozenset[str], task: str
 ) -> tuple[str, str] | None:
     """(metric, filter) of the score; None if no metric is a number from 0 to 1 for each item.
 
@@ -117,11 +116,11 @@ def _is_score(value: object) -> bool:
 
 
 def _lower_is_better(results: Results, task: str) -> frozenset[str]:
-    known: Mapping[str, Any] = (results.get("higher_is_better") or {}).get(task) or {}
+    known = (results.get("higher_is_better") or {}).get(task) or {}
     return frozenset(name for name, higher in known.items() if higher is False)
 
 
-def _figures(found: Mapping[str, Any]) -> dict[str, float]:
+def _figures(found: Fields) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in found.items()
@@ -130,7 +129,12 @@ def _figures(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _row(
-    task: Any, name: str, sample: Mapping[str, Any], metric: str, chats: Mapping[str, Any], answers: SuiteAnswers
+    task: Task,
+    name: str,
+    sample: Sample,
+    metric: str,
+    chats: Mapping[str, list[Message]],
+    answers: SuiteAnswers,
 ) -> EvalRow:
     id = f"{name}/{sample['doc_id']}"
     context = str(sample["arguments"][0][0])
@@ -164,7 +168,7 @@ def _eval_row(id: str, prompt: list[Message], completion: Completion | None, gol
     )
 
 
-def _gold(task: Any, sample: Mapping[str, Any]) -> str | None:
+def _gold(task: Task, sample: Sample) -> str | None:
     """The gold answer as text; None if the task's target is a number that means nothing, as in ifeval."""
     target = sample["target"]
     choices = _choices(task, sample)
@@ -175,13 +179,13 @@ def _gold(task: Any, sample: Mapping[str, Any]) -> str | None:
     return str(target)
 
 
-def _choices(task: Any, sample: Mapping[str, Any]) -> list[str]:
+def _choices(task: Task, sample: Sample) -> list[str]:
     if task.config.doc_to_choice is None:
         return []
     return [str(choice) for choice in task.doc_to_choice(sample["doc"])]
 
 
-def _choice(task: Any, sample: Mapping[str, Any]) -> tuple[str, str | None]:
+def _choice(task: Task, sample: Sample) -> tuple[str, str | None]:
     """What the model finds most likely, and the gold answer.
 
     Without choices: the continuation if greedy decoding writes it, else nothing.

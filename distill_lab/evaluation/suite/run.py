@@ -11,19 +11,21 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_lab.errors import UserError
+from distill_lab.evaluation.suite._lm_eval import Request, Results
 from distill_lab.evaluation.suite.answers import SuiteAnswers, TextRequest
 from distill_lab.evaluation.suite.harness import SEEDS, Suite, cause, quiet, seeded
 from distill_lab.models.names import api_engine
 from distill_lab.models.plain_text import as_prompt
-from distill_lab.types import Message
+from distill_lab.types import Fields, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BOOTSTRAPS = 1_000
 """Resamples of lm_eval's standard errors, of metrics that have no formula for it."""
-Results = Mapping[str, Any]
-"""As `lm_eval.evaluate` returns them: `results`, `groups`, `samples`, `versions`, `n-shot`, ..."""
 
 
 def run_suite(
@@ -35,7 +37,7 @@ def run_suite(
     cannot be asked.
     """
     with quiet(), seeded():
-        harness: Any = importlib.import_module("lm_eval.evaluator")
+        harness = importlib.import_module("lm_eval.evaluator")
         for task in suite.tasks.values():
             usual = task.get_config("num_fewshot")
             if num_fewshot is not None and usual != 0:
@@ -43,9 +45,9 @@ def run_suite(
             elif usual is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEEDS[1])
-        model = _model(answers, chat=chat)
-        results = harness.evaluate(
-            lm=model,
+        chats: dict[str, list[Message]] = {}
+        results: Results = harness.evaluate(
+            lm=_model(answers, chats, chat=chat),
             task_dict={"tasks": suite.tasks, "groups": suite.groups},
             limit=limit,
             bootstrap_iters=BOOTSTRAPS,
@@ -53,21 +55,16 @@ def run_suite(
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
         )
-    return results, model.chats
+    return results, chats
 
 
-def _model(answers: SuiteAnswers, *, chat: bool) -> Any:
-    """The lab's model as lm_eval asks one."""
-    base: Any = importlib.import_module("lm_eval.api.model").LM
+def _model(answers: SuiteAnswers, chats: dict[str, list[Message]], *, chat: bool) -> object:
+    """The lab's model as lm_eval asks one. chats gets each rendered prompt with the conversation it was rendered from."""
+    base = importlib.import_module("lm_eval.api.model").LM
     on_server = api_engine(answers.model.model) is not None
 
     class LabModel(base):
         """Passes requests on to `SuiteAnswers`."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.chats: dict[str, list[Message]] = {}
-            """Rendered prompt -> the conversation it was rendered from."""
 
         @property
         def tokenizer_name(self) -> str:
@@ -83,25 +80,25 @@ def _model(answers: SuiteAnswers, *, chat: bool) -> Any:
             else:
                 text = _rendered(answers, chat_history, open_turn=add_generation_prompt)
             if add_generation_prompt:
-                self.chats[text] = [dict(message) for message in chat_history]
+                chats[text] = [dict(message) for message in chat_history]
             return text
 
-        def loglikelihood(self, requests: Sequence[Any], **_: object) -> list[tuple[float, bool]]:
+        def loglikelihood(self, requests: Sequence[Request[tuple[str, str]]], **_: object) -> list[tuple[float, bool]]:
             """Log-likelihood of each continuation, and whether it is what greedy decoding would write."""
             found = answers.likelihoods([(request.args[0], request.args[1]) for request in requests])
             return [(each.log_p, each.is_greedy) for each in found]
 
-        def loglikelihood_rolling(self, requests: Sequence[Any], **_: object) -> list[float]:
+        def loglikelihood_rolling(self, requests: Sequence[Request[tuple[str]]], **_: object) -> list[float]:
             """Log-likelihood of each whole text."""
             return answers.rolling([request.args[0] for request in requests])
 
-        def generate_until(self, requests: Sequence[Any], **_: object) -> list[str]:
+        def generate_until(self, requests: Sequence[Request[tuple[str, Fields]]], **_: object) -> list[str]:
             """What the model writes."""
             return answers.texts([self._request(request) for request in requests])
 
-        def _request(self, request: Any) -> TextRequest:
+        def _request(self, request: Request[tuple[str, Fields]]) -> TextRequest:
             context, settings = request.args[:2]
-            messages = self.chats.get(context)
+            messages = chats.get(context)
             if messages is None and on_server:
                 how = "begins the answer for the model" if chat else "is a text to continue"
                 raise UserError(
@@ -115,7 +112,7 @@ def _model(answers: SuiteAnswers, *, chat: bool) -> Any:
     return LabModel()
 
 
-_tokenizers: dict[str, Any] = {}
+_tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
 
 def has_template(answers: SuiteAnswers) -> bool:
@@ -123,7 +120,7 @@ def has_template(answers: SuiteAnswers) -> bool:
     return api_engine(answers.model.model) is not None or bool(_tokenizer(answers).chat_template)
 
 
-def _tokenizer(answers: SuiteAnswers) -> Any:
+def _tokenizer(answers: SuiteAnswers) -> PreTrainedTokenizerBase:
     from distill_lab.models.loading import load_tokenizer
 
     key = answers.model.model_dump_json()
@@ -135,7 +132,7 @@ def _tokenizer(answers: SuiteAnswers) -> Any:
 
 def _rendered(answers: SuiteAnswers, messages: Sequence[Mapping[str, str]], *, open_turn: bool) -> str:
     thinking = answers.sampling.thinking
-    settings = {} if thinking is None else {"enable_thinking": thinking}
+    settings: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
     try:
         text = _tokenizer(answers).apply_chat_template(
             [dict(message) for message in messages],
