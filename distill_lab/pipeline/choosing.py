@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from distill_lab.config import ModelConfig, SamplingConfig, TrainConfig
 from distill_lab.errors import NoData
@@ -16,6 +16,7 @@ from distill_lab.files.jsonl import read_jsonl
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.pipeline.stages import Pipeline, teacher_inputs
 from distill_lab.training_data.choosing import choose_rows, draw_rows, pass_rates, write_drawn, write_in_band
+from distill_lab.types import JsonObject
 
 ChooseRows = Literal["all", "gap", "random"]
 ChoosePrompts = Literal["all", "pass_rate", "random"]
@@ -54,7 +55,7 @@ def chosen_rows(
 
         write_learnability(model, rows, run.path(output), train, path, thinking=thinking, measure=how == "gap")
 
-    inputs: dict[str, Any] = {"rows": rows, "max_length": train.max_length, "thinking": thinking, "how": how}
+    inputs: JsonObject = {"rows": rows, "max_length": train.max_length, "thinking": thinking, "how": how}
     if how == "gap":
         inputs |= {
             "cache": train.teacher_cache.model_dump(),

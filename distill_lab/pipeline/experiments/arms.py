@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -26,6 +26,7 @@ from distill_lab.files.fingerprints import fingerprint
 from distill_lab.files.yaml_file import merge_settings
 from distill_lab.pipeline.experiments.cut_model import cut_name
 from distill_lab.pipeline.experiments.definition import TEST, CutConfig, Experiment, PresetConfig, VariantConfig
+from distill_lab.types import JsonObject
 
 MIN_ROWS = 8
 """Rows of a slice that `scale` leaves at least."""
@@ -40,7 +41,7 @@ class Recipe(Protocol):
     Config: type[RecipeConfig]
     PRESETS: Mapping[str, RecipeConfig]
 
-    def run(self, config: Any, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
+    def run(self, config: RecipeConfig, directory: str | Path, *, watch: ProgressReporter | None = None) -> Summary:
         """Run the recipe."""
         ...
 
@@ -159,7 +160,7 @@ def _arm(
         settings["student"] = ModelConfig(model=options.students[0]).model_dump()
     settings = merge_settings(settings, variant.settings)
     if options.data:
-        _use_data(settings, options)
+        settings |= _own_data(settings["data"]["split"], options)
     if variant.cut:
         settings["student"] = {"model": str(models / cut_name(variant.cut.model, variant.cut.layers))}
     for part in ("data", "test"):
@@ -175,13 +176,13 @@ def _arm(
     return Arm(variant=variant, seed=seed, recipe=name, config=config, cut=variant.cut)
 
 
-def _use_data(settings: dict[str, Any], options: Options) -> None:
-    """The user's data in the variants' slices, and a test set that is the same for all of them."""
-    part = Slice.parse(settings["data"]["split"])
+def _own_data(split: str, options: Options) -> JsonObject:
+    """The user's data in a variant's slice, and a test set that is the same for all variants."""
+    part = Slice.parse(split)
     bounds = f"[{part.start or ''}:{part.stop or ''}]" if part.start or part.stop else ""
-    settings["data"] = DataConfig(path=options.data, split=f"train{bounds}").model_dump()
+    data = DataConfig(path=options.data, split=f"train{bounds}")
     test = DataConfig(path=options.test) if options.test else DataConfig(path=options.data, split=HELD_OUT)
-    settings["test"] = test.model_dump()
+    return {"data": data.model_dump(), "test": test.model_dump()}
 
 
 def scaled(split: str, share: float) -> str:

@@ -12,7 +12,6 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from distill_lab.config import ModelConfig
 from distill_lab.errors import ModelError
@@ -35,7 +34,7 @@ def cut_model(model: ModelConfig, layers: Sequence[int], out: Path) -> None:
     from distill_lab.models.loading import load_model
 
     loaded, tokenizer = load_model(model, training=True)
-    decoder: Any = loaded.base_model
+    decoder = loaded.base_model
     found = getattr(decoder, "layers", None)
     if not isinstance(found, nn.ModuleList):
         raise ModelError(model.model, "has no plain list of layers, so none can be left out; choose another student")
@@ -44,11 +43,11 @@ def cut_model(model: ModelConfig, layers: Sequence[int], out: Path) -> None:
         raise ModelError(model.model, f"has layers 0 to {len(found) - 1}; {list(layers)} cannot be taken from it")
     kept = [found[number] for number in layers]
     for place, layer in enumerate(kept):
-        attention: Any = getattr(layer, "self_attn", None)
-        if hasattr(attention, "layer_idx"):
+        attention = getattr(layer, "self_attn", None)
+        if attention is not None and hasattr(attention, "layer_idx"):
             attention.layer_idx = place
     decoder.layers = nn.ModuleList(kept)
-    config: Any = loaded.config
+    config = loaded.config
     types = getattr(config, "layer_types", None)
     config.num_hidden_layers = len(kept)
     if types:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from distill_lab.config import Config, DataConfig
 from distill_lab.errors import UserError
 from distill_lab.files.yaml_file import read_yaml
+from distill_lab.types import JsonObject
 
 GROUPS = Path(__file__).parent / "groups"
 """Folder of the lab's own experiments, one YAML file each."""
@@ -67,7 +68,7 @@ class VariantConfig(Config):
     """Its place on the axis, such as 500 rows; without one the variants are next to each other."""
     recipe: str = ""
     """Another recipe than the experiment's."""
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: JsonObject = Field(default_factory=dict)
     """Settings of the recipe, as in its YAML file."""
     instruction: str | None = None
     """Text that follows every prompt when the models are asked, in place of the recipe's `instruction`."""
@@ -78,7 +79,7 @@ class VariantConfig(Config):
 class PresetConfig(Config):
     """An experiment for one family of models."""
 
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: JsonObject = Field(default_factory=dict)
     """Settings of all variants."""
     prompts: Annotated[tuple[PromptsConfig, ...], Field(min_length=1)]
     """What the models are compared on; the first ones decide."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ from distill_lab.generation.completions import read_completions
 from distill_lab.pipeline.synthesis.jobs import ABOUT, HISTORY, Row, load
 from distill_lab.pipeline.synthesis.reading import unfinished
 from distill_lab.pipeline.synthesis.requests import request_id, template_of
-from distill_lab.types import Completion, Counts
+from distill_lab.types import Completion, Counts, Fields
+
+Result = dict[str, Any]
+"""What became of a row and sample: `{"source", "sample", "reason", "row"}`, a reason or the new row."""
 
 
 class Answers:
@@ -61,7 +64,7 @@ def write_results(
     *,
     job: str,
     kind: str,
-    template: Mapping[str, Any],
+    template: Fields,
     num_samples: int,
     model: str,
 ) -> Counts:
@@ -71,7 +74,7 @@ def write_results(
     answers = Answers(completions)
     about = {"job": job, "template": form.name, "model": model}
 
-    def results() -> Iterator[dict[str, Any]]:
+    def results() -> Iterator[Result]:
         for row in read_jsonl(rows):
             parts = reading.values(row, kind)
             if isinstance(parts, str):
@@ -91,7 +94,7 @@ def write_results(
     return Counts(number, number - dropped.total(), dict(dropped))
 
 
-def _noted(row: Row, sample: int, about: Mapping[str, Any]) -> Row:
+def _noted(row: Row, sample: int, about: Fields) -> Row:
     """The row with its history, and with an id that other samples do not have."""
     row = dict(row)
     meta = dict(row["meta"])
@@ -118,14 +121,14 @@ def write_made(*files: Path) -> Counts:
     """
     first, *later, path = files
     again = {result["source"]: file for file in later for result in read_jsonl(file)}
-    replaced: dict[str, list[dict[str, Any]]] = {}
+    replaced: dict[str, list[Result]] = {}
     for file in later:
         for result in read_jsonl(file):
             if again[result["source"]] == file:
                 replaced.setdefault(result["source"], []).append(result)
     dropped: Counter[str] = Counter()
 
-    def merged() -> Iterator[dict[str, Any]]:
+    def merged() -> Iterator[Result]:
         for result in read_jsonl(first):
             if result["source"] not in again:
                 yield result

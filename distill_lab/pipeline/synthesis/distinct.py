@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from distill_lab.data.contamination import TestPrompts, question_text
 from distill_lab.data.near_duplicates import MAX_COMPARED
@@ -25,14 +24,14 @@ COPY, NEAR = "duplicate", "near duplicate"
 
 
 def distinct(
-    seeds: Iterable[Mapping[str, Any]], rows: Iterable[Row], *, compared: Compared, num_words: int
+    seeds: Iterable[Row], rows: Iterable[Row], *, compared: Compared, num_words: int
 ) -> tuple[list[Row], Counter[str]]:
     """The rows to keep in their order, and the others counted by reason.
 
     compared: see `Job.COMPARED`. num_words 0: near duplicates stay. Near duplicates are looked for among the first
     MAX_COMPARED prompts, at most half of which are seeds.
     """
-    first: list[Mapping[str, Any]] = []
+    first: list[Row] = []
     seen: set[str] = set()
     if compared in ("new", "instruction"):
         for seed in seeds:
@@ -56,7 +55,7 @@ def distinct(
     return kept, dropped
 
 
-def _near(seeds: Iterable[Mapping[str, Any]], rows: Iterable[Row], *, num_words: int) -> set[int]:
+def _near(seeds: Iterable[Row], rows: Iterable[Row], *, num_words: int) -> set[int]:
     """Places of the rows that are near duplicates of a seed or of an earlier row."""
     old = [{"id": "seed", "messages": seed["messages"]} for seed in seeds]
     new = islice(({"id": str(n), "messages": row["messages"]} for n, row in enumerate(rows)), MAX_COMPARED - len(old))
@@ -72,7 +71,7 @@ def write_distinct(seeds: Path, rows: Path, path: Path, *, compared: Compared, n
     return Counts(len(made), len(kept), dict(dropped))
 
 
-def _key(row: Mapping[str, Any], compared: Compared) -> str:
+def _key(row: Row, compared: Compared) -> str:
     if compared not in ("new", "instruction"):
         return json.dumps([row["messages"], row.get("completion")], sort_keys=True)
     text = question_text(row["messages"])

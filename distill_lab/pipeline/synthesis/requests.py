@@ -20,7 +20,7 @@ from distill_lab.pipeline.synthesis.distinct import distinct
 from distill_lab.pipeline.synthesis.jobs import Row, load
 from distill_lab.pipeline.synthesis.reading import shown
 from distill_lab.pipeline.synthesis.template import Template
-from distill_lab.types import Counts, Prompt
+from distill_lab.types import Counts, Fields, JsonObject, Prompt
 
 MAX_TRIES = 50
 """Tries to draw examples in an order in which they were not shown yet."""
@@ -31,13 +31,13 @@ def request_id(row: str, part: str) -> str:
     return f"{row}/{part}" if part else row
 
 
-def write_requests(rows: Path, path: Path, *, job: str, kind: str, template: Mapping[str, Any]) -> Counts:
+def write_requests(rows: Path, path: Path, *, job: str, kind: str, template: Fields) -> Counts:
     """Write the requests about `rows` to `path`; rows that the job cannot ask about are counted by reason."""
     asking, form = load(job), template_of(template)
     dropped: Counter[str] = Counter()
     num_kept = 0
 
-    def requests() -> Iterator[dict[str, Any]]:
+    def requests() -> Iterator[JsonObject]:
         nonlocal num_kept
         for row in read_jsonl(rows):
             parts = asking.values(row, kind)

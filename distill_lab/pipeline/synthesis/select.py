@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
 
 from distill_lab.chat import answer_text
 from distill_lab.errors import UserError
@@ -21,7 +20,7 @@ from distill_lab.pipeline.synthesis.jobs import Row
 from distill_lab.pipeline.synthesis.jobs.balance import SHARES, TYPE
 from distill_lab.pipeline.synthesis.jobs.rate import SCALES
 from distill_lab.training_data.training_set import instruction_row
-from distill_lab.types import Counts
+from distill_lab.types import Counts, JsonObject
 
 SHOWN = (TYPE, *(name for scales in SCALES.values() for name in scales))
 """What rows in the form `instruction` show of their meta."""
@@ -113,12 +112,12 @@ def write_out(rows: Path, path: Path, *, form: str) -> None:
         write_jsonl(path, found)
 
 
-def _instruction(row: Row) -> dict[str, Any]:
+def _instruction(row: Row) -> JsonObject:
     """A row as `{"instruction", "output"}` with its gold answer, ratings and type; with several turns as `messages`."""
     completion = row.get("completion") or []
     *before, last = row["messages"]
     if len(completion) > 1:
-        found: dict[str, Any] = {"messages": [*row["messages"], *completion]}
+        found: JsonObject = {"messages": [*row["messages"], *completion]}
     elif completion:
         found = instruction_row(row["messages"], answer_text(completion[0]["content"], completion[0].get("thinking")))
     elif not before or (len(before) == 1 and before[0]["role"] == "system"):

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from distill_lab.activity import ProgressReporter
 from distill_lab.errors import NoData, UserError
@@ -28,7 +27,7 @@ from distill_lab.pipeline.synthesis.settings import SynthesisConfig
 from distill_lab.pipeline.synthesis.template import Template
 from distill_lab.planning.preflight import check_generation, check_writable
 from distill_lab.run import Run
-from distill_lab.types import Counts
+from distill_lab.types import Counts, JsonObject
 
 RECIPE = "synthesize"
 
@@ -114,7 +113,7 @@ def _check(job: str, config: SynthesisConfig, template: Template | None) -> Temp
     return own_template(job) if config.template is None else read_template(config.template, job)
 
 
-def _inputs(job: str, config: SynthesisConfig, form: Template) -> dict[str, Any]:
+def _inputs(job: str, config: SynthesisConfig, form: Template) -> JsonObject:
     """Everything that the output depends on."""
     files = {name: Path(data.path) for name, data in (("data", config.data), ("test", config.test)) if data.path}
     return {

@@ -7,7 +7,6 @@ a whole is rewritten, and the number that it states as its answer, or the gold a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from distill_lab.answers import stated_answer
 from distill_lab.data import traces
@@ -17,7 +16,7 @@ from distill_lab.pipeline.synthesis.jobs import Row, Values
 from distill_lab.pipeline.synthesis.jobs.rate import SCALES
 from distill_lab.pipeline.synthesis.reading import answer_of, shown, written
 from distill_lab.pipeline.synthesis.template import Template
-from distill_lab.types import Completion, Message, Prompt
+from distill_lab.types import Completion, Fields, JsonObject, Message, Prompt
 
 PLACEHOLDERS = ("question", "answer", "reasoning")
 OTHER_RESULT = "another final answer"
@@ -55,7 +54,7 @@ def rewritten(row: Row, answers: Mapping[str, Completion], template: Template, *
     return row | {"completion": [message], "meta": without_ratings(row["meta"])}
 
 
-def without_ratings(meta: Mapping[str, Any]) -> dict[str, Any]:
+def without_ratings(meta: Fields) -> JsonObject:
     """A row's meta without what is known of a text that is replaced: its ratings and the traces it was chosen from."""
     stale = {traces.META, *traces.SCORES, *SCALES["cot"], *SCALES["answer"], "rv", "cd", "verified"}
     return {name: value for name, value in meta.items() if name not in stale}
