@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, SecretStr, ValidationError
 
@@ -25,7 +25,10 @@ from distill_lab.config import Config, EngineConfig, ModelConfig, SamplingConfig
 from distill_lab.easydistill.training import Training, check
 from distill_lab.errors import DataError, UserError
 from distill_lab.training_data.training_set import instruction_row
-from distill_lab.types import Message
+from distill_lab.types import JsonObject, Message
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Text = Annotated[str, Field(min_length=1)]
 NumTokens = Annotated[int, Field(ge=1)]
@@ -121,7 +124,7 @@ class TrainOnlyConfig(Config):
     dataset: TrainOnlyData
     models: Models
     training: Training
-    inference: dict[str, Any] = Field(default_factory=dict)
+    inference: JsonObject = Field(default_factory=dict)
 
 
 JOBS: dict[str, type[LocalConfig] | type[ApiConfig] | type[TrainOnlyConfig]] = {
@@ -178,11 +181,11 @@ class Job:
     notes: tuple[str, ...]
     """Notes for the user about the translation."""
 
-    def labeled_row(self, messages: Sequence[Message], answer: str) -> dict[str, Any]:
+    def labeled_row(self, messages: Sequence[Message], answer: str) -> JsonObject:
         """A row of `labeled` for an answer that the teacher gave."""
         return instruction_row(messages, answer)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The config in run.json, without the API key."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del row["api_key"], row["notes"]
@@ -196,7 +199,7 @@ def read_job(path: Path) -> Job:
     """Read the job in `path`. Raises UserError naming file, key and remedy, DataError if the file is not JSON."""
     raw = read_json(path)
     name = raw.get("job_type")
-    if name not in JOBS:
+    if not isinstance(name, str) or name not in JOBS:
         raise UserError(f"{path}: {_no_such_job(name)}")
     try:
         config = JOBS[name].model_validate(raw)
@@ -248,10 +251,10 @@ def make_job(path: Path, config: LocalConfig | ApiConfig | TrainOnlyConfig) -> J
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The config in `path`. Raises UserError or DataError for what is not one JSON object with each key once."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(pairs: list[tuple[str, object]]) -> JsonObject:
         names = [name for name, _ in pairs]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -274,12 +277,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return config
 
 
-def _no_such_job(name: Any) -> str:
+def _no_such_job(name: object) -> str:
     supported = (*JOBS, *WHITE_BOX_JOBS, DRAFT_JOB)
     known = ", ".join((*supported, *TEXT_JOBS))
     if name is None:
         return f"job_type: missing; give one of {known}"
-    if name in OTHER_JOBS:
+    if isinstance(name, str) and name in OTHER_JOBS:
         module = OTHER_JOBS[name]
         if module and find_spec(f"distill_lab.{module}"):
             return f"job_type {name}: use `distill {module.partition('.')[2]}` instead (see its --help)"
@@ -289,7 +292,7 @@ def _no_such_job(name: Any) -> str:
     return f"job_type {name!r}: no such job; {hint}Choose from {known}"
 
 
-def problem(error: Any) -> str:
+def problem(error: ErrorDetails) -> str:
     """One of a ValidationError's errors in a sentence: key and remedy."""
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":

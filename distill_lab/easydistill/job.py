@@ -53,7 +53,7 @@ from distill_lab.pipeline.fitting import fit
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.planning.preflight import check_model
 from distill_lab.run import Run, fingerprint
-from distill_lab.types import Completion, Counts, Message, Prompt
+from distill_lab.types import Completion, Counts, JsonObject, Message, Prompt
 
 EXAMPLE = "Qwen/Qwen2.5-0.5B-Instruct"
 API_KEY = "OPENAI_API_KEY"
@@ -134,13 +134,13 @@ def training_summary(out: str | Path) -> str:
     if not figures.is_file():
         return ""
     try:
-        made = read_record(figures)
-        return _training_text(made)
+        return _training_text(figures)
     except (DataError, KeyError, TypeError, ValueError, AttributeError):
         return ""  # only for people; the student does not depend on it
 
 
-def _training_text(made: dict[str, Any]) -> str:
+def _training_text(figures: Path) -> str:
+    made = read_record(figures)
     dropped = "".join(f", {number} dropped: {reason}" for reason, number in made["dropped"].items())
     text = f"{made['num_rows']} rows{dropped}, {made['steps']} steps, {made['seconds']:.0f} s of training"
     if made["validation_loss_after"] is not None:
@@ -236,7 +236,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{error}; remove it") from None
 
 
-def _labeled_rows(labeled: Path) -> Iterator[tuple[str, dict[str, Any], Message | None]]:
+def _labeled_rows(labeled: Path) -> Iterator[tuple[str, JsonObject, Message | None]]:
     """Yield (question, original row, answer) for each row."""
     raw = open_source(str(labeled)).rows("train", 0, None)
     for record, row in zip(Records(DataConfig(path=str(labeled))), raw, strict=True):
@@ -258,11 +258,11 @@ def _prompts(path: Path) -> Iterator[Prompt]:
 
 def _prepared(prompts: Path, labeled: Path | None, path: Path) -> None:
     """Completions from the answers in `labeled`; repeated instructions take their answers in order."""
-    found: dict[str, deque[dict[str, Any]]] = {}
+    found: dict[str, deque[JsonObject]] = {}
     for index, (question, _, answer) in enumerate(_labeled_rows(labeled) if labeled else ()):
         if answer is not None:
             completion = Completion("", 0, answer["content"], answer.get("thinking"), "stop", 0)
-            found.setdefault(question, deque()).append(completion.to_json() | {"row": index})
+            found.setdefault(question, deque()).append({**completion.to_json(), "row": index})
     waiting = ((prompt, found.get(_question(prompt))) for prompt in _prompts(prompts))
     write_jsonl(path, (answers.popleft() | {"id": prompt.id} for prompt, answers in waiting if answers))
 
@@ -288,7 +288,7 @@ def _write_labeled(
     answers: Path,
     labeled: Path,
     relabel: bool,
-    row_of: Callable[[Sequence[Message], str], dict[str, Any]],
+    row_of: Callable[[Sequence[Message], str], JsonObject],
 ) -> int:
     """Write every answer to `labeled` in the order of the prompts; return how many prompts failed with an error.
 

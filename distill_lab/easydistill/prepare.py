@@ -24,6 +24,7 @@ from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.run import fingerprint
 from distill_lab.training_data.reasoning import add_instruction, reasoning_data, threshold_note
 from distill_lab.training_data.training_set import instruction_row
+from distill_lab.types import Fields, JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,13 @@ class TraceRows:
 
     num_loaded: int
     """Number of questions read."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[JsonObject] = field(default_factory=list)
     """One row per question with a remaining trace."""
     note: str = ""
     """Description of the filter, with its counts."""
 
 
-def instruction_rows(data: DataConfig) -> list[dict[str, Any]]:
+def instruction_rows(data: DataConfig) -> list[JsonObject]:
     """A data set's rows; `output` is empty if a row has no answer. Raises DataError for a malformed row."""
     rows = []
     for record in Records(data):
@@ -73,12 +74,12 @@ def trace_rows(data: DataConfig, *, rv_min: float, cd_min: float) -> TraceRows:
     return TraceRows(num_loaded, rows, filtered if scored else unfiltered)
 
 
-def record_source(path: str, **source: Any) -> None:
+def record_source(path: str, **source: object) -> None:
     """Record the source and fingerprint of a prepared file, next to it."""
     write_json(_record(path), _made(path, source))
 
 
-def is_prepared(path: str, *others: str, **source: Any) -> bool:
+def is_prepared(path: str, *others: str, **source: object) -> bool:
     """Whether a file was made from `source` and the others exist too; files made elsewhere or edited count as prepared."""
     if not all(Path(each).exists() for each in (path, *others)):
         return False
@@ -91,7 +92,7 @@ def is_edited(path: str) -> bool:
     return made.get("file") != fingerprint(Path(path))
 
 
-def _made(path: str, source: dict[str, Any]) -> dict[str, Any]:
+def _made(path: str, source: Fields) -> JsonObject:
     return {**source, "file": fingerprint(Path(path))}
 
 

@@ -5,9 +5,10 @@ system1_config(settings.teacher_model, settings.student_model, "data/train_label
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from distill_lab.config import Config, ModelConfig
+from distill_lab.types import JsonObject
 
 if TYPE_CHECKING:
     from distill_lab.planning.machine import Machine
@@ -116,7 +117,7 @@ def system1_config(
     learning_rate: float = 2e-5,
     method: Method = "auto",
     lora_r: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """A black-box distillation from a local teacher."""
     return {
         "job_type": "kd_black_box_local",
@@ -153,7 +154,7 @@ def system2_config(
     max_length: int = 4096,
     method: Method = "auto",
     lora_r: int = 0,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Training on reasoning traces of up to `max_length` tokens."""
     return {
         "job_type": "kd_sft",
@@ -167,9 +168,9 @@ def system2_config(
 
 def _training(
     out_dir: str, num_epochs: int, *, max_length: int, learning_rate: float, method: Method, lora_r: int
-) -> dict[str, Any]:
+) -> JsonObject:
     # EasyDistill knows neither key, so include them only if they differ from the default.
-    own: dict[str, Any] = {"method": method} if method != "auto" else {}
+    own = {"method": method} if method != "auto" else {}
     return {
         "output_dir": out_dir,
         "num_train_epochs": num_epochs,

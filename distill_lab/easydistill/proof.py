@@ -10,9 +10,9 @@ report.html and report.md are then in `<output_dir>.run`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ from distill_lab.planning.preflight import check_grader, check_model
 from distill_lab.report.run_student import fitted as plan_of
 from distill_lab.run import Run, read_manifest
 from distill_lab.training_data.reasoning import reasoning_data
-from distill_lab.types import Counts
+from distill_lab.types import Counts, JsonObject
 
 AUTO = "auto"
 ALSO_TRAINED = "also in the training data"
@@ -115,7 +115,7 @@ def _trained(directory: Path) -> tuple[TrainConfig, bool | None]:
 
 def _record(
     job: Job, test: Test, teacher: ModelConfig, train: TrainConfig, thinking: bool | None, typed: str
-) -> dict[str, Any]:
+) -> JsonObject:
     """The config in run.json: the job's, with what a page or a chat wants to know of any run."""
     source = job.labeled.with_suffix(".source.json"), Path(job.instructions or job.labeled).with_suffix(".source.json")
     made = next((json.loads(path.read_text(encoding="utf-8")) for path in source if path.is_file()), {})
@@ -158,20 +158,16 @@ def _unseen(pipeline: Pipeline, test: Test, trained: Path) -> Path:
 
 def leave_out(test: Path, trained: Path, path: Path) -> Counts:
     """Write the test prompts whose conversation no prompt of `trained` has."""
-    known = {_text(row) for row in read_jsonl(trained)}
+    known = {question_text(row["messages"]) for row in read_jsonl(trained)}
     number = [0, 0]
 
-    def kept() -> Iterator[dict[str, Any]]:
+    def kept() -> Iterator[JsonObject]:
         for row in read_jsonl(test):
             number[0] += 1
-            if _text(row) not in known:
+            if question_text(row["messages"]) not in known:
                 number[1] += 1
                 yield row
 
     write_jsonl(path, kept())
     dropped = number[0] - number[1]
     return Counts(number[0], number[1], {ALSO_TRAINED: dropped} if dropped else {})
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    return question_text(row["messages"])

@@ -10,10 +10,10 @@ there are follow from the rows; how memory is split among GPUs is left to the la
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 
@@ -28,7 +28,7 @@ from distill_lab.pipeline.fitting import base_model_config, trained_model_config
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.recipes import draft
 from distill_lab.training_data.prompt_distillation import write_asked
-from distill_lab.types import Message
+from distill_lab.types import Fields, JsonObject, Message
 
 SCHEDULES = {"WarmupDecayLR": "linear", "WarmupLR": "constant_with_warmup"}
 """DeepSpeed's schedules, and transformers' that do the same."""
@@ -37,7 +37,7 @@ BETAS = (0.9, 0.999)
 NUM_TIMED = 16
 """Test prompts whose wall time is taken with and without the draft."""
 
-Told = dict[str, Any] | None
+Told = JsonObject | None
 """Settings that the lab chooses itself."""
 
 
@@ -169,7 +169,7 @@ class DraftJob(Job):
     training_system: str
     """System prompt of what is trained and tested on."""
 
-    def labeled_row(self, messages: Sequence[Message], answer: str) -> dict[str, Any]:
+    def labeled_row(self, messages: Sequence[Message], answer: str) -> JsonObject:
         """A row of `labeled_path`."""
         turns = [f"<|im_start|>{each['role']}\n{each['content']}<|im_end|>\n" for each in messages]
         return {"text": f"{''.join(turns)}<|im_start|>assistant\n{answer}"}
@@ -183,7 +183,7 @@ class DraftJob(Job):
         )  # fmt: skip
 
 
-def read_draft_job(path: Path, raw: Mapping[str, Any]) -> DraftJob:
+def read_draft_job(path: Path, raw: Fields) -> DraftJob:
     """The job in `path`, whose JSON is `raw`. Raises UserError naming file, key and remedy."""
     try:
         config = DraftConfig.model_validate(raw)
@@ -337,7 +337,7 @@ def trained_draft(
     thinking: bool | None,
 ) -> tuple[Path, TrainConfig]:
     """Training set -> the draft, and its settings: forward KL from draws of the teacher's distribution."""
-    settings: dict[str, Any] = {"objective": "forward_kl", "teacher": pipeline.resolve(teacher)}
+    settings = {"objective": "forward_kl", "teacher": pipeline.resolve(teacher)}
     train = TrainConfig.model_validate(train.model_dump() | settings | {"teacher_cache": {"mode": "sampled"}})
     out = str(job.out.absolute())
     pipeline.teacher_cache(student, rows, train, student=out, thinking=thinking)

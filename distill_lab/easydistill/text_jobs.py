@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
@@ -37,6 +36,7 @@ from distill_lab.pipeline.synthesis.jobs import load
 from distill_lab.pipeline.synthesis.settings import SynthesisConfig
 from distill_lab.pipeline.synthesis.synthesize import Made, synthesize
 from distill_lab.pipeline.synthesis.template import Template
+from distill_lab.types import JsonObject
 
 JUDGE = "JUDGE_MODEL"
 """Environment variable with the name of the model that rates, as in EasyDistill."""
@@ -230,7 +230,7 @@ def _settings(path: Path, kind: str, config: ServerConfig | LocalConfig) -> Synt
         temperature = 0.0 if job in ("rate", "balance") else 1.0
         sampling = SamplingConfig(max_new_tokens=server.max_new_tokens, temperature=temperature)
         seed = 0
-    own: dict[str, Any] = {}
+    own: JsonObject = {}
     if job == "expand":
         own |= {"num_rows": config.dataset.num_output_samples, "num_shown": config.dataset.num_in_context_samples}
         own["seed"] = seed
@@ -238,7 +238,8 @@ def _settings(path: Path, kind: str, config: ServerConfig | LocalConfig) -> Synt
         own["kind"] = KINDS[kind]
     if job == "balance":
         own["repeat"] = True  # EasyDistill repeats rows of rare types, too
-    return SynthesisConfig(model=model, data=data, sampling=sampling, engine=engine, form="instruction", **own)
+    given = {"model": model, "data": data, "sampling": sampling, "engine": engine, "form": "instruction"}
+    return SynthesisConfig.model_validate(given | own)
 
 
 def _thinking(job: str) -> bool | None:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -47,6 +47,10 @@ from distill_lab.files.jsonl import read_jsonl, write_json
 from distill_lab.generation.model_identity import model_inputs
 from distill_lab.pipeline.stages import Pipeline
 from distill_lab.run import fingerprint
+from distill_lab.types import Fields, JsonObject
+
+if TYPE_CHECKING:
+    from distill_lab.train.packing import Row
 
 OBJECTIVES = {"forward_kld": "forward_kl", "reverse_kld": "reverse_kl"}
 """EasyDistill's names of divergences, and the lab's."""
@@ -99,7 +103,7 @@ class GivenModels(Models):
 
     @model_validator(mode="before")
     @classmethod
-    def _list_is_teachers(cls, given: Any) -> Any:
+    def _list_is_teachers(cls, given: object) -> object:
         if isinstance(given, dict) and isinstance(given.get("teacher"), list):
             return {**{name: value for name, value in given.items() if name != "teacher"}, "teachers": given["teacher"]}
         return given
@@ -135,12 +139,12 @@ class WhiteBoxJob(Job):
     distillation: Distillation
 
 
-def is_white_box(raw: Mapping[str, Any]) -> bool:
+def is_white_box(raw: Fields) -> bool:
     """Whether a config is of a white-box job."""
     return raw.get("job_type") in WHITE_BOX_JOBS
 
 
-def read_white_box(path: Path, raw: Mapping[str, Any]) -> WhiteBoxJob:
+def read_white_box(path: Path, raw: Fields) -> WhiteBoxJob:
     """The job in `path`, whose JSON is `raw`. Raises UserError naming file, key and remedy."""
     kind = WhiteBoxConfig if raw["job_type"] == WHITE_BOX_JOBS[0] else GivenConfig
     try:
@@ -194,7 +198,7 @@ def _given(path: Path, config: GivenConfig, notes: list[str]) -> tuple[tuple[str
         )
     top = inference.pop("top_logits_num", 0)
     try:
-        top = WhiteBoxInference(top_logits_num=top).top_logits_num if top else 0
+        top = WhiteBoxInference.model_validate({"top_logits_num": top}).top_logits_num if top else 0
     except ValidationError as error:
         raise UserError(f"{path}: inference.{problem(error.errors()[0])}") from None
     if inference:
@@ -252,7 +256,7 @@ def with_probabilities(
     files that belong to other rows.
     """
     given = job.distillation
-    settings: dict[str, Any] = {
+    settings: JsonObject = {
         "objective": OBJECTIVES[given.distillation_type],
         "objective_settings": {"ce_weight": round(1 - given.kd_ratio, 12)},
     }
@@ -312,12 +316,13 @@ def _reader(
         from distill_lab.models.loading import load_tokenizer, without_weights
         from distill_lab.models.token_bytes import token_bytes
         from distill_lab.train.given_logits import import_logits
+        from distill_lab.train.loss_module import decoder_and_head
 
         lines = _rows_of(order, rows, job.student, train, thinking, others=True)
         num_lines = sum(1 for _ in read_jsonl(order))
-        head: Any = without_weights(job.student).get_output_embeddings()
+        _, head = decoder_and_head(without_weights(job.student))
         found = import_logits(
-            file, dict(enumerate(lines)), path, num_lines=num_lines, num_ids=head.out_features,
+            file, dict(enumerate(lines)), path, num_lines=num_lines, num_ids=head.linear.out_features,
             names=token_bytes(load_tokenizer(job.student)), max_ids=job.top or None,
         )  # fmt: skip
         pipeline.watch.note(f"{file}: {found}")
@@ -328,7 +333,7 @@ def _reader(
 
 def _rows_of(
     prompts: Path, rows: Path, student: ModelConfig, train: TrainConfig, thinking: bool | None, *, others: bool = False
-) -> list[list[Any]]:
+) -> list[list[Row]]:
     """For each prompt its training rows as the trainer encodes them; rows of several sequences belong to no prompt.
 
     Prompts that come several times take their rows in order. others: rows that belong to no prompt follow as one more item.
@@ -336,7 +341,7 @@ def _rows_of(
     from distill_lab.models.loading import load_tokenizer
     from distill_lab.train.rows import encoded_rows
 
-    found, left = list[list[Any]](), list[Any]()
+    found, left = list[list[Row]](), list[Row]()
     places: dict[str, deque[int]] = {}
     for place, row in enumerate(read_jsonl(prompts)):
         places.setdefault(json.dumps(row["messages"]), deque()).append(place)
