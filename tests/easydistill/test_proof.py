@@ -23,9 +23,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def config(folder: Path) -> Path:
     """A kd_sft config on 24 word problems, in the current folder."""
-    monkeypatch.chdir(tmp_path)
     rows = [
         {"instruction": f"{row['messages'][0]['content']}\n{STEP_BY_STEP}", "output": row["messages"][1]["content"]}
         for row in islice(task_rows("problems", "distill"), 24)

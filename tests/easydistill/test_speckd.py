@@ -12,7 +12,7 @@ from distill_lab.easydistill.job import run, run_directory
 from distill_lab.easydistill.speckd import read_draft_job
 from distill_lab.errors import UserError
 from distill_lab.files.jsonl import read_jsonl
-from tests.easydistill.test_white_box import ROWS, Log, authors_config
+from tests.easydistill.jobs import FEW, Log, authors_config, write_config
 
 pytestmark = pytest.mark.slow
 
@@ -20,17 +20,15 @@ CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}"
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test stands in a folder of its own with `in.jsonl` and `test.jsonl`."""
-    monkeypatch.chdir(tmp_path)
-    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:12]))
-    tests = [{"text": CHATML.format(row["instruction"], "?")} for row in ROWS[12:]]
-    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
-    return tmp_path
+def instructions(folder: Path) -> None:
+    """12 of the FEW in `in.jsonl`, and the others in `test.jsonl`."""
+    (folder / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in FEW[:12]))
+    tests = [{"text": CHATML.format(row["instruction"], "?")} for row in FEW[12:]]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tests))
 
 
 def config(**changes: Any) -> Path:
-    """A config of 12 instructions for the tiny family; `training__max_len=64` changes one key, None removes it."""
+    """A config of 12 instructions for the tiny family, with changes."""
     schedule = {"warmup_min_lr": 0, "warmup_max_lr": 1e-3, "warmup_num_steps": 10, "total_num_steps": 100}
     data: dict[str, Any] = {
         "job_type": "speckd_local",
@@ -46,17 +44,7 @@ def config(**changes: Any) -> Path:
             },
         },
     }  # fmt: skip
-    for place, value in changes.items():
-        *sections, key = place.split("__")
-        section = data
-        for name in sections:
-            section = section[name]
-        section[key] = value
-        if value is None:
-            del section[key]
-    path = Path("job.json")
-    path.write_text(json.dumps(data))
-    return path
+    return write_config(data, changes)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +91,14 @@ def test_deepspeeds_settings_become_the_labs() -> None:
 
 
 def test_the_targets_answers_train_a_draft() -> None:
-    kept = {"text": CHATML.format(ROWS[3]["instruction"], "MY OWN WORDS")}
+    kept = {"text": CHATML.format(FEW[3]["instruction"], "MY OWN WORDS")}
     Path("labeled.jsonl").write_text(json.dumps(kept) + "\n")
     log = Log()
     assert run(config(training__system_prompt="Be brief."), watch=log) == Path("draft").absolute()
     rows = list(read_jsonl(Path("labeled.jsonl")))
     assert len(rows) == 12
     assert rows[3] == kept
-    assert rows[0] == {"text": CHATML.format(ROWS[0]["instruction"], "CAT, FOX")}
+    assert rows[0] == {"text": CHATML.format(FEW[0]["instruction"], "CAT, FOX")}
     trained = list(read_jsonl(run_directory("draft") / "train.jsonl"))
     assert {row["prompt"][0]["content"] for row in trained} == {"Be brief."}
     report = json.loads((run_directory("draft") / "draft.json").read_text())

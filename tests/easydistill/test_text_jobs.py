@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from distill_lab import cli
-from distill_lab.activity import ProgressReporter
 from distill_lab.config import DataConfig
 from distill_lab.data.records import Records
 from distill_lab.easydistill.config import TEXT_JOBS, read_job
 from distill_lab.easydistill.text_jobs import JOBS, read_text_job, run
 from distill_lab.errors import NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
+from tests.easydistill.jobs import Log
 from tests.hostile_server import HostileServer
 from tests.writing_server import sentence, text_for, write
 
@@ -36,18 +36,8 @@ def writer() -> Iterator[HostileServer]:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def no_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_MODEL", raising=False)
-    return tmp_path
-
-
-class Log(ProgressReporter):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def problem(number: int) -> str:

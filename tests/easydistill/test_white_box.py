@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from distill_lab.activity import ProgressReporter
 from distill_lab.chat import encode_turns
 from distill_lab.config import ModelConfig
 from distill_lab.easydistill.job import run, run_directory
@@ -17,37 +16,19 @@ from distill_lab.errors import DataError, UserError
 from distill_lab.files.jsonl import read_jsonl
 from distill_lab.models.loading import load_tokenizer
 from distill_lab.train.packing import Row
+from tests.easydistill.jobs import FEW, Log, authors_config, write_config
 
 pytestmark = pytest.mark.slow
 
-WORDS = ["cat", "dog", "red", "hat", "fox", "saw", "axe", "kiwi"]
-ROWS = [{"instruction": f"Make this upper case: {a}, {b}"} for a in WORDS[:4] for b in WORDS[4:]]
-
-
-class Log(ProgressReporter):
-    """Everything a run says."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def has(self, text: str) -> bool:
-        """Whether a note has this text."""
-        return any(text in note for note in self.notes)
-
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test stands in a folder of its own with `in.json`."""
-    monkeypatch.chdir(tmp_path)
-    Path("in.json").write_text(json.dumps(ROWS))
-    return tmp_path
+def instructions(folder: Path) -> None:
+    """FEW in `in.json`."""
+    (folder / "in.json").write_text(json.dumps(FEW))
 
 
 def config(job_type: str = "kd_white_box", /, **changes: Any) -> Path:
-    """A config of 16 instructions for the tiny family; `training__max_steps=3` changes one key, None removes it."""
+    """A config of 16 instructions for the tiny family, with changes."""
     data: dict[str, Any] = {
         "job_type": job_type,
         "dataset": {
@@ -61,17 +42,7 @@ def config(job_type: str = "kd_white_box", /, **changes: Any) -> Path:
         "models": {"teacher": "tiny:teacher", "student": "tiny:student"},
         "training": {"output_dir": "student", "num_train_epochs": 2, "learning_rate": 1e-3, "max_length": 128},
     }
-    for place, value in changes.items():
-        *sections, key = place.split("__")
-        section = data
-        for name in sections:
-            section = section[name]
-        section[key] = value
-        if value is None:
-            del section[key]
-    path = Path("job.json")
-    path.write_text(json.dumps(data))
-    return path
+    return write_config(data, changes)
 
 
 def steps(out: str = "student") -> list[dict[str, Any]]:
@@ -116,7 +87,7 @@ def inputs_of(out: str = "student") -> dict[str, Any]:
     ],
 )
 def test_what_is_wrong_in_a_config_is_named(job_type: str, changes: dict[str, Any], message: str) -> None:
-    Path("out.json").write_text(json.dumps([{**row, "output": "x"} for row in ROWS]))
+    Path("out.json").write_text(json.dumps([{**row, "output": "x"} for row in FEW]))
     before = sorted(path.name for path in Path.cwd().iterdir())
     with pytest.raises(UserError) as caught:
         run(config(job_type, **changes))
@@ -130,7 +101,7 @@ def test_a_teacher_that_is_here_is_written_to_a_file_that_others_learn_from() ->
     labeled = json.loads(Path("out.json").read_text())
     assert labeled[0]["output"] == "CAT, FOX"
     lines = [json.loads(line) for line in Path("logits.jsonl").read_text().splitlines()]
-    assert len(lines) == len(ROWS)
+    assert len(lines) == len(FEW)
     assert all(6 <= len(token) <= 7 and sum(token.values()) < 1.01 for line in lines for token in line)
     assert log.has("the loss is 0.25 * divergence + 0.75 * cross-entropy")
     for row in steps():
@@ -175,7 +146,7 @@ def answer_ids(prompt: str, answer: str) -> tuple[list[int], int]:
 
 def test_files_as_easydistill_writes_them_are_laid_over_the_right_tokens() -> None:
     rows, lines = [], []
-    for place, row in enumerate(ROWS):
+    for place, row in enumerate(FEW):
         answer = row["instruction"].partition(": ")[2].upper()
         ids, line_break = answer_ids(row["instruction"], answer)
         text = [*[line_break] * (place % 2), *ids, *[5] * (3 + place % 4)]
@@ -197,7 +168,7 @@ def test_files_as_easydistill_writes_them_are_laid_over_the_right_tokens() -> No
     assert steps("two")[0]["metrics"]["kd"] == pytest.approx(2 * steps()[0]["metrics"]["kd"], rel=1e-4)
     assert len(inputs_of("two")["teacher_cache"]["folders"]) == 2
     # A file of other prompts, a damaged one, and one that EasyDistill has appended to.
-    Path("in.json").write_text(json.dumps([*ROWS[1:], ROWS[0]]))
+    Path("in.json").write_text(json.dumps([*FEW[1:], FEW[0]]))
     Path("second.jsonl").write_text(json.dumps(lines[0][:2]) + "\n[{}]\n")
     changes = {"training__output_dir": "three", "dataset__logits_path": "second.jsonl"}
     with pytest.raises(DataError, match=r"second\.jsonl:2: token 0: expected"):
@@ -221,17 +192,6 @@ def test_reverse_kl_and_lengths_that_only_distillation_names() -> None:
     assert settings["max_length"] == 96
 
 
-def authors_config(shared_data: Path, name: str, **changes: Any) -> Path:
-    """One of the authors' configs with other models and paths."""
-    data = json.loads((shared_data / "easydistill_1.0" / name).read_text())
-    for place, value in changes.items():
-        section, key = place.split("__")
-        assert key in data[section], place
-        data[section][key] = value
-    Path(name).write_text(json.dumps(data))
-    return Path(name)
-
-
 def test_the_authors_config_with_a_teacher(shared_data: Path) -> None:
     path = authors_config(
         shared_data, "kd_white_box.json", dataset__instruction_path="in.json", dataset__labeled_path="labeled.json",
@@ -239,7 +199,7 @@ def test_the_authors_config_with_a_teacher(shared_data: Path) -> None:
     )  # fmt: skip
     log = Log()
     run(path, watch=log)
-    assert len(Path("logits.json").read_text().splitlines()) == len(ROWS)
+    assert len(Path("logits.json").read_text().splitlines()) == len(FEW)
     assert log.has("inference.enable_chunked_prefill, inference.gpu_memory_utilization")
     assert log.has("dataset.template is not used")
     settings = inputs_of("result")
@@ -249,11 +209,11 @@ def test_the_authors_config_with_a_teacher(shared_data: Path) -> None:
 
 
 def test_the_authors_config_with_the_files_of_two_teachers(shared_data: Path) -> None:
-    Path("labeled.json").write_text(json.dumps([{**ROWS[0], "output": "CAT, FOX"}, {**ROWS[1], "output": "CAT, SAW"}]))
+    Path("labeled.json").write_text(json.dumps([{**FEW[0], "output": "CAT, FOX"}, {**FEW[1], "output": "CAT, SAW"}]))
     files = ["first.jsonl", "second.jsonl"]
     for file in files:
         lines = []
-        for row, answer in zip(ROWS[:2], ("CAT, FOX", "CAT, SAW"), strict=True):
+        for row, answer in zip(FEW[:2], ("CAT, FOX", "CAT, SAW"), strict=True):
             ids, line_break = answer_ids(row["instruction"], answer)
             lines.append([{str(id): 0.8, "3": 0.1} for id in (line_break, *ids) if id != 3])
         Path(file).write_text("".join(json.dumps(line) + "\n" for line in lines))
