@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from transformers import (
 from distill_lab.chat import Encoded
 from distill_lab.errors import UserError
 from distill_lab.train import loss_module
-from distill_lab.train.packing import Row, choose_width, collate, epoch_batches, pack
+from distill_lab.train.packing import Row, choose_width, collate, epoch_batches, pack, split_batch
 from tests.helpers import CROSS_ENTROPY
 
 SIZES: dict[str, Any] = {
@@ -114,6 +115,15 @@ def test_packed_rows_waste_little() -> None:
     assert 80 <= width <= 240
 
 
+def test_the_cheapest_width_by_hand() -> None:
+    # Bins * width * (1,024 + width): 6 * 100 * 1,124 = 674,400; 4 * 125 * 1,149 = 574,500; one of 400 * 1,424 = 569,600.
+    lengths = [100, 60, 60, 60, 60, 60]
+    assert choose_width(lengths, 400) == 400
+    assert choose_width(lengths, 399) == 125
+    # No bin is narrower than the longest row, however small the batch.
+    assert choose_width(lengths, 10) == 100
+
+
 def test_epochs_hold_every_row_once_and_differ() -> None:
     rng = random.Random(0)
     lengths = [rng.randint(5, 60) for _ in range(200)]
@@ -125,10 +135,35 @@ def test_epochs_hold_every_row_once_and_differ() -> None:
                 lengths, tokens_per_batch=256, width=width, seed=1, epoch=epoch, pack_rows=pack_rows
             )
             assert sorted(i for batch in batches for bin_ in batch for i in bin_) == list(range(200))
-            assert all(len(batch) * width <= 256 for batch in batches)
+            assert max(len(batch) for batch in batches) == 4 == 256 // width
             assert pack_rows or all(len(bin_) == 1 for batch in batches for bin_ in batch)
             orders.append(batches)
         assert orders[0] == orders[2] != orders[1]
+        settings = {"tokens_per_batch": 256, "width": width, "pack_rows": pack_rows}
+        assert epoch_batches(lengths, seed=1, round_number=1, **settings) != orders[0]
+        assert epoch_batches(lengths, seed=2, **settings) != orders[0]
+        if pack_rows:
+            assert epoch_batches(lengths, tokens_per_batch=256, width=width, seed=1) == orders[0]
+    narrow = epoch_batches(lengths, tokens_per_batch=10, width=64, seed=1)
+    assert {len(batch) for batch in narrow} == {1}
+
+
+def test_rows_that_cannot_be_packed_share_a_batch_with_rows_of_similar_length() -> None:
+    rng = random.Random(0)
+    lengths = [rng.randint(5, 60) for _ in range(200)]
+    batches = epoch_batches(lengths, tokens_per_batch=256, width=60, seed=1, pack_rows=False)
+    spans = [[lengths[index] for (index,) in batch] for batch in batches]
+    in_order = sorted(spans, key=lambda span: (min(span), max(span)))
+    assert all(max(one) <= min(other) for one, other in pairwise(in_order))
+    assert spans != in_order
+
+
+def test_split_batch_by_hand() -> None:
+    batch = [["a", "b"], ["c"], ["d"]]
+    assert split_batch(batch, 1) == [batch]
+    assert split_batch(batch, 2) == [[["a", "b"]], [["c"], ["d"]]]
+    assert split_batch(batch, 3) == [[["a", "b"]], [["c"]], [["d"]]]
+    assert split_batch(batch, 4) == split_batch(batch, 9) == [[["a"]], [["b"]], [["c"]], [["d"]]]
 
 
 def test_collate_by_hand() -> None:
@@ -148,6 +183,19 @@ def test_collate_by_hand() -> None:
     assert flat.max_seqlen == 4
     alone = collate([[first], [third]])
     assert alone.position_ids_BW.tolist() == [[0, 1, 2, 3], [0, 1, 2, 3]]
+    for nothing in (collate([]), collate([], flat=True)):
+        assert nothing.input_ids_BW.tolist() == nothing.position_ids_BW.tolist() == [[0]]
+        assert nothing.loss_positions_N.tolist() == nothing.labels_N.tolist() == []
+
+
+def test_the_id_of_a_row_is_the_same_in_every_version() -> None:
+    """Caches on disk are keyed by it."""
+    row = Row.from_encoded(Encoded([5, 6, 7], [False, False, True]))
+    assert row.id.hex() == "f6f942b26bc7840f"
+    # Rows that differ in their number of tokens, one token or one flag of the mask have other ids.
+    others = [([5, 6], [False, True]), ([5, 6, 8], [False, False, True]), ([5, 6, 7], [False, True, True])]
+    ids = {Row.from_encoded(Encoded(tokens, mask)).id for tokens, mask in others}
+    assert len(ids | {row.id}) == 4
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
