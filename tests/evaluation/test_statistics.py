@@ -156,6 +156,13 @@ def test_a_system_prompt_that_only_the_teacher_has_is_no_difference_if_so_said(t
         retention_interval(teacher, student, same_system=False)
 
 
+def test_the_order_of_a_messages_fields_makes_no_difference(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    write_jsonl(old, [eval_row("x", 0.0, prompt=[{"role": "user", "content": "q"}])])
+    write_jsonl(new, [eval_row("x", 1.0, prompt=[{"content": "q", "role": "user"}])])
+    assert paired(old, new).gain == 1.0
+
+
 def test_samples_of_one_id_must_agree(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     write_jsonl(path, [eval_row("x", 1.0), eval_row("x", 0.0, sample=1)])
@@ -171,7 +178,7 @@ def test_a_score_has_the_interval_of_its_kind() -> None:
 
 
 def test_outcomes_count_the_first_sample_of_prompts_in_both_files(tmp_path: Path) -> None:
-    teacher = eval_file(tmp_path / "t.jsonl", {"a": 1, "b": 1, "c": 0, "d": 0, "only here": 1})
+    teacher = eval_file(tmp_path / "t.jsonl", {"a": 0.5, "b": 1, "c": 0, "d": 0, "only here": 1})
     rows = [eval_row(name, score) for name, score in {"a": 1, "b": 0.4, "c": 0.5, "d": 0, "only there": 1}.items()]
     write_jsonl(tmp_path / "s.jsonl", [*rows, eval_row("d", 1.0, sample=1)])
     assert outcomes(teacher, tmp_path / "s.jsonl") == {
