@@ -10,9 +10,18 @@ import pytest
 import torch
 
 from distill_lab.errors import UserError
-from distill_lab.train.objectives import ChunkTargets, Draws, TopK, load_objective, objective_names, signals_of
+from distill_lab.train.objectives import (
+    ChunkTargets,
+    Draws,
+    SeveralTopK,
+    TopK,
+    load_objective,
+    objective_names,
+    signals_of,
+)
 from distill_lab.train.objectives._chunked_head import head_loss
 from distill_lab.train.objectives._contract import ChunkFunction
+from distill_lab.train.objectives._divergence import blocks
 
 C, V = 7, 23
 ALL = ["forward_kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "entropy_aware", "acceptance"]
@@ -84,7 +93,7 @@ def reference(
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize("name", ALL)
 def test_value_and_gradient_are_those_of_the_definition(name: str, temperature: float, weight: float) -> None:
     student, teacher, labels = inputs()
@@ -112,16 +121,64 @@ def test_logits_far_apart_stay_finite_and_equal_ones_give_zero(name: str) -> Non
     assert same.grad_CV.abs().max() < 1e-5
 
 
+def best_of(teacher: torch.Tensor, known_C: torch.Tensor | None = None) -> TopK:
+    """Its five most likely ids."""
+    found = teacher.softmax(-1).topk(5, -1)
+    rest = 1 - found.values.sum(1, keepdim=True)
+    return TopK(found.indices, torch.cat([found.values, rest], 1).log().float(), known_C)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_several_blocks_of_a_chunk_are_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from distill_lab.train.objectives import _divergence
 
     student, teacher, labels = inputs()
-    whole = chunk_function(name)(student.float(), ChunkTargets(labels, teacher.float()))
-    monkeypatch.setattr(_divergence, "CPU_BLOCK", 2 * V)
-    parts = chunk_function(name)(student.float(), ChunkTargets(labels, teacher.float()))
-    torch.testing.assert_close(parts.total, whole.total)
-    torch.testing.assert_close(parts.grad_CV, whole.grad_CV)
+    top = best_of(teacher, torch.arange(C) != 3)
+    for signal in (teacher.float(), top, SeveralTopK((top, best_of(teacher.flip(0))))):
+        found = []
+        for size in (C * V, 2 * V):
+            monkeypatch.setattr(_divergence, "CPU_BLOCK", size)
+            said = signal.clone() if isinstance(signal, torch.Tensor) else signal
+            found.append(chunk_function(name)(student.float(), ChunkTargets(labels, said)))
+        torch.testing.assert_close(found[1].total, found[0].total)
+        torch.testing.assert_close(found[1].grad_CV, found[0].grad_CV)
+
+
+def test_a_cpu_works_on_blocks_and_other_devices_on_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill_lab.train.objectives import _divergence
+
+    def ends(rows: int, device: str = "cpu") -> list[tuple[int, int]]:
+        return [(part.start, part.stop) for part in blocks(torch.empty(rows, V, device=device))]
+
+    monkeypatch.setattr(_divergence, "CPU_BLOCK", 3 * V - 1)
+    assert ends(5) == [(0, 2), (2, 4), (4, 6)]
+    assert ends(5, "meta") == [(0, 5)]
+    assert ends(0) == ends(0, "meta") == []
+    monkeypatch.setattr(_divergence, "CPU_BLOCK", V - 1)
+    assert ends(2) == [(0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_student_that_is_certain_of_what_the_teacher_names_has_a_finite_loss(name: str) -> None:
+    _, teacher, labels = inputs()
+    top = best_of(teacher)
+    before = top.log_p_CB.clone()
+    student = torch.zeros(C, V).scatter(1, top.ids_CK, 1000.0)
+    for signal in (top, SeveralTopK((top, top))):
+        found = chunk_function(name)(student.clone(), ChunkTargets(labels, signal))
+        assert torch.isfinite(found.total)
+        assert torch.isfinite(found.grad_CV).all()
+    # What a teacher says is read again: it stays as it is.
+    assert torch.equal(top.log_p_CB, before)
+
+
+def test_forward_kl_counts_only_where_the_entropy_is_above_the_threshold() -> None:
+    student, _, labels = inputs()
+    teacher = torch.zeros(C, V).scatter(1, labels[:, None], 1000.0)  # certain: an entropy of exactly 0
+    objective: Any = load_objective("entropy_aware", ["threshold=0"])
+    found = objective.keywords["chunk_loss"](student.float(), ChunkTargets(labels, teacher.clone()))
+    reverse = chunk_function("reverse_kl")(student.float(), ChunkTargets(labels, teacher.clone()))
+    assert found.total == reverse.total > 0
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -150,8 +207,8 @@ def drawn(weights: torch.Tensor, entropy: torch.Tensor) -> Draws:
     )
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.3])
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize("partial", [False, True])
 def test_forward_kl_from_draws(weight: float, temperature: float, partial: bool) -> None:
     student, teacher, labels = inputs()
@@ -270,9 +327,50 @@ def test_what_an_objective_cannot_read_is_refused() -> None:
     assert signals_of("cross_entropy") == ()
     assert signals_of("sampled_reverse_kl") == ("scored",)
     assert set(objective_names()) == {"cross_entropy", "sampled_reverse_kl", "chunk_likelihood", *ALL}
-    for setting in ("temperature=0", "ce_weight=1.5", "ce_weight=-0.1"):
-        with pytest.raises(UserError, match=rf"objective jsd: {setting.split('=')[0]}: "):
-            load_objective("jsd", [setting])
-    for name, setting in (("jsd", "beta=1"), ("skew_kl", "alpha=0"), ("skew_reverse_kl", "alpha=1")):
-        with pytest.raises(UserError, match=f"objective {name}: "):
-            load_objective(name, [setting])
+    with pytest.raises(UserError, match="no objective 'kl'; there are acceptance, "):
+        signals_of("kl")
+    with pytest.raises(UserError, match=r"jsd: no setting a, b; it has beta, temperature, ce_weight$"):
+        load_objective("jsd", ["b=1", "a=2=3"])
+    with pytest.raises(UserError, match=r"objective jsd: beta: .* less than 1; temperature: .* greater than 0$"):
+        load_objective("jsd", ["beta=1", "temperature=0"])
+    objective: Any = load_objective("sampled_reverse_kl")
+    with pytest.raises(UserError, match="learns from a teacher on a server; use reverse_kl"):
+        objective.keywords["chunk_loss"](student.float(), ChunkTargets(labels, teacher.float()))
+
+
+OWN: dict[str, dict[str, float]] = {
+    "acceptance": {"eta": 3.0}, "chunk_likelihood": {"tau": 100.0, "exact": 1.0}, "entropy_aware": {"threshold": 0.8},
+    "forward_kl": {}, "jsd": {"beta": 0.5}, "reverse_kl": {}, "skew_kl": {"alpha": 0.1}, "skew_reverse_kl": {"alpha": 0.1},
+}  # fmt: skip
+"""What each objective has besides temperature and ce_weight, with the default."""
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_defaults_compare_the_distributions_themselves_without_cross_entropy(name: str) -> None:
+    objective: Any = load_objective(name)
+    assert objective.keywords["chunk_loss"].keywords == OWN[name] | {"temperature": 1.0, "ce_weight": 0.0}
+
+
+ENDS = [
+    ("acceptance", "eta", (0, 1e9), (-0.5,)),
+    ("chunk_likelihood", "tau", (1, 1e6), (0.5, 1e6 + 0.5)),
+    ("chunk_likelihood", "exact", (0, 1), (-0.5, 1.5)),
+    ("entropy_aware", "threshold", (0, 1e9), (-0.5,)),
+    ("jsd", "beta", (0.01, 0.99), (0, 1)),
+    ("skew_kl", "alpha", (0.01, 0.99), (0, 1)),
+    ("skew_reverse_kl", "alpha", (0.01, 0.99), (0, 1)),
+    ("forward_kl", "temperature", (0.01, 100), (0, 100.5)),
+    ("forward_kl", "ce_weight", (0, 1), (-0.5, 1.5)),
+]
+
+
+@pytest.mark.parametrize(("name", "setting", "inside", "outside"), ENDS)
+def test_a_setting_is_taken_up_to_the_ends_of_its_range(
+    name: str, setting: str, inside: tuple[float, ...], outside: tuple[float, ...]
+) -> None:
+    for value in inside:
+        objective: Any = load_objective(name, [f"{setting}={value}"])
+        assert objective.keywords["chunk_loss"].keywords[setting] == value
+    for value in outside:
+        with pytest.raises(UserError, match=f"objective {name}: {setting}: "):
+            load_objective(name, [f"{setting}={value}"])

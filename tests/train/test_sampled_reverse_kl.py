@@ -38,6 +38,7 @@ def test_the_mean_over_all_tokens_is_the_exact_gradient_and_value(scale: float) 
             weight = q[place, token].float()
             value += weight * found.total
             grad[part] += weight * found.grad_CV
+            assert found.metrics["kd"] == found.total
             assert found.metrics["ce"].item() == pytest.approx(-log_q[place, token].item(), abs=1e-4)
     assert value.item() == pytest.approx(exact.item(), rel=1e-4)
     torch.testing.assert_close(grad, wanted.float(), rtol=1e-3, atol=1e-5)
