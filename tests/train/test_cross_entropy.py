@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill_lab.train.objectives import ChunkLoss, ChunkTargets, cross_entropy
+from distill_lab.train.objectives import ChunkLoss, ChunkTargets, Head, LossBatch, cross_entropy, load_objective
+from distill_lab.train.objectives import _chunked_head as chunked_head
 from distill_lab.train.objectives._chunked_head import head_loss
 
 N, H, V = 37, 16, 101
@@ -35,7 +36,7 @@ def reference(hidden_NH, head_VH, labels_N, bias_V=None, softcap=None, scale=1.0
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 37, 1000, None])
-@pytest.mark.parametrize(("softcap", "scale", "with_bias"), [(None, 1.0, False), (5.0, 0.5, True), (None, 0.3, True)])
+@pytest.mark.parametrize(("softcap", "scale", "with_bias"), [(None, 1.0, False), (5.0, 0.5, True), (None, 2.0, True)])
 def test_loss_and_every_gradient_equal_torch(
     chunk: int | None, softcap: float | None, scale: float, with_bias: bool
 ) -> None:
@@ -205,3 +206,79 @@ def test_a_loss_without_gradients_computes_none() -> None:
     assert found.item() == expected.item()
     assert sum(products) == 1
     assert head_VH.grad is None
+
+
+def test_an_objective_uses_all_that_the_head_has() -> None:
+    hidden_NH, _, _, labels_N = inputs()
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(H, V)
+    ids = torch.zeros(1, N, dtype=torch.int64)
+    batch = LossBatch(ids, ids, None, None, torch.arange(N), labels_N, ())
+    objective = load_objective("cross_entropy")
+    expected = reference(hidden_NH, linear.weight, labels_N, linear.bias, 5.0, 0.5)
+    wanted = torch.autograd.grad(0.25 * expected, (linear.weight, hidden_NH, linear.bias))
+    total = objective(hidden_NH, Head(linear, scale=0.5, softcap=5.0, grad_scale=0.25), batch).total
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-5)
+    assert linear.weight.grad is not None  # added in the forward pass
+    (0.25 * total).backward()
+    for found, right in zip((linear.weight.grad, hidden_NH.grad, linear.bias.grad), wanted, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+    # A copy of the weights is used in its type and in no other.
+    doubled = (2 * linear.weight).bfloat16()
+    exact = reference(hidden_NH, linear.weight, labels_N, linear.bias)
+    assert objective(hidden_NH, Head(linear, copy=doubled), batch).total.item() == pytest.approx(exact.item(), rel=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        total = objective(hidden_NH, Head(linear, copy=doubled), batch).total
+    far = reference(hidden_NH, 2 * linear.weight, labels_N, linear.bias)
+    assert total.item() == pytest.approx(far.item(), rel=1e-2) != pytest.approx(exact.item(), rel=5e-2)
+
+
+def test_a_frozen_heads_gradient_is_not_added_either() -> None:
+    hidden_NH, head_VH, _, labels_N = inputs()
+    head_VH = head_VH.detach()
+    loss(hidden_NH, head_VH, labels_N, head_grad_scale=0.5).backward()
+    assert head_VH.grad is None
+    assert hidden_NH.grad is not None
+
+
+def test_weights_in_half_precision_get_gradients_in_their_type() -> None:
+    exact = inputs()
+    wanted = torch.autograd.grad(reference(exact[0], exact[1], exact[3], exact[2]), exact[:3])
+    half = [each.detach().bfloat16().requires_grad_() for each in exact[:3]]
+    total = loss(half[0], half[1], exact[3], bias=half[2], chunk=8)
+    assert total.dtype == torch.float32
+    for found, right in zip(torch.autograd.grad(total, half), wanted, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - right).norm() < 2e-2 * right.norm()
+
+
+def test_metrics_are_summed_over_the_chunks() -> None:
+    hidden_NH, head_VH, _, labels_N = inputs()
+
+    def counted(logits_CV: torch.Tensor, targets: ChunkTargets) -> ChunkLoss:
+        found = cross_entropy.chunk_loss(logits_CV, targets)
+        return found._replace(metrics={"nats": found.total, "positions": found.total.new_tensor(len(logits_CV))})
+
+    output = head_loss(hidden_NH, head_VH, labels_N, counted, chunk=8)
+    assert output.metrics["positions"] == N
+    torch.testing.assert_close(output.metrics["nats"], output.total.detach())
+
+
+def test_a_chunk_is_never_smaller_than_64_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked_head, "CHUNK_ELEMENTS", V)
+    sizes: list[int] = []
+
+    def counted(logits_CV: torch.Tensor, targets: ChunkTargets) -> ChunkLoss:
+        sizes.append(len(logits_CV))
+        return cross_entropy.chunk_loss(logits_CV, targets)
+
+    head_loss(torch.zeros(150, H), torch.zeros(V, H), torch.zeros(150, dtype=torch.int64), counted)
+    assert sizes == [64, 64, 22]
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    hidden_NH, head_VH, _, labels_N = inputs()
+    total = loss(hidden_NH, head_VH, labels_N)
+    (gradient,) = torch.autograd.grad(total**2, hidden_NH, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
