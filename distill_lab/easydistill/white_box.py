@@ -341,7 +341,8 @@ def _rows_of(
     from distill_lab.models.loading import load_tokenizer
     from distill_lab.train.rows import encoded_rows
 
-    found, left = list[list[Row]](), list[Row]()
+    found: list[list[Row]] = []
+    left: list[Row] = []
     places: dict[str, deque[int]] = {}
     for place, row in enumerate(read_jsonl(prompts)):
         places.setdefault(json.dumps(row["messages"]), deque()).append(place)
