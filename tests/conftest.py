@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,21 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["DISTILL_LAB_CACHE"] = "off"
 
 ROOT = Path(__file__).resolve().parent.parent
+STARTED = time.monotonic()
+BUDGET_S = float(os.environ.get("DISTILL_LAB_TEST_BUDGET_S") or "inf")
+"""Seconds after which no further slow test begins."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With a budget, what is slow comes last."""
+    if float("inf") > BUDGET_S:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out, and say so, what the budget has no room for."""
+    if time.monotonic() - STARTED > BUDGET_S and item.get_closest_marker("slow"):
+        pytest.skip(f"NOT RUN, no time left of {BUDGET_S:.0f} s: {item.path.relative_to(ROOT)}")
 
 
 @pytest.fixture(scope="session")
