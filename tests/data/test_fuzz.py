@@ -20,6 +20,8 @@ from distill_lab.data.columns import TARGETS
 from distill_lab.data.records import Records
 from distill_lab.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 NUM_INPUTS = 1000
 ROWS: list[dict[str, Any]] = [
     {"question": "1+1?", "answer": 1, "choices": ["1", "2 ü"], "note": None},

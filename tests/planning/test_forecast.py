@@ -16,6 +16,8 @@ from distill_lab.planning.volume import measure_volume
 from distill_lab.recipes import draft, logits, prompt, system1, system2, verified
 from tests.other_tokenizer import write_teacher
 
+pytestmark = pytest.mark.slow
+
 LAPTOP = Machine("cpu", 16e9, 16e9, "fp32")
 CARD = Machine("cuda", 80e9, 128e9, "bf16")
 TEACHER, STUDENT = ModelConfig(model="tiny:teacher"), ModelConfig(model="tiny:student")

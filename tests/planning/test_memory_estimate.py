@@ -25,6 +25,8 @@ from distill_lab.train import loss_module
 from distill_lab.train.lora import add_adapters
 from distill_lab.train.objectives import LossBatch, _chunked_head, load_objective
 
+pytestmark = pytest.mark.slow
+
 SIZES: dict[str, Any] = {
     "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
