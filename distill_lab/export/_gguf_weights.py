@@ -79,6 +79,7 @@ def check_convertible(folder: Path) -> ModelFields:
         "it uses a sliding window": bool(config.get("use_sliding_window")),
         "its attention has biases that GGUF has no place for": kind == "qwen3" and bool(config.get("attention_bias")),
         f"its rotary embedding is scaled by {rope.type}": rope.type not in ("default", "linear", "yarn"),
+        f"its rotary embedding is scaled ({rope.type}) by no factor": rope.type != "default" and rope.factor is None,
         f"its activation is {config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
     }
     for reason, found in reasons.items():
@@ -178,7 +179,7 @@ def _add_sizes(writer: GGUFWriter, config: ModelFields) -> None:
     rope = _rope(config)
     writer.add_rope_freq_base(rope.theta)
     if rope.type != "default":
-        assert rope.factor is not None, f"a rotary embedding that is scaled by {rope.type} has a factor"
+        assert rope.factor is not None, "check_convertible refuses it"
         writer.add_rope_scaling_type(gguf.RopeScalingType(rope.type))
         writer.add_rope_scaling_factor(rope.factor)
     if rope.type == "yarn":

@@ -123,6 +123,7 @@ def test_what_is_not_converted_is_named_with_the_remedy(tmp_path: Path) -> None:
         ({"attention_bias": True}, "biases"),
         ({"hidden_act": "gelu"}, "activation is gelu"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "scaled by longrope"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "by no factor"),
         ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "scaled by dynamic"),
     ):
         folder = tmp_path / reason
