@@ -99,7 +99,7 @@ def reference(
 
 
 @pytest.mark.parametrize("ce_weight", [0.0, 0.3])
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0, 2.5])
 @pytest.mark.parametrize("exact", [1.0, 0.4, 0.0])
 @pytest.mark.parametrize("tau", [1.0, 100.0])
 def test_value_and_gradient_are_those_of_the_definition(
@@ -116,7 +116,7 @@ def test_value_and_gradient_are_those_of_the_definition(
     assert found.metrics["ce"].item() == pytest.approx(ce, rel=1e-5)
     parts = found.metrics["kd_same"] + found.metrics["kd_chunks"]
     assert parts.item() == pytest.approx(found.metrics["kd"].item(), rel=1e-6)
-    assert kd > 0.005
+    assert kd > (0.05 if temperature >= 1 else 0.005)
     assert (found.grad_CV[LAID_OUT["chunk_C"] < 0].abs().max() > 0) == bool(ce_weight)
 
 

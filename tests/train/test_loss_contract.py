@@ -303,6 +303,4 @@ def test_objectives_import_nothing_that_stands_above_them() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             module = node.module if isinstance(node, ast.ImportFrom) else None
             if module and module.startswith("distill_lab.train."):
-                assert module.split(".")[2] in ("objectives", "gradients", "autograd_context"), (
-                    f"{path.name} imports {module}"
-                )
+                assert module.split(".")[2] in ("objectives", "gradients"), f"{path.name} imports {module}"

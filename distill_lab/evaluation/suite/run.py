@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from distill_lab.chat import template_settings
 from distill_lab.errors import UserError
 from distill_lab.evaluation.suite._lm_eval import Request, Results
 from distill_lab.evaluation.suite.answers import SuiteAnswers, TextRequest
@@ -132,7 +133,7 @@ def _tokenizer(answers: SuiteAnswers) -> PreTrainedTokenizerBase:
 
 def _rendered(answers: SuiteAnswers, messages: Sequence[Mapping[str, str]], *, open_turn: bool) -> str:
     thinking = answers.sampling.thinking
-    settings: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+    settings = template_settings(thinking)
     try:
         text = _tokenizer(answers).apply_chat_template(
             [dict(message) for message in messages],

@@ -10,7 +10,7 @@ micro-batches. Keyword-only arguments of `chunk_loss` are the objective's settin
 if they are `Annotated[float, Field(ge=0)]`. An objective that compares with a teacher has `SIGNALS`, the forms of the
 teacher's signal that it reads (`Signal.at`). Files that begin with an underscore are shared parts.
 
-Nothing here imports from train/ but `gradients` and `autograd_context`.
+Nothing here imports from train/ but `gradients`.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from distill_lab.train.autograd_context import Context
 from distill_lab.train.gradients import add_product, gradient_of
 from distill_lab.train.objectives._contract import (
     ChunkFunction,
@@ -141,7 +141,7 @@ class _Walk:
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Context, hidden_NH: torch.Tensor, head_VH: torch.Tensor, bias_V: torch.Tensor | None, walk: _Walk
+        ctx: Any, hidden_NH: torch.Tensor, head_VH: torch.Tensor, bias_V: torch.Tensor | None, walk: _Walk
     ) -> torch.Tensor:
         device = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VH.dtype
@@ -193,7 +193,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Context, *grad_outputs: torch.Tensor
+        ctx: Any, *grad_outputs: torch.Tensor
     ) -> tuple[torch.Tensor | None, ...]:
         # In place: the head's gradient may be gigabytes. A second backward through the same graph is refused by autograd,
         # which sees that saved tensors have changed.
