@@ -76,7 +76,7 @@ def _main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to resume", file=sys.stderr)
         return 130
-    except Exception as error:
+    except Exception as error:  # the last place: only what can be explained ends without a traceback
         from distill_lab.errors import UserError
         from distill_lab.files.system_errors import explain
         from distill_lab.formatting import clean

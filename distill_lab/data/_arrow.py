@@ -93,7 +93,7 @@ def _converted(convert: Convert | None, value: object) -> object:
 def _pylist(batch: Batch) -> list[JsonObject]:
     try:
         return batch.to_pylist()
-    except Exception:
+    except Exception:  # whatever a type's conversion raises
         # One value (a time beyond year 9999, text that is not UTF-8) fails the batch: convert each by itself.
         columns = {name: [_value(value) for value in batch.column(name)] for name in batch.schema.names}
         return [{name: column[number] for name, column in columns.items()} for number in range(batch.num_rows)]

@@ -149,7 +149,9 @@ def _stages(
         yield _answers("rollouts", method.student, written, volume, machine, problems, number=rollouts)
         yield _training(volume, method, machine, rows=rollouts)
     elif method:
-        yield _training(volume, method, machine)
+        chosen: str = getattr(config, "choose_rows", "all")
+        share: float = 1.0 if chosen == "all" else getattr(config, "rows_share", 1.0)
+        yield _training(volume, method, machine, share=share, scored=chosen == "gap")
     if tests:
         proof = config.proof()
         for stage, role, sampling in proof:
@@ -249,28 +251,35 @@ def num_rollouts(config: RecipeConfig, volume: Volume) -> int:
     return round(config.train.num_epochs * volume.rows * (1 - config.train.validation_fraction) * samples)
 
 
-def _training(volume: Volume, method: Method, machine: Machine, *, rows: float = 0) -> StageForecast:
-    """rows: that are trained on once; 0: those of the data, in every epoch."""
+def _training(
+    volume: Volume, method: Method, machine: Machine, *, rows: float = 0, share: float = 1.0, scored: bool = False
+) -> StageForecast:
+    """rows: that are trained on once; 0: those of the data, in every epoch.
+
+    share: of the data's rows that are trained on. scored: they are chosen after teacher and student have read all rows.
+    """
     shape, train = shape_of(method.student), method.train
     compute = _compute(shape, method.student.model_copy(update={"dtype": train.dtype}), machine)
     length = volume.prompt.mean + volume.answer.mean
     epochs = 1.0 if rows else train.num_epochs
     known = volume.rows * max(1, volume.answers_per_prompt) * (1 - train.validation_fraction)
     known *= 1 - volume.too_long / max(1, volume.sampled)
-    tokens = (rows or known) * length * epochs
+    read = (rows or known) * length
+    tokens = read * share * epochs
     if train.max_steps > 0 and not rows:
         tokens = min(tokens, train.max_steps * train.tokens_per_batch * train.gradient_accumulation_steps)
     speed = _speed(shape, compute, "none")
     seconds = speed.train_s(tokens, adapters=bool(train.lora.r), checkpointing=train.gradient_checkpointing)
     seconds += START_S + shape.num_parameters * 2 / LOAD_BYTES_PER_S
-    if train.teacher.model and not api_engine(
-        train.teacher.model
-    ):  # it reads every row: in each epoch beside the student, once into a cache
+    if scored:
+        seconds += speed.read_s(read)
+    if train.teacher.model and not api_engine(train.teacher.model):
+        # It reads every row that is trained on or scored: in each epoch beside the student, once into a cache.
         teacher = shape_of(train.teacher)
         passes = 1.0 if train.teacher_cache.mode != "off" else epochs
         chosen, _ = answering(teacher, train.teacher, machine)
         reading = _speed(teacher, _compute(teacher, chosen, machine), chosen.quantization)
-        seconds += reading.read_s((rows or known) * length * passes)
+        seconds += reading.read_s(read * (1.0 if scored else share) * passes)
     return StageForecast("training", seconds / train.num_processes, tokens, 0, method.memory, method.line)
 
 

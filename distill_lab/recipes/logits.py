@@ -96,12 +96,16 @@ def run(config: Config, directory: str | Path, *, watch: ProgressReporter | None
         rows = pipeline.training_set(prompts, completions)
         thinking = None if has_thinking(rows) else False
         agreement = tokenizer_agreement(pipeline, student, rows, train, thinking=thinking)
-        if config.cache_mode != "off":
+        cached = config.cache_mode != "off"
+        # The gap is read from the cache; rows chosen without it are chosen first, so that the teacher reads no others.
+        if cached and config.choose_rows == "gap":
             pipeline.teacher_cache(student, rows, train, student=output, thinking=thinking)
         rows = chosen_rows(
             pipeline, student, rows, train,
             how=config.choose_rows, share=config.rows_share, output=output, thinking=thinking,
         )  # fmt: skip
+        if cached and config.choose_rows != "gap":
+            pipeline.teacher_cache(student, rows, train, student=output, thinking=thinking)
         out = pipeline.student(student, rows, train, output=output, thinking=thinking)
         setups = ask_alike(models_to_compare(config, out, student, train), config.test_sampling)
         return evaluate_models(

@@ -17,7 +17,7 @@ from distill_lab.easydistill.config import TEXT_JOBS, read_job
 from distill_lab.easydistill.text_jobs import JOBS, read_text_job, run
 from distill_lab.errors import NoData, UserError
 from distill_lab.files.jsonl import read_jsonl
-from tests.easydistill.jobs import Log
+from tests.easydistill.jobs import Log, write_config
 from tests.hostile_server import HostileServer
 from tests.writing_server import sentence, text_for, write
 
@@ -123,18 +123,8 @@ def config(job: str = "instruction_refinement_api", /, **changes: Any) -> Path:
         "inference": {"base_url": "http://127.0.0.1:1/v1", "api_key": "", "max_new_tokens": 64},
     }
     if job.endswith("_batch"):
-        data |= {"models": {"teacher": "tiny:teacher"}, "inference": LOCAL}
-    for place, value in changes.items():
-        *sections, key = place.split("__")
-        section = data
-        for name in sections:
-            section[name] = section = dict(section.get(name, {}))
-        section[key] = value
-        if value is None:
-            del section[key]
-    path = Path("job.json")
-    path.write_text(json.dumps(data))
-    return path
+        data |= {"models": {"teacher": "tiny:teacher"}, "inference": dict(LOCAL)}
+    return write_config(data, changes)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,18 @@ def test_a_teacher_beside_the_student_takes_memory_and_time(tmp_path: Path) -> N
     assert alone[1] < cached[1] < beside[1]
 
 
+def test_choosing_rows_trains_on_their_share(tmp_path: Path) -> None:
+    found = {}
+    for how in ("all", "gap", "random"):
+        config = logits.PRESETS["tiny"].model_copy(update={"choose_rows": how, "rows_share": 0.25, "measure": False})
+        forecast = make_forecast("logits", config, directory=tmp_path / "run", machine=LAPTOP)
+        [found[how]] = [stage for stage in forecast.stages if stage.name == "training"]
+    assert found["gap"].tokens_in == found["random"].tokens_in == pytest.approx(0.25 * found["all"].tokens_in)
+    seconds = {how: stage.seconds or 0.0 for how, stage in found.items()}
+    # Teacher and student read all rows to find the gap; rows drawn at random are all that anybody reads.
+    assert 0 < seconds["random"] < seconds["gap"] < seconds["all"]
+
+
 def test_the_command_prints_lines_of_80_columns(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,9 +129,10 @@ def test_rows_are_chosen_by_what_they_can_still_teach(tmp_path: Path) -> None:
         assert all(("gap" in score) == (how == "gap") for score in scores)
         if how == "gap":
             assert all(score["gap"] == pytest.approx(score["student"] - score["teacher"], abs=2e-6) for score in scores)
-            # All rows are captured, so that another student finds them.
-            captured = json.loads((run / "teacher_cache.json").read_text())
-            assert captured["num_rows"] == len({json.dumps(row) for row in rows})
+        captured = json.loads((run / "teacher_cache.json").read_text())
+        # For the gap all rows are captured, so that another student finds them; else the teacher reads what was drawn.
+        read = rows if how == "gap" else chosen[how]
+        assert captured["num_rows"] == len({json.dumps(row) for row in read})
     assert chosen["gap"] != chosen["random"]
     with pytest.raises(UserError, match="--choose-rows gap reads from the teacher's cache"):
         logits.run(tiny(choose_rows="gap", cache_mode="off"), tmp_path / "off")
