@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from distill_lab.chat import Encoded, prompt_ids
 from distill_lab.config import Config, SamplingConfig
 from distill_lab.data.prompts import read_prompts
-from distill_lab.device import free_memory
+from distill_lab.device import return_gpu_memory
 from distill_lab.errors import NoData, UserError
 from distill_lab.generation.decoding.sequence import DecodingSequence
 from distill_lab.generation.engines.transformers import TransformersEngine
@@ -255,7 +255,7 @@ class Rollouts:
         start = time.monotonic()
         rollouts, failed = sample(self._engine(), self._requests(number), self.settings.sampling)
         seconds = time.monotonic() - start
-        free_memory()  # the KV cache's, for the steps that follow
+        return_gpu_memory()  # the KV cache's, for the steps that follow; no cycle holds it
         dropped: Counter[str] = Counter({UNANSWERED: failed} if failed else {})
         row_tokens = 0
         for rollout in rollouts:
