@@ -245,9 +245,9 @@ def main() -> None:
     if "step" in arguments.part:
         found |= step_part(arguments.rounds, arguments.shrink)
     if "on_policy" in arguments.part:
-        from benchmarks.kd_on_policy import on_policy_part
+        from benchmarks.kd_on_policy import CONTENDERS, Task, on_policy_part
 
-        found |= on_policy_part(arguments.rounds)
+        found |= on_policy_part(Task(rounds=arguments.rounds), list(CONTENDERS))
     if "cache" in arguments.part:
         from benchmarks.kd_cache import cache_part
 
