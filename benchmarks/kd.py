@@ -253,9 +253,11 @@ def main() -> None:
 
         found |= cache_part(arguments.data)
     if "quality" in arguments.part:
-        from benchmarks.kd_stories import quality_part
+        from benchmarks.kd_markov import markov_part
+        from benchmarks.kd_stories import stories_part
 
-        found |= quality_part(arguments.data, seeds=arguments.seeds, steps=arguments.steps)
+        found |= markov_part(seeds=arguments.seeds, steps=arguments.steps)
+        found |= stories_part(arguments.data, seeds=arguments.seeds, steps=arguments.steps)
     print(json.dumps({name: round(value, 4) if isinstance(value, float) else value for name, value in found.items()}))
 
 

@@ -3,31 +3,30 @@
 stories260K (MIT, 260,032 weights, 512 ids) writes stories by sampling. Students of one size, with the same first weights
 for a seed, learn from the same rows for the same number of steps: from the written tokens (SFT), from the whole distribution
 (logits), and from a sampled cache of it. Then the mean KL(p, q) to the teacher is taken on stories that nobody trained on.
+For the same time, SFT alone is set beside SFT followed by the student's own stories, which the teacher reads.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from distill_lab.train import loss_module
+from benchmarks import kd_students as students
 from distill_lab.train.cached_teacher import CachedTeacher
 from distill_lab.train.capture import capture
-from distill_lab.train.objectives import LossBatch, load_objective
+from distill_lab.train.loss_module import SignalSource
 from distill_lab.train.packing import Row, collate
 from distill_lab.train.teacher_cache import CacheIdentity, create
 from distill_lab.train.teachers import LiveTeacher
 
-V, LENGTH, BATCH = 512, 128, 16
-"""Ids; tokens of a row; rows of a step."""
-HELD_OUT = 64
+V = 512
+"""Ids."""
 DRAWS = (64, 12)
 
 
@@ -74,97 +73,63 @@ def load_stories(path: Path) -> LlamaForCausalLM:
     return model.eval().requires_grad_(False)
 
 
-def written(teacher: LlamaForCausalLM, number: int, seed: int) -> list[Row]:
-    """Stories of the teacher, sampled at temperature 1; all but the first token is trained."""
-    torch.manual_seed(seed)
-    model: Any = teacher
-    start = torch.ones(number, 1, dtype=torch.int64)
-    ids = model.generate(
-        start, do_sample=True, temperature=1.0, top_k=0, min_new_tokens=LENGTH, max_new_tokens=LENGTH, pad_token_id=2
-    )
-    rows = ids.numpy().astype(np.int32)
-    return [Row(row[:-1], row[1:], np.ones(LENGTH, bool)) for row in rows]
+class Stories:
+    """The teacher as an `Author`."""
+
+    num_ids, start = V, 1
+
+    def __init__(self, path: Path) -> None:
+        self._model = load_stories(path)
+        self.source = self.live = LiveTeacher(self._model, V)
+
+    def write(self, number: int, seed: int) -> list[Row]:
+        """Stories, sampled at temperature 1."""
+        torch.manual_seed(seed)
+        return students.sample(self._model, number, self.start)
+
+    @torch.no_grad()
+    def log_p(self, ids_BW: torch.Tensor) -> torch.Tensor:
+        """[B, W, V]"""
+        return self._model(input_ids=ids_BW).logits.log_softmax(-1)
 
 
-def a_student(seed: int) -> LlamaForCausalLM:
-    """Two layers of half the teacher's width."""
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=V, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-
-
-def train(student: Any, rows: list[Row], *, steps: int, objective: str, teacher: Any = None) -> float:
-    """Train in place; returns CPU seconds."""
-    loss_module.install(student, load_objective(objective), teacher=teacher)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=4e-3, weight_decay=0.0)
-    start = time.process_time()
-    for step in range(steps):
-        part = [rows[index % len(rows)] for index in range(step * BATCH, (step + 1) * BATCH)]
-        batch = collate([[row] for row in part])
-        for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * min(1.0, (step + 1) / 20) * max(0.05, 1 - step / steps)
-        (student(batch).total / len(batch.labels_N)).backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    loss_module.uninstall(student)
-    return time.process_time() - start
-
-
-@torch.no_grad()
-def distance(teacher: Any, student: Any, batch: LossBatch) -> tuple[float, float]:
-    """Mean KL(p, q) in nats, and the share of tokens at which both have the same most likely id."""
-    ids = batch.input_ids_BW
-    log_p, log_q = (model(input_ids=ids).logits.log_softmax(-1) for model in (teacher, student))
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
-    return kl, (log_p.argmax(-1) == log_q.argmax(-1)).float().mean().item()
-
-
-def quality_part(data: Path, *, seeds: int, steps: int) -> dict[str, Any]:
-    """KL to the teacher of students from each kind of target, over several seeds."""
-    teacher = load_stories(data / "weights" / "stories260K" / "stories260K.bin")
-    live = LiveTeacher(teacher, V)
+def stories_part(data: Path, *, seeds: int, steps: int) -> dict[str, Any]:
+    """KL to the teacher from each kind of target at equal steps, and its nats at what students write at equal time."""
+    author = Stories(data / "weights" / "stories260K" / "stories260K.bin")
     found: dict[str, list[float]] = {}
-    seconds: dict[str, list[float]] = {}
-    nats, num_bytes = [], []
+    own: dict[str, list[float]] = {"sft": [], "on_policy": []}
+    entropies, num_bytes = [], []
     for seed in range(seeds):
-        rows = written(teacher, steps * BATCH, seed)
-        test = collate([[row] for row in written(teacher, HELD_OUT, 1000 + seed)])
-        targets: dict[str, Any] = {"sft": None, "logits": live}
+        rows = author.write(steps * students.BATCH, seed)
+        test = collate([[row] for row in author.write(students.HELD_OUT, 1000 + seed)])
+        targets: dict[str, SignalSource | None] = {"sft": None, "logits": author.live}
         with tempfile.TemporaryDirectory() as folder:
             for draws in DRAWS:
                 identity = CacheIdentity("sampled", draws, 1.0, seed, V, "stories260K", "stories260K", "stories260K")
                 cache = create(Path(folder) / str(draws), identity, rows)
-                capture(live, rows, cache, tokens_per_batch=4096)
+                capture(author.live, rows, cache, tokens_per_batch=4096)
                 targets[f"cached {draws}"] = CachedTeacher(cache, V)
                 stored = cache.read([row.id for row in rows])
                 if draws == DRAWS[0]:
-                    nats.append(float(stored.entropy_R.sum() / stored.positions_R.sum()))
+                    entropies.append(float(stored.entropy_R.sum() / stored.positions_R.sum()))
                     num_bytes.append(len(stored.data) / int(stored.positions_R.sum()))
             for name, target in targets.items():
-                student = a_student(seed)
-                taken = train(
-                    student,
-                    rows,
-                    steps=steps,
-                    objective="cross_entropy" if target is None else "forward_kl",
-                    teacher=target,
-                )
-                kl, alike = distance(teacher, student.eval(), test)
+                student = students.a_student(seed, V)
+                objective = "cross_entropy" if target is None else "forward_kl"
+                taken = students.train(student, students.given(rows), steps=steps, objective=objective, teacher=target)
+                kl, alike = students.distance(author, student.eval(), test)
                 found.setdefault(name, []).append(kl)
-                seconds.setdefault(name, []).append(taken)
                 print(f"seed {seed}, {name:10} KL {kl:.4f}, same best id {alike:.3f}, {taken:.0f} s", flush=True)
-    gain = [left - right for left, right in zip(found["sft"], found["logits"], strict=True)]
+        nats = students.on_policy_after(author, seed, rows, steps=steps)
+        print(f"seed {seed}, own text: {', '.join(f'{name} {value:.4g}' for name, value in nats.items())}", flush=True)
+        for name, values in own.items():
+            values.append(nats[name])
     result: dict[str, Any] = {f"stories_kl_{name.replace(' ', '_')}": values for name, values in found.items()}
+    result |= {f"stories_nats_{name}": values for name, values in own.items()}
+    result |= {"stories_entropy_nats": mean(entropies), "stories_cache_bytes_per_token": mean(num_bytes)}
+    result |= {f"stories_logits_{key}": value for key, value in students.paired(found["logits"], found["sft"]).items()}
     result |= {
-        "stories_entropy_nats": mean(nats),
-        "stories_cache_bytes_per_token": mean(num_bytes),
-        "stories_logits_gain_nats": mean(gain),
-        "stories_logits_gain_t": mean(gain) / (stdev(gain) / len(gain) ** 0.5) if seeds > 1 else None,
+        f"stories_on_policy_{key}": value for key, value in students.paired(own["on_policy"], own["sft"]).items()
     }
     for draws in DRAWS:
         apart = [left - right for left, right in zip(found[f"cached {draws}"], found["logits"], strict=True)]
