@@ -8,6 +8,7 @@ the wrong one the same text becomes other tokens.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -25,6 +26,7 @@ QWEN2 = (
 )
 PRE_TOKENIZERS = {(GPT2,): "gpt-2", (QWEN2,): "qwen2", (r"\p{N}", GPT2): "smollm", (r"\d", GPT2): "smollm"}
 """Expressions that split text, one after the other -> llama.cpp's name for them."""
+CONTROL_LOOK = re.compile(r"<\|.*\|>|<\uff5c.*\uff5c>|<pad>|<mask>", re.DOTALL)
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """Kinds of tokens in a GGUF file: found by merges; never in plain text; found first; without a text."""
 
@@ -105,5 +107,13 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], l
             texts[row], kinds[row] = text, NORMAL
     for row, token in tokenizer.added_tokens_decoder.items():
         if row < size:
-            texts[row], kinds[row] = token.content, CONTROL if token.special else USER_DEFINED
+            texts[row], kinds[row] = token.content, CONTROL if _is_control(token) else USER_DEFINED
     return texts, kinds
+
+
+def _is_control(token: AddedToken) -> bool:
+    """Whether a token steers the model and is no text: also what looks like it and is not marked so (Qwen's `<|fim_pad|>`).
+
+    llama.cpp's converter goes by the look as well; otherwise llama.cpp would show these tokens, and find them in plain text.
+    """
+    return bool(token.special or CONTROL_LOOK.fullmatch(token.content))

@@ -94,6 +94,20 @@ def test_a_file_says_what_llama_cpp_has_to_know(tmp_path: Path) -> None:
     assert (by_text["<|im_end|>"], by_text["<think>"], by_text["a"], kinds[-1]) == (3, 4, 1, 5)
 
 
+def test_a_token_that_looks_like_control_is_no_text(tmp_path: Path) -> None:
+    """Qwen2.5's tokens for the middle of a text are not marked as special, and llama.cpp would show them."""
+    folder = model_in(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    expected = {"<|fim_pad|>": 3, "<\uff5cend\uff5c>": 3, "<pad>": 3, "<tool_call>": 4, "a <|b|>": 4}
+    assert tokenizer.add_tokens(list(expected)) == len(expected)
+    assert not set(expected) & set(tokenizer.all_special_tokens)
+    tokenizer.save_pretrained(folder)
+    write_gguf(folder, tmp_path / "x.gguf", "F16", name="x")
+    found = fields(tmp_path / "x.gguf")
+    kinds = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"], strict=True))
+    assert {text: kinds[text] for text in expected} == expected
+
+
 def test_yarn_and_several_files_of_weights_in_bf16(tmp_path: Path) -> None:
     rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 128}
     folder = model_in(tmp_path / "model", rope_parameters=rope, tie_word_embeddings=False, dtype=torch.bfloat16)
