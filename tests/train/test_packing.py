@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
+from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from typing import Any
 
@@ -188,16 +190,6 @@ def test_collate_by_hand() -> None:
         assert nothing.loss_positions_N.tolist() == nothing.labels_N.tolist() == []
 
 
-def test_the_id_of_a_row_is_the_same_in_every_version() -> None:
-    """Caches on disk are keyed by it."""
-    row = Row.from_encoded(Encoded([5, 6, 7], [False, False, True]))
-    assert row.id.hex() == "f6f942b26bc7840f"
-    # Rows that differ in their number of tokens, one token or one flag of the mask have other ids.
-    others = [([5, 6], [False, True]), ([5, 6, 8], [False, False, True]), ([5, 6, 7], [False, True, True])]
-    ids = {Row.from_encoded(Encoded(tokens, mask)).id for tokens, mask in others}
-    assert len(ids | {row.id}) == 4
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
 def test_packed_logits_are_those_of_single_rows(kind: str, attention: str) -> None:
@@ -284,3 +276,31 @@ def test_shift_keeps_what_is_trained() -> None:
         trained = [token for token, flag in zip(each.input_ids, each.loss_mask, strict=True) if flag]
         assert row.target[row.loss_mask].tolist() == trained
         assert np.array_equal(row.input_ids[1:], row.target[:-1])
+
+
+def a_row(*ids: int, trained: int) -> Row:
+    return Row(np.array(ids[:-1], np.int32), np.array(ids[1:], np.int32), np.arange(len(ids) - 1) >= trained)
+
+
+def test_the_id_of_a_row_is_the_same_in_every_version() -> None:
+    """Teacher caches on disk are found by it: length, tokens, last token and loss mask, as bytes."""
+    digest = hashlib.blake2b((3).to_bytes(4, "little"), digest_size=8)
+    for part in (np.array([5, 6, 7, 8], np.int32), np.array([0b01100000], np.uint8)):
+        digest.update(part.tobytes())
+    row = a_row(5, 6, 7, 8, trained=1)
+    assert row.id == digest.digest() == bytes.fromhex("b0f7bdde40b68091")
+    others = [a_row(5, 6, 7, 9, trained=1), a_row(4, 6, 7, 8, trained=1), a_row(5, 6, 7, 8, trained=2)]
+    assert len({row.id, *(other.id for other in others)}) == 4
+
+
+def test_rows_are_told_apart_by_what_they_are_and_stay_as_they_are() -> None:
+    row = a_row(5, 6, 7, 8, trained=1)
+    assert row != a_row(5, 6, 7, 8, trained=1)  # comparing arrays would raise
+    with pytest.raises(FrozenInstanceError):
+        row.target = row.input_ids  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("length", [0, 9])
+def test_a_row_that_has_no_place_in_a_bin_is_the_callers_mistake(length: int) -> None:
+    with pytest.raises(AssertionError, match=f"row 1 has {length} tokens, a bin 8"):
+        pack([4, length], 8)
