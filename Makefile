@@ -54,7 +54,7 @@ test-vllm: install-vllm  ## the engine vllm against a real vLLM on this CPU, in 
 install-interop: .venv-interop/installed
 
 test-interop: $(VENV)/installed-dev install-interop  ## students as transformers 4 and llama.cpp read them, in .venv-interop (1 GB)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/interop
+	$(if $(DIR),DISTILL_LAB_REAL=$(abspath $(DIR))) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/interop
 
 $(VENV)/installed-page: $(VENV)/installed-dev
 	@$(PIP) --editable '.[page]'

@@ -385,3 +385,15 @@ def well_formed(text: str) -> None:
     assert not page.seen & {"script", "img", "iframe", "link", "object"}
     assert "http://" not in text
     assert "https://" not in text
+
+
+def real_models(folder: str) -> list[str]:
+    """The largest and the smallest model in a folder with a directory for each (DISTILL_LAB_REAL)."""
+    sizes = {
+        each: sum(file.stat().st_size for file in each.glob("*.safetensors"))
+        for each in Path(folder).expanduser().iterdir()
+        if (each / "config.json").is_file()
+    }
+    ordered = sorted(sizes, key=lambda each: -sizes[each])
+    assert len(ordered) >= 2, f"{folder} holds fewer than two model directories"
+    return [str(ordered[0]), str(ordered[-1])]

@@ -22,7 +22,7 @@ from distill_lab.models.loading import load_model
 from distill_lab.tiny.tasks import rows as task_rows
 from distill_lab.train.student import train_student
 from distill_lab.types import Prompt
-from tests.helpers import ROOT
+from tests.helpers import ROOT, real_models
 
 FOLDER = os.environ.get("DISTILL_LAB_REAL", "")
 pytestmark = [
@@ -42,14 +42,7 @@ QUESTIONS = [
 
 def models() -> list[str]:
     """Teacher and student."""
-    sizes = {
-        folder: sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        for folder in Path(FOLDER).expanduser().iterdir()
-        if (folder / "config.json").is_file()
-    }
-    ordered = sorted(sizes, key=lambda folder: -sizes[folder])
-    assert len(ordered) >= 2, f"{FOLDER} holds fewer than two model directories"
-    return [str(ordered[0]), str(ordered[-1])]
+    return real_models(FOLDER)
 
 
 def prompts(*, system: str = "") -> list[Prompt]:

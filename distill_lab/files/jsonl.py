@@ -138,7 +138,6 @@ class JsonlAppender:
         keep = position + tail.rfind(b"\n") + 1
         if keep < end:
             self._file.truncate(keep)
-        self._file.seek(0, os.SEEK_END)
 
     def append(self, rows: Iterable[Fields]) -> None:
         """Append `rows`; they are on disk when this returns."""

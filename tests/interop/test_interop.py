@@ -1,7 +1,8 @@
 """Students as strangers read them: saved by the lab, loaded by transformers 4, converted and run by llama.cpp.
 
 `make test-interop` makes the environment .venv-interop (transformers 4, llama.cpp's converter and library) and runs this
-file; without that environment it is skipped. DISTILL_LAB_REAL names a directory of a real Qwen to be tried as well.
+file; without that environment it is skipped. DISTILL_LAB_REAL (`DIR=`) names a folder with a directory for each of several
+real Qwen models; the smallest is tried as well.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from distill_lab.train.lora import merge_directory
 from distill_lab.train.portable import make_portable
 from distill_lab.train.student import train_student
 from distill_lab.types import Message, Prompt
-from tests.helpers import base_model, toy_rows
+from tests.helpers import base_model, real_models, toy_rows
 
 pytestmark = pytest.mark.timeout(1800)
 BASE = 1_000_000.0
@@ -207,11 +208,9 @@ def test_llama_cpp_converts_and_answers_alike(strangers: Any, shared_data: Path,
     assert_converted(strangers, student, tmp_path / "student.gguf", "f32", 8)
 
 
-@pytest.mark.skipif(
-    not os.environ.get("DISTILL_LAB_REAL"), reason="set DISTILL_LAB_REAL to a directory of a real Qwen2.5"
-)
+@pytest.mark.skipif(not os.environ.get("DISTILL_LAB_REAL"), reason="no real models (make test-interop DIR=folder)")
 def test_a_real_qwen_with_merged_adapters(strangers: Any, tmp_path: Path) -> None:
-    real = ModelConfig(model=os.environ["DISTILL_LAB_REAL"])
+    real = ModelConfig(model=real_models(os.environ["DISTILL_LAB_REAL"])[1])
     write_jsonl(tmp_path / "rows.jsonl", toy_rows(8))
     lora = LoraConfig(r=8, targets=("q_proj", "v_proj"), merge=True)
     train = TrainConfig(learning_rate=1e-4, tokens_per_batch=256, max_steps=2, validation_fraction=0, lora=lora)
