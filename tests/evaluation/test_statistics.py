@@ -187,3 +187,27 @@ def test_outcomes_count_the_first_sample_of_prompts_in_both_files(tmp_path: Path
         "only the student right": 1,
         "neither right": 1,
     }
+
+
+def test_a_prompts_score_is_the_mean_of_its_samples(tmp_path: Path) -> None:
+    def sampled(name: str, scores: Mapping[str, Sequence[float]]) -> Path:
+        rows = [eval_row(id, score, sample=number) for id in scores for number, score in enumerate(scores[id])]
+        write_jsonl(tmp_path / name, rows)
+        return tmp_path / name
+
+    base = sampled("base.jsonl", {"a": [0, 0, 0, 1], "b": [0, 0]})
+    student = sampled("student.jsonl", {"a": [1, 1, 0, 1], "b": [1, 0]})
+    assert paired(base, student).gain == pytest.approx((0.5 + 0.5) / 2)
+    assert paired(student, base).gain == pytest.approx(-0.5)
+
+
+def test_a_gold_answer_that_cannot_be_read_counts_for_neither_model(tmp_path: Path) -> None:
+    bad = {"score": 0.0, "answer": None, "status": "bad_gold"}
+    rows = {"good": {}, "other": {}, "bad": {"grade": bad}}
+    for name, scores in (("base", [0.0, 1.0, 0.0]), ("student", [1.0, 1.0, 0.0])):
+        lines = [eval_row(id, score, **more) for (id, more), score in zip(rows.items(), scores, strict=True)]
+        write_jsonl(tmp_path / f"{name}.jsonl", lines)
+    assert paired(tmp_path / "base.jsonl", tmp_path / "student.jsonl").gain == 0.5
+    # Known from one of the models: the other did not answer.
+    write_jsonl(tmp_path / "student.jsonl", [eval_row("good", 1.0), eval_row("other", 1.0), eval_row("bad", 0.0)])
+    assert paired(tmp_path / "base.jsonl", tmp_path / "student.jsonl").gain == 0.5
