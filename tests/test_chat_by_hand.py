@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 from transformers import AutoTokenizer, GenerationConfig
 
 from distill_lab import chat
@@ -194,3 +195,24 @@ def test_a_template_that_ends_the_last_turn_only_is_for_single_turns(written: Ca
     ]
     with pytest.raises(UserError, match=r"ends earlier turns without '<\|im_end\|>'; use single turns"):
         encode(tokenizer, [user("a")], turns)
+
+
+def test_a_tag_that_is_a_special_token_opens_thinking_too(written: Callable[[str], Any]) -> None:
+    tokenizer = written("{{ messages[0].content }}<think>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    assert "<think>" in tokenizer.all_special_tokens
+    assert opens_thinking(tokenizer, prompt_ids(tokenizer, [user("Hi")]))
+
+
+def test_a_tokenizer_that_puts_a_space_before_every_text_is_refused_where_it_shows(
+    written: Callable[[str], Any],
+) -> None:
+    """Where prompt and answer would share a token, the answer is tokenized alone, and its text must stay the same."""
+    tokenizer = written(
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+    )
+    asked, answer = [user("two t")], [assistant("hree")]
+    assert texts(tokenizer, encode(tokenizer, asked, answer)) == ["hree<|im_end|>"]
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(" ")
+    with pytest.raises(UserError, match="chat template"):
+        encode(tokenizer, asked, answer)
