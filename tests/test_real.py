@@ -162,8 +162,7 @@ def test_the_notebook_on_these_models(tmp_path: Path, monkeypatch: pytest.Monkey
         assert "score [95%]" in said[f"system{number}-score"]
         assert f"all files are in {tmp_path / out}.run" in said[f"system{number}-score"]
         summary = read_summary(tmp_path / f"{out}.run" / "summary.json")
-        # Without gold answers the teacher's are the reference, so it gets no score.
-    assert set(summary.models) == {"base", "student"}
+        assert set(summary.models) == {"teacher", "base", "student"}
     assert "not found" not in said["comparison-run"]
     assert read_summary(tmp_path / "runs" / "run" / "summary.json").n == 1
     for name in ("cot", "verified", "prompt", "logits", "on-policy", "draft"):
