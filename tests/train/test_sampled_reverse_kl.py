@@ -44,6 +44,25 @@ def test_the_mean_over_all_tokens_is_the_exact_gradient_and_value(scale: float) 
     torch.testing.assert_close(grad, wanted.float(), rtol=1e-3, atol=1e-5)
 
 
+def test_positions_of_a_chunk_do_not_touch_one_another() -> None:
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = (2 * torch.randn(C, V, generator=generator) for _ in range(2))
+    log_p, labels = teacher.log_softmax(-1), torch.tensor([0, 5, 5, 12])
+    top = log_p.topk(K)
+    rest = (1 - top.values.exp().sum(-1, keepdim=True)).log()
+    scored = Scored(log_p.gather(1, labels[:, None])[:, 0], TopK(top.indices, torch.cat([top.values, rest], 1)))
+    objective: Any = load_objective("sampled_reverse_kl")
+
+    def of(part: slice) -> Any:
+        targets = ChunkTargets(labels[part], Scored(scored.log_p_C[part], scored.top.at(part)))
+        return objective.keywords["chunk_loss"](student[part].clone(), targets)
+
+    together, alone = of(slice(None)), [of(slice(place, place + 1)) for place in range(C)]
+    assert together.grad_CV.shape == (C, V)
+    torch.testing.assert_close(together.grad_CV, torch.cat([each.grad_CV for each in alone]))
+    torch.testing.assert_close(together.total, torch.stack([each.total for each in alone]).sum())
+
+
 def test_what_the_teacher_names_adds_no_noise() -> None:
     """With all ids named, every token gives the exact gradient; with fewer, the noise is that of the rest."""
     generator = torch.Generator().manual_seed(1)
