@@ -236,7 +236,7 @@ def main() -> None:
         "--data", type=Path, default=Path("../shared/data"), help="folder with tokenizers, texts, weights"
     )
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=150, help="steps of each training of the part quality")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of each training of the part quality")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {}

@@ -76,7 +76,7 @@ def markov_part(*, seeds: int, steps: int) -> dict[str, Any]:
     nats: dict[str, list[float]] = {"sft": [], "on_policy": []}
     for seed in range(seeds):
         grammar = Grammar(seed)
-        rows = grammar.write(steps * students.BATCH, seed)
+        rows = grammar.write(min(students.MAX_ROWS, steps * students.BATCH), seed)
         test = collate([[row] for row in grammar.write(students.HELD_OUT, 1000 + seed)])
         for name, objective, source in (("sft", "cross_entropy", None), ("logits", "forward_kl", grammar)):
             student = students.a_student(seed, V)

@@ -100,7 +100,7 @@ def stories_part(data: Path, *, seeds: int, steps: int) -> dict[str, Any]:
     own: dict[str, list[float]] = {"sft": [], "on_policy": []}
     entropies, num_bytes = [], []
     for seed in range(seeds):
-        rows = author.write(steps * students.BATCH, seed)
+        rows = author.write(min(students.MAX_ROWS, steps * students.BATCH), seed)
         test = collate([[row] for row in author.write(students.HELD_OUT, 1000 + seed)])
         targets: dict[str, SignalSource | None] = {"sft": None, "logits": author.live}
         with tempfile.TemporaryDirectory() as folder:

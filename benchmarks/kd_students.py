@@ -28,6 +28,10 @@ RATE, OWN_RATE = 4e-3, 1e-3
 """Peak learning rates: on given texts, and on the student's own."""
 SHARE = 0.6
 """Of the time, spent on the teacher's texts before the student's own."""
+STEPS_PER_ROUND = 32
+"""Steps on the texts that the student wrote at once."""
+MAX_ROWS = 4800
+"""Texts that the teacher writes; further steps see them again."""
 
 
 class Author(Protocol):
@@ -72,8 +76,9 @@ def sample(model: Any, number: int, start: int) -> list[Row]:
     """Texts of a model at temperature 1."""
     was_training = model.training
     model.eval()
+    prompts = torch.full((number, 1), start)
     ids = model.generate(
-        torch.full((number, 1), start), do_sample=True, temperature=1.0, top_k=0, min_new_tokens=LENGTH,
+        prompts, attention_mask=torch.ones_like(prompts), do_sample=True, temperature=1.0, top_k=0, min_new_tokens=LENGTH,
         max_new_tokens=LENGTH, pad_token_id=0, use_cache=True,
     )  # fmt: skip
     model.train(was_training)
@@ -137,9 +142,17 @@ def on_policy_after(author: Author, seed: int, rows: Sequence[Row], *, steps: in
     seconds = train(alone, given(rows), steps=steps, objective="cross_entropy")
     both = a_student(seed, author.num_ids)
     spent = train(both, given(rows), steps=round(SHARE * steps), objective="cross_entropy")
+    own: list[Row] = []
+
+    def written(step: int) -> Sequence[Row]:
+        place = step % STEPS_PER_ROUND * BATCH
+        if not place:
+            own[:] = sample(both, STEPS_PER_ROUND * BATCH, author.start)
+        return own[place : place + BATCH]
+
     spent += train(
-        both, lambda step: sample(both, BATCH, author.start), steps=steps, objective="reverse_kl", teacher=author.source,
-        rate=OWN_RATE, until_s=max(0.0, seconds - spent),
+        both, written, steps=steps, objective="reverse_kl", teacher=author.source, rate=OWN_RATE,
+        until_s=max(0.0, seconds - spent),
     )  # fmt: skip
     nats = {name: nats_of_own_text(author, model, 2000 + seed) for name, model in (("sft", alone), ("on_policy", both))}
     return {**nats, "sft_s": seconds, "on_policy_s": spent}

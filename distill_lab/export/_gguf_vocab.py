@@ -17,7 +17,7 @@ from distill_lab.errors import UserError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import Tokenizer
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -107,13 +107,16 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], l
             texts[row], kinds[row] = text, NORMAL
     for row, token in tokenizer.added_tokens_decoder.items():
         if row < size:
-            texts[row], kinds[row] = token.content, CONTROL if _is_control(token) else USER_DEFINED
+            texts[row], kinds[row] = (
+                token.content,
+                CONTROL if token.special or _looks_like_control(token.content) else USER_DEFINED,
+            )
     return texts, kinds
 
 
-def _is_control(token: AddedToken) -> bool:
-    """Whether a token steers the model and is no text: also what looks like it and is not marked so (Qwen's `<|fim_pad|>`).
+def _looks_like_control(text: str) -> bool:
+    """Whether a token that is not marked as special steers the model all the same (Qwen's `<|fim_pad|>`).
 
     llama.cpp's converter goes by the look as well; otherwise llama.cpp would show these tokens, and find them in plain text.
     """
-    return bool(token.special or CONTROL_LOOK.fullmatch(token.content))
+    return CONTROL_LOOK.fullmatch(text) is not None
