@@ -172,6 +172,21 @@ def test_a_student_that_is_certain_of_what_the_teacher_names_has_a_finite_loss(n
     assert torch.equal(top.log_p_CB, before)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_where_a_teacher_says_nothing_value_and_gradient_are_zero(name: str) -> None:
+    student, teacher, labels = inputs()
+    known = torch.arange(C) % 2 == 0
+    found, whole = (
+        chunk_function(name)(student.float(), ChunkTargets(labels, best_of(teacher, known_C)))
+        for known_C in (known, None)
+    )
+    alone = chunk_function(name)(student.float()[known], ChunkTargets(labels[known], best_of(teacher[known])))
+    assert found.total.item() == pytest.approx(alone.total.item(), rel=1e-5)
+    assert 0 < found.total < whole.total
+    assert not found.grad_CV[~known].any()
+    torch.testing.assert_close(found.grad_CV[known], alone.grad_CV)
+
+
 def test_forward_kl_counts_only_where_the_entropy_is_above_the_threshold() -> None:
     student, _, labels = inputs()
     teacher = torch.zeros(C, V).scatter(1, labels[:, None], 1000.0)  # certain: an entropy of exactly 0
