@@ -254,10 +254,7 @@ def num_rollouts(config: RecipeConfig, volume: Volume) -> int:
 def _training(
     volume: Volume, method: Method, machine: Machine, *, rows: float = 0, share: float = 1.0, scored: bool = False
 ) -> StageForecast:
-    """rows: that are trained on once; 0: those of the data, in every epoch.
-
-    share: of the data's rows that are trained on. scored: they are chosen after teacher and student have read all rows.
-    """
+    """rows: that are trained on once; 0: the `share` of the data's, in every epoch. scored: chosen after all were read."""
     shape, train = shape_of(method.student), method.train
     compute = _compute(shape, method.student.model_copy(update={"dtype": train.dtype}), machine)
     length = volume.prompt.mean + volume.answer.mean
