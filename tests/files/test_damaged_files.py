@@ -87,6 +87,7 @@ def test_run_json(tmp_path: Path) -> None:
     assert refused > 600 > used > 20
 
 
+@pytest.mark.slow
 def test_run_json_and_summary_json_in_the_list_of_runs(tmp_path: Path) -> None:
     one_stage(tmp_path)
     summary = tmp_path / "summary.json"

@@ -90,6 +90,7 @@ def test_warnings_name_the_share_and_a_remedy() -> None:
     assert dropped_warning(Counts(10, 2, {"empty": 8})) == ""
 
 
+@pytest.mark.slow
 def test_a_run_warns_of_cut_answers_and_of_rows_left_out(random_model: Callable[..., Path], tmp_path: Path) -> None:
     notes: list[str] = []
 

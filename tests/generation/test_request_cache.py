@@ -195,6 +195,7 @@ def test_an_error_is_asked_again_by_the_next_run(prompts: Path, tmp_path: Path) 
     assert rows(tmp_path / "a.jsonl") == rows(tmp_path / "b.jsonl")
 
 
+@pytest.mark.slow
 def test_runs_share_their_teacher_and_no_one_their_own_student(
     prompts: Path, tmp_path: Path, folder: Path, file: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_on_the_gpu(name: str, scratch: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKS if name not in ON_CPU_ELSEWHERE])
+@pytest.mark.slow
 def test_the_check_itself_on_a_cpu(name: str, scratch: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("the check runs on the GPU here")

@@ -161,6 +161,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "none.jsonl: no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_texts(tmp_path: Path) -> None:
     number = 1500
     inputs = write(tmp_path, number, (completion(n, "word " * 4000 + f"is {n}") for n in range(number)))

@@ -121,6 +121,7 @@ def test_texts_that_differ_in_one_place_are_aligned_around_it(
         assert found.num_chunks == max(len(bounds(student) & bounds(teacher)) - 1, 0)
 
 
+@pytest.mark.slow
 def test_real_tokenizers_agree_as_far_as_the_bytes_say(shared_data: Path) -> None:
     loaded: dict[str, PreTrainedTokenizerBase] = {
         name: AutoTokenizer.from_pretrained(shared_data / "tokenizers" / name)
