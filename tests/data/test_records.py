@@ -317,6 +317,7 @@ for kind in ("jsonl", "csv", "json", "parquet"):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     number, text = 10_000, "0123456789abcdef" * 256
     lines = [f'{{"question": "{i} {text}", "answer": "{i}"}}' for i in range(number)]

@@ -107,6 +107,7 @@ def test_a_judge_that_names_no_kind_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("openai_environment")
+@pytest.mark.slow
 def test_a_judge_is_paid_once_for_each_failure_and_up_to_the_maximum(server: HostileServer, tmp_path: Path) -> None:
     usage = {"prompt_tokens": 50, "completion_tokens": 100}
     server.rule = lambda request: Reply(body={**answer("Wrong.\nKinds: form"), "usage": usage})

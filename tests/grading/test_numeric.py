@@ -180,6 +180,7 @@ def test_hostile_text_is_graded_at_once(text: str) -> None:
     worked_answer(text)
 
 
+@pytest.mark.slow
 def test_gold_answers_of_real_data(shared_data: Path) -> None:
     files = ["gsm8k_train", "cmath_test", "mawps_addsub", "mawps_multiarith", "mawps_singleeq", "mawps_singleop"]
     shapes = [

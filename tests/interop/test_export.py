@@ -25,7 +25,7 @@ from distill_lab.tiny import FAMILY
 from tests.helpers import finished_run, tiny_prompts
 
 gguf = pytest.importorskip("gguf")
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 Strangers = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 SIZES: dict[str, Any] = {
     "vocab_size": 151_936, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

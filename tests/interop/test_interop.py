@@ -43,7 +43,7 @@ from distill_lab.train.student import train_student
 from distill_lab.types import Message, Prompt
 from tests.helpers import base_model, real_models, toy_rows
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 BASE = 1_000_000.0
 IDS = list(range(5, 125))
 """Long enough for another rotary base to show."""

@@ -66,6 +66,7 @@ def test_the_engine_follows_it(folder: Path) -> None:
     assert own != by_id(engine.generate(prompts, plain))
 
 
+@pytest.mark.slow
 def test_a_run_says_which_and_keeps_it_in_its_record(folder: Path, tmp_path: Path) -> None:
     notes: list[str] = []
 

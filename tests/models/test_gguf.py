@@ -131,6 +131,7 @@ def test_a_file_computes_what_its_weights_stand_for(kind: str, tokenizer: Any, t
     assert own.eos_token_id == tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_it_answers_and_can_be_trained(tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     make(tokenizer, path)

@@ -210,6 +210,7 @@ def test_a_run_keeps_its_method_and_refuses_a_machine_it_does_not_fit(
     assert 10e9 < row["needs_bytes"] < row["usable_bytes"] < 24e9
 
 
+@pytest.mark.slow
 def test_a_small_machine_trains_adapters_by_itself_and_leaves_a_plain_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_model: Any
 ) -> None:

@@ -60,6 +60,7 @@ def events(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, 
 
 
 @needs_tensorboard
+@pytest.mark.slow
 def test_a_tracker_gets_losses_scores_token_statistics_and_answers_in_one_run(
     random_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_tracker_gets_losses_scores_token_statistics_and_answers_in_one_run(
 
 
 @needs_tensorboard
+@pytest.mark.slow
 def test_a_training_by_itself_has_its_events_beside_the_student(
     random_model: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_round_is_written_by_the_student_as_it_is_when_the_round_begins(
     trainer.release()
 
 
+@pytest.mark.slow
 def test_known_rows_in_one_round_train_the_same_weights(random_model: Callable[..., Path], tmp_path: Path) -> None:
     student = random_model(hidden=32, layers=1)
     rows = numbered_rows(0)
