@@ -81,8 +81,9 @@ def lab(task: Task, prompts: Path, out: Path) -> dict[str, float]:
     return {"s": (at[-1] - at[task.steps_per_round - 1]) / task.steps, "tokens": tokens}
 
 
-def _timed(build: Callable[[Any], Any], steps: int) -> dict[str, float]:
-    """Seconds per step of a trainer that is built with these callbacks."""
+def _timed(trainer: Callable[..., Any], task: Task, arguments: object, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds per step of one of TRL's trainers."""
+    from datasets import Dataset
     from transformers import TrainerCallback
 
     at: list[float] = []
@@ -91,8 +92,13 @@ def _timed(build: Callable[[Any], Any], steps: int) -> dict[str, float]:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             at.append(time.process_time())
 
-    build([Clock()]).train()
-    return {"s": (at[-1] - at[0]) / steps}
+    student, tokenizer = load_model(task.model("student"), training=True)
+    teacher, _ = load_model(task.model("teacher"))
+    trainer(
+        model=student, teacher_model=teacher, args=arguments, train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer, callbacks=[Clock()],
+    ).train()  # fmt: skip
+    return {"s": (at[-1] - at[0]) / task.steps}
 
 
 def _settings(task: Task, out: Path) -> dict[str, Any]:
@@ -106,42 +112,23 @@ def _settings(task: Task, out: Path) -> dict[str, Any]:
 
 def trl(task: Task, prompts: Path, out: Path) -> dict[str, float]:
     """TRL's stable trainer; raises ImportError without TRL."""
-    from datasets import Dataset
     from trl import DistillationConfig, DistillationTrainer  # pyright: ignore[reportMissingImports]
 
-    student, tokenizer = load_model(task.model("student"), training=True)
-    teacher, _ = load_model(task.model("teacher"))
     arguments = DistillationConfig(
         **_settings(task, out), max_completion_length=task.new_tokens, gradient_checkpointing=False,
         chat_template_kwargs={"enable_thinking": False},
     )  # fmt: skip
-    data = Dataset.from_list([{"prompt": prompt.messages} for prompt in read_prompts(prompts)])
-    return _timed(
-        lambda callbacks: DistillationTrainer(
-            model=student, teacher_model=teacher, args=arguments, train_dataset=data, processing_class=tokenizer,
-            callbacks=callbacks,
-        ),
-        task.steps,
-    )  # fmt: skip
+    return _timed(DistillationTrainer, task, arguments, [{"prompt": each.messages} for each in read_prompts(prompts)])
 
 
 def gkd(task: Task, prompts: Path, out: Path) -> dict[str, float]:
     """TRL's GKD, all of whose steps are on-policy; raises ImportError without TRL."""
-    from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer  # pyright: ignore[reportMissingImports]
 
-    student, tokenizer = load_model(task.model("student"), training=True)
-    teacher, _ = load_model(task.model("teacher"))
     arguments = GKDConfig(**_settings(task, out), lmbda=1.0, max_new_tokens=task.new_tokens)
     answer = [{"role": "assistant", "content": "None of it is read: every step writes anew."}]
-    data = Dataset.from_list([{"messages": [*prompt.messages, *answer]} for prompt in read_prompts(prompts)])
-    return _timed(
-        lambda callbacks: GKDTrainer(
-            model=student, teacher_model=teacher, args=arguments, train_dataset=data, processing_class=tokenizer,
-            callbacks=callbacks,
-        ),
-        task.steps,
-    )  # fmt: skip
+    rows = [{"messages": [*each.messages, *answer]} for each in read_prompts(prompts)]
+    return _timed(GKDTrainer, task, arguments, rows)
 
 
 CONTENDERS: dict[str, Callable[[Task, Path, Path], dict[str, float]]] = {"lab": lab, "trl": trl, "gkd": gkd}

@@ -231,7 +231,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for file in _files(folder):
         with safe_open(file, framework="pt") as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - no mapping
     return found
 
 
@@ -241,7 +241,7 @@ def _weights(folder: Path, names: dict[str, str]) -> Iterator[tuple[str, np.ndar
 
     for file in _files(folder):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
                 if name in names:
                     yield name, tensors.get_tensor(name).float().numpy()
 

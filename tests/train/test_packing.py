@@ -283,7 +283,17 @@ def a_row(*ids: int, trained: int) -> Row:
 
 
 def test_the_id_of_a_row_is_the_same_in_every_version() -> None:
-    """Teacher caches on disk are found by it: length, tokens, last token and loss mask, as bytes."""
+    """Caches on disk are keyed by it."""
+    row = Row.from_encoded(Encoded([5, 6, 7], [False, False, True]))
+    assert row.id.hex() == "f6f942b26bc7840f"
+    # Rows that differ in their number of tokens, one token or one flag of the mask have other ids.
+    others = [([5, 6], [False, True]), ([5, 6, 8], [False, False, True]), ([5, 6, 7], [False, True, True])]
+    ids = {Row.from_encoded(Encoded(tokens, mask)).id for tokens, mask in others}
+    assert len(ids | {row.id}) == 4
+
+
+def test_the_id_of_a_row_is_a_digest_of_its_length_tokens_and_loss_mask() -> None:
+    """Three tokens, so that the last one is not all but the first."""
     digest = hashlib.blake2b((3).to_bytes(4, "little"), digest_size=8)
     for part in (np.array([5, 6, 7, 8], np.int32), np.array([0b01100000], np.uint8)):
         digest.update(part.tobytes())

@@ -111,7 +111,7 @@ class BatchEngine:
                     yield engine.without_key(completion)
                 if self._waiting:
                     self._check(result)
-        except Exception as error:
+        except Exception as error:  # whatever it is goes on, without the key
             raise engine.clean(error) from None
         finally:
             engine.say(notes)
